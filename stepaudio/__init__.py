@@ -1,0 +1,7 @@
+"""A research workbench for Step-Audio 2 mini on Apple MLX."""
+
+from .backend import preload_blas as _preload_blas
+
+_preload_blas()  # must come before anything that imports mlx
+
+__version__ = "0.1.0"

@@ -1,0 +1,102 @@
+"""Which hardware MLX runs on, and a fast BLAS for the one place where it has none.
+
+The `mlx[cpu]` wheel for Linux carries the reference BLAS, about thirty times slower than the machine
+allows. Loading another CBLAS into the global symbol table before `mlx.core` is imported replaces it, which
+is why the package's `__init__` calls `preload_blas` first. Knows nothing of nets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+BLAS_VARIABLE = "STEPAUDIO_BLAS"  # a library path, or "none" to leave MLX as it is
+_loaded: str | None = None
+
+
+def _candidates() -> list[str]:
+    """Paths of CBLAS libraries worth trying, best first."""
+    named = os.environ.get(BLAS_VARIABLE)
+    if named:
+        return [] if named == "none" else [named]
+    # The `mkl` wheel puts its libraries into the environment's lib folder, wherever that folder is.
+    roots = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *(Path(p).parents[2] for p in sys.path
+                                                                      if p.endswith("site-packages"))])
+    found = [str(p) for root in roots for p in sorted((root / "lib").glob("libmkl_rt.so*"), reverse=True)]
+    triple = f"{platform.machine()}-linux-gnu"
+    for folder in (f"/usr/lib/{triple}/openblas-pthread", f"/usr/lib/{triple}", "/usr/lib64", "/usr/lib"):
+        found += [str(p) for p in sorted(Path(folder).glob("libopenblas.so*"))[:1]]
+    return found
+
+
+def preload_blas() -> str | None:
+    """Load a fast CBLAS before MLX. Returns its path, or None if none is needed or none was found.
+
+    Only Linux without the CUDA backend needs it. Set `STEPAUDIO_BLAS` to a library's path to choose one, or
+    to `none` to keep MLX's own. Warns once if nothing was found.
+    """
+    global _loaded
+    if _loaded or not sys.platform.startswith("linux") or cuda_installed():
+        return _loaded
+    if "mlx.core" in sys.modules:
+        warnings.warn("mlx was imported before stepaudio, so no fast BLAS could be put under it: import stepaudio "
+                      "first, or matrix products run about 30 times slower", RuntimeWarning, stacklevel=3)
+        return None
+    for path in _candidates():
+        try:
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        _loaded = path
+        return path
+    if os.environ.get(BLAS_VARIABLE) != "none":
+        warnings.warn("no fast BLAS found: matrix products run about 30 times slower. Install the extra "
+                      "stepaudio[cpu] (mkl), or Debian's libopenblas0-pthread, or point STEPAUDIO_BLAS at a CBLAS "
+                      "library", RuntimeWarning, stacklevel=3)
+    return None
+
+
+def cuda_installed() -> bool:
+    """True if MLX's CUDA backend is installed beside MLX."""
+    return any(name in ("mlx-cuda", "mlx-cuda-12", "mlx-cuda-13") for name in _distributions())
+
+
+def _distributions() -> set[str]:
+    return {(d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions() if d.metadata}
+
+
+def on_cpu() -> bool:
+    """True if MLX computes on the CPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def default_dtype():
+    """float32 on the CPU, where half-precision products are slow; bfloat16 on a GPU."""
+    import mlx.core as mx
+
+    return mx.float32 if on_cpu() else mx.bfloat16
+
+
+def info() -> dict:
+    """What `stepaudio info` prints: versions, backend, BLAS, default dtype."""
+    import mlx.core as mx
+
+    versions = {}
+    for name in ("stepaudio", "mlx", "numpy", "tokenizers", "soundfile", "soxr"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    backend = "cpu" if on_cpu() else ("cuda" if cuda_installed() else "metal")
+    blas = _loaded or ("Accelerate" if sys.platform == "darwin" else "MLX's own (slow)" if backend == "cpu" else "unused")
+    return {"backend": backend, "device": str(mx.default_device()), "blas": blas,
+            "dtype": str(default_dtype()).removeprefix("mlx.core."), "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}", "versions": versions}
