@@ -1,0 +1,49 @@
+"""python -m stepaudio.train tokenizer TEXTS.jsonl FOLDER
+python -m stepaudio.train run --corpus FOLDER… --tokenizer FOLDER --out FOLDER [--steps N] [--seconds S] …
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..tokenizer import Tokenizer
+from .loop import ALL_BUCKETS, Recipe, run
+from .nano import export, nano_config, train_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stepaudio.train", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
+    make.add_argument("texts", type=Path)
+    make.add_argument("folder", type=Path)
+    train = verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout")
+    train.add_argument("--corpus", type=Path, nargs="+", required=True)
+    train.add_argument("--held-out", type=Path)
+    train.add_argument("--tokenizer", type=Path, required=True)
+    train.add_argument("--out", type=Path, required=True)
+    train.add_argument("--resume", type=Path, help="folder with state.safetensors of an earlier run")
+    train.add_argument("--steps", type=int, default=Recipe.steps)
+    train.add_argument("--seconds", type=float, default=Recipe.seconds)
+    train.add_argument("--rate", type=float, default=Recipe.peak_rate)
+    train.add_argument("--seed", type=int, default=Recipe.seed)
+    train.add_argument("--workers", type=int, default=Recipe.workers)
+    train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
+    options = parser.parse_args()
+    if options.verb == "tokenizer":
+        lines = options.texts.read_text(encoding="utf-8").splitlines()
+        train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)
+        return
+    tokenizer = Tokenizer.from_folder(options.tokenizer)
+    config = nano_config(-(-tokenizer.n_ids // 64) * 64)
+    buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
+    recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
+                    workers=options.workers, buckets=buckets)
+    trainer = run(recipe, config, options.corpus, options.tokenizer, options.out, options.held_out, options.resume)
+    export(trainer.state["average"]["net"], config, options.out / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Log mels of a described batch, made on the accelerator: cut, speed, room, noise, band, warp, masks.
+
+B rows, N samples, F mel frames, M mel bands. The clean path equals the reference front end (a test holds it to
+that): whatever is random comes in through the description that `corpus` drew, or from MLX's own generator.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from ..mel import mel_filterbank
+from ..units import HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_mel_frames
+
+N_MELS = 128
+WARPS = np.linspace(0.86, 1.16, 9)  # factors on the frequency axis: shorter and longer vocal tracts
+
+
+def warped_filters() -> mx.array:
+    """(9, 201, M) mel filterbanks whose frequencies are scaled, WARPS[4] ~ 1 being close to the true one."""
+    true = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS)  # (M, 201)
+    bins = np.arange(true.shape[1])
+    return mx.array(np.stack([np.stack([np.interp(bins * w, bins, f, right=0.0) for f in true], 1) for w in WARPS])
+                    .astype(np.float32))
+
+
+def clean_filters() -> mx.array:
+    """(201, M) the reference's own filterbank."""
+    return mx.array(mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).T.astype(np.float32))
+
+
+def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
+    """(B, N) samples in [-1, 1]: each row's clips at their places and speeds, by linear interpolation."""
+    t = mx.arange(N)[None, :]
+    wave = mx.zeros((batch["begin"].shape[0], N))
+    for s in range(batch["begin"].shape[1]):
+        begin, stop = batch["begin"][:, s : s + 1], batch["stop"][:, s : s + 1]
+        inside = (t >= begin) & (t < stop)
+        position = mx.where(inside, t - begin, 0).astype(mx.float32) * batch["rate"][:, s : s + 1]
+        whole = mx.floor(position)
+        index = batch["start"][:, s : s + 1] + whole.astype(mx.int32)
+        part = position - whole
+        value = pcm[index].astype(mx.float32) * (1 - part) + pcm[index + 1].astype(mx.float32) * part
+        wave = wave + mx.where(inside, value / 32768, 0.0)
+    return wave
+
+
+def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
+    """Reverberation, babble from the neighbouring rows and coloured noise, relative to each row's loudness."""
+    B, N = wave.shape
+    loud = mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
+    size = N + SAMPLE_RATE // 2
+    tail = mx.random.normal((B, SAMPLE_RATE // 2)) * mx.exp(
+        -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None]))
+    tail = tail / mx.sqrt((tail * tail).sum(1, keepdims=True)) * batch["reverb"][:, None]
+    response = mx.concatenate([mx.ones((B, 1)), tail[:, 1:]], axis=1)
+    spectrum = mx.fft.rfft(wave, n=size) * mx.fft.rfft(response, n=size)
+    wave = mx.fft.irfft(spectrum, n=size)[:, :N]
+    babble = mx.roll(wave, 1, axis=0) + mx.roll(mx.roll(wave, 2, axis=0), N // 3, axis=1)
+    wave = wave + babble * batch["babble"][:, None]
+    colour = (mx.arange(N // 2 + 1) + 30.0)[None] ** (-0.5 * batch["colour"][:, None])
+    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, N))) * colour, n=N)
+    noise = noise / mx.sqrt((noise * noise).mean(1, keepdims=True) + 1e-12)
+    level = loud * batch["noise"][:, None] + batch["floor"][:, None]
+    gain = batch["gain"][:, None] / mx.maximum(mx.abs(wave).max(1, keepdims=True), 0.05)
+    wave = (wave + noise * level) * gain
+    top = batch["clip"][:, None] * mx.maximum(mx.abs(wave).max(1, keepdims=True), 1e-4)
+    return mx.clip(wave, -top, top)
+
+
+def band_gain(batch: dict) -> mx.array:
+    """(B, M) power gains: a smooth random equaliser, and nothing above `top` or below `bottom` Hz."""
+    centre = np.linspace(0, 7, N_MELS)
+    knots = np.maximum(0, 1 - np.abs(centre[None, :] - np.arange(8)[:, None])).astype(np.float32)  # hat functions
+    gain = 10 ** (batch["tilt"] @ mx.array(knots) / 10)
+    hertz = mx.array((mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).argmax(1) * SAMPLE_RATE / N_FFT).astype(np.float32))
+    heard = (hertz[None] <= batch["top"][:, None]) & (hertz[None] >= batch["bottom"][:, None])
+    return mx.where(heard, gain, gain * 1e-5)
+
+
+def log_mel_batch(wave: mx.array, length: mx.array, filters: mx.array, gain: mx.array | None = None) -> mx.array:
+    """(B, N) samples of which `length` (B,) count -> (B, F, M) log mels, zero past each row's own frames.
+
+    `filters` (201, M) or (B, 201, M). Equal to `mel.log_mel` of each row alone.
+    """
+    B, N = wave.shape
+    wave = mx.where(mx.arange(N)[None] < length[:, None], wave, 0.0)
+    F = n_mel_frames(N)
+    left = wave[:, 1 : N_FFT // 2 + 1][:, ::-1]  # reflection; at the right end it would mirror the padding's zeros
+    x = mx.concatenate([left, wave, mx.zeros((B, TAIL_PADDING + N_FFT))], axis=1)
+    frames = mx.as_strided(mx.contiguous(x), (B, F, N_FFT), (x.shape[1], HOP, 1))
+    window = mx.array(np.hanning(N_FFT + 1)[:-1].astype(np.float32))
+    spectrum = mx.fft.rfft(frames * window)
+    power = mx.square(spectrum.real) + mx.square(spectrum.imag)
+    mel = power @ filters
+    if gain is not None:
+        mel = mel * gain[:, None, :]
+    own = (mx.arange(F)[None] < ((length + TAIL_PADDING) // HOP)[:, None])[..., None]
+    log = mx.log10(mx.maximum(mel, 1e-10))
+    peak = mx.where(own, log, -10.0).max(axis=(1, 2), keepdims=True)
+    return mx.where(own, (mx.maximum(log, peak - 8.0) + 4.0) / 4.0, 0.0)
+
+
+def mask_some(mel: mx.array, batch: dict) -> mx.array:
+    """SpecAugment (Park et al. 2019): a few stretches of time and bands replaced by the row's mean."""
+    B, F, M = mel.shape
+    mean = mel.mean(axis=(1, 2), keepdims=True)
+    time, band = mx.arange(F)[None, None], mx.arange(M)[None, None]
+    start = batch["time_mask"][..., 0:1] % F
+    hidden = ((time >= start) & (time < start + batch["time_mask"][..., 1:2])).any(1)[:, :, None]
+    start = batch["band_mask"][..., 0:1]
+    hidden = hidden | ((band >= start) & (band < start + batch["band_mask"][..., 1:2])).any(1)[:, None, :]
+    own = (mx.arange(F)[None] < ((batch["length"] + TAIL_PADDING) // HOP)[:, None])[..., None]
+    return mx.where(hidden & own, mean, mel)
+
+
+def batch_mels(pcm: mx.array, batch: dict, N: int, filters: mx.array) -> mx.array:
+    """Everything above in its order: (B, F, M) log mels of one described batch."""
+    wave = room_and_noise(gather_wave(pcm, batch, N), batch)
+    mel = log_mel_batch(wave, batch["length"], filters[batch["warp"]], band_gain(batch))
+    return mx.stop_gradient(mask_some(mel, batch))

@@ -1,0 +1,203 @@
+"""The speech corpus on disk, and the recipe of one training batch. No MLX here: worker processes import this.
+
+A corpus is a folder of pairs NAME.pcm (16 kHz int16 samples, one clip after another) and NAME.jsonl (a line a
+clip: `offset` and `n` in samples, `text`, and where the synthesiser knows it, `phonemes` and `frames`: phoneme
+ids and how many 25 ms frames each lasts). A batch is described by numbers only (where each sample comes from,
+at which speed, which ids are expected); `augment` turns the description into log mels on the accelerator.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..units import HOP, SAMPLE_RATE, n_mel_frames, n_prompt_rows
+
+SEGMENTS = 8  # clips that may stand one after another in one training row
+ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
+IGNORE = 0  # phoneme label of encoder frames whose phoneme is unknown
+SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bit indices do
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One shape of batch: rows x at most `seconds`, drawn `share` of the time."""
+
+    seconds: float
+    rows: int
+    max_text: int  # ids of the answer, end included
+    share: float
+
+    @property
+    def samples(self) -> int:
+        return int(self.seconds * SAMPLE_RATE)
+
+
+class Corpus:
+    """Index of all clips, in shards whose samples fit one device array. Loads no samples by itself."""
+
+    def __init__(self, folders: list[Path], encode, max_seconds: float = 24.0, seed: int = 0):
+        clips = [c for folder in folders for c in _read_index(Path(folder), max_seconds)]
+        if not clips:
+            raise DataError(f"no clips in {', '.join(map(str, folders))}: expected pairs NAME.pcm and NAME.jsonl")
+        order = np.random.default_rng(seed).permutation(len(clips))
+        self.shards: list[list[dict]] = [[]]
+        used = 0
+        for clip in (clips[i] for i in order):
+            if used + clip["n"] > SHARD_SAMPLES:
+                self.shards.append([])
+                used = 0
+            clip["start"], clip["ids"] = used, encode(clip["text"])
+            used += clip["n"]
+            self.shards[-1].append(clip)
+        self.lengths = [np.array([c["n"] for c in shard]) for shard in self.shards]
+
+    @property
+    def hours(self) -> float:
+        return sum(int(n.sum()) for n in self.lengths) / SAMPLE_RATE / 3600
+
+    def samples(self, shard: int) -> np.ndarray:
+        """All samples of a shard, int16, in index order; padded so that all shards have one shape."""
+        n = max(int(lengths.sum()) for lengths in self.lengths) + 2
+        out = np.zeros(n, dtype=np.int16)
+        maps: dict[Path, np.ndarray] = {}
+        for clip in self.shards[shard]:
+            source = maps.setdefault(clip["file"], np.memmap(clip["file"], dtype=np.int16, mode="r"))
+            out[clip["start"] : clip["start"] + clip["n"]] = source[clip["offset"] : clip["offset"] + clip["n"]]
+        return out
+
+
+def _read_index(folder: Path, max_seconds: float) -> list[dict]:
+    clips = []
+    for index in sorted(folder.glob("*.jsonl")):
+        pcm = index.with_suffix(".pcm")
+        if not pcm.exists():
+            continue
+        total = pcm.stat().st_size // 2
+        for line in index.read_text(encoding="utf-8").splitlines():
+            try:
+                clip = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line that its writer had not finished
+            n = clip.get("n", clip.get("n_samples"))
+            if clip["offset"] + n <= total and 0.2 <= n / SAMPLE_RATE <= max_seconds:
+                clips.append({"file": pcm, "offset": clip["offset"], "n": n, "text": clip["text"],
+                              "phonemes": clip.get("phonemes"), "frames": clip.get("frames")})
+    return clips
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """Ids around the audio: everything before its first row, everything after its last, the end of a turn."""
+
+    before: list[int]
+    after: list[int]
+    patch: int
+    end: int
+
+
+class BatchMaker:
+    """Draws descriptions of batches; the same seed and step give the same description."""
+
+    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int):
+        self.corpus, self.prompt, self.buckets, self.seed = corpus, prompt, buckets, seed
+        self.share = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
+        sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)
+        self.shard_share = sizes / sizes.sum()
+
+    def __call__(self, step: int) -> dict:
+        rng = np.random.default_rng((self.seed, step))
+        bucket = int(rng.choice(len(self.buckets), p=self.share))
+        shard = int(rng.choice(len(self.shard_share), p=self.shard_share))
+        rows = [self._row(rng, self.buckets[bucket], shard) for _ in range(self.buckets[bucket].rows)]
+        conditions = augmentation(rng, len(rows))
+        empty = np.array([not r["segments"] for r in rows])
+        conditions["babble"][empty] = 0  # a row without words must not hold anybody else's
+        conditions["floor"][empty] = 10 ** (-rng.uniform(8, 90, int(empty.sum())) / 20)
+        return {"bucket": bucket, "shard": shard, **self._stack(rows, self.buckets[bucket]), **conditions}
+
+    def _row(self, rng, bucket: Bucket, shard: int) -> dict:
+        """Clips at their own speed, one after another with pauses, until the row is about full (or stays single)."""
+        segments, ids, cursor = [], [], int(rng.uniform(0, 0.5) * SAMPLE_RATE)
+        want = 0 if rng.random() < 0.04 else 1 if rng.random() < 0.55 else SEGMENTS
+        for _ in range(40):
+            if len(segments) >= want:
+                break
+            clip = self.corpus.shards[shard][int(rng.integers(len(self.corpus.shards[shard])))]
+            rate = float(np.clip(np.exp(rng.normal(0, 0.10)), 0.75, 1.35))
+            n = int((clip["n"] - 2) / rate)
+            if cursor + n > bucket.samples or len(ids) + len(clip["ids"]) + 1 > bucket.max_text:
+                if segments:
+                    break
+                continue
+            segments.append((cursor, cursor + n, clip, rate))
+            ids += clip["ids"]
+            cursor += n + int(rng.exponential(0.25) * SAMPLE_RATE)
+        if not segments:  # silence or noise, answered with nothing
+            cursor = int(rng.uniform(0.2, min(bucket.seconds, 12.0)) * SAMPLE_RATE)
+        length = segments[-1][1] if segments else cursor
+        length = min(bucket.samples, max(length + int(rng.uniform(0, 0.5) * SAMPLE_RATE), SAMPLE_RATE // 4))
+        return {"segments": segments, "ids": ids, "length": length}
+
+    def _stack(self, rows: list[dict], bucket: Bucket) -> dict:
+        """Fixed-shape arrays of one batch."""
+        B, before, after = len(rows), self.prompt.before, self.prompt.after
+        max_rows = n_prompt_rows(n_mel_frames(bucket.samples))
+        L = len(before) + max_rows + len(after) + bucket.max_text
+        ids = np.full((B, L), self.prompt.end, np.int32)
+        row_index, labels = np.zeros((B, L), np.int32), np.full((B, L), -1, np.int32)
+        begin = np.full((B, SEGMENTS), 1 << 30, np.int32)
+        stop, start = np.zeros((B, SEGMENTS), np.int32), np.zeros((B, SEGMENTS), np.int32)
+        rate = np.ones((B, SEGMENTS), np.float32)
+        phonemes = np.full((B, -(-n_mel_frames(bucket.samples) // 4)), IGNORE, np.int32)
+        length = np.array([r["length"] for r in rows], np.int32)
+        for b, row in enumerate(rows):
+            n = n_prompt_rows(n_mel_frames(row["length"]))
+            answer = row["ids"] + [self.prompt.end]
+            whole = before + [self.prompt.patch] * n + after
+            ids[b, : len(whole)] = whole
+            ids[b, len(whole) : len(whole) + len(answer)] = answer
+            row_index[b, len(before) : len(before) + n] = 1 + np.arange(n)
+            labels[b, len(whole) - 1 : len(whole) - 1 + len(answer)] = answer
+            for s, (first, last, clip, speed) in enumerate(row["segments"]):
+                begin[b, s], stop[b, s], start[b, s], rate[b, s] = first, last, clip["start"], speed
+                if clip["phonemes"]:
+                    _align(phonemes[b], clip, first, speed)
+        return {"ids": ids, "row_index": row_index, "labels": labels, "begin": begin, "stop": stop, "start": start,
+                "rate": rate, "length": length, "phonemes": phonemes}
+
+
+def _align(labels: np.ndarray, clip: dict, first: int, rate: float) -> None:
+    """Write the phoneme of every 40 ms encoder frame that a clip covers."""
+    ends = np.cumsum(clip["frames"]) * ALIGNMENT_SECONDS * SAMPLE_RATE / rate + first
+    step = 4 * HOP
+    i = np.arange(int(first // step) + 1, min(len(labels), int(ends[-1] // step)))
+    which = np.searchsorted(ends, i * step + step // 2)
+    labels[i] = np.asarray(clip["phonemes"])[np.minimum(which, len(ends) - 1)] + 1
+
+
+def augmentation(rng, B: int) -> dict:
+    """Random conditions of B rows: loudness, noise, babble, room, band, warp, masks. Many voices from few."""
+    on = lambda p: rng.random(B) < p  # noqa: E731
+    quiet = lambda x, keep: np.where(keep, x, 0.0).astype(np.float32)  # noqa: E731
+    snr = rng.uniform(3, 35, B)
+    return {
+        "gain": (10 ** (rng.uniform(-25, 3, B) / 20)).astype(np.float32),
+        "noise": quiet(10 ** (-snr / 20), on(0.6)),
+        "colour": rng.uniform(0, 2, B).astype(np.float32),  # 0 white, 1 pink, 2 brown
+        "floor": (10 ** (rng.uniform(-90, -55, B) / 20)).astype(np.float32),
+        "babble": quiet(10 ** (-rng.uniform(8, 30, B) / 20), on(0.15)),
+        "reverb": quiet(rng.uniform(0.05, 0.6, B), on(0.45)),
+        "decay": rng.uniform(0.02, 0.25, B).astype(np.float32),  # seconds to 1/e
+        "warp": rng.integers(0, 9, B).astype(np.int32),
+        "tilt": rng.normal(0, 4, (B, 8)).astype(np.float32),  # dB at eight knots
+        "top": np.where(on(0.2), rng.uniform(3300, 4000, B), np.where(on(0.1), 5500, 8000)).astype(np.float32),
+        "bottom": np.where(on(0.15), rng.uniform(100, 350, B), 0).astype(np.float32),
+        "clip": np.where(on(0.08), rng.uniform(0.2, 0.7, B), 10.0).astype(np.float32),
+        "time_mask": np.stack([rng.integers(0, 1 << 20, (B, 3)), rng.integers(0, 18, (B, 3))], -1).astype(np.int32),
+        "band_mask": np.stack([rng.integers(0, 118, (B, 2)), rng.integers(0, 16, (B, 2))], -1).astype(np.int32),
+    }

@@ -1,0 +1,263 @@
+"""The training loop: one compiled step, AdamW, averaged weights, checkpoints that can be resumed.
+
+Loss: cross-entropy of the answer after the reference's own transcription prompt, with label smoothing, plus (on
+clips whose synthesiser told its phoneme durations) the phoneme of every 40 ms encoder frame, through a head
+that is thrown away. Master weights in float32, products in bfloat16 on a GPU. A share of the answer's input
+ids is replaced at random, so that the decoder trusts what it hears more than what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from ..backend import on_cpu
+from ..cache import NoCache
+from ..config import StepAudioConfig
+from ..net import StepAudioNet
+from ..tokenizer import Tokenizer
+from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
+from .corpus import BatchMaker, Bucket, Corpus, PromptIds
+from .prompt_ids import transcription_ids
+
+N_PHONEMES = 256
+LOG_EVERY = 250  # steps
+ALL_BUCKETS = (Bucket(5.5, 96, 44, 0.5), Bucket(11.0, 48, 80, 0.33), Bucket(25.0, 20, 176, 0.17))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run depends on, beside the corpus. `seconds` ends the run early, with the schedule squeezed to it."""
+
+    steps: int = 30_000
+    seconds: float = 1e9
+    peak_rate: float = 1.2e-3
+    warmup: int = 800
+    weight_decay: float = 0.03
+    smoothing: float = 0.05
+    phoneme_weight: float = 0.5
+    token_noise: float = 0.1
+    average: float = 0.9995
+    seed: int = 7
+    workers: int = 8
+    buckets: tuple[Bucket, ...] = field(default=ALL_BUCKETS)
+
+    def rate(self, progress: float, step: int) -> float:
+        """Linear warm-up, then cosine to one hundredth, over `progress` 0..1."""
+        cosine = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+        return self.peak_rate * min(1.0, (step + 1) / self.warmup) * cosine
+
+
+_maker: BatchMaker | None = None
+
+
+def _start_worker(folders, tokenizer_folder, prompt, buckets, seed):
+    global _maker
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    _maker = BatchMaker(Corpus(folders, answer_encoder(tokenizer)), prompt, list(buckets), seed)
+
+
+def _make(step: int) -> dict:
+    return _maker(step)
+
+
+def answer_encoder(tokenizer: Tokenizer):
+    """Ids of a transcript; the leading space makes a clip's ids the same wherever it stands in a row."""
+    return lambda text: tokenizer.encode(" " + text) if text else []
+
+
+class Trainer:
+    def __init__(self, recipe: Recipe, config: StepAudioConfig, prompt: PromptIds, n_text: int):
+        self.recipe, self.config, self.prompt, self.n_text = recipe, config, prompt, n_text
+        mx.random.seed(recipe.seed)
+        self.net = StepAudioNet(config)
+        head = nn.Linear(config.audio_encoder_config.n_audio_state, N_PHONEMES)
+        self.dtype = mx.float32 if on_cpu() else mx.bfloat16
+        params = {"net": initialise(self.net), "head": head.parameters()}
+        self.state = {"params": params, "average": tree_map(lambda p: p + 0, params)}
+        self.optimizer = optim.AdamW(learning_rate=0.0, betas=[0.9, 0.98], weight_decay=recipe.weight_decay)
+        self.optimizer.init(params)
+        self.filters = warped_filters()
+        self.step_number = 0
+        held = [self.state, self.optimizer.state, mx.random.state]
+        self._step = mx.compile(partial(self._update), inputs=held, outputs=held)
+
+    def forward(self, params: dict, mels: mx.array, batch: dict, noise: float):
+        """Logits (B, L, V) of the whole sequence and phoneme logits (B, P, N)."""
+        params = tree_map(lambda p: p.astype(self.dtype), params)
+        self.net.update(params["net"])
+        x_len = (batch["length"] + 479) // 160 - 2
+        heard = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
+        rows = self.net.adapter(heard)
+        ids, index = batch["ids"], batch["row_index"]
+        if noise:
+            answer = mx.cumsum((batch["labels"] >= 0).astype(mx.int32), axis=1) > 1
+            wrong = mx.random.randint(0, self.n_text, ids.shape)
+            ids = mx.where(answer & (mx.random.uniform(shape=ids.shape) < noise), wrong, ids)
+        x = self.net.model.embed_tokens(ids)
+        rows = mx.concatenate([mx.zeros_like(rows[:, :1]), rows], axis=1)
+        x = mx.where((index > 0)[..., None], mx.take_along_axis(rows, index[..., None], axis=1), x)
+        logits = self.net.logits(x, NoCache(self.net.model.rope))
+        head = params["head"]
+        return logits, heard @ head["weight"].T + head["bias"]
+
+    def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
+        logits, phonemes = self.forward(params, mels, batch, noise)
+        labels, known = mx.maximum(batch["labels"], 0), batch["labels"] >= 0
+        each = nn.losses.cross_entropy(logits.astype(mx.float32), labels, label_smoothing=smoothing)
+        count = mx.maximum(known.sum(), 1)
+        text = (each * known).sum() / count
+        right = ((logits.argmax(-1) == labels) & known).sum() / count
+        target = batch["phonemes"][:, : phonemes.shape[1]]
+        said = target > 0
+        each = nn.losses.cross_entropy(phonemes[:, : target.shape[1]].astype(mx.float32), target)
+        sound = (each * said).sum() / mx.maximum(said.sum(), 1)
+        return text + self.recipe.phoneme_weight * sound, (text, sound, right)
+
+    def _update(self, pcm: mx.array, batch: dict, rate: mx.array, N: int):
+        mels = batch_mels(pcm, batch, N, self.filters)
+        (_, shown), grads = mx.value_and_grad(self.loss)(
+            self.state["params"], mels, batch, self.recipe.token_noise, self.recipe.smoothing)
+        grads, _ = optim.clip_grad_norm(grads, 1.0)
+        self.optimizer.learning_rate = rate
+        params = self.optimizer.apply_gradients(grads, self.state["params"])
+        a = self.recipe.average
+        self.state["average"] = tree_map(lambda m, p: a * m + (1 - a) * p, self.state["average"], params)
+        self.state["params"] = params
+        return shown
+
+    def step(self, pcm: mx.array, batch: dict, progress: float):
+        batch = dict(batch)
+        bucket = self.recipe.buckets[batch.pop("bucket")]
+        batch.pop("shard")
+        arrays = {k: mx.array(v) for k, v in batch.items()}
+        shown = self._step(pcm, arrays, mx.array(self.recipe.rate(progress, self.step_number)), bucket.samples)
+        mx.async_eval(shown, self.state, self.optimizer.state)
+        self.step_number += 1
+        return shown
+
+    def evaluate(self, maker: BatchMaker, pcm: mx.array, steps: int = 4) -> tuple[float, float]:
+        """Loss and share of right ids (true history) on clean clips never trained on, with averaged weights."""
+        totals = np.zeros(2)
+        for i in range(steps):
+            batch = maker(i)
+            N = self.recipe.buckets[batch.pop("bucket")].samples
+            batch.pop("shard")
+            arrays = {k: mx.array(v) for k, v in batch.items()}
+            arrays["rate"] = mx.ones_like(arrays["rate"])
+            mels = log_mel_batch(gather_wave(pcm, arrays, N), arrays["length"], clean_filters())
+            _, (text, _, right) = self.loss(self.state["average"], mels, arrays, 0.0, 0.0)
+            totals += [text.item(), right.item()]
+        return tuple(totals / steps)
+
+    def save(self, folder: Path) -> None:
+        """Everything a later run needs to go on: weights, their average, optimiser, step number."""
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = dict(tree_flatten({"state": self.state, "optimizer": self.optimizer.state}))
+        mx.save_safetensors(str(folder / "new.safetensors"), flat, {"step": str(self.step_number)})
+        (folder / "new.safetensors").replace(folder / "state.safetensors")
+
+    def resume(self, folder: Path) -> bool:
+        path = folder / "state.safetensors"
+        if not path.exists():
+            return False
+        flat, meta = mx.load(str(path), return_metadata=True)
+        tree = tree_unflatten(list(flat.items()))
+        self.state.update(tree["state"])
+        self.optimizer.state.update(tree["optimizer"])
+        self.step_number = int(meta["step"])
+        return True
+
+
+def initialise(net: StepAudioNet) -> dict:
+    """Fresh weights: narrow normals, residual outputs narrower still, sinusoids for the audio positions."""
+    config = net.config
+    depth = {"encoder": config.audio_encoder_config.n_audio_layer, "model": config.text_config.num_hidden_layers}
+    fresh = []
+    for name, value in tree_flatten(net.parameters()):
+        if name == "encoder.positional_embedding.weight":
+            value = sinusoids(*value.shape)
+        elif value.ndim >= 2:
+            fan_in = value.size // value.shape[0]
+            std = 0.02 if "embed_tokens" in name or "lm_head" in name else fan_in**-0.5
+            if name.endswith(("attn.out.weight", "mlp.2.weight", "o_proj.weight", "down_proj.weight")):
+                std /= (2 * depth[name.split(".")[0]]) ** 0.5
+            value = mx.random.normal(value.shape) * std
+        elif name.endswith("bias"):
+            value = mx.zeros(value.shape)
+        fresh.append((name, value))
+    return tree_unflatten(fresh)
+
+
+def sinusoids(length: int, channels: int) -> mx.array:
+    """Fixed position table of Vaswani et al. 2017 in Whisper's arrangement, the starting point of a learned one."""
+    rate = np.exp(-np.log(10_000) / (channels // 2 - 1) * np.arange(channels // 2))
+    angle = np.arange(length)[:, None] * rate[None, :]
+    return mx.array(np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32))
+
+
+def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
+        held_out: Path | None = None, resume: Path | None = None) -> Trainer:
+    """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`."""
+    began = time.time()
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    prompt, encode = transcription_ids(tokenizer), answer_encoder(tokenizer)
+    context = multiprocessing.get_context("spawn")
+    pool = context.Pool(recipe.workers, _start_worker, (folders, tokenizer_folder, prompt, recipe.buckets, recipe.seed))
+    corpus = Corpus(folders, encode)
+    shards = [mx.array(corpus.samples(i)) for i in range(len(corpus.shards))]
+    mx.eval(shards)
+    say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
+        seconds=round(time.time() - began, 1))
+    trainer = Trainer(recipe, config, prompt, tokenizer.text_limit)
+    if resume and trainer.resume(resume):
+        say(out, event="resumed", step=trainer.step_number)
+    judge = None
+    if held_out:
+        quiet = Corpus([held_out], encode)
+        judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), mx.array(quiet.samples(0))
+    queue = deque(pool.apply_async(_make, (trainer.step_number + i,)) for i in range(4 * recipe.workers))
+    ahead, recent, mark, last_save = trainer.step_number + len(queue), [], time.time(), time.time()
+    while trainer.step_number < recipe.steps:
+        progress = max(trainer.step_number / recipe.steps, (time.time() - began) / recipe.seconds)
+        if progress >= 1:
+            break
+        batch = queue.popleft().get()
+        queue.append(pool.apply_async(_make, (ahead,)))
+        ahead += 1
+        recent.append(trainer.step(shards[batch["shard"]], batch, progress))
+        if len(recent) >= 3:  # never more than a few steps in flight
+            mx.eval(recent[-3])
+        if len(recent) == LOG_EVERY:
+            means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
+            say(out, step=trainer.step_number, text=means[0], phoneme=means[1], right=means[2],
+                per_second=LOG_EVERY / (time.time() - mark), progress=progress, peak_gb=mx.get_peak_memory() / 1e9)
+            recent, mark = [], time.time()
+            if judge and trainer.step_number % 1000 == 0:
+                loss, right = trainer.evaluate(*judge)
+                say(out, step=trainer.step_number, held_out=loss, held_out_right=right)
+            if time.time() - last_save > 120:
+                trainer.save(out / "checkpoint")
+                last_save = time.time()
+    pool.terminate()
+    trainer.save(out / "checkpoint")
+    return trainer
+
+
+def say(out: Path, **record) -> None:
+    line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()})
+    print(line, flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "log.jsonl", "a") as file:
+        file.write(line + "\n")

@@ -1,0 +1,41 @@
+"""What nano is: its sizes, its vocabulary, and how a trained state becomes the folder in data/nano."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..config import AudioEncoderConfig, StepAudioConfig, TextConfig
+from ..prompt import ASR_SYSTEM
+from ..tokenizer import Tokenizer
+from ..weights import save_checkpoint
+
+TEXT_VOCABULARY = 1536  # byte-level BPE ids below the special tokens
+
+
+def train_tokenizer(texts: Iterable[str], folder: Path) -> Tokenizer:
+    """A small tokenizer in the published file set. The prompt is repeated so that it costs few ids."""
+    lines = [" " + t for t in texts]
+    grammar = [ASR_SYSTEM, "system\n", "human\n", "assistant\n"] * (len(lines) // 20 + 10)
+    tokenizer = Tokenizer.train(lines + grammar, TEXT_VOCABULARY)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def nano_config(vocab_rows: int) -> StepAudioConfig:
+    """About 13.5 M parameters: the published architecture at a fifth of its width and fewer layers."""
+    text = TextConfig(hidden_size=256, intermediate_size=640, num_attention_heads=4, num_key_value_heads=2,
+                      num_hidden_layers=4, vocab_size=vocab_rows, rms_norm_eps=1e-6, rope_theta=1e6,
+                      num_attention_groups=2, max_seq_len=16384, max_position_embeddings=16384)
+    audio = AudioEncoderConfig(n_mels=128, n_audio_ctx=1500, n_audio_state=256, n_audio_head=4, n_audio_layer=6,
+                               llm_dim=256, kernel_size=3, adapter_stride=2)
+    return StepAudioConfig(text, audio)
+
+
+def export(average: dict, config: StepAudioConfig, folder: Path) -> None:
+    """Write averaged weights as half precision in the published layout, beside a config in its own shape."""
+    tensors = {name: value.astype(mx.float16) for name, value in tree_flatten(average)}
+    save_checkpoint(folder, config, tensors)
