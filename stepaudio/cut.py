@@ -14,7 +14,7 @@ FRAME = SAMPLE_RATE // 50  # samples, 20 ms: the grid of energies, and of cuts
 SMOOTH_FRAMES = 10  # 0.2 s around a possible cut; longer than the closure of a plosive inside a word
 FLOOR_POWER = 1e-10  # -100 dB, so that digital silence has a level
 SILENCE_DBFS = -60.0  # loudest 20 ms below this: nothing to hear
-SPEECH_PERCENTILE, NOISE_PERCENTILE = 90, 2  # levels that stand for speech and for the noise under it
+SPEECH_PERCENTILE = 90  # the level that stands for speech; the quietest 0.2 s stands for the noise under it
 PAUSE_SHARE = 0.35  # a pause lies in the lowest third between noise and speech ...
 PAUSE_DROP_DB = 30.0  # ... or this far below speech, whichever is the more generous
 MIN_CONTRAST_DB = 6.0  # less between noise and speech, and no pause can be told
@@ -136,7 +136,7 @@ def _best_cut(level: np.ndarray, start: int, earliest: int, latest: int) -> int:
 def _pause_cut(level: np.ndarray, start: int, lo: int, hi: int) -> int | None:
     """The boundary in [lo, hi] deepest inside a pause, or None; `level` from `start` on says what a pause is."""
     context = level[start : hi + 1 + LONG_PAUSE_FRAMES]
-    noise, speech = np.percentile(context, [NOISE_PERCENTILE, SPEECH_PERCENTILE])
+    noise, speech = context.min(), np.percentile(context, SPEECH_PERCENTILE)
     if speech - noise < MIN_CONTRAST_DB:
         return None
     quiet = context < max(noise + PAUSE_SHARE * (speech - noise), speech - PAUSE_DROP_DB)

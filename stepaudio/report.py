@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .audit import TensorValues
+from .audit import MIN_VALUES, TensorValues
 from .headers import TensorInfo, listed, printable
 from .layout import COMPONENTS, Shape, component_of
 from .repair import NearMiss, near_misses, rename_map, transform
@@ -104,6 +104,12 @@ class WeightReport:
         return tuple(v.name for v in self.values or () if v.nan or v.inf)
 
     @property
+    def looks_untrained(self) -> bool:
+        """Whether more than half of the kernels have the moments of a random initialiser, if values were read."""
+        kernels = [v for v in self.values or () if v.name.endswith(".weight") and v.count >= MIN_VALUES]
+        return 2 * sum(_is_random(v) for v in kernels) > len(kernels)
+
+    @property
     def exit_status(self) -> int:
         """0 whole; 2 under 50 % matched or unreadable; 1 in between, and where values hold NaN or Inf."""
         if self.error is not None or self.share < TOO_LITTLE:
@@ -122,8 +128,8 @@ class WeightReport:
 
     def to_dict(self) -> dict:
         """All of it as plain JSON types, with the derived facts."""
-        derived = {name: getattr(self, name) for name in ("expected", "share", "whole", "rename", "exit_status")}
-        return {**asdict(self), **derived}
+        derived = ("expected", "share", "whole", "rename", "looks_untrained", "exit_status")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
     def table(self) -> str:
         """Aligned text for a terminal: counts per component, what is wrong with which tensor, what to do."""
@@ -151,16 +157,18 @@ class WeightReport:
         if self.values is None:
             return []
         noted = sorted((v for v in self.values if v.notes), key=lambda v: not (v.nan or v.inf))
-        kernels = [v for v in self.values if v.look_alike and v.look_alike.startswith("looks")]
+        constant, random = sum(v.constant for v in self.values), sum(map(_is_random, self.values))
         head = (
-            f"Values of {len(self.values)} tensors: {len(self.not_finite)} with NaN or Inf, "
-            f"{sum(v.constant for v in self.values)} constant, {len(kernels)} like a random initialiser"
+            f"Values of {len(self.values)} tensors: {len(self.not_finite)} with NaN or Inf, {constant} constant, "
+            f"{random} like a random initialiser"
         )
         return _section(head, [f"{v.name}: {', '.join(v.notes)}" for v in noted]) or [head]
 
     def _advice(self) -> str:
         if self.not_finite:
             return "What to do: tensors with NaN or Inf cannot be used; download or train them again."
+        if self.whole and self.looks_untrained:
+            return "What to do: most kernels look freshly initialised; make sure that this checkpoint was trained."
         if self.whole:
             return "Nothing to do." if not self.unexpected else "Nothing to do: spare tensors are not loaded."
         if self.rename:
@@ -224,6 +232,10 @@ def _components(records, expected, outcomes) -> tuple[ComponentReport, ...]:
             **{kind: count[part] for kind, count in counts.items()},
         ))  # fmt: skip
     return tuple(parts)
+
+
+def _is_random(values: TensorValues) -> bool:
+    return bool(values.look_alike) and not values.constant
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from .audit import STORED_AS, audit_tensor
@@ -206,18 +207,31 @@ def _fill(model: nn.Module, records: Mapping[str, TensorInfo], dtype: mx.Dtype |
     """Load shard by shard; each array is finished, its source let go, before the next: no second copy grows."""
     of_file = defaultdict(list)
     for name, info in records.items():
-        of_file[info.file].append((name, info.name))
-    for file, names in of_file.items():
+        of_file[info.file].append((name, info))
+    for file, wanted in of_file.items():
         try:
-            stored = mx.load(str(file), format="safetensors")
-            model.load_weights(list(_finished(stored, names, dtype)), strict=False)
-        except RuntimeError as error:
-            raise WeightsError(f"{file}: mlx cannot read it ({error}); remove tensors of exotic dtype") from None
+            stored = _stored(file, [info for _, info in wanted])
+            model.load_weights(list(_finished(stored, wanted, dtype)), strict=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{file}: cannot be read ({error}); check the disk and download it again") from None
 
 
-def _finished(stored: dict, names: list[tuple[str, str]], dtype: mx.Dtype | None) -> Iterator[tuple[str, mx.array]]:
-    for name, stored_name in names:
-        array = stored.pop(stored_name)
+def _stored(file: Path, infos: list[TensorInfo]) -> dict[str, mx.array]:
+    """The wanted tensors of one file, not yet read."""
+    try:
+        return mx.load(str(file), format="safetensors")
+    except RuntimeError:  # mlx refuses the whole file for one spare tensor of, say, float64: read the wanted ones
+        kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+        arrays = {i.name: mx.array(np.memmap(file, kinds[i.dtype], "r", i.offset, i.shape)) for i in infos}
+        bf16 = {i.name: arrays[i.name].view(mx.bfloat16) for i in infos if i.dtype == "BF16"}
+        return arrays | bf16
+
+
+def _finished(
+    stored: dict[str, mx.array], wanted: list[tuple[str, TensorInfo]], dtype: mx.Dtype | None
+) -> Iterator[tuple[str, mx.array]]:
+    for name, info in wanted:
+        array = stored.pop(info.name)
         if name in SWAPPED_KERNELS:
             array = mx.contiguous(array.transpose(KERNEL_AXES))
         array = array if dtype is None else array.astype(dtype)

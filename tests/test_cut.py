@@ -60,6 +60,23 @@ def test_long_pause_beats_a_quieter_moment():
     assert 19.2 * RATE < cut < 19.8 * RATE
 
 
+@pytest.mark.parametrize(("background", "lead"), [(2e-2, 0.0), (1e-3, 0.0), (1e-3, 2.0)])
+def test_long_pause_beats_a_slightly_quieter_short_one(background, lead):
+    # In loud noise (14 dB below speech), and where two seconds of digital zeros make the noise floor look lower.
+    samples = speech(60, [(19.0, 19.8)], background)
+    samples[24 * RATE : 24 * RATE + 4000] *= background / 0.1 * 0.8
+    samples[: round(lead * RATE)] = 0
+    (_, cut), *_ = cut_points(samples)
+    assert 19.2 * RATE < cut < 19.6 * RATE
+
+
+def test_soft_speech_is_no_pause():
+    samples = speech(60, [(23.0, 23.4)])
+    samples[19 * RATE : 21 * RATE] *= 0.3
+    (_, cut), *_ = cut_points(samples)
+    assert 23.05 * RATE < cut < 23.35 * RATE
+
+
 def test_pause_across_the_limit_is_used_up_to_the_limit():
     (_, cut), *_ = cut_points(speech(60, [(24.5, 27.0)]))
     assert 24.7 * RATE < cut <= 25 * RATE
@@ -161,8 +178,8 @@ def test_silence_ends_at_sixty_decibels(level, silent, n):
     assert is_silent(square + np.float32(0.25)) is silent  # an offset is not a sound
 
 
-@pytest.mark.parametrize("start", [0, 5000, 16_000 + 50 - 320])
+@pytest.mark.parametrize("start", [0, 5000, 16_000])  # the last: after the last whole frame
 def test_one_short_sound_is_not_silence(start):
     samples = np.zeros(16_000 + 50, np.float32)
-    samples[start : start + 320] = noise(0.02, 0.01)
+    samples[start : start + 50] = noise(50 / RATE, 0.01)
     assert not is_silent(samples)

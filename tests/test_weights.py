@@ -139,7 +139,7 @@ BROKEN = {
     "empty": (b"", "at least 8"),
     "seven bytes": (b"1234567", "at least 8"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "LFS pointer"),
-    "absurd header": ((2**40).to_bytes(8, "little") + b"{}", "claims a header of 1099511627776 bytes"),
+    "absurd header": ((2**40).to_bytes(8, "little") + b"{}", "claims a header of 1099511627776 bytes, at most"),
     "header beyond file": ((50).to_bytes(8, "little") + b"{}", "claims a header of 50 bytes"),
     "no JSON": (b"{a", "not readable as JSON"),
     "not UTF-8": (b'{"\xff": 1}', "not readable as JSON"),
@@ -344,6 +344,16 @@ def test_every_tensor_is_in_one_place(tmp_path):
     assert json.loads(json.dumps(report.to_dict()))["missing"] == ["encoder.conv2.bias"]
 
 
+def test_one_fault_is_enough_and_two_count_once(tmp_path):
+    tensors = arrays()
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]
+    report = validate_weights(folder_with(tmp_path / "m", tensors))
+    assert (report.whole, report.exit_status, report.missing) == (False, 1, ())
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float64)
+    report = validate_weights(folder_with(tmp_path / "m", tensors))
+    assert report.unfilled == ("model.norm.weight",) and report.misshaped == ()
+
+
 def test_spare_tensors_alone_are_listed_and_harmless(tmp_path):
     report = validate_weights(folder_with(tmp_path / "m", arrays() | {"x.y": np.zeros(2, np.float32)}))
     assert (report.exit_status, report.unexpected) == (0, ("x.y",))
@@ -401,6 +411,14 @@ def test_one_prefix_is_one_rule(tmp_path):
     report = validate_weights(folder_with(tmp_path / "m", {f"module.{n}": a for n, a in arrays().items()}))
     assert report.rename == {"module.": ""}
     assert "rename={'module.': ''}" in report.table()
+
+
+def test_one_spare_name_is_suggested_once(tmp_path):
+    tensors = arrays()
+    lost = tensors.pop("encoder.conv1.bias"), tensors.pop("encoder.conv2.bias")
+    report = validate_weights(folder_with(tmp_path / "m", tensors | {"encoder.conv_1.bias": lost[0]}))
+    pairs = [(miss.missing, miss.found) for miss in report.near_misses]
+    assert pairs == [("encoder.conv1.bias", "encoder.conv_1.bias")]
 
 
 def test_strangers_are_not_suggested(tmp_path):
@@ -464,7 +482,7 @@ def test_bad_values_are_counted(tmp_path):
     assert (got.nan, got.inf, got.zero_share) == (3, 3, pytest.approx(1990 / 2000))
     assert got.mean == pytest.approx(8 / 1994) and got.notes == ("3 NaN", "3 Inf")
     nothing = audit_tensor(stored(tmp_path, np.full(5, np.nan, np.float32)))
-    assert (nothing.nan, nothing.mean, nothing.constant) == (5, None, False)
+    assert (nothing.nan, nothing.mean, nothing.std, nothing.constant) == (5, None, None, False)
 
 
 @pytest.mark.parametrize(
@@ -489,6 +507,22 @@ def test_fresh_kernels_are_recognised(tmp_path, case, shape):
     assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).look_alike == f"looks like {case}"
 
 
+def test_initialisers_by_hand():
+    linear, kernel = initialisers((8, 50)), initialisers((10, 30, 5))
+    default = "uniform(+-1/sqrt(fan_in)), the default of Linear and Conv1d"
+    assert linear[default] == (pytest.approx(50**-0.5 / 3**0.5), 1.8)  # std of a uniform is its bound / sqrt(3)
+    assert kernel[default] == (pytest.approx(150**-0.5 / 3**0.5), 1.8)
+    assert kernel["Xavier normal"] == (pytest.approx((2 / (150 + 50)) ** 0.5), 3.0)
+    assert kernel["Kaiming uniform"] == (pytest.approx((2 / 150) ** 0.5), 1.8)
+
+
+def test_one_value_beyond_the_edge_is_no_uniform(tmp_path):
+    fresh = np.random.default_rng(5).uniform(-0.1, 0.1, (300, 100)).astype(np.float32)
+    assert audit_tensor(stored(tmp_path, fresh)).look_alike
+    fresh[0, 0] = 0.15
+    assert audit_tensor(stored(tmp_path, fresh)).look_alike is None
+
+
 def test_mlx_layers_fresh_from_the_shelf_are_recognised(tmp_path):
     mx.random.seed(0)
     save_checkpoint(tmp_path / "m", SMALL, dict(tree_flatten(StepAudioNet(SMALL).parameters())))
@@ -496,7 +530,7 @@ def test_mlx_layers_fresh_from_the_shelf_are_recognised(tmp_path):
     kernels = [v for v in report.values if v.count >= 1024 and len(expected_layout(SMALL)[v.name]) > 1]
     # in MLX: Linear and Conv1d uniform within 1 / sqrt(fan_in), Embedding normal with 1 / sqrt(dim)
     assert kernels and all(v.look_alike for v in kernels)
-    assert "like a random initialiser" in report.table()
+    assert report.looks_untrained and "freshly initialised" in report.table()
 
 
 @pytest.mark.parametrize("change", ["heavy tails", "wider", "shifted"])
@@ -515,6 +549,7 @@ def test_not_finite_values_fail_the_validation(tmp_path):
     path = folder_with(tmp_path / "m", tensors)
     assert validate_weights(path).exit_status == 0
     report = validate_weights(path, values=True)
+    assert not report.looks_untrained
     assert (report.exit_status, report.not_finite) == (1, ("lm_head.weight",))
     assert "lm_head.weight: 1 NaN" in report.table()
     json.dumps(report.to_dict(), allow_nan=False)
@@ -606,18 +641,23 @@ def test_other_dtypes_are_refused_by_name(tmp_path, dtype):
         load_weights(StepAudioNet(SMALL), path, SMALL)
 
 
-def test_exotic_spare_tensors_end_in_our_error_or_do_not_matter(tmp_path):
-    path = folder_with(tmp_path / "m", arrays())
-    raw = (path / SINGLE_FILE).read_bytes()
+@pytest.mark.parametrize("spare", ["F64", "F8_E5M2", "F8_E4M3", "C64"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_spare_tensors_that_mlx_cannot_read_do_not_matter(tmp_path, spare, dtype):
+    wanted = {name: mx.array(array).astype(dtype) for name, array in arrays().items()}
+    mx.save_safetensors(str(tmp_path / SINGLE_FILE), wanted)
+    raw = (tmp_path / SINGLE_FILE).read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     size = len(raw) - start
-    header = json.loads(raw[8:start]) | {"spare": entry([4], size, size + 4, "F8_E8M0")}
-    text = json.dumps(header).encode()
-    (path / SINGLE_FILE).write_bytes(len(text).to_bytes(8, "little") + text + raw[start:] + bytes(4))
-    try:
-        assert load_weights(StepAudioNet(SMALL), path, SMALL).whole
-    except WeightsError as error:
-        assert "exotic" in str(error)
+    header = json.loads(raw[8:start]) | {"spare": entry([0], size, size, spare)}
+    raw_file(tmp_path / SINGLE_FILE, header)
+    with (tmp_path / SINGLE_FILE).open("ab") as stream:
+        stream.write(raw[start:])
+    net = StepAudioNet(SMALL)
+    assert load_weights(net, tmp_path, SMALL).unexpected == ("spare",)
+    assert net.dtype == dtype
+    for name, held in parameters(net).items():
+        assert np.array_equal(held, as_held(name, np.array(wanted[name].astype(mx.float32)))), name
 
 
 def test_model_of_another_config_is_refused(tmp_path):

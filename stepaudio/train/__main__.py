@@ -21,6 +21,7 @@ def main() -> None:
     make.add_argument("folder", type=Path)
     train = verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout")
     train.add_argument("--corpus", type=Path, nargs="+", required=True)
+    train.add_argument("--texts", type=Path, help="JSONL with id and text, for corpora whose lines only have an id")
     train.add_argument("--held-out", type=Path)
     train.add_argument("--tokenizer", type=Path, required=True)
     train.add_argument("--out", type=Path, required=True)
@@ -41,7 +42,8 @@ def main() -> None:
     buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
     recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
                     workers=options.workers, buckets=buckets)
-    trainer = run(recipe, config, options.corpus, options.tokenizer, options.out, options.held_out, options.resume)
+    trainer = run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts,
+                  options.held_out, options.resume)
     export(trainer.state["average"]["net"], config, options.out / "model")
 
 

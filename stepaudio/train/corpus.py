@@ -1,8 +1,8 @@
 """The speech corpus on disk, and the recipe of one training batch. No MLX here: worker processes import this.
 
 A corpus is a folder of pairs NAME.pcm (16 kHz int16 samples, one clip after another) and NAME.jsonl (a line a
-clip: `offset` and `n` in samples, `text`, and where the synthesiser knows it, `phonemes` and `frames`: phoneme
-ids and how many 25 ms frames each lasts). A batch is described by numbers only (where each sample comes from,
+clip: `offset` and `n_samples`, `text` or the `id` of a line in a list of texts, and where the synthesiser knows
+it, `ids` and `durations`: phoneme ids and how many 25 ms frames each lasts). A batch is described by numbers only (where each sample comes from,
 at which speed, which ids are expected); `augment` turns the description into log mels on the accelerator.
 """
 
@@ -40,8 +40,11 @@ class Bucket:
 class Corpus:
     """Index of all clips, in shards whose samples fit one device array. Loads no samples by itself."""
 
-    def __init__(self, folders: list[Path], encode, max_seconds: float = 24.0, seed: int = 0):
-        clips = [c for folder in folders for c in _read_index(Path(folder), max_seconds)]
+    def __init__(self, folders: list[Path], encode, texts: Path | None = None, max_seconds: float = 24.0, seed: int = 0):
+        spoken = {}
+        if texts:
+            spoken = {d["id"]: d["text"] for d in map(json.loads, Path(texts).read_text(encoding="utf-8").splitlines())}
+        clips = [c for folder in folders for c in _read_index(Path(folder), spoken, max_seconds)]
         if not clips:
             raise DataError(f"no clips in {', '.join(map(str, folders))}: expected pairs NAME.pcm and NAME.jsonl")
         order = np.random.default_rng(seed).permutation(len(clips))
@@ -71,7 +74,7 @@ class Corpus:
         return out
 
 
-def _read_index(folder: Path, max_seconds: float) -> list[dict]:
+def _read_index(folder: Path, spoken: dict[str, str], max_seconds: float) -> list[dict]:
     clips = []
     for index in sorted(folder.glob("*.jsonl")):
         pcm = index.with_suffix(".pcm")
@@ -83,10 +86,10 @@ def _read_index(folder: Path, max_seconds: float) -> list[dict]:
                 clip = json.loads(line)
             except json.JSONDecodeError:
                 continue  # a line that its writer had not finished
-            n = clip.get("n", clip.get("n_samples"))
-            if clip["offset"] + n <= total and 0.2 <= n / SAMPLE_RATE <= max_seconds:
-                clips.append({"file": pcm, "offset": clip["offset"], "n": n, "text": clip["text"],
-                              "phonemes": clip.get("phonemes"), "frames": clip.get("frames")})
+            n, text = clip["n_samples"], clip.get("text", spoken.get(clip["id"]))
+            if text is not None and clip["offset"] + n <= total and 0.2 <= n / SAMPLE_RATE <= max_seconds:
+                clips.append({"file": pcm, "offset": clip["offset"], "n": n, "text": text,
+                              "phonemes": clip.get("ids"), "frames": clip.get("durations")})
     return clips
 
 

@@ -62,10 +62,10 @@ class Recipe:
 _maker: BatchMaker | None = None
 
 
-def _start_worker(folders, tokenizer_folder, prompt, buckets, seed):
+def _start_worker(folders, texts, tokenizer_folder, prompt, buckets, seed):
     global _maker
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    _maker = BatchMaker(Corpus(folders, answer_encoder(tokenizer)), prompt, list(buckets), seed)
+    _maker = BatchMaker(Corpus(folders, answer_encoder(tokenizer), texts), prompt, list(buckets), seed)
 
 
 def _make(step: int) -> dict:
@@ -208,14 +208,15 @@ def sinusoids(length: int, channels: int) -> mx.array:
 
 
 def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
-        held_out: Path | None = None, resume: Path | None = None) -> Trainer:
+        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None) -> Trainer:
     """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`."""
     began = time.time()
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     prompt, encode = transcription_ids(tokenizer), answer_encoder(tokenizer)
     context = multiprocessing.get_context("spawn")
-    pool = context.Pool(recipe.workers, _start_worker, (folders, tokenizer_folder, prompt, recipe.buckets, recipe.seed))
-    corpus = Corpus(folders, encode)
+    pool = context.Pool(recipe.workers, _start_worker,
+                        (folders, texts, tokenizer_folder, prompt, recipe.buckets, recipe.seed))
+    corpus = Corpus(folders, encode, texts)
     shards = [mx.array(corpus.samples(i)) for i in range(len(corpus.shards))]
     mx.eval(shards)
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
@@ -225,7 +226,7 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
         say(out, event="resumed", step=trainer.step_number)
     judge = None
     if held_out:
-        quiet = Corpus([held_out], encode)
+        quiet = Corpus([held_out], encode, texts)
         judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), mx.array(quiet.samples(0))
     queue = deque(pool.apply_async(_make, (trainer.step_number + i,)) for i in range(4 * recipe.workers))
     ahead, recent, mark, last_save = trainer.step_number + len(queue), [], time.time(), time.time()

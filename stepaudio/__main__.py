@@ -1,0 +1,7 @@
+"""`python -m stepaudio`: the same as the command `stepaudio`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

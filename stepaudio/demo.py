@@ -1,0 +1,35 @@
+"""`make demo`: the bundled model reads the bundled recordings aloud to the terminal, so to speak."""
+
+from __future__ import annotations
+
+import time
+
+from . import backend
+from .evaluate import evaluate, read_manifest, totals
+from .model import StepAudio2
+from .samples import default_checkpoint, speech_manifest
+from .sampling import Sampling
+
+
+def run() -> int:
+    """Print what was said, what was heard, times and word error rates. Returns 0."""
+    began = time.perf_counter()
+    model = StepAudio2.load()
+    found = backend.info()
+    print(f"model {default_checkpoint().name}, loaded in {time.perf_counter() - began:.1f} s; {found['backend']}, "
+          f"{found['dtype']}, BLAS {found['blas']}\n")
+    clips, lines = read_manifest(speech_manifest()), {}
+    for name in ("reference", "planned"):
+        scores = list(evaluate(model, clips, sampling=Sampling.named(name), progress=False))
+        lines[name] = totals(scores)
+        if name == "reference":
+            for s in scores:
+                t = s.transcript
+                print(f"{s.clip.file.name}  {t.audio_seconds:.1f} s in {t.wall_seconds:.2f} s, {s.errors} of {s.words} words "
+                      f"wrong\n  said   {s.clip.text or '(nothing)'}\n  heard  {t.text or '(nothing)'}")
+    print()
+    for name, line in lines.items():
+        print(f"--sampling {name:9}  word error rate {line['wer']:.1%}  real-time factor {line['rtf']:.3f}  "
+              f"loops {line['loops']} of {line['clips']}")
+    print("planned forbids repeats (frequency penalty 1.2, no 3-gram twice), which costs words wherever speech repeats.")
+    return 0
