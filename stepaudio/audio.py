@@ -142,9 +142,6 @@ def _refuse_unwritable(path: Path, array: np.ndarray) -> None:
         raise AudioError(f"{path}: peak {peak:.6g} is beyond full scale and would clip; divide the samples by it")
 
 
-# ---- files -----------------------------------------------------------------------------------------------------
-
-
 def _load_file(path: Path, downmix: str) -> np.ndarray:
     with _open(path) as file:
         rate = _checked_rate(file.samplerate, str(path))
@@ -199,18 +196,13 @@ def _file_blocks(file: sf.SoundFile, path: Path, downmix: str) -> Iterator[np.nd
         yield _mono(block, downmix)
 
 
-# ---- arrays ----------------------------------------------------------------------------------------------------
-
-
 def _load_array(source, downmix: str, sample_rate: float) -> np.ndarray:
     rate = _checked_rate(sample_rate, "array")
     array = _as_array(source)
     watch = _Watch("array", rate)
     blocks = watch.over(_array_blocks(array, downmix))
     if array.ndim == 1 and array.dtype == np.float32 and rate == SAMPLE_RATE:
-        samples = array  # nothing to change: look at it, do not copy it
-        for _ in blocks:
-            pass
+        samples, _ = array, sum(map(len, blocks))  # nothing to change: look at it, do not copy it
     else:
         samples = _resampled(blocks, rate, len(array))
     watch.verdict()
@@ -248,9 +240,6 @@ def _array_blocks(array: np.ndarray, downmix: str) -> Iterator[np.ndarray]:
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the watch reports
             block = block.astype(np.float32, copy=False)
         yield _mono(block, downmix) if block.ndim == 2 else block
-
-
-# ---- common ----------------------------------------------------------------------------------------------------
 
 
 def _mono(block: np.ndarray, downmix: str) -> np.ndarray:
@@ -292,9 +281,8 @@ class _Watch:
     def over(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
             peak = max(abs(float(block.min())), abs(float(block.max())))  # NaN and Inf survive min and max
-            if math.isfinite(peak):
-                self.peak = max(self.peak, peak)
-            else:
+            self.peak = max(self.peak, peak if math.isfinite(peak) else 0.0)
+            if not math.isfinite(peak):
                 bad = np.flatnonzero(~np.isfinite(block))
                 self.first_bad = self.n + int(bad[0]) if self.n_bad == 0 else self.first_bad
                 self.n_bad += len(bad)

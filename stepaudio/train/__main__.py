@@ -31,6 +31,9 @@ def main() -> None:
     train.add_argument("--rate", type=float, default=Recipe.peak_rate)
     train.add_argument("--seed", type=int, default=Recipe.seed)
     train.add_argument("--workers", type=int, default=Recipe.workers)
+    train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule that a resumed run has spent")
+    train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
+    train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
     options = parser.parse_args()
     if options.verb == "tokenizer":
@@ -41,10 +44,10 @@ def main() -> None:
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)
     buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
     recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
-                    workers=options.workers, buckets=buckets)
-    trainer = run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts,
-                  options.held_out, options.resume)
-    export(trainer.state["average"]["net"], config, options.out / "model")
+                    workers=options.workers, log_every=options.log_every, compile=options.compile,
+                    buckets=buckets)
+    run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
+        on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed)
 
 
 if __name__ == "__main__":

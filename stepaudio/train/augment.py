@@ -38,7 +38,7 @@ def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
         inside = (t >= begin) & (t < stop)
         position = mx.where(inside, t - begin, 0).astype(mx.float32) * batch["rate"][:, s : s + 1]
         whole = mx.floor(position)
-        index = batch["start"][:, s : s + 1] + whole.astype(mx.int32)
+        index = mx.minimum(batch["start"][:, s : s + 1] + whole.astype(mx.int32), pcm.shape[0] - 2)
         part = position - whole
         value = pcm[index].astype(mx.float32) * (1 - part) + pcm[index + 1].astype(mx.float32) * part
         wave = wave + mx.where(inside, value / 32768, 0.0)

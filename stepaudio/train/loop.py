@@ -13,12 +13,10 @@ import multiprocessing
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
@@ -27,12 +25,12 @@ from ..cache import NoCache
 from ..config import StepAudioConfig
 from ..net import StepAudioNet
 from ..tokenizer import Tokenizer
+from ..units import HOP, TAIL_PADDING
 from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
 from .corpus import BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
 
 N_PHONEMES = 256
-LOG_EVERY = 250  # steps
 ALL_BUCKETS = (Bucket(5.5, 96, 44, 0.5), Bucket(11.0, 48, 80, 0.33), Bucket(25.0, 20, 176, 0.17))
 
 
@@ -51,6 +49,9 @@ class Recipe:
     average: float = 0.9995
     seed: int = 7
     workers: int = 8
+    log_every: int = 250
+    save_every: float = 60.0  # seconds
+    compile: bool = False
     buckets: tuple[Bucket, ...] = field(default=ALL_BUCKETS)
 
     def rate(self, progress: float, step: int) -> float:
@@ -77,6 +78,22 @@ def answer_encoder(tokenizer: Tokenizer):
     return lambda text: tokenizer.encode(" " + text) if text else []
 
 
+class Flat:
+    """A tree of arrays as one vector and back: one optimiser step is then a dozen operations, not thousands."""
+
+    def __init__(self, tree: dict):
+        pairs = tree_flatten(tree)
+        self.names, self.shapes = [n for n, _ in pairs], [v.shape for _, v in pairs]
+        self.ends = np.cumsum([v.size for _, v in pairs]).tolist()
+
+    def join(self, tree: dict) -> mx.array:
+        return mx.concatenate([v.reshape(-1).astype(mx.float32) for _, v in tree_flatten(tree)])
+
+    def split(self, vector: mx.array) -> dict:
+        parts = mx.split(vector, self.ends[:-1])
+        return tree_unflatten([(n, p.reshape(s)) for n, p, s in zip(self.names, parts, self.shapes, strict=True)])
+
+
 class Trainer:
     def __init__(self, recipe: Recipe, config: StepAudioConfig, prompt: PromptIds, n_text: int):
         self.recipe, self.config, self.prompt, self.n_text = recipe, config, prompt, n_text
@@ -85,19 +102,21 @@ class Trainer:
         head = nn.Linear(config.audio_encoder_config.n_audio_state, N_PHONEMES)
         self.dtype = mx.float32 if on_cpu() else mx.bfloat16
         params = {"net": initialise(self.net), "head": head.parameters()}
-        self.state = {"params": params, "average": tree_map(lambda p: p + 0, params)}
-        self.optimizer = optim.AdamW(learning_rate=0.0, betas=[0.9, 0.98], weight_decay=recipe.weight_decay)
-        self.optimizer.init(params)
+        self.flat = Flat(params)
+        start = self.flat.join(params)
+        decays = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
+        self.state = {"params": start, "average": start + 0, "first": mx.zeros_like(start), "second": mx.zeros_like(start)}
+        self._decays = decays * recipe.weight_decay
         self.filters = warped_filters()
         self.step_number = 0
-        held = [self.state, self.optimizer.state, mx.random.state]
-        self._step = mx.compile(partial(self._update), inputs=held, outputs=held)
+        self._gradient = mx.value_and_grad(self.loss)
+        if recipe.compile:
+            self._gradient = mx.compile(self._gradient, inputs=mx.random.state, outputs=mx.random.state)
 
     def forward(self, params: dict, mels: mx.array, batch: dict, noise: float):
         """Logits (B, L, V) of the whole sequence and phoneme logits (B, P, N)."""
-        params = tree_map(lambda p: p.astype(self.dtype), params)
         self.net.update(params["net"])
-        x_len = (batch["length"] + 479) // 160 - 2
+        x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         heard = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
         rows = self.net.adapter(heard)
         ids, index = batch["ids"], batch["row_index"]
@@ -113,6 +132,7 @@ class Trainer:
         return logits, heard @ head["weight"].T + head["bias"]
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
+        """Sum of both losses, and (text loss, phoneme loss, share of right ids) to show."""
         logits, phonemes = self.forward(params, mels, batch, noise)
         labels, known = mx.maximum(batch["labels"], 0), batch["labels"] >= 0
         each = nn.losses.cross_entropy(logits.astype(mx.float32), labels, label_smoothing=smoothing)
@@ -125,57 +145,61 @@ class Trainer:
         sound = (each * said).sum() / mx.maximum(said.sum(), 1)
         return text + self.recipe.phoneme_weight * sound, (text, sound, right)
 
-    def _update(self, pcm: mx.array, batch: dict, rate: mx.array, N: int):
-        mels = batch_mels(pcm, batch, N, self.filters)
-        (_, shown), grads = mx.value_and_grad(self.loss)(
-            self.state["params"], mels, batch, self.recipe.token_noise, self.recipe.smoothing)
-        grads, _ = optim.clip_grad_norm(grads, 1.0)
-        self.optimizer.learning_rate = rate
-        params = self.optimizer.apply_gradients(grads, self.state["params"])
-        a = self.recipe.average
-        self.state["average"] = tree_map(lambda m, p: a * m + (1 - a) * p, self.state["average"], params)
-        self.state["params"] = params
-        return shown
+    def _adamw(self, gradient: mx.array, rate: float) -> None:
+        """AdamW (Loshchilov and Hutter 2019) on the flat vectors, gradient norm clipped to 1, then the average."""
+        s, r, t = self.state, self.recipe, self.step_number + 1
+        gradient = gradient * mx.minimum(1.0, 1.0 / (mx.linalg.norm(gradient) + 1e-6))
+        s["first"] = 0.9 * s["first"] + 0.1 * gradient
+        s["second"] = 0.98 * s["second"] + 0.02 * gradient * gradient
+        step = (s["first"] / (1 - 0.9**t)) / (mx.sqrt(s["second"] / (1 - 0.98**t)) + 1e-8)
+        s["params"] = s["params"] * (1 - rate * self._decays) - rate * step
+        average = min(r.average, t / (t + 10))
+        s["average"] = average * s["average"] + (1 - average) * s["params"]
 
     def step(self, pcm: mx.array, batch: dict, progress: float):
-        batch = dict(batch)
-        bucket = self.recipe.buckets[batch.pop("bucket")]
-        batch.pop("shard")
-        arrays = {k: mx.array(v) for k, v in batch.items()}
-        shown = self._step(pcm, arrays, mx.array(self.recipe.rate(progress, self.step_number)), bucket.samples)
-        mx.async_eval(shown, self.state, self.optimizer.state)
+        """One update; returns what `loss` shows, not yet waited for."""
+        bucket = self.recipe.buckets[batch["bucket"]]
+        arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
+        mels = batch_mels(pcm, arrays, bucket.samples, self.filters)
+        needed = {k: arrays[k] for k in ("ids", "row_index", "labels", "length", "phonemes")}
+        params = self.flat.split(self.state["params"].astype(self.dtype))
+        (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
+        self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
+        mx.async_eval(shown, self.state)
         self.step_number += 1
         return shown
+
+    @property
+    def average(self) -> dict:
+        """The averaged weights of the nets, as a tree."""
+        return self.flat.split(self.state["average"])["net"]
 
     def evaluate(self, maker: BatchMaker, pcm: mx.array, steps: int = 4) -> tuple[float, float]:
         """Loss and share of right ids (true history) on clean clips never trained on, with averaged weights."""
         totals = np.zeros(2)
+        params = self.flat.split(self.state["average"].astype(self.dtype))
         for i in range(steps):
             batch = maker(i)
-            N = self.recipe.buckets[batch.pop("bucket")].samples
-            batch.pop("shard")
-            arrays = {k: mx.array(v) for k, v in batch.items()}
-            arrays["rate"] = mx.ones_like(arrays["rate"])
-            mels = log_mel_batch(gather_wave(pcm, arrays, N), arrays["length"], clean_filters())
-            _, (text, _, right) = self.loss(self.state["average"], mels, arrays, 0.0, 0.0)
+            arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
+            wave = gather_wave(pcm, arrays, self.recipe.buckets[batch["bucket"]].samples)
+            mels = log_mel_batch(wave, arrays["length"], clean_filters())
+            _, (text, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
             totals += [text.item(), right.item()]
         return tuple(totals / steps)
 
     def save(self, folder: Path) -> None:
-        """Everything a later run needs to go on: weights, their average, optimiser, step number."""
+        """Everything a later run needs to go on: weights, their average, moments, step number."""
         folder.mkdir(parents=True, exist_ok=True)
-        flat = dict(tree_flatten({"state": self.state, "optimizer": self.optimizer.state}))
-        mx.save_safetensors(str(folder / "new.safetensors"), flat, {"step": str(self.step_number)})
+        mx.save_safetensors(str(folder / "new.safetensors"), self.state, {"step": str(self.step_number)})
         (folder / "new.safetensors").replace(folder / "state.safetensors")
 
     def resume(self, folder: Path) -> bool:
+        """Take up a saved state; False if there is none."""
         path = folder / "state.safetensors"
         if not path.exists():
             return False
-        flat, meta = mx.load(str(path), return_metadata=True)
-        tree = tree_unflatten(list(flat.items()))
-        self.state.update(tree["state"])
-        self.optimizer.state.update(tree["optimizer"])
+        arrays, meta = mx.load(str(path), return_metadata=True)
+        self.state.update(arrays)
         self.step_number = int(meta["step"])
         return True
 
@@ -208,9 +232,13 @@ def sinusoids(length: int, channels: int) -> mx.array:
 
 
 def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
-        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None) -> Trainer:
-    """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`."""
-    began = time.time()
+        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None,
+        on_save=lambda trainer: None, elapsed: float = 0.0) -> Trainer:
+    """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`.
+
+    resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
+    """
+    began = time.time() - elapsed
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     prompt, encode = transcription_ids(tokenizer), answer_encoder(tokenizer)
     context = multiprocessing.get_context("spawn")
@@ -240,19 +268,21 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
         recent.append(trainer.step(shards[batch["shard"]], batch, progress))
         if len(recent) >= 3:  # never more than a few steps in flight
             mx.eval(recent[-3])
-        if len(recent) == LOG_EVERY:
+        if len(recent) == recipe.log_every:
             means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
             say(out, step=trainer.step_number, text=means[0], phoneme=means[1], right=means[2],
-                per_second=LOG_EVERY / (time.time() - mark), progress=progress, peak_gb=mx.get_peak_memory() / 1e9)
+                per_second=recipe.log_every / (time.time() - mark), progress=progress, peak_gb=mx.get_peak_memory() / 1e9)
             recent, mark = [], time.time()
             if judge and trainer.step_number % 1000 == 0:
                 loss, right = trainer.evaluate(*judge)
                 say(out, step=trainer.step_number, held_out=loss, held_out_right=right)
-            if time.time() - last_save > 120:
+            if time.time() - last_save > recipe.save_every:
                 trainer.save(out / "checkpoint")
+                on_save(trainer)
                 last_save = time.time()
     pool.terminate()
     trainer.save(out / "checkpoint")
+    on_save(trainer)
     return trainer
 
 
