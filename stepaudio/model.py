@@ -93,7 +93,7 @@ class StepAudio2:
     # ------------------------------------------------------------ transcription
 
     def transcribe(self, source, *, sampling: Sampling | None = None, cache: CachePolicy | None = None,
-                   max_tokens: int = MAX_TOKENS, on_loop: str = "report", prompt: str = grammar.ASR_SYSTEM,
+                   max_tokens: int = MAX_TOKENS, on_loop: str = "report", prompt: str | tuple = grammar.ASR_SYSTEM,
                    downmix: str = "first", sample_rate: float | None = None, batch: int | None = None,
                    progress: bool | None = None) -> Transcript:
         """What is said in a recording of any length.
@@ -104,7 +104,8 @@ class StepAudio2:
         sampling : by default the planned one; `Sampling.reference()` is what StepFun's example uses.
         cache : what the decoder remembers; by default sinks and the last `max_cache_len` positions.
         max_tokens : per piece of at most 25 s. on_loop : off, report, stop or escape.
-        prompt : system text; the default is the reference's transcription prompt.
+        prompt : system text; the default is the reference's transcription prompt. Without a tokenizer, a pair of id
+            lists: what stands before and after the audio.
         batch : pieces decoded together; rows of a batch come out as they would alone.
 
         Raises
@@ -125,7 +126,7 @@ class StepAudio2:
 
     def transcribe_many(self, recordings: Sequence[np.ndarray], *, sampling: Sampling | None = None,
                         cache: CachePolicy | None = None, max_tokens: int = MAX_TOKENS, on_loop: str = "report",
-                        prompt: str = grammar.ASR_SYSTEM, batch: int | None = None,
+                        prompt: str | tuple = grammar.ASR_SYSTEM, batch: int | None = None,
                         progress: bool | None = None) -> list[Transcript]:
         """Several recordings (float32, 16 kHz) together: pieces of like length share a batch."""
         self._ready()
@@ -147,9 +148,13 @@ class StepAudio2:
         mels = [log_mel(p, self.config.audio_encoder_config.n_mels) for p in pieces]
         return [(rows, rows.shape[0]) for rows in self.net.hear(mels, independent=True)]
 
-    def _listen(self, heard: tuple[mx.array, int], system: str) -> Request:
+    def _listen(self, heard: tuple[mx.array, int], system: str | tuple[Sequence[int], Sequence[int]]) -> Request:
         rows, n = heard
-        prompt = grammar.asr_prompt(self._words(), [n], system)
+        if isinstance(system, str):
+            return self._request(grammar.asr_prompt(self._words(), [n], system), [rows])
+        before, after = map(tuple, system)
+        filler = (before or after)[-1]  # any id will do where the rows go, their embeddings are replaced
+        prompt = grammar.Prompt(before + (filler,) * n + after, (grammar.AudioSlot(len(before), n, 0),))
         return self._request(prompt, [rows])
 
     # ------------------------------------------------------------ free generation

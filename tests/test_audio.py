@@ -39,7 +39,7 @@ def sparse_wav(path, seconds: int, rate: int, channels: int, bits: int = 16):
     return path
 
 
-# ---- good input --------------------------------------------------------------------------------------------------
+# ---- good input ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
@@ -155,7 +155,7 @@ def test_audio_seconds(tmp_path):
     assert audio_seconds(sparse_wav(tmp_path / "b.wav", 36_000, 8000, 1)) == 36_000
 
 
-# ---- bad files -----------------------------------------------------------------------------------------------------
+# ---- bad files -----------------------------------------------------------------------------------------------
 
 
 def test_no_such_file(tmp_path):
@@ -175,7 +175,7 @@ def test_not_audio(tmp_path, name, content, message):
     for function in (load_audio, audio_seconds):
         with pytest.raises(AudioError, match=message) as caught:
             function(tmp_path / name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert str(caught.value).count(name) == 1 and "\n" not in str(caught.value)
 
 
 def test_places_that_are_no_file(tmp_path):
@@ -189,7 +189,9 @@ def test_places_that_are_no_file(tmp_path):
             load_audio(tmp_path / "pipe.wav")
 
 
-@pytest.mark.parametrize(("n", "message"), [(0, "no samples"), (1, "1 sample at"), (399, "0.0249 s"), (1599, "0.1 s")])
+@pytest.mark.parametrize(
+    ("n", "message"), [(0, "no samples"), (1, "1 sample at"), (399, "0.0249 s"), (1599, "0.1 s")]
+)
 def test_too_short(tmp_path, n, message):
     for source in (write(tmp_path / "a.wav", np.zeros(n)), np.zeros(n, np.float32)):
         with pytest.raises(AudioError, match=message):
@@ -235,13 +237,13 @@ def test_cut_off_file(tmp_path, suffix):
         load_audio(path)
 
 
-# ---- bad arrays and options ----------------------------------------------------------------------------------------
+# ---- bad arrays and options ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("peak", "divisor"), [(33.0, 2**15), (20_000.0, 2**15), (1e9, 2**31)])
 def test_unscaled_integers_in_float(peak, divisor):
     with pytest.raises(AudioError, match=f"divide them by {divisor}"):
-        load_audio(sine(1, amplitude=peak * 1.01))
+        load_audio(np.concatenate([sine(1, amplitude=peak * 1.01), np.zeros(2 * audio.BLOCK_VALUES, np.float32)]))
 
 
 @pytest.mark.parametrize(("bad", "message"), [
@@ -286,7 +288,7 @@ def test_unknown_downmix(downmix):
         load_audio(sine(1), downmix=downmix)
 
 
-# ---- writing -------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
@@ -322,7 +324,7 @@ def test_save_refuses(tmp_path, name, samples, rate, message):
         save_audio(tmp_path / name, samples, rate)
 
 
-# ---- length and memory ---------------------------------------------------------------------------------------------
+# ---- length and memory ---------------------------------------------------------------------------------------
 
 
 def traced(function, *arguments):

@@ -87,6 +87,13 @@ def test_pause_outside_the_search_window_is_not_seen():
     assert 17 * RATE <= cut <= 25 * RATE
 
 
+def test_pause_that_ends_where_the_window_begins_is_not_used():
+    samples = speech(60, [(15.5, 17.05)])
+    samples[21 * RATE : 21 * RATE + 4000] *= 0.4
+    (_, cut), *_ = cut_points(samples)
+    assert 21 * RATE < cut < 21.25 * RATE
+
+
 def test_without_a_pause_the_quietest_place():
     samples = noise(60)
     samples[21 * RATE : 21 * RATE + 4000] *= 0.6  # only 4 dB down: no pause, but the best there is

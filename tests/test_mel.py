@@ -89,7 +89,7 @@ def test_chunked_equals_whole(monkeypatch, chunk, padding):
 
 
 @pytest.mark.parametrize(
-    ("n", "padding"), [(201, 0), (399, 0), (480, 0), (5120, 0), (150, 160), (250, 160), (1, 479), (201, 479), (5000, 479)]
+    ("n", "padding"), [(201, 0), (399, 0), (480, 0), (5120, 0), (150, 160), (250, 160), (1, 479), (5000, 479)]
 )
 def test_edges_equal_a_plain_twin(n, padding):
     samples = np.random.default_rng(n).normal(0, 0.1, n).astype(np.float32)
