@@ -19,7 +19,8 @@ from ..units import HOP, SAMPLE_RATE, n_mel_frames, n_prompt_rows
 
 SEGMENTS = 8  # clips that may stand one after another in one training row
 ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
-IGNORE = 0  # phoneme label of encoder frames whose phoneme is unknown
+IGNORE = 0  # label of frames and rows about which nothing is known; real labels are one higher than their ids
+PHONEME_SPACE = 16  # the id that parts words in the synthesiser's phonemes; lower ids are marks and pauses
 SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bit indices do
 
 
@@ -55,6 +56,7 @@ class Corpus:
                 self.shards.append([])
                 used = 0
             clip["start"], clip["ids"] = used, encode(clip["text"])
+            clip["spans"] = _token_spans(clip, encode) if clip["phonemes"] else None
             used += clip["n"]
             self.shards[-1].append(clip)
         self.lengths = [np.array([c["n"] for c in shard]) for shard in self.shards]
@@ -91,6 +93,28 @@ def _read_index(folder: Path, spoken: dict[str, str], max_seconds: float) -> lis
                 clips.append({"file": pcm, "offset": clip["offset"], "n": n, "text": text,
                               "phonemes": clip.get("ids"), "frames": clip.get("durations")})
     return clips
+
+
+def _token_spans(clip: dict, encode) -> np.ndarray | None:
+    """(n, 3): text id, first and last phoneme frame of it; None where spoken and written words do not pair up.
+
+    Phonemes are parted into words by the space between them; the ids of one word share its time evenly.
+    """
+    ends = np.cumsum(clip["frames"])
+    gaps = [i for i, p in enumerate(clip["phonemes"]) if p == PHONEME_SPACE]
+    words = clip["text"].split()
+    if len(gaps) + 1 != len(words):
+        return None
+    first = [1, *(g + 1 for g in gaps)]  # ids open and close with a mark for silence
+    last = [*(g - 1 for g in gaps), len(ends) - 2]
+    spans = []
+    for word, a, b in zip(words, first, last, strict=True):
+        while b > a and clip["phonemes"][b] <= PHONEME_SPACE:
+            b -= 1
+        tokens, start, stop = encode(word), ends[a - 1], ends[max(a, b)]
+        edges = np.linspace(start, stop, len(tokens) + 1)
+        spans += list(zip(tokens, edges[:-1], edges[1:], strict=True))
+    return np.array(spans) if [t for t, _, _ in spans] == clip["ids"] else None
 
 
 @dataclass(frozen=True)
@@ -157,6 +181,7 @@ class BatchMaker:
         stop, start = np.zeros((B, SEGMENTS), np.int32), np.zeros((B, SEGMENTS), np.int32)
         rate = np.ones((B, SEGMENTS), np.float32)
         phonemes = np.full((B, -(-n_mel_frames(bucket.samples) // 4)), IGNORE, np.int32)
+        spoken = np.full((B, max_rows), IGNORE, np.int32)
         length = np.array([r["length"] for r in rows], np.int32)
         for b, row in enumerate(rows):
             n = n_prompt_rows(n_mel_frames(row["length"]))
@@ -170,8 +195,10 @@ class BatchMaker:
                 begin[b, s], stop[b, s], start[b, s], rate[b, s] = first, last, clip["start"], speed
                 if clip["phonemes"]:
                     _align(phonemes[b], clip, first, speed)
+                if clip["spans"] is not None:
+                    _align_tokens(spoken[b], clip["spans"], first, speed)
         return {"ids": ids, "row_index": row_index, "labels": labels, "begin": begin, "stop": stop, "start": start,
-                "rate": rate, "length": length, "phonemes": phonemes}
+                "rate": rate, "length": length, "phonemes": phonemes, "spoken": spoken}
 
 
 def _align(labels: np.ndarray, clip: dict, first: int, rate: float) -> None:
@@ -181,6 +208,19 @@ def _align(labels: np.ndarray, clip: dict, first: int, rate: float) -> None:
     i = np.arange(int(first // step) + 1, min(len(labels), int(ends[-1] // step)))
     which = np.searchsorted(ends, i * step + step // 2)
     labels[i] = np.asarray(clip["phonemes"])[np.minimum(which, len(ends) - 1)] + 1
+
+
+def _align_tokens(labels: np.ndarray, spans: np.ndarray, first: int, rate: float) -> None:
+    """Write the text id that is being spoken in the middle of every 80 ms prompt row of a clip."""
+    edge = spans[:, 1:] * ALIGNMENT_SECONDS * SAMPLE_RATE / rate + first
+    step = 8 * HOP
+    rows = np.arange(int(edge[0, 0] // step), min(len(labels), int(edge[-1, 1] // step) + 1))
+    middle = rows * step + step // 2
+    which = np.searchsorted(edge[:, 1], middle)
+    inside = which < len(spans)
+    rows, middle, which = rows[inside], middle[inside], which[inside]
+    inside = middle >= edge[which, 0]
+    labels[rows[inside]] = spans[which[inside], 0].astype(np.int32) + 1
 
 
 def augmentation(rng, B: int) -> dict:

@@ -1,8 +1,8 @@
 """The training loop: one compiled step, AdamW, averaged weights, checkpoints that can be resumed.
 
-Loss: cross-entropy of the answer after the reference's own transcription prompt, with label smoothing, plus (on
-clips whose synthesiser told its phoneme durations) the phoneme of every 40 ms encoder frame, through a head
-that is thrown away. Master weights in float32, products in bfloat16 on a GPU. A share of the answer's input
+Loss: cross-entropy of the answer after the reference's own transcription prompt, with label smoothing, plus, on
+clips whose synthesiser told its phoneme durations, the phoneme of every 40 ms encoder frame and the text id that
+is being spoken in every 80 ms prompt row, through two heads that are thrown away. Master weights in float32, products in bfloat16 on a GPU. A share of the answer's input
 ids is replaced at random, so that the decoder trusts what it hears more than what it wrote.
 """
 
@@ -27,7 +27,7 @@ from ..net import StepAudioNet
 from ..tokenizer import Tokenizer
 from ..units import HOP, TAIL_PADDING
 from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
-from .corpus import BatchMaker, Bucket, Corpus, PromptIds
+from .corpus import IGNORE, BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
 
 N_PHONEMES = 256
@@ -45,6 +45,7 @@ class Recipe:
     weight_decay: float = 0.03
     smoothing: float = 0.05
     phoneme_weight: float = 0.5
+    spoken_weight: float = 0.5
     token_noise: float = 0.1
     average: float = 0.9995
     seed: int = 7
@@ -100,8 +101,9 @@ class Trainer:
         mx.random.seed(recipe.seed)
         self.net = StepAudioNet(config)
         head = nn.Linear(config.audio_encoder_config.n_audio_state, N_PHONEMES)
+        rows = nn.Linear(config.text_config.hidden_size, n_text + 1)
         self.dtype = mx.float32 if on_cpu() else mx.bfloat16
-        params = {"net": initialise(self.net), "head": head.parameters()}
+        params = {"net": initialise(self.net), "head": head.parameters(), "rows": rows.parameters()}
         self.flat = Flat(params)
         start = self.flat.join(params)
         decays = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
@@ -114,7 +116,7 @@ class Trainer:
             self._gradient = mx.compile(self._gradient, inputs=mx.random.state, outputs=mx.random.state)
 
     def forward(self, params: dict, mels: mx.array, batch: dict, noise: float):
-        """Logits (B, L, V) of the whole sequence and phoneme logits (B, P, N)."""
+        """Logits (B, L, V) of the whole sequence, of phonemes (B, P, N) and of spoken ids (B, R, text ids + 1)."""
         self.net.update(params["net"])
         x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         heard = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
@@ -125,25 +127,21 @@ class Trainer:
             wrong = mx.random.randint(0, self.n_text, ids.shape)
             ids = mx.where(answer & (mx.random.uniform(shape=ids.shape) < noise), wrong, ids)
         x = self.net.model.embed_tokens(ids)
-        rows = mx.concatenate([mx.zeros_like(rows[:, :1]), rows], axis=1)
-        x = mx.where((index > 0)[..., None], mx.take_along_axis(rows, index[..., None], axis=1), x)
+        padded = mx.concatenate([mx.zeros_like(rows[:, :1]), rows], axis=1)
+        x = mx.where((index > 0)[..., None], mx.take_along_axis(padded, index[..., None], axis=1), x)
         logits = self.net.logits(x, NoCache(self.net.model.rope))
-        head = params["head"]
-        return logits, heard @ head["weight"].T + head["bias"]
+        return logits, linear(params["head"], heard), linear(params["rows"], rows)
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
-        """Sum of both losses, and (text loss, phoneme loss, share of right ids) to show."""
-        logits, phonemes = self.forward(params, mels, batch, noise)
+        """Sum of the three losses, and (text, phoneme, spoken, share of right ids) to show."""
+        logits, phonemes, spoken = self.forward(params, mels, batch, noise)
         labels, known = mx.maximum(batch["labels"], 0), batch["labels"] >= 0
-        each = nn.losses.cross_entropy(logits.astype(mx.float32), labels, label_smoothing=smoothing)
-        count = mx.maximum(known.sum(), 1)
-        text = (each * known).sum() / count
-        right = ((logits.argmax(-1) == labels) & known).sum() / count
-        target = batch["phonemes"][:, : phonemes.shape[1]]
-        said = target > 0
-        each = nn.losses.cross_entropy(phonemes[:, : target.shape[1]].astype(mx.float32), target)
-        sound = (each * said).sum() / mx.maximum(said.sum(), 1)
-        return text + self.recipe.phoneme_weight * sound, (text, sound, right)
+        text = mean_entropy(logits, labels, known, smoothing)
+        right = ((logits.argmax(-1) == labels) & known).sum() / mx.maximum(known.sum(), 1)
+        sound = mean_entropy(phonemes, *_labelled(batch["phonemes"], phonemes.shape[1]))
+        words = mean_entropy(spoken, *_labelled(batch["spoken"], spoken.shape[1]))
+        total = text + self.recipe.phoneme_weight * sound + self.recipe.spoken_weight * words
+        return total, (text, sound, words, right)
 
     def _adamw(self, gradient: mx.array, rate: float) -> None:
         """AdamW (Loshchilov and Hutter 2019) on the flat vectors, gradient norm clipped to 1, then the average."""
@@ -161,7 +159,7 @@ class Trainer:
         bucket = self.recipe.buckets[batch["bucket"]]
         arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
         mels = batch_mels(pcm, arrays, bucket.samples, self.filters)
-        needed = {k: arrays[k] for k in ("ids", "row_index", "labels", "length", "phonemes")}
+        needed = {k: arrays[k] for k in ("ids", "row_index", "labels", "length", "phonemes", "spoken")}
         params = self.flat.split(self.state["params"].astype(self.dtype))
         (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
         self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
@@ -183,7 +181,7 @@ class Trainer:
             arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
             wave = gather_wave(pcm, arrays, self.recipe.buckets[batch["bucket"]].samples)
             mels = log_mel_batch(wave, arrays["length"], clean_filters())
-            _, (text, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
+            _, (text, _, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
             totals += [text.item(), right.item()]
         return tuple(totals / steps)
 
@@ -202,6 +200,22 @@ class Trainer:
         self.state.update(arrays)
         self.step_number = int(meta["step"])
         return True
+
+
+def linear(head: dict, x: mx.array) -> mx.array:
+    return x @ head["weight"].T + head["bias"]
+
+
+def _labelled(labels: mx.array, n: int) -> tuple[mx.array, mx.array]:
+    """Labels cut or padded to n positions, and which of them say something."""
+    labels = mx.pad(labels, [(0, 0), (0, max(0, n - labels.shape[1]))])[:, :n]
+    return labels, labels != IGNORE
+
+
+def mean_entropy(logits: mx.array, labels: mx.array, known: mx.array, smoothing: float = 0.0) -> mx.array:
+    """Mean cross-entropy over the known positions, in float32."""
+    each = nn.losses.cross_entropy(logits.astype(mx.float32), labels, label_smoothing=smoothing)
+    return (each * known).sum() / mx.maximum(known.sum(), 1)
 
 
 def initialise(net: StepAudioNet) -> dict:
@@ -270,7 +284,7 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
             mx.eval(recent[-3])
         if len(recent) == recipe.log_every:
             means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
-            say(out, step=trainer.step_number, text=means[0], phoneme=means[1], right=means[2],
+            say(out, step=trainer.step_number, text=means[0], phoneme=means[1], spoken=means[2], right=means[3],
                 per_second=recipe.log_every / (time.time() - mark), progress=progress, peak_gb=mx.get_peak_memory() / 1e9)
             recent, mark = [], time.time()
             if judge and trainer.step_number % 1000 == 0:
