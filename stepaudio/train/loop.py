@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
@@ -259,6 +259,7 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     pool = context.Pool(recipe.workers, _start_worker,
                         (folders, texts, tokenizer_folder, prompt, recipe.buckets, recipe.seed))
     corpus = Corpus(folders, encode, texts)
+    _record(out, recipe, config, corpus)
     shards = [mx.array(corpus.samples(i)) for i in range(len(corpus.shards))]
     mx.eval(shards)
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
@@ -298,6 +299,18 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     trainer.save(out / "checkpoint")
     on_save(trainer)
     return trainer
+
+
+def _record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) -> None:
+    """Write down what the run rests on: recipe, sizes, hours, and every training word with its count."""
+    out.mkdir(parents=True, exist_ok=True)
+    clips = [clip for shard in corpus.shards for clip in shard]
+    words = Counter(word for clip in clips for word in clip["text"].split())
+    lines = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    (out / "words.txt").write_text("".join(f"{word}\t{count}\n" for word, count in lines), encoding="utf-8")
+    facts = {"recipe": asdict(recipe), "config": config.to_dict(), "hours": round(corpus.hours, 2), "clips": len(clips),
+             "words": sum(words.values()), "distinct_words": len(words)}
+    (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def say(out: Path, **record) -> None:
