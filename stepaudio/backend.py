@@ -26,8 +26,8 @@ def _candidates() -> list[str]:
     if named:
         return [] if named == "none" else [named]
     # The `mkl` wheel puts its libraries into the environment's lib folder, wherever that folder is.
-    roots = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *(Path(p).parents[2] for p in sys.path
-                                                                      if p.endswith("site-packages"))])
+    packages = [Path(p).absolute() for p in sys.path if p.endswith("site-packages")]
+    roots = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *(p.parents[2] for p in packages if len(p.parents) > 2)])
     found = [str(p) for root in roots for p in sorted((root / "lib").glob("libmkl_rt.so*"), reverse=True)]
     triple = f"{platform.machine()}-linux-gnu"
     for folder in (f"/usr/lib/{triple}/openblas-pthread", f"/usr/lib/{triple}", "/usr/lib64", "/usr/lib"):
@@ -49,17 +49,24 @@ def preload_blas() -> str | None:
                       "first, or matrix products run about 30 times slower", RuntimeWarning, stacklevel=3)
         return None
     for path in _candidates():
-        try:
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        _loaded = path
-        return path
-    if os.environ.get(BLAS_VARIABLE) != "none":
-        warnings.warn("no fast BLAS found: matrix products run about 30 times slower. Install the extra "
-                      "stepaudio[cpu] (mkl), or Debian's libopenblas0-pthread, or point STEPAUDIO_BLAS at a CBLAS "
-                      "library", RuntimeWarning, stacklevel=3)
+        if _load_cblas(path):
+            _loaded = path
+            return path
+    named = os.environ.get(BLAS_VARIABLE)
+    if named != "none":
+        found = f"{BLAS_VARIABLE}={named} is not a CBLAS library that can be loaded" if named else "no fast BLAS found"
+        warnings.warn(f"{found}: matrix products run about 30 times slower. Install the extra stepaudio[cpu] (mkl), or "
+                      f"Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library", RuntimeWarning,
+                      stacklevel=3)
     return None
+
+
+def _load_cblas(path: str) -> bool:
+    """Load a library for all to see; tells whether it holds the matrix product that MLX calls."""
+    try:
+        return hasattr(ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
+    except OSError:
+        return False
 
 
 def cuda_installed() -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from .activations import rope
 from .errors import DecodeError
 from .units import MAX_CACHE_LEN
 
@@ -33,7 +34,7 @@ class Rope:
 
     def __call__(self, x: mx.array, offset: int) -> mx.array:
         """Rotate (B, H, n, D) at positions offset, offset+1, …"""
-        return mx.fast.rope(x, self.dims, traditional=False, base=self.base, scale=1.0, offset=offset)
+        return rope(x, self.dims, self.base, offset)
 
     def at(self, x: mx.array, positions: np.ndarray) -> mx.array:
         """Rotate (B, H, n, D) at any n positions."""
@@ -171,7 +172,7 @@ class WindowCache:
     def room(self, n: int) -> int:
         """How many of `n` new positions may come in one step.
 
-        Renumbered positions move as soon as something is forgotten, so from there on they come one by one.
+        Renumbered positions move whenever something is forgotten, so a step ends before that, or is one position.
         """
         if not self._renumber:
             return min(n, self.max_len)
@@ -208,6 +209,7 @@ class WindowCache:
         alive = ~loose | (order[new[-1]] - order[both] < self._window)
         self._survivors = None if alive.all() else mx.array(np.flatnonzero(alive))
         self._after = both[alive]
+        self._ranks = np.argsort(np.argsort(both))
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
         if not self._renumber:
@@ -226,9 +228,8 @@ class WindowCache:
             v = mx.concatenate([self._values[layer][..., :n, :], v], axis=2)
         stay = self._survivors
         self._keys[layer], self._values[layer] = (k, v) if stay is None else (k[..., stay, :], v[..., stay, :])
-        if self._renumber:  # `room` saw to it that nothing has been forgotten: rank = position
-            q, k = self._rope(q, self.offset), self._rope.at(k, np.concatenate([self.held, np.arange(
-                self.offset, self.offset + self._n)]))
+        if self._renumber:  # `room` saw to it that nothing is forgotten during this step: ranks stay as they are
+            q, k = self._rope(q, len(self.held)), self._rope.at(k, self._ranks)
         return q, k, v, self._mask
 
     def advance(self) -> None:

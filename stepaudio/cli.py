@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from . import backend
 from .cache import CachePolicy
-from .errors import ConfigError, StepAudioError
+from .errors import AudioError, ConfigError, StepAudioError
 from .loops import ON_LOOP
 from .prompt import ASR_SYSTEM
 from .sampling import Sampling
@@ -21,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(argv)
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.run(options)
     except StepAudioError as error:
         print(f"stepaudio: {error}", file=sys.stderr)
         return 2
@@ -33,6 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         return 141
 
 
+def _show_warning(message, *_args, **_more) -> None:
+    """A warning is for the user: one line, without the source line that raised it."""
+    print(f"stepaudio: warning: {message}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stepaudio", description="Workbench for Step-Audio 2 mini on MLX.")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     hear.add_argument("files", nargs="+", metavar="FILE")
     hear.add_argument("--text", action="store_true", help="print plain text instead of JSON")
     hear.add_argument("--json", action="store_true", help="print JSON (the default; kept for scripts)")
+    hear.add_argument("--no-tokenizer", action="store_true", help="give ids instead of text (needs --prompt-ids)")
     _decoding_options(hear)
     hear.set_defaults(run=_transcribe)
 
@@ -70,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=3)
     bench.set_defaults(run=_bench)
 
+    sweep = verbs.add_parser("sweep", help="run a declared grid of clips, settings, seeds and defects; resumes where it stopped")
+    sweep.add_argument("grid", help="JSON file; see stepaudio.lab.grid.Grid")
+    sweep.add_argument("-o", "--store", required=True, help="JSON lines, one per finished run")
+    sweep.add_argument("--table", metavar="FILE", help="also write all runs of the grid as .csv or .parquet")
+    sweep.set_defaults(run=_sweep)
+
     about = verbs.add_parser("info", help="backend, BLAS, dtype, versions")
     about.add_argument("--json", action="store_true")
     about.set_defaults(run=_info)
@@ -81,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _decoding_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", metavar="DIR", help="checkpoint folder; default: STEPAUDIO_CHECKPOINT, or the bundled nano")
-    verb.add_argument("--no-tokenizer", action="store_true", help="give ids instead of text (needs --prompt-ids)")
     verb.add_argument("--prompt-ids", metavar="IDS", help="ids of the prompt, with AUDIO where the recording goes")
     verb.add_argument("--prompt", default=ASR_SYSTEM, help="system text; default: the reference's transcription prompt")
     verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
@@ -117,8 +132,12 @@ def _decoding(options) -> dict:
     if options.batch is not None and options.batch < 1:
         raise ConfigError(f"--batch: expected at least 1, found {options.batch}")
     return {"sampling": sampling, "cache": cache, "max_tokens": options.max_tokens, "on_loop": options.on_loop,
-            "prompt": _prompt_ids(options.prompt_ids) if options.no_tokenizer else options.prompt, "batch": options.batch,
-            "downmix": options.downmix}
+            "prompt": _prompt(options), "batch": options.batch, "downmix": options.downmix}
+
+
+def _prompt(options):
+    no_tokenizer = getattr(options, "no_tokenizer", False)
+    return _prompt_ids(options.prompt_ids) if no_tokenizer or options.prompt_ids is not None else options.prompt
 
 
 def _prompt_ids(text: str | None):
@@ -129,7 +148,7 @@ def _prompt_ids(text: str | None):
             raise ValueError
         return tuple([int(t) for t in part.split()] for part in parts)
     except ValueError:
-        raise ConfigError("--no-tokenizer needs --prompt-ids: whole numbers with AUDIO once among them, for instance "
+        raise ConfigError("--prompt-ids, which --no-tokenizer needs: expected whole numbers with AUDIO once among them, for instance "
                           f"'1 2 AUDIO 3'; found {text!r}") from None
 
 
@@ -145,7 +164,7 @@ def _transcribe(options) -> int:
     for name in options.files:
         try:
             found = model.transcribe(name, **decoding)
-        except StepAudioError as error:
+        except AudioError as error:  # this file only; anything else would befall every file
             failed += 1
             print(f"stepaudio: {error}", file=sys.stderr)
             if not options.text:
@@ -181,6 +200,8 @@ def _weights(options) -> int:
 
     path = options.path or default_checkpoint()
     rename = dict(pair.partition("=")[::2] for pair in options.rename)
+    if not all("=" in pair and pair[0] != "=" for pair in options.rename):
+        raise ConfigError(f"--rename: expected FOUND=PUBLISHED, found {', '.join(options.rename)}")
     try:
         report = validate_weights(path, values=options.values, rename=rename or None)
     except StepAudioError as error:
@@ -196,7 +217,7 @@ def _verify(options) -> int:
     for name, rows in verify(options.goldens, options.tokenizer):
         bad += sum(not row.good for row in rows)
         if options.json:
-            print(json.dumps({"file": name, "rows": [vars(row) for row in rows]}))
+            print(json.dumps({"file": name, "rows": [_plain(vars(row)) for row in rows]}))
         else:
             print(table(name, rows), flush=True)
     if not options.json:
@@ -204,10 +225,27 @@ def _verify(options) -> int:
     return 1 if bad else 0
 
 
+def _plain(row: dict) -> dict:
+    """JSON knows no infinity; the verdict and its note say what happened."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
 def _bench(options) -> int:
     from .bench import run
 
     return run(options.manifest, options.model, options.repeats)
+
+
+def _sweep(options) -> int:
+    from .lab.grid import Grid
+    from .lab.sweep import run_sweep
+
+    table = run_sweep(Grid.from_file(options.grid), options.store)
+    if options.table:
+        table.write(options.table)
+    failed = sum(row["error"] != "" for row in table.rows)
+    print(json.dumps({"store": options.store, "runs": len(table), "failed": failed}))
+    return 1 if failed else 0
 
 
 def _info(options) -> int:

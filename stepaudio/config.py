@@ -174,7 +174,7 @@ class StepAudioConfig:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; expected the folder of a published model") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
             raise ConfigError(f"{path}: not readable as JSON ({error})") from None
         return cls.from_dict(data, str(path.name))
 

@@ -12,7 +12,7 @@ from .sampling import Sampling
 
 
 def run() -> int:
-    """Print what was said, what was heard, times and word error rates. Returns 0."""
+    """Print what was said, what was heard, times and word error rates. Returns 1 if a recording could not be read."""
     began = time.perf_counter()
     model = StepAudio2.load()
     found = backend.info()
@@ -25,11 +25,19 @@ def run() -> int:
         if name == "reference":
             for s in scores:
                 t = s.transcript
+                if t is None:
+                    print(f"{s.clip.file.name}  failed: {s.error}")
+                    continue
                 print(f"{s.clip.file.name}  {t.audio_seconds:.1f} s in {t.wall_seconds:.2f} s, {s.errors} of {s.words} words "
                       f"wrong\n  said   {s.clip.text or '(nothing)'}\n  heard  {t.text or '(nothing)'}")
     print()
     for name, line in lines.items():
-        print(f"--sampling {name:9}  word error rate {line['wer']:.1%}  real-time factor {line['rtf']:.3f}  "
+        print(f"--sampling {name:9}  word error rate {_shown(line['wer'], '.1%')}  real-time factor "
+              f"{_shown(line['rtf'], '.3f')}  "
               f"loops {line['loops']} of {line['clips']}")
     print("planned forbids repeats (frequency penalty 1.2, no 3-gram twice), which costs words wherever speech repeats.")
-    return 0
+    return 1 if any(line["failed"] for line in lines.values()) else 0
+
+
+def _shown(share: float | None, form: str) -> str:
+    return "-" if share is None else format(share, form)

@@ -6,6 +6,7 @@ Word errors are counted by jiwer after one stated normaliser (`normalise`). Know
 from __future__ import annotations
 
 import csv
+import io
 import re
 import time
 import unicodedata
@@ -15,9 +16,8 @@ from pathlib import Path
 
 import jiwer
 
-from .audio import load_audio
 from .errors import DataError, StepAudioError
-from .transcribe import Transcript
+from .transcribe import Transcript, timed
 
 GROUP = 64  # recordings held in memory at a time
 
@@ -47,7 +47,7 @@ class Clip:
 def read_manifest(path: str | Path) -> list[Clip]:
     """A tab- or comma-separated table with at least the columns `file` and `text`; paths relative to the table.
 
-    Raises `DataError` where the table is missing, has no such columns, or no line.
+    Raises `DataError` where the table is missing, has no such columns, no line, or a line that does not fit its head.
     """
     path = Path(path)
     try:
@@ -56,14 +56,26 @@ def read_manifest(path: str | Path) -> list[Clip]:
         raise DataError(f"{path}: not readable as a table ({error})") from None
     head = text.splitlines()[0] if text.strip() else ""
     comma = "\t" not in head
-    reader = csv.DictReader(text.splitlines(), delimiter="," if comma else "\t",
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if comma else "\t",
                             quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE)
-    if not {"file", "text"} <= set(reader.fieldnames or ()):
-        raise DataError(f"{path}: expected columns file and text, found {', '.join(reader.fieldnames or ()) or 'nothing'}")
-    clips = [Clip(path.parent / row["file"], row["text"] or "") for row in reader if row["file"]]
+    try:
+        if not {"file", "text"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{path}: expected columns file and text, found {', '.join(reader.fieldnames or ()) or 'nothing'}")
+        clips = [_clip(path, reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: not readable as a table ({error})") from None
     if not clips:
         raise DataError(f"{path}: the table has a head but no line")
     return clips
+
+
+def _clip(path: Path, line: int, row: dict) -> Clip:
+    """One line. A cell too many is most often an unquoted comma in the text, which would cut the text short."""
+    if None in row:
+        raise DataError(f"{path}: line {line}: more cells than the head has names; quote a text that holds commas")
+    if not row["file"]:
+        raise DataError(f"{path}: line {line}: the column file is empty")
+    return Clip(path.parent / row["file"], row["text"] or "")
 
 
 @dataclass(frozen=True)
@@ -99,12 +111,14 @@ def evaluate(model, clips: list[Clip], *, downmix: str = "first", **options) -> 
 
     options : as in `StepAudio2.transcribe_many`. A recording that cannot be used gives a Score with `error`.
     """
+    if model.tokenizer is None:
+        raise DataError("word errors need text, and the model was loaded with tokenizer=None: load it with a tokenizer")
     for i in range(0, len(clips), GROUP):
         group, samples, began = clips[i : i + GROUP], {}, time.perf_counter()
         failed: dict[int, str] = {}
         for k, clip in enumerate(group):
             try:
-                samples[k] = load_audio(clip.file, downmix=downmix)
+                samples[k] = model.pipeline.load(clip.file, downmix=downmix)
             except StepAudioError as error:
                 failed[k] = str(error)
         reading = time.perf_counter() - began
@@ -113,10 +127,10 @@ def evaluate(model, clips: list[Clip], *, downmix: str = "first", **options) -> 
             if k in failed:
                 yield Score(clip, None, error=failed[k])
                 continue
-            words, errors = count_errors(clip.text, done[k].text or "")
             t = done[k]
+            words, errors = count_errors(clip.text, t.text)
             share = reading * len(samples[k]) / sum(map(len, samples.values()))
-            yield Score(clip, Transcript(t.text, t.segments, t.audio_seconds, t.wall_seconds + share), words, errors)
+            yield Score(clip, timed(t, t.wall_seconds + share), words, errors)
 
 
 def totals(scores: list[Score], known_words: set[str] | None = None) -> dict:
@@ -142,10 +156,11 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def read_words(path: str | Path) -> set[str]:
-    """The words of a `words.txt` (a word and its count per line)."""
+    """The words of a `words.txt` (a word, a tab and its count per line), normalised."""
     try:
-        return {line.split("\t")[0] for line in Path(path).read_text(encoding="utf-8").splitlines() if line}
-    except OSError as error:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        return {word for line in lines for word in normalise(line.split("\t")[0]).split()}
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as a list of words ({error})") from None
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import numpy as np
 
+from .activations import log_sum_exp
 from .cache import CachePolicy, FullCache
+from .encoder import Tap, _no_tap
 from .errors import DecodeError
 from .loops import ON_LOOP, Loop, LoopDetector
 from .net import StepAudioNet
@@ -85,7 +87,7 @@ class _Row:
         self.number, self.index, self.options = number, 0, options
         self.detector = None if options.on_loop == "off" else LoopDetector()
         self.ends = options.should_stop() if options.should_stop else None
-        self.escaped = False
+        self.escaped = 0.0  # how often the block had been said when the escape began; twice that ends the row
 
     def judge(self, token: int, logprob: float, kv_bytes: int) -> Step:
         loop = self.detector.push(token) if self.detector else None
@@ -94,7 +96,7 @@ class _Row:
             stop = "eos"
         elif self.ends and self.ends(token):
             stop = "stop string"
-        elif loop and (o.on_loop == "stop" or self.escaped and loop.repeats > 2 * 4):
+        elif loop and (o.on_loop == "stop" or self.escaped and loop.repeats >= 2 * self.escaped):
             stop = "loop"
         elif self.index + 1 >= o.max_tokens:
             stop = "length"
@@ -103,14 +105,15 @@ class _Row:
         return step
 
 
-def generate(net: StepAudioNet, requests: Sequence[Request], options: Options) -> Iterator[Step]:
+def generate(net: StepAudioNet, requests: Sequence[Request], options: Options, tap: Tap = _no_tap) -> Iterator[Step]:
     """Decode one or several prompts; rows of a batch give the ids they would give alone.
 
     While the host looks at step t, the device already computes step t+1: the only wait per step is for one id
     and its log-probability per row. Rows that have ended leave the batch as soon as half of it has.
 
     Several rows share a full cache, so a batch needs a cache limit that cannot bite
-    (`fits_one_batch`); a single row takes any policy. Raises `DecodeError` otherwise, and on an empty prompt.
+    (`fits_one_batch`); a single row takes any policy. `tap` is called as tap(name, array) with what every pass of the
+    decoder computes, the one ahead of the last id included. Raises `DecodeError` otherwise, and on an empty prompt.
     """
     if not requests:
         return
@@ -119,10 +122,10 @@ def generate(net: StepAudioNet, requests: Sequence[Request], options: Options) -
     sampler = Sampler(options.sampling, [list(map(int, r.ids)) for r in requests], options.audio_range)
     rows = [_Row(i, options) for i in range(len(requests))]
     live = list(rows)
-    logits = _prefill(net, _left_padded(requests), cache)
+    logits = _prefill(net, _left_padded(requests), cache, tap)
     pending = _choose(sampler, logits)
     while True:
-        ahead = _choose(sampler, _logits_after(net, pending[0], cache)) if _any_may_go_on(live) else None
+        ahead = _choose(sampler, _logits_after(net, pending[0], cache, tap)) if _any_may_go_on(live) else None
         ids, logprobs = np.array(pending[0]).tolist(), np.array(pending[1]).tolist()  # the one wait of a step
         steps = [(row, row.judge(t, p, cache.nbytes)) for row, t, p in zip(rows, ids, logprobs, strict=True) if row in live]
         yield from (step for _, step in steps)
@@ -130,7 +133,7 @@ def generate(net: StepAudioNet, requests: Sequence[Request], options: Options) -
             if step.stop:
                 live.remove(row)
             elif step.loop and options.on_loop == "escape" and not row.escaped:
-                row.escaped = True
+                row.escaped = step.loop.repeats
                 sampler.escape(rows.index(row))
         if not live or ahead is None:
             return
@@ -172,28 +175,28 @@ def _left_padded(requests: Sequence[Request]) -> mx.array:
     return mx.stack([mx.pad(r.embeddings, [(longest - r.embeddings.shape[0], 0), (0, 0)]) for r in requests])
 
 
-def _prefill(net: StepAudioNet, x: mx.array, cache) -> mx.array:
+def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap) -> mx.array:
     """Feed the whole prompt in steps that the cache allows; logits (B, V) after its last position."""
     done, n = 0, x.shape[1]
     while True:
         take = min(cache.room(n - done), PREFILL)
         piece, done = x[:, done : done + take], done + take
         if done >= n:
-            return net.next_logits(piece, cache)
-        net.model(piece, cache)
+            return net.next_logits(piece, cache, tap)
+        net.model(piece, cache, tap)
         mx.eval(cache.arrays)
 
 
 def _choose(sampler: Sampler, logits: mx.array) -> tuple[mx.array, mx.array]:
     """Next ids (B,) and their log-probabilities before any rule, both already being computed."""
     ids = sampler(logits)
-    logprobs = mx.take_along_axis(logits, ids[:, None], axis=1)[:, 0] - mx.logsumexp(logits, axis=1)
+    logprobs = mx.take_along_axis(logits, ids[:, None], axis=1)[:, 0] - log_sum_exp(logits)
     mx.async_eval(ids, logprobs)
     return ids, logprobs
 
 
-def _logits_after(net: StepAudioNet, ids: mx.array, cache) -> mx.array:
-    return net.next_logits(net.model.embed_tokens(ids[:, None]), cache)
+def _logits_after(net: StepAudioNet, ids: mx.array, cache, tap: Tap) -> mx.array:
+    return net.next_logits(net.model.embed_tokens(ids[:, None]), cache, tap)
 
 
 def _any_may_go_on(live: list[_Row]) -> bool:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .errors import DataError
+from .headers import read_header
+
+KERNEL_AXES = {3: (0, 2, 1), 4: (0, 2, 3, 1)}  # PyTorch's order of a convolution's axes to MLX's, by their number
+
+
+STORED = {name: np.dtype(kind) for name, kind in {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4",
+    "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8"}.items()}
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,30 @@ class Row:
         return self.verdict in ("ok", "not covered")
 
 
-class Golden:
-    """One golden file: config, arrays, and a record of which expectations were looked at."""
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file; bfloat16 widened to float32, all other types as stored.
 
-    def __init__(self, config: dict, arrays: dict[str, np.ndarray]):
-        self.config, self._arrays = config, arrays
+    Raises `WeightsError` where the file is missing or broken, `DataError` for a type that numpy has not.
+    """
+    arrays = {}
+    for name, info in read_header(path).items():
+        if info.dtype not in STORED:
+            raise DataError(f"{path}: {name} is stored as {info.dtype}, which nothing here reads")
+        flat = np.fromfile(path, STORED[info.dtype], info.nbytes // STORED[info.dtype].itemsize, offset=info.offset)
+        if info.dtype == "BF16":
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = flat.reshape(info.shape)
+    return arrays
+
+
+class Golden:
+    """One golden file: config, arrays, and a record of which expectations were looked at.
+
+    `folder` is where the file lies, for checks that need the weights of another file beside it.
+    """
+
+    def __init__(self, config: dict, arrays: dict[str, np.ndarray], folder: Path | None = None):
+        self.config, self._arrays, self.folder = config, arrays, folder
         self.rows: list[Row] = []
         self._seen: set[str] = set()
 
@@ -49,11 +77,15 @@ class Golden:
         return [n[len(prefix) : stop] for n in self._arrays if n.startswith(prefix) and n.endswith(suffix)]
 
     def weights(self, prefix: str = "") -> list[tuple[str, mx.array]]:
-        """Weights under module names: kernels of three axes are convolutions, (out, in, k) -> (out, k, in)."""
+        """Weights under module names, kernels as MLX holds them.
+
+        The rule is the number of axes, which only convolutions have more than two of: three are Conv1d,
+        (out, in, k) -> (out, k, in); four are Conv2d, (out, in, kh, kw) -> (out, kh, kw, in).
+        """
         found = []
         for name, array in self._arrays.items():
             if name.startswith("w." + prefix):
-                array = array.swapaxes(1, 2) if array.ndim == 3 else array
+                array = array.transpose(KERNEL_AXES[array.ndim]) if array.ndim in KERNEL_AXES else array
                 found.append((name[2:], mx.array(array)))
         return found
 

@@ -5,8 +5,9 @@ Knows no tensor names (that is `weights`) and no template (that is `prompt`).
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,22 +15,24 @@ import mlx.core as mx
 import numpy as np
 
 from . import prompt as grammar
-from .audio import load_audio
 from .backend import default_dtype, on_cpu
 from .cache import CachePolicy
 from .config import StepAudioConfig
+from .encoder import Tap, _no_tap
 from .errors import DecodeError, PromptError, WeightsError
 from .generate import Options, Request, Run, Step, collect, fits_one_batch, generate
 from .loops import Loop
-from .mel import log_mel
 from .net import Slot, StepAudioNet
+from .pipeline import Pipeline
 from .report import WeightReport
 from .samples import default_checkpoint
 from .sampling import Sampling
 from .tokenizer import Detokenizer, Tokenizer
 from .transcribe import Transcript, timed, transcribe_many
-from .units import CHUNK_SAMPLES, MAX_TOKENS, N_AUDIO_CODES, n_mel_frames, n_prompt_rows
+from .units import MAX_TOKENS, SAMPLE_RATE, n_prompt_rows
 from .weights import load_weights
+
+CPU_BATCH, GPU_BATCH = 8, 32  # pieces decoded together unless the caller says otherwise
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,10 @@ class Generation:
 class StepAudio2:
     """A loaded model. Make one with `StepAudio2.load`; it holds no state between calls."""
 
-    def __init__(self, net: StepAudioNet, tokenizer: Tokenizer | None, report: WeightReport, usable: bool = True):
+    def __init__(self, net: StepAudioNet, tokenizer: Tokenizer | None, report: WeightReport, usable: bool = True,
+                 pipeline: Pipeline | None = None):
         self.net, self.tokenizer, self.report, self._usable = net, tokenizer, report, usable
+        self.pipeline = pipeline or Pipeline()
 
     @classmethod
     def load(cls, path: str | Path | None = None, *, tokenizer: str | Path | None = "beside", dtype: mx.Dtype | None = None,
@@ -86,6 +91,10 @@ class StepAudio2:
         report = load_weights(net, folder, config, dtype or default_dtype(), rename)
         return cls(net, words, report, usable=not report.unfilled or allow_random)
 
+    def altered(self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None) -> StepAudio2:
+        """Another model that shares everything with this one but what is given; this one stays as it is."""
+        return StepAudio2(net or self.net, self.tokenizer, self.report, self._usable, pipeline or self.pipeline)
+
     @property
     def config(self) -> StepAudioConfig:
         return self.net.config
@@ -113,7 +122,7 @@ class StepAudio2:
         AudioError, DecodeError, WeightsError
         """
         began = time.perf_counter()
-        samples = load_audio(source, downmix=downmix, sample_rate=sample_rate)
+        samples = self.pipeline.load(source, downmix=downmix, sample_rate=sample_rate)
         result = self.transcribe_many([samples], sampling=sampling, cache=cache, max_tokens=max_tokens, on_loop=on_loop,
                                       prompt=prompt, batch=batch, progress=progress)[0]
         return timed(result, time.perf_counter() - began)
@@ -131,52 +140,72 @@ class StepAudio2:
         """Several recordings (float32, 16 kHz) together: pieces of like length share a batch."""
         self._ready()
         options = self._options(sampling, cache, max_tokens, on_loop)
-        limit = min(CHUNK_SAMPLES, self._encoder_samples())
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise DecodeError(f"batch: expected a whole number of at least 1, found {batch!r}")
+        limit = min(self.pipeline.chunk_samples, self._encoder_samples())
 
         def decode(pieces: list[np.ndarray]) -> list[Run]:
             return self._run([self._listen(p, prompt) for p in self._together(pieces)], options)
 
-        return transcribe_many(recordings, decode, self._spell, self._stop_ids(), batch or (8 if on_cpu() else 32),
-                               limit / 16_000, progress)
+        return transcribe_many(recordings, decode, self._spell, self._stop_ids(),
+                               batch or (CPU_BATCH if on_cpu() else GPU_BATCH), limit / SAMPLE_RATE, progress)
 
     def _encoder_samples(self) -> int:
         """Most samples whose mel frames fit the encoder's positions."""
         return (2 * self.config.audio_encoder_config.n_audio_ctx) * 160 - 479
 
     def _together(self, pieces: list[np.ndarray]) -> list[tuple[mx.array, int]]:
-        """Adapter rows of several pieces, as if each had been alone, computed in one batch."""
-        mels = [log_mel(p, self.config.audio_encoder_config.n_mels) for p in pieces]
-        return [(rows, rows.shape[0]) for rows in self.net.hear(mels, independent=True)]
+        """Adapter rows of several pieces, as if each had been alone, and their number."""
+        return [(rows, rows.shape[0]) for rows in self._hear(self._mel(p) for p in pieces)]
+
+    def _hear(self, mels: Iterable[np.ndarray]) -> list[mx.array]:
+        """In one padded batch; on the CPU one after another, which keeps the work in the processor's cache."""
+        if not on_cpu():
+            return self.net.hear(list(mels), independent=True)
+        heard = []
+        for mel in mels:
+            heard += self.net.hear([mel], independent=True)
+            mx.async_eval(heard[-1])  # computed while the host makes the next mel
+        return heard
 
     def _listen(self, heard: tuple[mx.array, int], system: str | tuple[Sequence[int], Sequence[int]]) -> Request:
         rows, n = heard
         if isinstance(system, str):
-            return self._request(grammar.asr_prompt(self._words(), [n], system), [rows])
-        before, after = map(tuple, system)
-        filler = (before or after)[-1]  # any id will do where the rows go, their embeddings are replaced
+            return self._request(self.pipeline.build_prompt(grammar.asr_turns(system), self._words(), [[n]]), [rows])
+        try:
+            before, after = (tuple(map(operator.index, ids)) for ids in system)
+        except (TypeError, ValueError):
+            raise PromptError("prompt: expected a text, or two lists of ids, before and after the audio; found "
+                              f"{system!r:.120}") from None
+        filler = [*after, *before, 0][0]  # any id will do where the rows go, their embeddings are replaced
         prompt = grammar.Prompt(before + (filler,) * n + after, (grammar.AudioSlot(len(before), n, 0),))
         return self._request(prompt, [rows])
 
     # ------------------------------------------------------------ free generation
 
-    def request(self, messages: Sequence, *, downmix: str = "first") -> Request:
+    def request(self, messages: Sequence, *, downmix: str = "first", tap: Tap = _no_tap) -> Request:
         """A prompt of turns, with its recordings heard as the reference hears them (one zero-padded batch).
 
         messages : dicts or `prompt.Message`, as in StepFun's examples; audio items hold a path or samples under
             "audio". Recordings longer than 25 s are cut there, each piece with markers of its own.
+        tap : called as tap(name, array) with what encoder and adapter compute.
         """
         self._ready()
+        messages = [grammar.Message.of(m) for m in _list_of(messages)]
         pieces = [self._pieces(item["audio"], downmix) for item in _audio_items(messages)]
-        n_rows = [[n_prompt_rows(n_mel_frames(len(p))) for p in clip] for clip in pieces]
-        prompt = grammar.build_prompt(messages, self._words(), n_rows)
-        mels = [log_mel(p) for clip in pieces for p in clip]
-        used = [i for i, slot in enumerate(prompt.slots) if slot.length]
-        heard = self.net.hear([mels[i] for i in used], independent=False) if used else []
-        return self._request(replace(prompt, slots=tuple(prompt.slots[i] for i in used)), heard)
+        mels = [[self._mel(p) for p in clip] for clip in pieces]
+        n_rows = [[n_prompt_rows(mel.shape[1]) for mel in clip] for clip in mels]
+        prompt = self.pipeline.build_prompt(messages, self._words(), n_rows)
+        slots = tuple(s for s in prompt.slots if s.length)  # a remainder too short for a row keeps only its markers
+        heard = self.net.hear([mels[s.clip][s.piece] for s in slots], independent=False, tap=tap) if slots else []
+        return self._request(replace(prompt, slots=slots), heard)
 
     def _pieces(self, source, downmix: str) -> list[np.ndarray]:
-        x = load_audio(source, downmix=downmix)
-        return [x[i : i + CHUNK_SAMPLES] for i in range(0, len(x), CHUNK_SAMPLES)]
+        x, size = self.pipeline.load(source, downmix=downmix), self.pipeline.chunk_samples
+        return [x[i : i + size] for i in range(0, len(x), size)]
+
+    def _mel(self, samples: np.ndarray) -> np.ndarray:
+        return self.pipeline.mel(samples, self.config.audio_encoder_config.n_mels)
 
     def _request(self, prompt: grammar.Prompt, heard: Sequence[mx.array]) -> Request:
         slots = [Slot(0, s.start, s.length) for s in prompt.slots]
@@ -184,16 +213,22 @@ class StepAudio2:
         return Request(prompt.ids, x, tuple((s.start, s.length) for s in prompt.slots))
 
     def stream(self, messages: Sequence, *, sampling: Sampling | None = None, cache: CachePolicy | None = None,
-               max_tokens: int = MAX_TOKENS, on_loop: str = "report", stop: Sequence[str] = ()) -> Iterator[Step]:
-        """The steps of one answer as they are made. `stop`: strings that end it. See `generate_with_audio`."""
+               max_tokens: int = MAX_TOKENS, on_loop: str = "report", stop: Sequence[str] = (),
+               tap: Tap = _no_tap) -> Iterator[Step]:
+        """The steps of one answer as they are made.
+
+        stop : strings that end it, in the text without special tokens; the one that was met stays in the answer.
+        tap : called as tap(name, array) with every intermediate result (`lab.probes` names them).
+        Other options as in `transcribe`.
+        """
         options = self._options(sampling, cache, max_tokens, on_loop, stop)
-        return generate(self.net, [self.request(messages)], options)
+        return generate(self.net, [self.request(messages, tap=tap)], options, tap)
 
     def generate_with_audio(self, messages: Sequence, **options) -> Generation:
         """Answer with text and audio codes, as they come. Options as in `stream`."""
         run = collect(self.stream(messages, **options), 1)[0]
         ids = run.ids[:-1] if run.stop == "eos" else run.ids
-        return self._generation(run, ids, ids)
+        return self._generation(run, ids)
 
     def generate_text(self, messages: Sequence, **options) -> Generation:
         """Answer in text; the same run as `generate_with_audio`, without its codes."""
@@ -201,17 +236,17 @@ class StepAudio2:
 
     def generate_audio_tokens(self, messages: Sequence, **options) -> Generation:
         """Answer in audio codes: the open assistant turn starts with `<tts_start>`, as the reference seeds it."""
-        self._words()
-        messages = [grammar.Message.of(m) for m in messages]
+        messages = [grammar.Message.of(m) for m in _list_of(messages)]
+        if messages and messages[-1].role == "assistant" and messages[-1].content is None:
+            messages.pop()  # the open turn, to be opened again as a spoken one
         if not messages or messages[-1].role != "assistant":
             messages.append(grammar.Message("assistant", grammar.SPOKEN, eot=False))
         return self.generate_with_audio(messages, **options)
 
-    def _generation(self, run: Run, ids: Sequence[int], spoken: Sequence[int]) -> Generation:
+    def _generation(self, run: Run, ids: Sequence[int]) -> Generation:
         tokenizer = self._words()
-        text = [t for t in ids if t < tokenizer.text_limit]
-        codes = [c for t in spoken if (c := tokenizer.audio_code(t)) is not None and c < N_AUDIO_CODES]
-        return Generation(tuple(ids), tokenizer.decode(text, skip_special=True), tuple(codes), run.stop or "length",
+        codes = [c for t in ids if (c := tokenizer.audio_code(t)) is not None]
+        return Generation(tuple(ids), self._spell(ids), tuple(codes), run.stop or "length",
                           run.mean_logprob, run.loop, run.kv_bytes)
 
     # ------------------------------------------------------------ what all of them share
@@ -221,11 +256,11 @@ class StepAudio2:
         if self.tokenizer is not None and self.tokenizer.n_audio:
             first = self.tokenizer.first_audio_code
             audio = (first, first + self.tokenizer.n_audio)
-        if isinstance(stop, str) or any(not s for s in stop):
+        if not isinstance(stop, (list, tuple)) or not all(isinstance(s, str) and s for s in stop):
             raise DecodeError(f"stop: expected a list of non-empty strings, found {stop!r}")
         watch = (lambda: StopStrings(self._words(), stop)) if stop else None
-        return Options(sampling or Sampling.planned(), cache or CachePolicy(), max_tokens, self._stop_ids(), on_loop,
-                       watch, audio)
+        return Options(self.pipeline.sampling(sampling or Sampling.planned()), cache or CachePolicy(), max_tokens,
+                       self._stop_ids(), on_loop, watch, audio)
 
     def _run(self, requests: Sequence[Request], options: Options) -> list[Run]:
         """All requests: in one batch where the cache limit allows it, else one after another."""
@@ -240,17 +275,21 @@ class StepAudio2:
         return frozenset() if end is None else frozenset([end])
 
     def _spell(self, ids: Sequence[int]) -> str | None:
-        return None if self.tokenizer is None else self.tokenizer.decode(list(ids), skip_special=True)
+        """The text ids as text; markers and audio codes are no text, as in the reference's own split."""
+        if self.tokenizer is None:
+            return None
+        limit = self.tokenizer.text_limit
+        return self.tokenizer.decode([t for t in ids if t < limit], skip_special=True)
 
     def _words(self) -> Tokenizer:
         if self.tokenizer is None:
             raise PromptError("this needs a tokenizer, and the model was loaded with tokenizer=None: load it with one, "
-                              "or build a `prompt.Prompt` from ids and use `generate.generate`")
+                              "or give `transcribe` its prompt as two lists of ids (--prompt-ids)")
         return self.tokenizer
 
     def _ready(self) -> None:
         if not self._usable:
-            raise WeightsError(f"the checkpoint is incomplete and will not run on random weights: {self.report.summary()}. "
+            raise WeightsError(f"the checkpoint is incomplete and will not run on random weights: {self.report.summary}. "
                                "Load it whole, or pass allow_random=True if random weights are what you want")
 
 
@@ -268,11 +307,16 @@ class StopStrings:
         return any(s in window for s in self._strings)
 
 
-def _audio_items(messages: Sequence) -> Iterator[dict]:
+def _list_of(messages: Sequence) -> Sequence:
+    if isinstance(messages, (str, Mapping, grammar.Message)) or not isinstance(messages, Iterable):
+        raise PromptError(f"expected a list of messages, found one {type(messages).__name__}")
+    return messages
+
+
+def _audio_items(messages: Sequence[grammar.Message]) -> Iterator[Mapping]:
     for message in messages:
-        content = grammar.Message.of(message).content
-        for item in content if isinstance(content, (list, tuple)) else ():
-            if item.get("type") == "audio":
+        for item in message.content if isinstance(message.content, (list, tuple)) else ():
+            if isinstance(item, Mapping) and item.get("type") == "audio":
                 if "audio" not in item:
                     raise PromptError('an audio item needs its recording under "audio": a path or samples')
                 yield item

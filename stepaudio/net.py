@@ -74,7 +74,9 @@ class StepAudioNet(nn.Module):
         for row, mel in zip(batch, mels, strict=True):
             row[:, : mel.shape[1]] = mel
         x_len = mx.array(np.array(lengths, dtype=np.int32) - 2)
-        rows = self.adapter(self.encoder(mx.array(batch).astype(self.dtype), x_len, independent, tap), tap)
+        mel = mx.array(batch).astype(self.dtype)
+        tap("mel", mel)
+        rows = self.adapter(self.encoder(mel, x_len, independent, tap), tap)
         return [rows[i, : n_rows(n - 2, config.adapter_stride)] for i, n in enumerate(lengths)]
 
     def embed(self, ids: np.ndarray, slots: Sequence[Slot] = (), features: Sequence[mx.array] = ()) -> mx.array:
@@ -92,6 +94,8 @@ class StepAudioNet(nn.Module):
             raise PromptError(f"the prompt has {len(slots)} audio slots but {len(features)} pieces of audio were given")
         x = self.model.embed_tokens(mx.array(ids))
         for i, (slot, rows) in enumerate(zip(slots, features, strict=True)):
+            if rows.shape[0] == 0:
+                raise PromptError(f"audio slot {i} was given no rows: its audio is too short to be heard, leave the slot out")
             if rows.shape[0] != slot.length:
                 raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {rows.shape[0]} rows")
             if not (0 <= slot.row < ids.shape[0] and 0 <= slot.start and slot.start + slot.length <= ids.shape[1]):
@@ -104,6 +108,8 @@ class StepAudioNet(nn.Module):
         """Embeddings (B, n, D) -> logits (B, n, vocabulary) for every position."""
         return self.lm_head(self.model(x, cache, tap))
 
-    def next_logits(self, x: mx.array, cache) -> mx.array:
+    def next_logits(self, x: mx.array, cache, tap: Tap = _no_tap) -> mx.array:
         """Logits (B, vocabulary) after the last position only; float32, as the reference casts before sampling."""
-        return self.lm_head(self.model(x, cache)[:, -1]).astype(mx.float32)
+        logits = self.lm_head(self.model(x, cache, tap)[:, -1]).astype(mx.float32)
+        tap("logits", logits)
+        return logits

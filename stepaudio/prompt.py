@@ -251,5 +251,9 @@ def asr_prompt(tokenizer: Tokenizer, n_rows: Sequence[int], system: str = ASR_SY
     system : str
         What to do with it; `S2TT_SYSTEM_EN` asks for a translation instead.
     """
-    turns = [Message("system", system), Message("human", [{"type": "audio"}]), Message("assistant", None)]
-    return build_prompt(turns, tokenizer, [n_rows])
+    return build_prompt(asr_turns(system), tokenizer, [n_rows])
+
+
+def asr_turns(system: str = ASR_SYSTEM) -> list[Message]:
+    """The turns of `asr_prompt`."""
+    return [Message("system", system), Message("human", [{"type": "audio"}]), Message("assistant", None)]

@@ -1,4 +1,4 @@
-"""Finds the data that comes with the project: the nano checkpoint and the bundled recordings. Reads nothing."""
+"""Finds the data that comes with the project: the nano checkpoint and the bundled recordings. Reads no contents."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ CHECKPOINT_VARIABLE = "STEPAUDIO_CHECKPOINT"
 
 
 def data_folder() -> Path:
-    """The folder `data/`: beside the package in a checkout, inside it in an installed wheel."""
+    """The folder `data/`: inside the package in an installed wheel, beside it in a checkout.
+
+    Inside comes first: what lies beside an installed package is not ours.
+    """
     here = Path(__file__).resolve().parent
-    for folder in (here.parent / "data", here / "data"):
+    for folder in (here / "data", here.parent / "data"):
         if folder.is_dir():
             return folder
-    raise DataError(f"no data folder beside or inside {here}; expected data/nano and data/speech: is the installation whole?")
+    raise DataError(f"no data folder inside or beside {here}; expected data/nano and data/speech: is the "
+                    "installation whole?")
 
 
 def default_checkpoint() -> Path:
-    """`STEPAUDIO_CHECKPOINT` if it is set, else the bundled nano model."""
+    """`STEPAUDIO_CHECKPOINT` if it is set, else the bundled nano model, which must be there."""
     named = os.environ.get(CHECKPOINT_VARIABLE)
-    return Path(named).expanduser() if named else data_folder() / "nano"
+    if named:
+        return Path(named).expanduser()
+    nano = data_folder() / "nano"
+    if not (nano / "config.json").is_file():
+        raise DataError(f"{nano}: no bundled model here. Give a checkpoint folder in the published layout "
+                        f"(--model DIR, or {CHECKPOINT_VARIABLE}=DIR), or train one: see data/recipe/README.md")
+    return nano
 
 
 def speech_manifest() -> Path:

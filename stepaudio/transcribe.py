@@ -18,6 +18,7 @@ from .generate import Run
 from .units import CHUNK_SECONDS, SAMPLE_RATE
 
 LONG = 60.0  # seconds from which a progress bar is worth its line
+SEARCH = 8.0  # seconds before the limit in which a cut is sought
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Transcript:
         return sum(s.loop is not None for s in self.segments)
 
     def to_dict(self) -> dict:
-        return {**asdict(self), "segments": [asdict(s) for s in self.segments]}
+        return asdict(self)
 
 
 Decode = Callable[[list[np.ndarray]], list[Run]]
@@ -68,9 +69,9 @@ def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spe
     """Transcribe recordings together, `batch` pieces of similar length at a time.
 
     recordings : float32 samples at 16 kHz. `wall_seconds` of each is its share, by length, of the batches it was in.
-    progress : show a bar; by default only if there is more than a minute of audio.
+    progress : show a bar on stderr; by default only for more than a minute of audio, and only on a terminal.
     """
-    pieces = [(r, start, stop) for r, x in enumerate(recordings) for start, stop in cut_points(x, max_seconds)]
+    pieces = [(r, start, stop) for r, x in enumerate(recordings) for start, stop in cut_points(x, max_seconds, min(SEARCH, max_seconds / 2))]
     segments: dict[tuple[int, int], Segment] = {}
     wall = np.zeros(len(recordings))
     loud = []
@@ -82,7 +83,7 @@ def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spe
             loud.append(piece)
     loud.sort(key=lambda p: p[2] - p[1], reverse=True)
     seconds = sum(map(len, recordings)) / SAMPLE_RATE
-    hidden = seconds < LONG if progress is None else not progress
+    hidden = not progress if progress is not None else seconds < LONG or None  # None: tqdm asks if stderr is a terminal
     with tqdm(total=round(seconds), unit="s of audio", disable=hidden) as bar:
         bar.update(round(sum(s.end - s.start for s in segments.values())))
         for i in range(0, len(loud), batch):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import stepaudio  # noqa: F401  before anything imports mlx, so that the fast BLAS comes under it
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes or gigabytes")
@@ -27,3 +29,33 @@ def goldens(shared) -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the golden tensors, and {path} is not there")
     return path
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The bundled model."""
+    path = Path(__file__).resolve().parents[1] / "data" / "nano"
+    if not (path / "config.json").is_file():
+        pytest.skip(f"needs the bundled model, and {path} is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A folder in the published layout: tiny nets with random weights, and a tokenizer of their own."""
+    import tiny
+
+    return tiny.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint):
+    """The same, loaded."""
+    from stepaudio.model import StepAudio2
+
+    return StepAudio2.load(tiny_checkpoint)
+
+
+def pytest_collection_modifyitems(items):
+    """Quick tests first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -83,12 +83,12 @@ def _read_index(folder: Path, spoken: dict[str, str], max_seconds: float) -> lis
         if not pcm.exists():
             continue
         total = pcm.stat().st_size // 2
-        for line in index.read_text(encoding="utf-8").splitlines():
+        for line in index.read_bytes().splitlines():
             try:
                 clip = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line that its writer had not finished
-            n, text = clip["n_samples"], clip.get("text", spoken.get(clip["id"]))
+            except ValueError:
+                continue  # a line that its writer had not finished, perhaps within a character
+            n, text = clip["n_samples"], clip.get("text", spoken.get(clip.get("id")))
             if text is not None and clip["offset"] + n <= total and 0.2 <= n / SAMPLE_RATE <= max_seconds:
                 clips.append({"file": pcm, "offset": clip["offset"], "n": n, "text": text,
                               "phonemes": clip.get("ids"), "frames": clip.get("durations")})

@@ -1,0 +1,84 @@
+# On a machine with only Python (3.11 or newer) and make: `make demo`, `make test`. The first call makes .venv and
+# installs into it; later calls install again only after pyproject.toml or the choice of backend has changed.
+#
+#   make demo        the bundled model reads the bundled recordings
+#   make test        lint, then all tests, the quick ones first
+#   make bench       speed against PyTorch, as ratios (installs PyTorch)
+#   make lab         JupyterLab on notebooks/
+#   make lint        ruff alone
+#   make venv        only the environment
+#   make clean       remove it
+#
+# Choices: PYTHON=python3.12, BACKEND=cpu|cuda|cuda12|metal, TESTS="tests/test_mel.py -k chunk"
+
+SHELL := /bin/sh
+PY := .venv/bin/python
+TESTS ?=
+
+# Metal on a Mac; CUDA where NVIDIA's driver answers (580 is the first that speaks CUDA 13); else the CPU.
+BACKEND ?= $(shell \
+  if [ "$$(uname -s)" = Darwin ]; then echo metal; \
+  elif nvidia-smi >/dev/null 2>&1; then \
+    driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1 | cut -d. -f1); \
+    if [ "$${driver:-0}" -ge 580 ] 2>/dev/null; then echo cuda; else echo cuda12; fi; \
+  else echo cpu; fi)
+EXTRA := $(filter-out metal,$(BACKEND))
+comma := ,
+space := $(subst x,,x x)
+STAMP := .venv/.stepaudio-$(BACKEND)
+
+# $(call install,EXTRA): the package itself, editable, with the backend's extra and this one.
+install = umask 022 && $(PY) -m pip install --quiet --disable-pip-version-check --editable \
+  ".$(if $(strip $(EXTRA) $(1)),[$(subst $(space),$(comma),$(strip $(EXTRA) $(1)))])"
+
+.PHONY: venv demo test lab lint bench clean
+.DELETE_ON_ERROR:
+
+venv: $(STAMP)
+
+demo: $(STAMP)
+	@$(PY) -m stepaudio demo
+
+test: lint
+	@$(PY) -m pytest $(TESTS)
+
+lint: $(STAMP)-test
+	@$(PY) -m ruff check .
+
+lab: $(STAMP)-notebook
+	@$(PY) -m jupyterlab notebooks
+
+bench: $(STAMP)-parity
+	@$(PY) -m stepaudio bench
+
+$(STAMP): pyproject.toml Makefile
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+	  for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	    if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "make: stepaudio needs Python 3.11 or newer, and found $$(python3 -V 2>/dev/null || echo none)." \
+	       "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "make: $$python is no Python 3.11 or newer" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
+	  echo "make: $$python cannot make virtual environments: its modules venv and ensurepip are missing." \
+	       "On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	fi; \
+	umask 022; \
+	echo "making .venv with $$("$$python" -V), backend $(BACKEND) (the first time takes a few minutes)"; \
+	"$$python" -m venv --clear .venv
+	@$(call install,)
+	@touch $@
+
+$(STAMP)-%: $(STAMP)
+	@echo "installing what '$*' needs"
+	@$(call install,$*)
+	@touch $@
+
+clean:
+	rm -rf .venv

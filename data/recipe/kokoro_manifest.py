@@ -1,0 +1,98 @@
+"""Give each sentence a voice, a speed and its phonemes: the list that kokoro_synth.py speaks.
+
+    python kokoro_manifest.py --text train.jsonl --out speak.jsonl --hours 30 --seed 1
+
+Reads lines of {"id", "text"}; `say`, where present, is the spelling to be read
+aloud (with capitals and punctuation) while `text` is the transcript, and `voice`
+and `speed` may be set beforehand.  Writes {"id", "text", "phonemes", "voice",
+"speed"}, shuffled, and stops at an estimated number of hours.  Phonemes come
+from the `hibari` package, British ones where British voices prevail.
+
+A recogniser hears far more people than there are voices here, so two clips in
+three get a mix of two or three voices: styles are vectors, and a convex
+combination of them speaks as somebody new.
+"""
+
+import argparse
+import json
+import random
+
+# Four more voices exist and are kept for scoring; am_puck is the least clear one.
+VOICES = dict.fromkeys(
+    "af_alloy af_aoede af_bella af_heart af_jessica af_kore af_nova af_river af_sarah af_sky "
+    "am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa "
+    "bf_alice bf_isabella bf_lily bm_daniel bm_fable bm_lewis".split(), 1.0)
+VOICES["am_puck"] = 0.25
+SECONDS_PER_PHONEME = 0.068  # with the pads' silence, at speed 1; only for --hours
+
+
+def pick_voice(rng):
+    """A name (one clip in three), or a mix of two or three [[name, weight], ...]."""
+    count = rng.choices((1, 2, 3), (0.33, 0.42, 0.25))[0]
+    names = []
+    while len(names) < count:
+        name = rng.choices(list(VOICES), list(VOICES.values()))[0]
+        if name not in names:
+            names.append(name)
+    if count == 1:
+        return names[0]
+    shares = [rng.gammavariate(1.5, 1.0) * VOICES[n] for n in names]
+    return [[n, round(s / sum(shares), 3)] for n, s in zip(names, shares, strict=True)]
+
+
+def pick_speed(rng):
+    """0.8 .. 1.3, most near 1."""
+    speed = rng.uniform(0.8, 1.3) if rng.random() < 0.2 else rng.gauss(1.02, 0.08)
+    return round(min(max(speed, 0.8), 1.3), 2)
+
+
+def is_british(voice):
+    mix = [[voice, 1.0]] if isinstance(voice, str) else voice
+    return sum(w if name[0] == "b" else -w for name, w in mix) > 0
+
+
+def check_voice(voice):
+    for name, _ in [[voice, 1.0]] if isinstance(voice, str) else voice:
+        if name not in VOICES:
+            raise SystemExit(f"voice {name!r} is not one of the training voices: {' '.join(sorted(VOICES))}")
+    return voice
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument("--text", required=True, nargs="+", help="JSONL files of {id, text}")
+    ap.add_argument("--out", required=True)
+    ap.add_argument("--hours", type=float, default=float("inf"), help="stop at about this much speech")
+    ap.add_argument("--max-phonemes", type=int, default=250)
+    ap.add_argument("--seed", type=int, default=0)
+    args = ap.parse_args()
+
+    from hibari.g2p import G2P
+
+    readers = {british: G2P(british=british) for british in (False, True)}
+    rng = random.Random(args.seed)
+    lines = []
+    for path in args.text:
+        with open(path, encoding="utf-8") as f:
+            lines += f.readlines()
+    rng.shuffle(lines)
+    seconds = written = 0
+    with open(args.out, "w", encoding="utf-8") as out:
+        for line in lines:
+            item = json.loads(line)
+            voice = check_voice(item.get("voice") or pick_voice(rng))
+            speed = item.get("speed") or pick_speed(rng)
+            phonemes = readers[is_british(voice)](item.get("say") or item["text"])
+            if not 1 <= len(phonemes) <= args.max_phonemes:
+                continue
+            out.write(json.dumps({"id": item["id"], "text": item["text"], "phonemes": phonemes, "voice": voice,
+                                  "speed": speed}, ensure_ascii=False) + "\n")
+            written += 1
+            seconds += (len(phonemes) + 2) * SECONDS_PER_PHONEME / speed
+            if seconds > args.hours * 3600:
+                break
+    print(f"{written} sentences, about {seconds / 3600:.1f} h")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Where finished runs go: one JSON object a line, on disk before the next run starts, and the tidy table of them.
+
+A process killed in the middle of a line leaves a torn last line; whoever owns the file cuts it off, everyone else
+reads past it. Knows the columns of a row, and nothing of how a run is made.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+
+# Every column and what it holds. "json": a list or an object. int and float may be absent (None), the others not.
+COLUMNS = {
+    "run": "str",  # hash of all that determines the run; no two rows share it
+    "clip": "str",
+    "setting": "str",
+    "seed": "int",
+    "defect": "str",
+    "text": "str",  # what was heard
+    "expected": "str",  # what was said
+    "words": "int",
+    "errors": "int",
+    "chars": "int",
+    "char_errors": "int",
+    "ids": "json",  # one list of ids per piece of at most 25 s, without the end mark
+    "stops": "json",  # why each piece ended
+    "n_ids": "int",
+    "loops": "int",  # pieces that fell into a loop
+    "period": "int",
+    "onset": "int",  # of the first such piece, in ids
+    "rep_4": "float",  # mean over pieces; absent if none has four ids
+    "mean_logprob": "float",  # natural log, over all ids of all pieces
+    "kv_bytes": "int",  # keys and values held at the end of the longest piece
+    "audio_seconds": "float",
+    "wall_seconds": "float",
+    "error": "str",  # why the run could not be made, else ""
+    "model": "str",
+    "config_hash": "str",
+    "weights_hash": "str",
+    "clip_hash": "str",
+    "version": "str",
+    "mlx": "str",
+    "backend": "str",
+    "dtype": "str",
+    "setting_json": "json",  # every value of the setting, defaults too
+}
+SHARED = (
+    "model",
+    "config_hash",
+    "weights_hash",
+    "version",
+    "mlx",
+    "backend",
+    "dtype",
+)  # same in all rows of a store
+
+
+class Store:
+    """One file of rows that this process alone appends to. Use as a context manager.
+
+    Raises `DataError` if the file cannot be written, or if another process is writing to it.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __enter__(self) -> Store:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process dies
+        except OSError:
+            os.close(self._fd)
+            raise DataError(
+                f"{self.path}: another sweep is writing to it; wait for it, or name another store"
+            ) from None
+        self._cut_torn_line()
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.close(self._fd)
+
+    def _cut_torn_line(self) -> None:
+        end = os.fstat(self._fd).st_size
+        start = end
+        while start > 0:  # look for the last newline from the back, in pieces
+            start = max(0, start - 65536)
+            found = os.pread(self._fd, min(65536, end - start), start).rfind(b"\n")
+            if found >= 0:
+                os.ftruncate(self._fd, start + found + 1)
+                return
+        os.ftruncate(self._fd, 0)
+
+    def append(self, row: Mapping) -> None:
+        """Write one row and wait until it is on the disk."""
+        line = (json.dumps(complete(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+        while line:
+            line = line[os.write(self._fd, line) :]
+        os.fsync(self._fd)
+
+
+def complete(row: Mapping) -> dict:
+    """The row with all columns in order, absent ones empty; refuses a column there is none of."""
+    unknown = set(row) - set(COLUMNS)
+    if unknown:
+        raise DataError(
+            f"a run returned unknown columns {', '.join(sorted(unknown))}; known are {', '.join(COLUMNS)}"
+        )
+    empty = {"str": "", "json": [], "int": None, "float": None}
+    return {name: row.get(name, empty[kind]) for name, kind in COLUMNS.items()}
+
+
+def rank_file(path: str | Path, rank: int, size: int) -> Path:
+    """The file that a rank appends to: the store itself if it is alone, else `store-rank0.jsonl`, `-rank1`, ..."""
+    path = Path(path)
+    return path if size == 1 else path.with_name(f"{path.stem}-rank{rank}{path.suffix}")
+
+
+def store_files(path: str | Path) -> list[Path]:
+    """All files of a store that exist, its own and those of ranks."""
+    path = Path(path)
+    ranks = [f for f in path.parent.glob(f"*{path.suffix}") if _rank_of(f, path) is not None]
+    return [f for f in [path, *sorted(ranks, key=lambda f: _rank_of(f, path))] if f.exists()]
+
+
+def _rank_of(file: Path, store: Path) -> int | None:
+    head, _, number = file.stem.rpartition("-rank")
+    return int(number) if head == store.stem and number.isdecimal() else None
+
+
+def read_store(path: str | Path) -> Table:
+    """All finished runs of a store, from all its files, each once, in the order of `Table`.
+
+    A torn last line is read past. Raises `DataError` if there is no such store or a finished line is broken.
+    """
+    files = store_files(path)
+    if not files:
+        raise DataError(f"{path}: no such store; run a sweep into it first")
+    rows: dict[str, dict] = {}
+    for file in files:
+        for row in _read_lines(file):
+            rows.setdefault(row["run"], row)
+    return Table.of(rows.values())
+
+
+def _read_lines(file: Path) -> Iterator[dict]:
+    for number, line in enumerate(
+        file.read_bytes().split(b"\n")[:-1], 1
+    ):  # behind the last newline: nothing, or torn
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or set(row) != set(COLUMNS):
+                raise ValueError
+        except ValueError:
+            raise DataError(
+                f"{file}:{number}: not a row of a sweep; the file was changed by something else, or comes "
+                "from another version of this package: name another store"
+            ) from None
+        yield row
+
+
+@dataclass(frozen=True)
+class Table:
+    """Finished runs, one row each, sorted by setting, defect, clip and seed: the order of running leaves no trace."""
+
+    rows: tuple[dict, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping]) -> Table:
+        key = lambda row: (row["setting"], row["defect"], row["clip"], row["seed"])  # noqa: E731
+        return cls(tuple(sorted((complete(row) for row in rows), key=key)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_frame(self):
+        """A pandas table with the columns of `COLUMNS`; whole numbers that may be absent are `Int64`."""
+        pandas = _pandas()
+        kinds = {"int": "Int64", "float": "float64"}
+        frame = pandas.DataFrame(list(self.rows), columns=list(COLUMNS))
+        return frame.astype({name: kinds[kind] for name, kind in COLUMNS.items() if kind in kinds})
+
+    def write(self, path: str | Path) -> None:
+        """`to_csv` or `to_parquet`, by the ending of the name. Raises `DataError` for another ending."""
+        writers = {".csv": self.to_csv, ".parquet": self.to_parquet}
+        suffix = Path(path).suffix
+        if suffix not in writers:
+            raise DataError(f"{path}: a table is written as .csv or .parquet")
+        writers[suffix](path)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a CSV file in UTF-8; lists and objects as JSON, an absent number as an empty cell."""
+        with Path(path).open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for row in self.rows:
+                writer.writerow([_to_cell(row[name], kind) for name, kind in COLUMNS.items()])
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a Parquet file, lists and objects as JSON text. Raises `DataError` if pyarrow is not installed."""
+        _need_pyarrow()
+        frame = self.to_frame()
+        for name in _JSON:
+            frame[name] = [_to_cell(value, "json") for value in frame[name]]
+        frame.to_parquet(path, engine="pyarrow", index=False)
+
+
+_JSON = [name for name, kind in COLUMNS.items() if kind == "json"]
+
+
+def read_table(path: str | Path) -> Table:
+    """The table from what `to_csv` or `to_parquet` wrote, or from a store (.jsonl); `.to_frame()` for pandas."""
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet"):
+        return read_store(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such table")
+    return _from_csv(path) if path.suffix == ".csv" else _from_parquet(path)
+
+
+def _from_csv(path: Path) -> Table:
+    with path.open(encoding="utf-8", newline="") as stream:
+        try:
+            reader = csv.reader(_big_cells(stream))
+            _check_columns(next(reader, []), path)
+            kinds = COLUMNS.items()
+            return Table.of(
+                {name: _from_cell(cell, kind) for (name, kind), cell in zip(kinds, line, strict=True)}
+                for line in reader
+            )
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{path}: not a table of a sweep ({error})") from None
+
+
+def _big_cells(stream):
+    """Ids of a long recording outgrow the csv module's cell of 131 072 characters."""
+    csv.field_size_limit(1 << 30)
+    return stream
+
+
+def _from_parquet(path: Path) -> Table:
+    _need_pyarrow()
+    frame = _pandas().read_parquet(path, engine="pyarrow")
+    _check_columns(list(frame.columns), path)
+    absent = frame.isna()
+    convert = {"int": int, "float": float, "str": str, "json": json.loads}
+    return Table.of(
+        {name: None if absent.at[i, name] else convert[kind](frame.at[i, name]) for name, kind in COLUMNS.items()}
+        for i in frame.index
+    )
+
+
+def _check_columns(found: list[str], path: Path) -> None:
+    if list(found) != list(COLUMNS):
+        odd = sorted(set(found) ^ set(COLUMNS)) or ["their order"]
+        raise DataError(
+            f"{path}: not a table of this version of the package; columns differ in {', '.join(odd[:5])}"
+        )
+
+
+def _to_cell(value, kind: str) -> str:
+    if kind == "json":
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else repr(value) if kind == "float" else str(value)
+
+
+def _from_cell(cell: str, kind: str):
+    if kind == "str":
+        return cell
+    if kind == "json":
+        return json.loads(cell)
+    return None if cell == "" else int(cell) if kind == "int" else float(cell)
+
+
+def _pandas():
+    try:
+        import pandas
+    except ImportError:
+        raise DataError(
+            "this needs pandas, which is not installed: install stepaudio[notebook], or use to_csv and "
+            "Table.rows, which do without"
+        ) from None
+    return pandas
+
+
+def _need_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise DataError(
+            "Parquet needs pyarrow, which is not installed: install it, or use CSV, which keeps the same columns"
+        ) from None

@@ -1,0 +1,41 @@
+"""The functions around the nets: reading, mel, piece length, prompt, sampling, each as the reference has it.
+
+A model holds one such record and calls what is in it, so that an experiment can put something else in its place
+without a branch anywhere. Owns no arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .audio import load_audio
+from .mel import log_mel
+from .prompt import Prompt, build_prompt
+from .sampling import Sampling
+from .units import CHUNK_SAMPLES
+
+
+def as_asked(sampling: Sampling) -> Sampling:
+    """The sampling that the caller asked for."""
+    return sampling
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The defaults are the faithful ones.
+
+    load : as `audio.load_audio`: (source, downmix=, sample_rate=) -> float32 (n,) at 16 kHz.
+    mel : as `mel.log_mel`: (samples (n,), n_mels) -> float32 (n_mels, T).
+    chunk_samples : > 0, longest piece in samples at 16 kHz.
+    build_prompt : as `prompt.build_prompt`: (messages, tokenizer, n_rows) -> Prompt.
+    sampling : what is done instead of the sampling asked for.
+    """
+
+    load: Callable[..., np.ndarray] = load_audio
+    mel: Callable[..., np.ndarray] = log_mel
+    chunk_samples: int = CHUNK_SAMPLES
+    build_prompt: Callable[..., Prompt] = build_prompt
+    sampling: Callable[[Sampling], Sampling] = as_asked

@@ -1,0 +1,114 @@
+"""Fast activations against float64 and math.erf; explicit attention against the fused kernel."""
+
+import math
+
+import stepaudio  # noqa: F401  (puts a fast BLAS under mlx, so it comes first)
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from stepaudio import activations
+from stepaudio.activations import gelu, silu, softmax_attention
+
+# Dense where the functions bend, then out to where a float32 square overflows, and both zeros.
+WIDE = np.geomspace(1e-30, 1e30, 2001)
+RANGE = np.concatenate([np.linspace(-12, 12, 100_001), WIDE, -WIDE, [0.0, -0.0]]).astype(np.float32)
+STATED = 4e-7  # error of the rational fits to erf and tanh
+
+
+def gelu_twin(x: np.ndarray) -> np.ndarray:
+    return np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
+
+
+def silu_twin(x: np.ndarray) -> np.ndarray:
+    return np.array([v / (1 + math.exp(-v)) if v > -700 else 0.0 for v in x.astype(np.float64)])
+
+
+@pytest.fixture(params=["fast", "plain"])
+def form(request, monkeypatch):
+    monkeypatch.setattr(activations, "_vectorless", lambda x: request.param == "fast")
+    return request.param
+
+
+def worst(got, want: np.ndarray) -> float:
+    """Largest error in units of max(1, |x|): both functions are x times something between 0 and 1."""
+    return float((np.abs(np.array(got, dtype=np.float64) - want) / np.maximum(1, np.abs(RANGE))).max())
+
+
+def test_gelu_is_exact(form):
+    assert worst(gelu(mx.array(RANGE)), gelu_twin(RANGE)) < STATED
+    x = RANGE.astype(np.float64)
+    tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert worst(tanh_form, gelu_twin(RANGE)) > 100 * STATED  # the common approximation would not pass
+
+
+def test_silu(form):
+    assert worst(silu(mx.array(RANGE)), silu_twin(RANGE)) < STATED
+
+
+@pytest.mark.parametrize(("fit", "limit", "exact"), [
+    (activations.ERF, activations.ERF_LIMIT, math.erf), (activations.TANH, activations.TANH_LIMIT, math.tanh)],
+    ids=["erf", "tanh"])
+def test_fits_keep_their_stated_error(fit, limit, exact):
+    got = np.array(activations.rational(mx.array(RANGE), fit, limit), dtype=np.float64)
+    assert np.abs(got - [exact(float(v)) for v in RANGE]).max() < STATED
+
+
+def test_other_types_take_the_plain_form():
+    x = mx.array([-1.0, 0.5, 3.0])
+    for dtype in (mx.float16, mx.bfloat16):
+        assert gelu(x.astype(dtype)).dtype == silu(x.astype(dtype)).dtype == dtype
+        assert not activations._vectorless(x.astype(dtype))
+
+
+# ------------------------------------------------------------------------------- attention
+
+
+def attention_twin(q, k, v, scale, seen, bias):
+    """float64, one head, one query at a time."""
+    B, H, n, D = q.shape
+    out, weights = np.zeros((B, H, n, D)), np.zeros((B, H, n, k.shape[2]))
+    for b, h, i in np.ndindex(B, H, n):
+        g = h // (H // k.shape[1])
+        scores = k[b, g].astype(np.float64) @ q[b, h, i] * scale + bias[b, h, i]
+        scores[~seen[b, h, i]] = -np.inf
+        e = np.exp(scores - scores.max())
+        weights[b, h, i] = e / e.sum()
+        out[b, h, i] = weights[b, h, i] @ v[b, g]
+    return out, weights
+
+
+def masks(B, H, n, L):
+    rng = np.random.default_rng(1)
+    some = rng.random((B, 1, n, L)) < 0.6
+    some[..., 0] = True
+    bias = rng.normal(size=(B, H, n, L)).astype(np.float32)
+    hidden = np.where(rng.random((B, 1, 1, L)) < 0.5, 0, -1e10).astype(np.float32)
+    hidden[..., 0] = 0
+    everything, nothing = np.ones((B, H, n, L), bool), np.zeros((B, H, n, L))
+    end = np.arange(L)[None, :] <= np.arange(L - n, L)[:, None]
+    return {"none": (None, everything, nothing), "causal": ("causal", everything & end, nothing),
+            "bool": (mx.array(some), everything & some, nothing), "additive": (mx.array(bias), everything, bias),
+            "keys": (mx.array(hidden), everything, nothing + hidden)}
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "additive", "keys"])
+@pytest.mark.parametrize(("heads", "groups", "n", "L"), [(4, 4, 6, 6), (4, 2, 3, 9), (6, 1, 1, 7), (6, 2, 5, 5)])
+def test_explicit_attention_equals_fused_and_twin(mask, heads, groups, n, L):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, h, m, 8)).astype(np.float32) for h, m in ((heads, n), (groups, L), (groups, L)))
+    given, seen, bias = masks(2, heads, n, L)[mask]
+    taps = {}
+    fused = softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.4, given)
+    explicit = softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.4, given, taps.__setitem__)
+    want, weights = attention_twin(q, k, v, 0.4, seen, bias)
+    assert np.abs(np.array(fused) - want).max() < 1e-5
+    assert np.abs(np.array(explicit) - want).max() < 1e-5
+    assert list(taps) == ["attention"] and np.abs(np.array(taps["attention"]) - weights).max() < 1e-6
+
+
+def test_explicit_attention_keeps_the_type():
+    x = mx.ones((1, 2, 3, 8), dtype=mx.bfloat16)
+    assert softmax_attention(x, x, x, 1.0, "causal", lambda name, a: None).dtype == mx.bfloat16

@@ -1,0 +1,371 @@
+"""The facade on a tiny random model: what it hears, what it answers, what it refuses."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from stepaudio.cache import CachePolicy
+from stepaudio.errors import AudioError, ConfigError, DecodeError, PromptError, StepAudioError, WeightsError
+from stepaudio.mel import log_mel
+from stepaudio.model import StepAudio2, StopStrings
+from stepaudio.net import Slot
+from stepaudio.prompt import SPOKEN, Message, asr_prompt
+from stepaudio.sampling import Sampling
+from stepaudio.units import n_mel_frames, n_prompt_rows
+
+OPEN = {"role": "assistant", "content": None}
+ASK = [{"role": "human", "content": "what is the time now"}, OPEN]
+
+
+def ids_of(transcript):
+    return [segment.ids for segment in transcript.segments]
+
+
+def hear(audio):
+    return [{"role": "human", "content": [{"type": "audio", "audio": audio}, {"type": "text", "text": "what?"}]}, OPEN]
+
+
+def copy_with(checkpoint, folder, change):
+    """The tiny checkpoint with its dict of tensors changed in place."""
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def without(share: float):
+    """A change that drops this share of the tensors, spread over all of them."""
+    def change(tensors):
+        names = sorted(tensors)
+        for i, name in enumerate(names):
+            if int((i + 1) * share) > int(i * share):
+                del tensors[name]
+    return change
+
+
+# ---- loading ----
+
+
+def test_load_takes_every_tensor(tiny_checkpoint, tiny_model):
+    stored = load_file(tiny_checkpoint / "model.safetensors")
+    assert tiny_model.report.whole and set(tiny_model.report.loaded) == set(stored)
+    np.testing.assert_array_equal(np.array(tiny_model.net.lm_head.weight.astype(mx.float32)), stored["lm_head.weight"])
+
+
+def test_dtype_on_demand(tiny_checkpoint):
+    assert StepAudio2.load(tiny_checkpoint, dtype=mx.bfloat16).net.dtype == mx.bfloat16
+    with pytest.raises(WeightsError, match="float32, float16 or bfloat16"):
+        StepAudio2.load(tiny_checkpoint, dtype=mx.int8)
+
+
+def test_checkpoint_from_the_environment(tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tiny_checkpoint))
+    assert StepAudio2.load().report.path == str(tiny_checkpoint)
+
+
+def test_tokenizer_of_another_folder(tiny_checkpoint, tmp_path):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((tiny_checkpoint / file).read_bytes())
+    with pytest.raises(PromptError, match="no such file"):
+        StepAudio2.load(tmp_path)
+    model = StepAudio2.load(tmp_path, tokenizer=tiny_checkpoint)
+    assert model.tokenizer.n_ids == StepAudio2.load(tiny_checkpoint).tokenizer.n_ids
+
+
+def test_tokenizer_with_more_ids_than_rows(tiny_checkpoint, tmp_path):
+    tiny.Tokenizer.train(tiny.SENTENCES, 300, n_audio=500).save(tmp_path)
+    with pytest.raises(PromptError, match="same model"):
+        StepAudio2.load(tiny_checkpoint, tokenizer=tmp_path)
+
+
+def test_partial_checkpoint_warns_and_will_not_run(tiny_checkpoint, tmp_path):
+    folder = copy_with(tiny_checkpoint, tmp_path, without(0.2))
+    with pytest.warns(UserWarning, match="far from whole.*encoder: .*not filled"):
+        model = StepAudio2.load(folder)
+    for ask in (lambda: model.transcribe(tiny.noise(1)), lambda: model.generate_text(ASK),
+                lambda: model.generate_audio_tokens(ASK)):
+        with pytest.raises(WeightsError, match="will not run on random weights.*not filled.*allow_random=True"):
+            ask()
+
+
+def test_one_missing_tensor_is_enough_to_refuse(tiny_checkpoint, tmp_path):
+    folder = copy_with(tiny_checkpoint, tmp_path, lambda t: t.pop("model.norm.weight"))
+    with pytest.warns(UserWarning, match="not whole"):
+        model = StepAudio2.load(folder)
+    with pytest.raises(WeightsError, match="model.norm.weight"):
+        model.transcribe(tiny.noise(1))
+
+
+def test_random_weights_on_demand(tiny_checkpoint, tmp_path):
+    folder = copy_with(tiny_checkpoint, tmp_path, without(0.2))
+    with pytest.warns(UserWarning):
+        model = StepAudio2.load(folder, allow_random=True)
+    assert len(model.generate_text(ASK, max_tokens=3).ids) <= 3
+
+
+def test_under_half_is_an_error_whatever_is_allowed(tiny_checkpoint, tmp_path):
+    folder = copy_with(tiny_checkpoint, tmp_path, without(0.6))
+    with pytest.raises(WeightsError, match="at least 50% are needed"):
+        StepAudio2.load(folder, allow_random=True)
+
+
+def test_rename_repairs(tiny_checkpoint, tmp_path):
+    def wrap(tensors):
+        for name in list(tensors):
+            tensors[f"module.{name}"] = tensors.pop(name)
+    folder = copy_with(tiny_checkpoint, tmp_path, wrap)
+    assert StepAudio2.load(folder, rename={"module.": ""}).report.whole
+
+
+# ---- prompts: audio lands where the reference puts it ----
+
+
+def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
+    x = tiny.noise(2)
+    request = tiny_model.request(hear(x))
+    n = n_prompt_rows(n_mel_frames(len(x)))
+    (start, length), = request.spans
+    patch = tiny_model.tokenizer.audio_patch
+    assert length == n and list(request.ids[start : start + n]) == [patch] * n
+    assert request.ids[start - 1] == tiny_model.tokenizer.audio_start
+    rows = tiny_model.net.hear([log_mel(x)])[0]
+    np.testing.assert_allclose(np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5)
+    plain = tiny_model.net.embed(np.array(request.ids))[0]
+    outside = [i for i in range(len(request.ids)) if not start <= i < start + n]
+    np.testing.assert_array_equal(np.array(request.embeddings)[outside], np.array(plain)[outside])
+
+
+def test_more_than_25_seconds_makes_two_slots(tiny_model):
+    x = tiny.noise(27)
+    spans = tiny_model.request(hear(x)).spans
+    assert [n for _, n in spans] == [n_prompt_rows(n_mel_frames(400_000)), n_prompt_rows(n_mel_frames(32_000))]
+    assert spans[1][0] == spans[0][0] + spans[0][1] + 2  # <audio_end><audio_start> between them
+
+
+def test_a_remainder_too_short_for_a_row_keeps_its_markers(tiny_model):
+    request = tiny_model.request(hear(tiny.noise(25.005)))
+    t = tiny_model.tokenizer
+    assert len(request.spans) == 1
+    assert list(request.ids).count(t.audio_start) == 2 == list(request.ids).count(t.audio_end)
+
+
+def test_two_clips_share_one_padded_batch(tiny_model):
+    """As the reference runs them: the shorter is encoded beside the longer, not alone."""
+    long, short = tiny.noise(3), tiny.noise(1.3, seed=1)
+    items = [{"type": "audio", "audio": long}, {"type": "audio", "audio": short}]
+    request = tiny_model.request([{"role": "human", "content": items}, OPEN])
+    together = tiny_model.net.hear([log_mel(long), log_mel(short)], independent=False)
+    for (start, n), rows in zip(request.spans, together, strict=True):
+        np.testing.assert_allclose(np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_audio_from_a_file_in_a_message(tiny_model, tmp_path):
+    sf.write(tmp_path / "a.wav", tiny.noise(1), 16_000, subtype="FLOAT")
+    a = tiny_model.generate_text(hear(tmp_path / "a.wav"), max_tokens=8)
+    assert a == tiny_model.generate_text(hear(tiny.noise(1)), max_tokens=8)
+    assert a.ids != tiny_model.generate_text(hear(tiny.noise(1, level=1e-3) + 0.5), max_tokens=8).ids
+
+
+@pytest.mark.parametrize(("messages", "message"), [
+    ("hello", "list of messages"), (None, "list of messages"), (Message("human", "hi"), "list of messages"),
+    ([{"role": "human"}], "role, content"), ([{"role": "boss", "content": "hi"}], "unknown role"),
+    ([{"role": "human", "content": [{"type": "audio"}]}], 'under "audio"'),
+    ([{"role": "human", "content": ["hi"]}], "expected an item"),
+    ([], "empty"),
+])  # fmt: skip
+def test_messages_that_are_none(tiny_model, messages, message):
+    with pytest.raises(PromptError, match=message):
+        tiny_model.generate_text(messages)
+
+
+def test_missing_recording_in_a_message(tiny_model, tmp_path):
+    with pytest.raises(AudioError, match="none.wav"):
+        tiny_model.generate_text(hear(tmp_path / "none.wav"))
+
+
+# ---- the ways of generating ----
+
+
+def test_text_and_codes_split_the_ids_as_the_reference_does(tiny_model):
+    t = tiny_model.tokenizer
+    found = tiny_model.generate_with_audio(ASK, max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
+    assert found.codes == tuple(i - t.first_audio_code for i in found.ids if 0 <= i - t.first_audio_code < tiny.N_AUDIO)
+    assert found.codes and found.text == t.decode([i for i in found.ids if i < t.audio_start], skip_special=True)
+    text = tiny_model.generate_text(ASK, max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
+    assert text.codes == () and text.ids == found.ids and text.text == found.text
+
+
+def test_audio_tokens_start_from_the_seeded_turn(tiny_model):
+    """Whether the caller opens no turn, an empty one or the seeded one, the prompt is StepFun's."""
+    human = {"role": "human", "content": "say it"}
+    seeded = [human, {"role": "assistant", "content": SPOKEN, "eot": False}]
+    runs = [tiny_model.generate_audio_tokens(m, max_tokens=9) for m in ([human], [human, OPEN], seeded)]
+    assert runs[0] == runs[1] == runs[2] == tiny_model.generate_with_audio(seeded, max_tokens=9)
+    assert tiny_model.request(seeded).ids[-1] == tiny_model.tokenizer.tts_start
+
+
+def test_audio_tokens_with_a_recording(tiny_model):
+    assert len(tiny_model.generate_audio_tokens(hear(tiny.noise(1))[:1], max_tokens=5).ids) == 5
+
+
+def test_stream_gives_the_same_ids_one_by_one(tiny_model):
+    steps = list(tiny_model.stream(ASK, max_tokens=12))
+    whole = tiny_model.generate_with_audio(ASK, max_tokens=12)
+    assert tuple(s.id for s in steps) == whole.ids and steps[-1].stop == whole.stop == "length"
+    assert whole.mean_logprob == pytest.approx(np.mean([s.logprob for s in steps])) and whole.kv_bytes > 0
+
+
+def test_seed_decides(tiny_model):
+    def run(seed):
+        return tiny_model.generate_text(ASK, max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed)).ids
+    assert run(1) == run(1) != run(2)
+
+
+def test_end_of_turn_is_not_part_of_the_answer(tiny_checkpoint, tmp_path):
+    """A head that answers every prompt with the end of the turn."""
+    model = StepAudio2.load(tiny_checkpoint)
+    eot, head = model.tokenizer.eot, np.array(model.net.lm_head.weight)
+    after = np.array(model.net.model(model.request(ASK).embeddings[None], _no_cache(model))[0, -1])
+    head[eot] = after * 100
+    model.net.lm_head.weight = mx.array(head)
+    found = model.generate_text(ASK, max_tokens=5)
+    assert (found.ids, found.text, found.stop) == ((), "", "eos")
+    assert model.transcribe(tiny.noise(1), max_tokens=50).segments[0].stop in ("eos", "length")
+
+
+def _no_cache(model):
+    from stepaudio.cache import NoCache
+
+    return NoCache(model.net.model.rope)
+
+
+def test_stop_string_that_spans_ids(tiny_model):
+    free = tiny_model.generate_text(ASK, max_tokens=40)
+    pieces = [(i, t) for i, t in enumerate(free.ids) if t < tiny_model.tokenizer.audio_start]
+    k = next(k for k in range(2, len(pieces)) if pieces[k][0] == pieces[k - 1][0] + 1
+             and "\ufffd" not in tiny_model.tokenizer.decode(free.ids[: pieces[k][0] + 1])[-3:])
+    end = pieces[k][0] + 1
+    text = tiny_model.tokenizer.decode(free.ids[:end], skip_special=True)
+    wanted = text[-2:]
+    found = tiny_model.generate_text(ASK, max_tokens=40, stop=[wanted, "never said"])
+    assert found.stop == "stop string" and found.ids == free.ids[: len(found.ids)] and len(found.ids) <= end
+    assert wanted in tiny_model.tokenizer.decode(found.ids, skip_special=True)
+    assert wanted not in tiny_model.tokenizer.decode(found.ids[:-1], skip_special=True)
+
+
+def test_stop_strings_alone(tiny_model):
+    t = tiny_model.tokenizer
+    ids = t.encode("the cat sat on the mat")
+    watch = StopStrings(t, ["cat s"])
+    assert len(t.encode("cat s")) > 1
+    first = next(i for i, token in enumerate(ids) if watch(token))
+    assert "cat s" in t.decode(ids[: first + 1]) and "cat s" not in t.decode(ids[:first])
+    halves = StopStrings(t, ["\u4f60"])  # one character in three bytes, each an id of its own
+    assert [halves(i) for i in map(t.id, "\u00e4\u00bd\u0142")] == [False, False, True]
+
+
+@pytest.mark.parametrize("stop", ["word", [""], [3], None])
+def test_stop_strings_that_are_none(tiny_model, stop):
+    with pytest.raises(DecodeError, match="non-empty strings"):
+        tiny_model.generate_text(ASK, stop=stop)
+
+
+def test_loop_is_told(tiny_model):
+    """Greedy on a model with tiny hidden states repeats itself sooner or later; if it does, the result says where."""
+    model = tiny_model
+    saved = model.net.lm_head.weight
+    try:
+        head = np.array(saved) * 0
+        head[65] = np.array(model.net.model(model.request(ASK).embeddings[None], _no_cache(model))[0, -1])
+        model.net.lm_head.weight = mx.array(head)
+        model.net.model.norm.weight, norm = mx.abs(model.net.model.norm.weight), model.net.model.norm.weight
+        found = model.generate_text(ASK, max_tokens=80, sampling=Sampling.greedy())
+        if len(set(found.ids)) == 1:
+            assert found.loop.period == 1 and found.loop.onset == 0 and found.stop == "length"
+            stopped = model.generate_text(ASK, max_tokens=80, sampling=Sampling.greedy(), on_loop="stop")
+            assert stopped.stop == "loop" and len(stopped.ids) == 32
+    finally:
+        model.net.lm_head.weight, model.net.model.norm.weight = saved, norm
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"on_loop": "maybe"}, {"batch": 0}, {"batch": -1}])
+def test_impossible_options(tiny_model, options):
+    with pytest.raises(DecodeError):
+        tiny_model.transcribe(tiny.noise(1), **options)
+
+
+# ---- without a tokenizer ----
+
+
+def test_ids_in_ids_out(tiny_checkpoint, tiny_model):
+    """With the ids of the reference's prompt, the same answer as with the tokenizer."""
+    mute = StepAudio2.load(tiny_checkpoint, tokenizer=None)
+    prompt = asr_prompt(tiny_model.tokenizer, [1])
+    start = prompt.slots[0].start
+    pair = prompt.ids[:start], prompt.ids[start + 1 :]
+    found = mute.transcribe(tiny.noise(2), prompt=pair, max_tokens=16)
+    assert found.text is None and found.segments[0].text is None
+    assert ids_of(found) == ids_of(tiny_model.transcribe(tiny.noise(2), max_tokens=16))
+
+
+@pytest.mark.parametrize(("prompt", "error"), [
+    (5, "two lists"), (([1],), "two lists"), ((["a"], [1]), "two lists"), (([10**6], []), "outside the vocabulary"),
+])  # fmt: skip
+def test_prompt_ids_that_are_none(tiny_model, prompt, error):
+    with pytest.raises(PromptError, match=error):
+        tiny_model.transcribe(tiny.noise(1), prompt=prompt)
+
+
+def test_audio_alone_is_a_prompt(tiny_model):
+    assert len(tiny_model.transcribe(tiny.noise(1), prompt=([], []), max_tokens=3).segments[0].ids) == 3
+
+
+def test_text_needs_a_tokenizer(tiny_checkpoint):
+    mute = StepAudio2.load(tiny_checkpoint, tokenizer=None)
+    for ask in (lambda: mute.transcribe(tiny.noise(1)), lambda: mute.generate_text(ASK),
+                lambda: mute.generate_audio_tokens(ASK)):
+        with pytest.raises(PromptError, match="needs a tokenizer"):
+            ask()
+
+
+# ---- caches ----
+
+
+@pytest.mark.parametrize("policy", [CachePolicy("full"), CachePolicy("window", 60), CachePolicy("sinks", 60),
+                                    CachePolicy("pinned", 200)], ids=lambda p: p.kind)
+def test_every_cache_can_be_asked_for(tiny_model, policy):
+    found = tiny_model.transcribe(tiny.noise(2), cache=policy, max_tokens=90)
+    assert len(found.segments[0].ids) == 90 or found.segments[0].stop == "eos"
+
+
+def test_a_limit_that_cannot_bite_changes_nothing(tiny_model):
+    options = {"max_tokens": 20, "sampling": Sampling.greedy()}
+    full = tiny_model.transcribe(tiny.noise(2), cache=CachePolicy("full"), **options)
+    assert ids_of(full) == ids_of(tiny_model.transcribe(tiny.noise(2), cache=CachePolicy("sinks", 4096), **options))
+
+
+def test_errors_are_all_of_one_family():
+    assert issubclass(ConfigError, StepAudioError) and issubclass(DecodeError, StepAudioError)
+
+
+def test_embedding_refuses_a_slot_that_does_not_fit(tiny_model):
+    rows = tiny_model.net.hear([log_mel(tiny.noise(1))])
+    with pytest.raises(PromptError, match="rows"):
+        tiny_model.net.embed(np.arange(40), [Slot(0, 2, len(rows[0]) + 1)], rows)
+
+
+# ---- the bundled model ----
+
+
+def test_nano_is_whole_and_small(nano):
+    model = StepAudio2.load(nano)
+    assert model.report.whole
+    assert sum(f.stat().st_size for f in nano.iterdir()) <= 30e6
+    assert json.loads((nano / "config.json").read_text())["audio_encoder_config"]["n_audio_ctx"] == 1500

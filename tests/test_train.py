@@ -1,0 +1,391 @@
+"""Training on a corpus of a few seconds and nets of a few channels: exact where it can be, the same twice where not."""
+
+import json
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+from mlx.utils import tree_flatten, tree_map
+
+from stepaudio.config import AudioEncoderConfig, StepAudioConfig, TextConfig
+from stepaudio.errors import DataError
+from stepaudio.mel import log_mel
+from stepaudio.model import StepAudio2
+from stepaudio.prompt import asr_prompt
+from stepaudio.tokenizer import Tokenizer
+from stepaudio.train import augment, corpus, loop, nano
+from stepaudio.train.corpus import IGNORE, BatchMaker, Bucket, Corpus
+from stepaudio.train.prompt_ids import transcription_ids
+from stepaudio.units import n_mel_frames, n_prompt_rows
+
+RATE = 16_000
+BUCKETS = (Bucket(2.0, 3, 12, 0.5), Bucket(3.0, 2, 20, 0.5))
+TEXTS = ["the cat", "sat on", "the mat", "what is", "the time now"]
+
+
+def clip_lines(n=5, seconds=0.6):
+    """Equal clips; each has two phonemes beside the silence at both ends, in frames of 25 ms."""
+    size, lines = round(seconds * RATE), []
+    for i in range(n):
+        frames = round(seconds / 0.025)
+        words = TEXTS[i].split()
+        ids = [0, *[p for w in range(len(words)) for p in ([40 + w] if w == 0 else [16, 40 + w])], 0]
+        durations = [2, *[3] * (len(ids) - 2), frames - 2 - 3 * (len(ids) - 2)]
+        lines.append({"id": str(i), "offset": i * size, "n_samples": size, "text": TEXTS[i], "ids": ids,
+                      "durations": durations})
+    return lines
+
+
+def write_corpus(folder, lines=None, tail=b"", name="a"):
+    lines = clip_lines() if lines is None else lines
+    folder.mkdir(exist_ok=True)
+    n = max(line["offset"] + line["n_samples"] for line in lines)
+    samples = np.random.default_rng(0).integers(-9000, 9000, n).astype(np.int16)
+    samples.tofile(folder / f"{name}.pcm")
+    (folder / f"{name}.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + tail)
+    return samples
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    found = Tokenizer.train([" " + t for t in TEXTS] * 3, vocab_size=280, n_audio=4)
+    found.save(tmp_path_factory.mktemp("words"))
+    return found
+
+
+@pytest.fixture
+def encode(tokenizer):
+    return loop.answer_encoder(tokenizer)
+
+
+@pytest.fixture
+def shelf(tmp_path, encode):
+    write_corpus(tmp_path / "c")
+    return Corpus([tmp_path / "c"], encode)
+
+
+@pytest.fixture
+def maker(shelf, tokenizer):
+    return BatchMaker(shelf, transcription_ids(tokenizer), list(BUCKETS), seed=3)
+
+
+def sizes(rows):
+    text = TextConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+                      num_hidden_layers=1, vocab_size=rows, rms_norm_eps=1e-6, rope_theta=1e4)
+    audio = AudioEncoderConfig(n_mels=128, n_audio_ctx=1500, n_audio_state=16, n_audio_head=2, n_audio_layer=1,
+                               llm_dim=16, kernel_size=3, adapter_stride=2, adapter_hidden=24)
+    return StepAudioConfig(text, audio)
+
+
+@pytest.fixture
+def trainer(tokenizer):
+    return new_trainer(tokenizer)
+
+
+def new_trainer(tokenizer, **changes):
+    recipe = loop.Recipe(steps=50, warmup=2, buckets=BUCKETS, **changes)
+    return loop.Trainer(recipe, sizes(-(-tokenizer.n_ids // 64) * 64), transcription_ids(tokenizer), tokenizer.text_limit)
+
+
+# ---- mels ----
+
+
+def test_mels_of_a_batch_equal_the_front_end_of_each_row():
+    N, lengths = 24_000, [24_000, 23_999, 9000, 4000]
+    wave = np.stack([tiny.noise(1.5, seed=i, level=10.0 ** -i) for i in range(4)])
+    for row, n in zip(wave, lengths, strict=True):
+        row[n:] = 0.5  # what stands past a row's end must not be heard
+    found = np.array(augment.log_mel_batch(mx.array(wave), mx.array(lengths), augment.clean_filters()))
+    assert found.shape == (4, n_mel_frames(N), 128)
+    for row, mel, n in zip(wave, found, lengths, strict=True):
+        np.testing.assert_allclose(mel[: n_mel_frames(n)], log_mel(row[:n]).T, atol=1e-4)
+        assert not mel[n_mel_frames(n) :].any()
+
+
+def test_filters_of_each_row():
+    wave, n = mx.array(np.stack([tiny.noise(1)] * 2)), mx.array([RATE, RATE])
+    filters = mx.stack([augment.clean_filters(), augment.warped_filters()[0]])
+    a, b = augment.log_mel_batch(wave, n, filters)
+    alone = augment.log_mel_batch(wave[:1], n[:1], augment.clean_filters())[0]
+    np.testing.assert_allclose(np.array(a), np.array(alone), atol=1e-5)
+    assert mx.abs(a - b).max() > 0.05
+
+
+def test_clips_are_put_in_their_places_at_their_speeds(maker, shelf):
+    pcm = shelf.samples(0)
+    batch = {k: np.array([v]) for k, v in {"begin": [100, 9000], "stop": [4000, 9500], "start": [20, 50]}.items()}
+    batch["rate"] = np.array([[1.0, 0.5]], np.float32)
+    wave = np.array(augment.gather_wave(mx.array(pcm), {k: mx.array(v) for k, v in batch.items()}, 12_000))[0]
+    wanted = np.zeros(12_000)
+    wanted[100:4000] = pcm[20:3920] / 32768
+    wanted[9000:9500] = np.interp(np.arange(500) / 2, np.arange(400), pcm[50:450]) / 32768
+    np.testing.assert_allclose(wave, wanted, atol=1e-4)
+
+
+def test_masks_hide_only_their_own_row():
+    mel = mx.array(np.random.default_rng(0).normal(size=(2, 50, 128)).astype(np.float32))
+    batch = {"length": mx.array([50 * 160 - 479 + 160, 20 * 160]), "time_mask": mx.array([[[60, 5]], [[3, 0]]]),
+             "band_mask": mx.array([[[7, 2]], [[1, 0]]])}
+    found = np.array(augment.mask_some(mel, batch))
+    hidden = found != np.array(mel)
+    assert hidden[0, 10:15].all() and hidden[0, :, 7:9][:48].all() and not hidden[1].any()
+    assert hidden[0].sum() <= 5 * 128 + 50 * 2
+
+
+# ---- corpus ----
+
+
+def test_clips_and_samples(tmp_path, encode):
+    samples = write_corpus(tmp_path / "c")
+    shelf = Corpus([tmp_path / "c"], encode)
+    assert shelf.hours == pytest.approx(5 * 0.6 / 3600) and len(shelf.shards) == 1
+    pcm = shelf.samples(0)
+    for clip in shelf.shards[0]:
+        i = TEXTS.index(clip["text"])
+        np.testing.assert_array_equal(pcm[clip["start"] : clip["start"] + clip["n"]], samples[i * 9600 : (i + 1) * 9600])
+        assert clip["ids"] == encode(TEXTS[i])
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "9", "offset": 0, "n_sam', b'{"id": "9", "text": "caf\xc3', b"\n"])
+def test_an_unfinished_last_line_is_left_out(tmp_path, encode, tail):
+    write_corpus(tmp_path / "c", tail=tail)
+    assert sum(map(len, Corpus([tmp_path / "c"], encode).shards)) == 5
+
+
+def test_clips_whose_samples_are_not_yet_there(tmp_path, encode):
+    samples = write_corpus(tmp_path / "c")
+    samples[:-1].tofile(tmp_path / "c" / "a.pcm")
+    write_corpus(tmp_path / "c", name="b")
+    (tmp_path / "c" / "b.pcm").unlink()
+    assert sorted(c["text"] for c in Corpus([tmp_path / "c"], encode).shards[0]) == sorted(TEXTS[:4])
+
+
+def test_texts_by_id_and_lengths(tmp_path, encode):
+    lines = clip_lines()
+    for line in lines[:3]:
+        del line["text"]
+    del lines[4]["id"]  # its text stands in the line
+    write_corpus(tmp_path / "c", lines)
+    (tmp_path / "t.jsonl").write_text('{"id": "0", "text": "the time now"}\n{"id": "1", "text": "what is"}\n')
+    found = Corpus([tmp_path / "c"], encode, tmp_path / "t.jsonl").shards[0]
+    assert sorted(c["text"] for c in found) == sorted(["the time now", "what is", "what is", "the time now"])
+    with pytest.raises(DataError, match="no clips"):
+        Corpus([tmp_path / "c"], encode, max_seconds=0.5)
+
+
+def test_shards_hold_every_clip_once(tmp_path, encode, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_SAMPLES", 20_000)
+    write_corpus(tmp_path / "c")
+    shelf = Corpus([tmp_path / "c"], encode)
+    assert [len(s) for s in shelf.shards] == [2, 2, 1]
+    assert sorted(c["text"] for s in shelf.shards for c in s) == sorted(TEXTS)
+    assert len({shelf.samples(i).shape for i in range(3)}) == 1
+
+
+# ---- batches ----
+
+
+def same(a, b):
+    return set(a) == set(b) and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_a_step_decides_its_batch(maker, shelf, tokenizer):
+    again = BatchMaker(shelf, transcription_ids(tokenizer), list(BUCKETS), seed=3)
+    assert all(same(maker(step), again(step)) for step in (7, 0, 7))
+    other = BatchMaker(shelf, transcription_ids(tokenizer), list(BUCKETS), seed=4)
+    assert not same(maker(0), maker(1)) and not same(maker(0), other(0))
+
+
+def rows_of(maker, steps=40):
+    for step in range(steps):
+        batch = maker(step)
+        for b in range(len(batch["length"])):
+            yield batch, b, batch["begin"][b][batch["begin"][b] < 1 << 30]
+
+
+def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, shelf):
+    for batch, b, placed in rows_of(maker, 10):
+        n = n_prompt_rows(n_mel_frames(int(batch["length"][b])))
+        wanted = asr_prompt(tokenizer, [n])
+        ids, labels = batch["ids"][b], batch["labels"][b]
+        assert tuple(ids[: len(wanted.ids)]) == wanted.ids
+        start, = {s.start for s in wanted.slots}
+        np.testing.assert_array_equal(batch["row_index"][b][start : start + n], 1 + np.arange(n))
+        assert np.count_nonzero(batch["row_index"][b]) == n
+        asked = np.flatnonzero(labels >= 0)
+        np.testing.assert_array_equal(asked, len(wanted.ids) - 1 + np.arange(len(asked)))
+        np.testing.assert_array_equal(labels[asked[:-1]], ids[asked[:-1] + 1])
+        assert labels[asked[-1]] == tokenizer.eot
+        text = tokenizer.decode(labels[asked[:-1]].tolist())
+        clips = {c["start"]: c["text"] for c in shelf.shards[0]}
+        said = [clips[s] for s in batch["start"][b][: len(placed)]]
+        assert text == "".join(" " + t for t in said)
+
+
+def test_everything_lies_inside_the_row(maker):
+    for batch, b, placed in rows_of(maker):
+        bucket, k = BUCKETS[batch["bucket"]], len(placed)
+        assert batch["length"][b] <= bucket.samples
+        assert (batch["stop"][b][:k] <= batch["length"][b]).all() and (placed[1:] >= batch["stop"][b][:k][:-1]).all()
+
+
+def test_a_row_without_words_holds_nobody_else_s(maker):
+    """Neither babble nor an answer but the end; and such rows do come."""
+    silent = [(batch, b) for batch, b, placed in rows_of(maker, 150) if len(placed) == 0]
+    assert len(silent) > 3
+    for batch, b in silent:
+        assert batch["babble"][b] == 0 and np.count_nonzero(batch["labels"][b] >= 0) == 1
+        assert (batch["phonemes"][b] == IGNORE).all() and (batch["spoken"][b] == IGNORE).all()
+    assert any(batch["babble"][b] > 0 for batch, b, placed in rows_of(maker, 150) if len(placed))
+
+
+# ---- alignment ----
+
+
+def test_phonemes_stand_at_the_middle_of_their_frames():
+    """Against a walk through time, frame by frame."""
+    clip = {"phonemes": [0, 40, 16, 41, 0], "frames": [2, 5, 1, 9, 3]}
+    for first, rate in ((0, 1.0), (5000, 1.0), (3333, 1.25), (777, 0.8)):
+        labels = np.zeros(60, np.int32)
+        corpus._align(labels, clip, first, rate)
+        spoken = np.repeat(clip["phonemes"], clip["frames"])
+        for i, label in enumerate(labels):
+            at = ((i * 640 + 320) - first) * rate / RATE / 0.025
+            if label != IGNORE:
+                assert label == spoken[min(int(at), len(spoken) - 1)] + 1, (i, at)
+        covered = np.flatnonzero(labels)
+        assert covered[0] * 640 >= first - 640 and abs(len(covered) - 20 * 0.025 / 0.04 / rate) <= 2
+
+
+def test_spoken_ids_pair_with_their_words(tokenizer, encode, shelf):
+    for clip in shelf.shards[0]:
+        spans = clip["spans"]
+        assert [int(t) for t in spans[:, 0]] == clip["ids"]
+        assert spans[0, 1] == 2 and (spans[1:, 1] >= spans[:-1, 2]).all() and (spans[:, 2] > spans[:, 1]).all()
+        labels = np.zeros(40, np.int32)
+        corpus._align_tokens(labels, spans, 3200, 1.0)
+        for i, label in enumerate(labels):
+            at = (i * 1280 + 640 - 3200) / RATE / 0.025
+            here = [int(t) for t, a, b in spans if a <= at <= b]
+            assert (label - 1 in here) if label else not here or at >= spans[-1, 2]
+
+
+def test_words_that_do_not_pair_up_are_left_alone(encode):
+    clip = {"text": "one two three", "phonemes": [0, 40, 16, 41, 0], "frames": [1] * 5, "ids": encode("one two three")}
+    assert corpus._token_spans(clip, encode) is None
+
+
+# ---- the step ----
+
+
+def test_flat_and_back():
+    tree = {"a": {"b": mx.array([[1.0, 2], [3, 4]])}, "c": [mx.array([5.0]), mx.array([[[6.0]], [[7]]])]}
+    flat = loop.Flat(tree)
+    vector = flat.join(tree)
+    assert sorted(vector.tolist()) == [1, 2, 3, 4, 5, 6, 7]
+    for (n, a), (m, b) in zip(tree_flatten(tree), tree_flatten(flat.split(vector)), strict=True):
+        assert n == m and a.shape == b.shape and mx.array_equal(a, b)
+    doubled = flat.split(vector * 2)
+    assert mx.array_equal(doubled["c"][1], tree["c"][1] * 2)
+
+
+def test_adamw_is_the_textbook_s(trainer):
+    """Two steps of the flat optimiser against plain numpy, decay on matrices only, gradient clipped to norm 1."""
+    p = np.array(trainer.state["params"], np.float64)
+    decay = np.array(trainer.flat.join(tree_map(lambda a: mx.full(a.shape, float(a.ndim >= 2)),
+                                                trainer.flat.split(trainer.state["params"]))))
+    m = v = np.zeros_like(p)
+    for t, scale in ((1, 5.0), (2, 1e-4)):
+        g = np.random.default_rng(t).normal(0, scale, p.size)
+        trainer._adamw(mx.array(g.astype(np.float32)), 0.01)
+        trainer.step_number += 1
+        g = g * min(1.0, 1 / np.linalg.norm(g))
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
+        p = p * (1 - 0.01 * 0.03 * decay) - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8)
+    np.testing.assert_allclose(np.array(trainer.state["params"]), p, atol=2e-5)
+
+
+def test_learning_rate():
+    recipe = loop.Recipe(peak_rate=1.0, warmup=10)
+    assert recipe.rate(0, 0) == pytest.approx(0.1) and recipe.rate(0, 99) == pytest.approx(1)
+    assert recipe.rate(1, 99) == pytest.approx(0.01) == recipe.rate(2, 99) and recipe.rate(0.5, 99) == pytest.approx(0.505)
+
+
+def take(trainer, maker, shelf, steps):
+    pcm, shown = mx.array(shelf.samples(0)), []
+    for step in steps:
+        mx.random.seed(step)
+        shown.append([float(x) for x in trainer.step(pcm, maker(step), 0.1)])
+    return shown
+
+
+def test_steps_lower_the_loss(trainer, maker, shelf):
+    shown = np.array(take(trainer, maker, shelf, range(25)))
+    assert np.isfinite(shown).all() and shown[-5:, 0].mean() < 0.8 * shown[:5, 0].mean()
+    loss, right = trainer.evaluate(maker, mx.array(shelf.samples(0)), 1)
+    assert np.isfinite(loss) and 0 <= right <= 1
+
+
+def test_a_resumed_run_takes_the_same_next_step(tokenizer, maker, shelf, tmp_path):
+    whole = new_trainer(tokenizer)
+    take(whole, maker, shelf, range(2))
+    whole.save(tmp_path / "s")
+    wanted = take(whole, maker, shelf, [2])
+    other = new_trainer(tokenizer, seed=99)  # starts elsewhere
+    assert not other.resume(tmp_path / "nothing") and other.step_number == 0
+    assert other.resume(tmp_path / "s") and other.step_number == 2
+    assert take(other, maker, shelf, [2]) == wanted
+    for name in whole.state:
+        np.testing.assert_array_equal(np.array(whole.state[name]), np.array(other.state[name]), err_msg=name)
+
+
+def test_clean_loss_is_that_of_the_facade(trainer, tokenizer, shelf, maker, tmp_path):
+    """What training calls the log-probability of an answer is what the exported model gives to it."""
+    take(trainer, maker, shelf, range(3))
+    trainer.config, folder = trainer.config, tmp_path / "m"
+    nano.export(trainer.average, trainer.config, folder)
+    tokenizer.save(folder)
+    model = StepAudio2.load(folder)
+    assert model.report.whole and model.net.lm_head.weight.dtype == mx.float32
+    x = (shelf.samples(0)[:9600] / np.float32(32768)).astype(np.float32)
+    one = replace(BUCKETS[0], rows=1)
+    row = {"segments": [(0, 9600, {"start": 0, "phonemes": None, "spans": None}, 1.0)], "ids": [70, 80], "length": 9600}
+    arrays = {k: mx.array(v) for k, v in BatchMaker(shelf, transcription_ids(tokenizer), [one], 0)._stack([row], one).items()}
+    mels = augment.log_mel_batch(augment.gather_wave(mx.array(shelf.samples(0)), arrays, one.samples), arrays["length"],
+                                 augment.clean_filters())
+    params = {**trainer.flat.split(trainer.state["average"]), "net": model.net.parameters()}
+    _, (text, *_) = trainer.loss(params, mels, arrays, 0.0, 0.0)
+    request = model._listen(model._together([x])[0], nano.ASR_SYSTEM)
+    from stepaudio.cache import NoCache
+
+    answer = mx.concatenate([request.embeddings, model.net.model.embed_tokens(mx.array([70, 80]))])[None]
+    logits = model.net.logits(answer, NoCache(model.net.model.rope))[0, len(request.ids) - 1 :]
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    wanted = -np.mean([logprobs[i, t].item() for i, t in enumerate([70, 80, tokenizer.eot])])
+    assert text.item() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_export_is_the_average_in_half_precision(trainer, tmp_path):
+    nano.export(trainer.average, trainer.config, tmp_path)
+    arrays = mx.load(str(tmp_path / "model.safetensors"))
+    wanted = dict(tree_flatten(trainer.average))
+    assert set(arrays) == set(wanted) and all(a.dtype == mx.float16 for a in arrays.values())
+    name = "model.embed_tokens.weight"
+    np.testing.assert_allclose(np.array(arrays[name]), np.array(wanted[name]), atol=1e-3)
+
+
+def test_nano_sizes():
+    config = nano.nano_config(8384)
+    from stepaudio.layout import expected_layout
+
+    count = sum(int(np.prod(s)) for s in expected_layout(config).values())
+    assert 10e6 <= count <= 15e6 and 2 * count <= 30e6
+
+
+def test_fresh_weights(trainer):
+    fresh = dict(tree_flatten(trainer.flat.split(trainer.state["params"])["net"]))
+    table = np.array(fresh["encoder.positional_embedding.weight"])
+    np.testing.assert_allclose(table[:, :8] ** 2 + table[:, 8:] ** 2, 1, atol=1e-5)
+    assert len(fresh) == len(dict(tree_flatten(trainer.average)))

@@ -1,0 +1,229 @@
+"""From recordings to text with times: on a decoder made of plain Python, and on the tiny model."""
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+
+from stepaudio.errors import AudioError
+from stepaudio.generate import Run
+from stepaudio.loops import Loop
+from stepaudio.model import StepAudio2
+from stepaudio.sampling import Sampling
+from stepaudio.transcribe import transcribe_many
+
+END = 9
+
+
+class Decoder:
+    """Answers each piece with its length in tenths of a second, and remembers what it was given."""
+
+    def __init__(self, loop=None):
+        self.groups, self.loop = [], loop
+
+    def __call__(self, pieces):
+        self.groups.append([len(p) for p in pieces])
+        return [Run((round(len(p) / 1600), END), (-1.0, -2.0), "eos", self.loop) for p in pieces]
+
+
+def spell(ids):
+    return " ".join(f" {i}" for i in ids)
+
+
+def run(recordings, batch=8, decode=None, **options):
+    return transcribe_many(recordings, decode or Decoder(), spell, frozenset([END]), batch, **options)
+
+
+# ---- cutting, joining, times ----
+
+
+def test_segments_cover_a_long_recording():
+    x = tiny.bursts(70, [(20, 21), (43, 44)])
+    found, = run([x])
+    times = [(s.start, s.end) for s in found.segments]
+    assert times[0][0] == 0 and times[-1][1] == pytest.approx(70) == found.audio_seconds
+    assert [a for a, _ in times[1:]] == [b for _, b in times[:-1]]
+    assert all(end - start <= 25 for start, end in times)
+    assert 20 < times[0][1] < 21 and 43 < times[1][1] < 44  # cut in the pauses
+    assert [s.ids for s in found.segments] == [(round((b - a) * 10),) for a, b in times]
+    assert found.text == " ".join(str(s.ids[0]) for s in found.segments)
+
+
+def test_the_end_mark_is_cut_off_and_counted():
+    found = run([tiny.noise(1)])[0].segments[0]
+    assert (found.ids, found.stop, found.mean_logprob, found.loop) == ((10,), "eos", -1.5, None)
+
+
+def test_the_last_id_of_another_stop_stays():
+    decode = lambda pieces: [Run((3, 4), (-1.0, -1.0), "length") for _ in pieces]  # noqa: E731
+    assert run([tiny.noise(1)], decode=decode)[0].segments[0].ids == (3, 4)
+
+
+def test_silence_is_not_decoded():
+    decode = Decoder()
+    quiet, loud = run([np.zeros(32_000, np.float32), tiny.noise(1)], decode=decode)
+    assert decode.groups == [[16_000]]
+    assert (quiet.text, quiet.segments[0].stop, quiet.segments[0].ids) == ("", "silence", ())
+    assert (quiet.segments[0].start, quiet.segments[0].end) == (0, 2) and loud.text == "10"
+
+
+def test_silent_pieces_leave_no_gap_in_text_or_time():
+    x = np.concatenate([tiny.noise(20), np.zeros(16_000 * 25, np.float32), tiny.noise(20, seed=1)])
+    found, = run([x])
+    assert {"silence", "eos"} == {s.stop for s in found.segments}
+    assert "  " not in found.text and found.segments[-1].end == 65
+
+
+def test_like_lengths_share_a_batch_and_order_is_kept():
+    decode = Decoder()
+    lengths = [3, 1, 2, 5, 4]
+    found = run([tiny.noise(s, seed=s) for s in lengths], batch=2, decode=decode)
+    assert decode.groups == [[80_000, 64_000], [48_000, 32_000], [16_000]]
+    assert [t.text for t in found] == ["30", "10", "20", "50", "40"]
+
+
+def test_wall_time_is_shared_by_length():
+    def slow(pieces):
+        import time
+
+        time.sleep(0.04)
+        return Decoder()(pieces)
+
+    a, b = run([tiny.noise(3), tiny.noise(1)], decode=slow)
+    assert a.wall_seconds == pytest.approx(3 * b.wall_seconds) and a.wall_seconds + b.wall_seconds >= 0.04
+    assert a.real_time_factor == pytest.approx(a.wall_seconds / 3)
+
+
+def test_loops_are_counted_and_told():
+    found, = run([tiny.noise(1)], decode=Decoder(Loop(2, 5, 4.5)))
+    assert found.loops == 1 and found.segments[0].loop == {"period": 2, "onset": 5, "repeats": 4.5}
+    assert found.to_dict()["segments"][0]["loop"]["onset"] == 5
+
+
+def test_no_tokenizer_means_no_text_even_for_silence():
+    found = transcribe_many([tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1)
+    assert [t.text for t in found] == [None, None] and found[1].segments[0].text is None
+
+
+def test_no_recording_no_transcript():
+    assert run([]) == []
+
+
+def test_a_short_limit_is_kept():
+    """An encoder with few positions: the search for a pause shrinks with the limit."""
+    found, = run([tiny.noise(3)], max_seconds=0.7)
+    assert max(s.end - s.start for s in found.segments) <= 0.7
+
+
+def test_what_is_no_recording_is_refused():
+    for bad in (np.zeros(0, np.float32), np.full(16_000, np.nan, np.float32), np.zeros((2, 16_000), np.float32)):
+        with pytest.raises(AudioError):
+            run([bad])
+
+
+# ---- progress ----
+
+
+def test_bar_only_when_asked_or_long_and_on_a_terminal(capsys, monkeypatch):
+    run([tiny.noise(2)])
+    run([tiny.noise(70)])  # long, but stderr is no terminal
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "")
+    run([tiny.noise(2)], progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "s of audio" in err
+
+
+def test_bar_on_a_terminal(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run([tiny.noise(2)])
+    assert capsys.readouterr().err == ""
+    run([tiny.noise(70)])
+    assert "s of audio" in capsys.readouterr().err
+    run([tiny.noise(70)], progress=False)
+    assert capsys.readouterr().err == ""
+
+
+# ---- through the tiny model ----
+
+
+def answers(transcript):
+    return [(s.start, s.end, s.ids, s.stop) for s in transcript.segments]
+
+
+def test_file_array_and_rate_go_the_same_way(tiny_model, tmp_path):
+    x = tiny.noise(2)
+    sf.write(tmp_path / "a.wav", x, 16_000, subtype="FLOAT")
+    of_file = tiny_model.transcribe(tmp_path / "a.wav", max_tokens=12)
+    for found in (tiny_model.transcribe(x, max_tokens=12), tiny_model.transcribe_samples(x, max_tokens=12),
+                  tiny_model.transcribe_long(str(tmp_path / "a.wav"), max_tokens=12),
+                  tiny_model.transcribe_many([x], max_tokens=12)[0]):
+        assert answers(found) == answers(of_file) and found.text == of_file.text
+    assert of_file.audio_seconds == 2 and of_file.wall_seconds > 0
+
+
+def test_another_rate_and_channel(tiny_model):
+    x = np.repeat(tiny.noise(1), 2)
+    stereo = np.stack([x, tiny.noise(2, seed=5)], axis=1)
+    first = tiny_model.transcribe(x, sample_rate=32_000, max_tokens=5)
+    assert answers(tiny_model.transcribe_samples(stereo, 32_000, max_tokens=5)) == answers(first)
+    assert first.audio_seconds == 1
+
+
+def test_a_batch_gives_the_ids_of_each_alone(tiny_model):
+    clips = [tiny.noise(s, seed=i, level=0.02 * (i + 1)) for i, s in enumerate((1, 2.2, 0.7, 3, 1.5))]
+    options = {"max_tokens": 15, "sampling": Sampling.greedy()}
+    together = tiny_model.transcribe_many(clips, batch=8, **options)
+    alone = tiny_model.transcribe_many(clips, batch=1, **options)
+    assert [answers(t) for t in together] == [answers(t) for t in alone]
+    assert len({t.segments[0].ids for t in alone}) > 1  # the answers do depend on what is heard
+
+
+def test_a_cache_limit_that_could_bite_runs_one_by_one(tiny_model):
+    from stepaudio.cache import CachePolicy
+
+    clips = [tiny.noise(1, seed=i) for i in range(2)]
+    found = tiny_model.transcribe_many(clips, batch=2, cache=CachePolicy("sinks", 64), max_tokens=30)
+    one = tiny_model.transcribe(clips[1], cache=CachePolicy("sinks", 64), max_tokens=30)
+    assert answers(found[1]) == answers(one)
+
+
+def test_long_recording_through_the_model(tiny_model):
+    x = tiny.bursts(60, [(22, 23), (44, 45)])
+    found = tiny_model.transcribe(x, max_tokens=4, progress=False)
+    assert len(found.segments) >= 3 and found.segments[-1].end == 60
+    piece = found.segments[1]
+    alone = tiny_model.transcribe(x[round(piece.start * 16_000) : round(piece.end * 16_000)], max_tokens=4)
+    assert alone.segments[0].ids == piece.ids
+    assert found.text == " ".join(s.text for s in found.segments if s.text)
+
+
+def test_markers_and_codes_are_no_text(tiny_model):
+    found = tiny_model.transcribe(tiny.noise(2), max_tokens=60, sampling=Sampling(temperature=1.5))
+    assert any(i >= tiny_model.tokenizer.text_limit for s in found.segments for i in s.ids)
+    assert "<audio_" not in found.text and "<|" not in found.text
+
+
+def test_seed_decides(tiny_model):
+    def ids(seed):
+        return answers(tiny_model.transcribe(tiny.noise(1), max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed)))
+    assert ids(4) == ids(4) != ids(5)
+
+
+# ---- the bundled model ----
+
+
+def test_nano_reads_a_bundled_recording(nano):
+    from stepaudio.evaluate import count_errors, read_manifest
+    from stepaudio.samples import speech_manifest
+
+    model = StepAudio2.load(nano)
+    clip = next(c for c in read_manifest(speech_manifest()) if c.text)
+    words, errors = count_errors(clip.text, model.transcribe(clip.file, sampling=Sampling.reference()).text)
+    assert errors <= words / 2
+
+
+def test_nano_says_nothing_on_silence(nano):
+    assert StepAudio2.load(nano).transcribe(np.zeros(32_000, np.float32)).text == ""
