@@ -27,7 +27,8 @@ def _candidates() -> list[str]:
         return [] if named == "none" else [named]
     # The `mkl` wheel puts its libraries into the environment's lib folder, wherever that folder is.
     packages = [Path(p).absolute() for p in sys.path if p.endswith("site-packages")]
-    roots = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *(p.parents[2] for p in packages if len(p.parents) > 2)])
+    above = [p.parents[2] for p in packages if len(p.parents) > 2]
+    roots = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *above])
     found = [str(p) for root in roots for p in sorted((root / "lib").glob("libmkl_rt.so*"), reverse=True)]
     triple = f"{platform.machine()}-linux-gnu"
     for folder in (f"/usr/lib/{triple}/openblas-pthread", f"/usr/lib/{triple}", "/usr/lib64", "/usr/lib"):
@@ -54,10 +55,10 @@ def preload_blas() -> str | None:
             return path
     named = os.environ.get(BLAS_VARIABLE)
     if named != "none":
-        found = f"{BLAS_VARIABLE}={named} is not a CBLAS library that can be loaded" if named else "no fast BLAS found"
-        warnings.warn(f"{found}: matrix products run about 30 times slower. Install the extra stepaudio[cpu] (mkl), or "
-                      f"Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library", RuntimeWarning,
-                      stacklevel=3)
+        reason = f"{BLAS_VARIABLE}={named} is no CBLAS library that can be loaded" if named else "no fast BLAS found"
+        warnings.warn(f"{reason}: matrix products run about 30 times slower. Install the extra stepaudio[cpu] "
+                      f"(mkl), or Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library",
+                      RuntimeWarning, stacklevel=3)
     return None
 
 
@@ -103,7 +104,8 @@ def info() -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed as a package"
     backend = "cpu" if on_cpu() else ("cuda" if cuda_installed() else "metal")
-    blas = _loaded or ("Accelerate" if sys.platform == "darwin" else "MLX's own (slow)" if backend == "cpu" else "unused")
+    otherwise = "Accelerate" if sys.platform == "darwin" else "MLX's own (slow)" if backend == "cpu" else "unused"
+    blas = _loaded or otherwise
     return {"backend": backend, "device": str(mx.default_device()), "blas": blas,
             "dtype": str(default_dtype()).removeprefix("mlx.core."), "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}", "versions": versions}

@@ -158,8 +158,9 @@ class WindowCache:
         self._kept = np.unique(np.asarray(list(kept), dtype=np.int64))
         self.max_len, self._window, self._renumber = max_len, max_len - len(self._kept), renumber
         if self._window < 1:
-            raise DecodeError(f"cache limit of {max_len} positions cannot hold the {len(self._kept)} positions that must "
-                              f"stay (sinks and pinned audio): raise max_len above {len(self._kept)} or pin less")
+            n = len(self._kept)
+            raise DecodeError(f"cache limit of {max_len} positions cannot hold the {n} positions that must stay "
+                              f"(sinks and pinned audio): raise max_len above {n} or pin less")
         self._rope = rope
         self._keys: list[mx.array | None] = [None] * n_layers
         self._values: list[mx.array | None] = [None] * n_layers
@@ -266,17 +267,18 @@ class CachePolicy:
         if self.positions not in ("absolute", "renumbered"):
             raise DecodeError(f"cache positions {self.positions!r}: expected absolute or renumbered")
         if self.kind == "full" and self.positions == "renumbered":
-            raise DecodeError("a full cache forgets nothing, so there is nothing to renumber: use positions='absolute'")
-        if self.max_len is not None and self.max_len < 1:
-            raise DecodeError(f"cache max_len {self.max_len}: expected at least 1 position")
-        if self.sinks < 0:
-            raise DecodeError(f"cache sinks {self.sinks}: expected 0 or more")
+            raise DecodeError("a full cache forgets nothing, so there is nothing to renumber: positions='absolute'")
+        if self.max_len is not None and not (isinstance(self.max_len, int) and self.max_len >= 1):
+            raise DecodeError(f"cache max_len {self.max_len!r}: expected a whole number of at least 1 position")
+        if not (isinstance(self.sinks, int) and self.sinks >= 0):
+            raise DecodeError(f"cache sinks {self.sinks!r}: expected a whole number, 0 or more")
 
     def limit(self, default: int = MAX_CACHE_LEN) -> int | None:
         """Most positions held, None for no limit."""
         return None if self.kind == "full" else self.max_len or default
 
-    def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN, spans=()) -> FullCache | WindowCache:
+    def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN,
+              spans=()) -> FullCache | WindowCache:
         """A cache for one prompt. `spans`: (start, length) of the audio rows, used by "pinned"."""
         limit = self.limit(default_len)
         if limit is None:

@@ -1,4 +1,7 @@
-"""The command `stepaudio`: thin verbs over the package. Errors go to stderr in one line; exit status says how it went."""
+"""The command `stepaudio`: thin verbs over the package.
+
+Errors go to stderr in one line; the exit status says how it went.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=3)
     bench.set_defaults(run=_bench)
 
-    sweep = verbs.add_parser("sweep", help="run a declared grid of clips, settings, seeds and defects; resumes where it stopped")
+    sweep = verbs.add_parser("sweep", help="a grid of clips, settings, seeds and defects; resumes where it stopped")
     sweep.add_argument("grid", help="JSON file; see stepaudio.lab.grid.Grid")
     sweep.add_argument("-o", "--store", required=True, help="JSON lines, one per finished run")
     sweep.add_argument("--table", metavar="FILE", help="also write all runs of the grid as .csv or .parquet")
@@ -96,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _decoding_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", metavar="DIR", help="checkpoint folder; default: STEPAUDIO_CHECKPOINT, or the bundled nano")
+    verb.add_argument("--model", metavar="DIR", help="checkpoint folder; default: STEPAUDIO_CHECKPOINT or the bundled nano")
     verb.add_argument("--prompt-ids", metavar="IDS", help="ids of the prompt, with AUDIO where the recording goes")
     verb.add_argument("--prompt", default=ASR_SYSTEM, help="system text; default: the reference's transcription prompt")
     verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
@@ -148,7 +151,8 @@ def _prompt_ids(text: str | None):
             raise ValueError
         return tuple([int(t) for t in part.split()] for part in parts)
     except ValueError:
-        raise ConfigError("--prompt-ids, which --no-tokenizer needs: expected whole numbers with AUDIO once among them, for instance "
+        raise ConfigError("--prompt-ids, which --no-tokenizer needs: expected whole numbers with AUDIO once among "
+                          "them, for instance "
                           f"'1 2 AUDIO 3'; found {text!r}") from None
 
 
@@ -238,12 +242,14 @@ def _bench(options) -> int:
 
 def _sweep(options) -> int:
     from .lab.grid import Grid
-    from .lab.sweep import run_sweep
+    from .lab.sweep import is_first_rank, run_sweep
 
     table = run_sweep(Grid.from_file(options.grid), options.store)
+    failed = sum(row["error"] != "" for row in table.rows)
+    if not is_first_rank():
+        return 1 if failed else 0
     if options.table:
         table.write(options.table)
-    failed = sum(row["error"] != "" for row in table.rows)
     print(json.dumps({"store": options.store, "runs": len(table), "failed": failed}))
     return 1 if failed else 0
 

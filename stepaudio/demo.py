@@ -28,14 +28,15 @@ def run() -> int:
                 if t is None:
                     print(f"{s.clip.file.name}  failed: {s.error}")
                     continue
-                print(f"{s.clip.file.name}  {t.audio_seconds:.1f} s in {t.wall_seconds:.2f} s, {s.errors} of {s.words} words "
+                print(f"{s.clip.file.name}  {t.audio_seconds:.1f} s in {t.wall_seconds:.2f} s, {s.errors} of {s.words} "
+                      "words "
                       f"wrong\n  said   {s.clip.text or '(nothing)'}\n  heard  {t.text or '(nothing)'}")
     print()
     for name, line in lines.items():
         print(f"--sampling {name:9}  word error rate {_shown(line['wer'], '.1%')}  real-time factor "
               f"{_shown(line['rtf'], '.3f')}  "
               f"loops {line['loops']} of {line['clips']}")
-    print("planned forbids repeats (frequency penalty 1.2, no 3-gram twice), which costs words wherever speech repeats.")
+    print("planned forbids repeats (frequency penalty 1.2, no 3-gram twice): that costs words where speech repeats.")
     return 1 if any(line["failed"] for line in lines.values()) else 0
 
 

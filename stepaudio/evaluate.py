@@ -60,7 +60,8 @@ def read_manifest(path: str | Path) -> list[Clip]:
                             quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE)
     try:
         if not {"file", "text"} <= set(reader.fieldnames or ()):
-            raise DataError(f"{path}: expected columns file and text, found {', '.join(reader.fieldnames or ()) or 'nothing'}")
+            found = ", ".join(reader.fieldnames or ()) or "nothing"
+            raise DataError(f"{path}: expected columns file and text, found {found}")
         clips = [_clip(path, reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: not readable as a table ({error})") from None
@@ -112,7 +113,7 @@ def evaluate(model, clips: list[Clip], *, downmix: str = "first", **options) -> 
     options : as in `StepAudio2.transcribe_many`. A recording that cannot be used gives a Score with `error`.
     """
     if model.tokenizer is None:
-        raise DataError("word errors need text, and the model was loaded with tokenizer=None: load it with a tokenizer")
+        raise DataError("word errors need text, and the model was loaded with tokenizer=None: load it with one")
     for i in range(0, len(clips), GROUP):
         group, samples, began = clips[i : i + GROUP], {}, time.perf_counter()
         failed: dict[int, str] = {}
@@ -122,7 +123,8 @@ def evaluate(model, clips: list[Clip], *, downmix: str = "first", **options) -> 
             except StepAudioError as error:
                 failed[k] = str(error)
         reading = time.perf_counter() - began
-        done = dict(zip(samples, model.transcribe_many(list(samples.values()), **options), strict=True)) if samples else {}
+        heard = model.transcribe_many(list(samples.values()), **options) if samples else []
+        done = dict(zip(samples, heard, strict=True))
         for k, clip in enumerate(group):
             if k in failed:
                 yield Score(clip, None, error=failed[k])

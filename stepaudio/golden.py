@@ -106,7 +106,8 @@ class Golden:
         got = np.asarray(found.astype(mx.float32) if isinstance(found, mx.array) and mx.issubdtype(
             found.dtype, mx.floating) else found)
         if got.shape != want.shape:
-            self.rows.append(Row(expected, None, None, tolerance, "off", f"shape {want.shape} expected, {got.shape} found"))
+            note = f"shape {want.shape} expected, {got.shape} found"
+            self.rows.append(Row(expected, None, None, tolerance, "off", note))
             return
         self.rows.append(_judge(expected, got, want, tolerance, absolute))
 
@@ -119,7 +120,8 @@ class Golden:
 
     def finish(self) -> list[Row]:
         rest = [n for n in self._arrays if n.startswith("out.") and n not in self._seen]
-        rows = self.rows + [Row(n.removeprefix("out."), None, None, None, "unusable", "nothing here computes it") for n in rest]
+        why = "nothing here computes it"
+        rows = self.rows + [Row(n.removeprefix("out."), None, None, None, "unusable", why) for n in rest]
         return rows or [Row("-", None, None, None, "unusable", "holds no expectation")]
 
 

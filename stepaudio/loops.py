@@ -29,7 +29,8 @@ class LoopDetector:
     """
 
     def __init__(self, max_period: int = 64, min_repeats: int = 4, min_ids: int = 32):
-        for name, value, least in (("max_period", max_period, 1), ("min_repeats", min_repeats, 2), ("min_ids", min_ids, 2)):
+        limits = (("max_period", max_period, 1), ("min_repeats", min_repeats, 2), ("min_ids", min_ids, 2))
+        for name, value, least in limits:
             if value < least:
                 raise DecodeError(f"loop detector: {name} must be at least {least}, found {value}")
         self._tail = np.full(max_period, -1, dtype=np.int64)  # most recent id first

@@ -119,7 +119,8 @@ def kaldi_fbank(samples: np.ndarray, n_mels: int = KALDI_N_MELS, subtract_mean: 
         signal = samples[start * HOP : (stop - 1) * HOP + N_FFT].astype(np.float32, copy=False)
         frames = sliding_window_view(signal, N_FFT)[::HOP]
         frames = frames - frames.mean(axis=1, keepdims=True)
-        frames = (frames - np.float32(PREEMPHASIS) * np.pad(frames, ((0, 0), (1, 0)), mode="edge")[:, :-1]) * window
+        frames[:, 1:] -= np.float32(PREEMPHASIS) * frames[:, :-1]  # the first sample has no weight in the window
+        frames *= window
         spectrum = np.fft.rfft(frames, KALDI_N_FFT)[:, :-1]  # the Nyquist bin has no weight
         np.matmul(spectrum.real**2 + spectrum.imag**2, filters.T, out=out[start:stop])
     np.maximum(out, np.float32(KALDI_FLOOR), out=out)

@@ -60,7 +60,8 @@ class StepAudio2:
         self.pipeline = pipeline or Pipeline()
 
     @classmethod
-    def load(cls, path: str | Path | None = None, *, tokenizer: str | Path | None = "beside", dtype: mx.Dtype | None = None,
+    def load(cls, path: str | Path | None = None, *, tokenizer: str | Path | None = "beside",
+             dtype: mx.Dtype | None = None,
              rename: dict[str, str] | None = None, allow_random: bool = False) -> StepAudio2:
         """Read a folder in the published layout.
 
@@ -289,7 +290,8 @@ class StepAudio2:
 
     def _ready(self) -> None:
         if not self._usable:
-            raise WeightsError(f"the checkpoint is incomplete and will not run on random weights: {self.report.summary}. "
+            raise WeightsError(f"the checkpoint is incomplete and will not run on random weights: "
+                               f"{self.report.summary}. "
                                "Load it whole, or pass allow_random=True if random weights are what you want")
 
 

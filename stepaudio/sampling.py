@@ -40,12 +40,13 @@ class Penalties:
     prompt: bool = False
 
     def __post_init__(self):
-        _need(self.repetition > 0, "repetition penalty", "above 0", self.repetition)
+        _need(0 < self.repetition < np.inf, "repetition penalty", "above 0, finite", self.repetition)
         _need(np.isfinite([self.frequency, self.presence]).all(), "frequency and presence penalty", "finite",
               (self.frequency, self.presence))
         _need(isinstance(self.no_repeat_ngram, int) and self.no_repeat_ngram >= 0, "no_repeat_ngram",
               "0 (off) or a length", self.no_repeat_ngram)
-        _need(self.window is None or self.window > 0, "penalty window", "at least 1 id, or None", self.window)
+        _need(self.window is None or isinstance(self.window, int) and self.window > 0, "penalty window",
+              "a whole number of at least 1 id, or None", self.window)
 
     @property
     def off(self) -> bool:
@@ -83,10 +84,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        _need(self.temperature >= 0, "temperature", "0 (greedy) or more", self.temperature)
+        _need(0 <= self.temperature < np.inf, "temperature", "0 (greedy) or more, finite", self.temperature)
         _need(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", "0 (off) or a count", self.top_k)
         _need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _need(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
+        _need(isinstance(self.seed, int) and 0 <= self.seed < 2**64, "seed", "a whole number of 64 bits", self.seed)
 
     @classmethod
     def planned(cls, **changes) -> Sampling:

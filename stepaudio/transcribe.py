@@ -71,7 +71,8 @@ def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spe
     recordings : float32 samples at 16 kHz. `wall_seconds` of each is its share, by length, of the batches it was in.
     progress : show a bar on stderr; by default only for more than a minute of audio, and only on a terminal.
     """
-    pieces = [(r, start, stop) for r, x in enumerate(recordings) for start, stop in cut_points(x, max_seconds, min(SEARCH, max_seconds / 2))]
+    search = min(SEARCH, max_seconds / 2)
+    pieces = [(r, *cut) for r, x in enumerate(recordings) for cut in cut_points(x, max_seconds, search)]
     segments: dict[tuple[int, int], Segment] = {}
     wall = np.zeros(len(recordings))
     loud = []
@@ -83,7 +84,8 @@ def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spe
             loud.append(piece)
     loud.sort(key=lambda p: p[2] - p[1], reverse=True)
     seconds = sum(map(len, recordings)) / SAMPLE_RATE
-    hidden = not progress if progress is not None else seconds < LONG or None  # None: tqdm asks if stderr is a terminal
+    # Nobody asked: hidden if short, and otherwise None, which makes tqdm ask whether stderr is a terminal.
+    hidden = not progress if progress is not None else seconds < LONG or None
     with tqdm(total=round(seconds), unit="s of audio", disable=hidden) as bar:
         bar.update(round(sum(s.end - s.start for s in segments.values())))
         for i in range(0, len(loud), batch):

@@ -65,7 +65,7 @@ def test_one_clear_warning_where_there_is_none(linux):
 
 def test_a_named_library_that_does_not_work_is_named(linux, monkeypatch):
     monkeypatch.setenv("STEPAUDIO_BLAS", "/my/blas.so")
-    with pytest.warns(RuntimeWarning, match="STEPAUDIO_BLAS=/my/blas.so is not a CBLAS library"):
+    with pytest.warns(RuntimeWarning, match="STEPAUDIO_BLAS=/my/blas.so is no CBLAS library"):
         backend.preload_blas()
 
 
@@ -100,7 +100,9 @@ def test_mlx_came_first(linux, monkeypatch):
 
 @pytest.mark.parametrize("why", ["mac", "cuda"])
 def test_where_none_is_needed(linux, monkeypatch, why):
-    monkeypatch.setattr(*((sys, "platform", "darwin") if why == "mac" else (backend, "cuda_installed", lambda: True)))
+    monkeypatch.setattr(
+        *((sys, "platform", "darwin") if why == "mac" else (backend, "cuda_installed", lambda: True))
+    )
     assert backend.preload_blas() is None and linux[1] == []
 
 

@@ -107,6 +107,7 @@ def test_a_broken_config(folder, capsys, text):
 
 def test_a_config_of_other_sizes(folder, capsys):
     """Names match, shapes do not: nothing can be loaded."""
+
     def wider(config):
         config["text_config"] |= {"hidden_size": 64}
         config["audio_encoder_config"] |= {"llm_dim": 64, "n_audio_state": 64}
@@ -173,13 +174,18 @@ def test_extra_tensors_are_told_and_left_alone(folder, capsys, tiny_model):
 
 
 def test_a_transposed_tensor_gets_its_repair(folder, capsys):
-    respell(folder, lambda t: t.update({"encoder.conv1.weight": np.ascontiguousarray(t["encoder.conv1.weight"].swapaxes(1, 2))}))
+    respell(
+        folder,
+        lambda t: t.update(
+            {"encoder.conv1.weight": np.ascontiguousarray(t["encoder.conv1.weight"].swapaxes(1, 2))}
+        ),
+    )
     with pytest.warns(UserWarning, match="conv1"):
         model = StepAudio2.load(folder)
     with pytest.raises(WeightsError, match="conv1"):
         model.transcribe(tiny.noise(1))
     status, said = status_of(capsys, "weights", folder, "--json")
-    wrong, = json.loads(said)["misshaped"]
+    (wrong,) = json.loads(said)["misshaped"]
     assert status == 1 and wrong["name"] == "encoder.conv1.weight" and wrong["repair"] != "none found"
 
 
@@ -267,14 +273,26 @@ def test_bad_recordings(tmp_path, tiny_model, tiny_checkpoint, capsys, what):
         tiny_model.transcribe(path)
     sf.write(tmp_path / "good.wav", tiny.noise(1), 16_000)
     capsys.readouterr()
-    status = main(["transcribe", str(path), str(tmp_path / "good.wav"), "--model", str(tiny_checkpoint),
-                   "--max-tokens", "3"])
+    status = main(
+        ["transcribe", str(path), str(tmp_path / "good.wav"), "--model", str(tiny_checkpoint), "--max-tokens", "3"]
+    )
     bad, good = map(json.loads, capsys.readouterr().out.splitlines())
     assert status == 1 and set(bad) == {"file", "error"} and good["audio_seconds"] == 1
 
 
-@pytest.mark.parametrize("x", [np.zeros(10), np.full(16_000, np.inf), np.zeros((0, 2)), np.zeros(16_000, complex),
-                               "", None, 7, np.array("x")])
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros(10),
+        np.full(16_000, np.inf),
+        np.zeros((0, 2)),
+        np.zeros(16_000, complex),
+        "",
+        None,
+        7,
+        np.array("x"),
+    ],
+)
 def test_bad_arrays(tiny_model, x):
     with pytest.raises(AudioError):
         tiny_model.transcribe(x)

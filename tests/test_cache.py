@@ -2,9 +2,6 @@
 
 from itertools import cycle
 
-import stepaudio  # noqa: F401  (puts a fast BLAS under mlx, so it comes first)
-
-# isort: split
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -111,6 +108,18 @@ def test_holds_what_the_rule_says(kind, positions, pieces):
     assert cache.offset == N
 
 
+def test_room_bounds_a_step():
+    assert build("full", "absolute").room(1000) == 1000
+    assert build("sinks", "absolute").room(1000) == LIMIT and build("sinks", "absolute").room(3) == 3
+    # Renumbered: up to the first position that is forgotten, then one by one, but a pinned span at once.
+    cache = build("pinned", "renumbered")
+    assert cache.room(1000) == 16  # 9 kept and the 7 others that the limit leaves room for
+    run(cache, embeddings(30), [30])
+    assert cache.room(2) == 2 and cache.room(1000) == 3
+    run(cache, embeddings(3), [3])
+    assert cache.room(1000) == 1
+
+
 def test_sinks_equal_full_while_nothing_is_forgotten():
     x = embeddings(LIMIT)
     full = run(build("full", "absolute"), x, [4])
@@ -190,7 +199,8 @@ def test_rope_at_any_positions_equals_the_fused_kernel():
     ({"kind": "ring"}, "full, window, sinks or pinned"),
     ({"positions": "relative"}, "absolute or renumbered"),
     ({"kind": "full", "positions": "renumbered"}, "nothing to renumber"),
-    ({"max_len": 0}, "at least 1"), ({"max_len": -3}, "at least 1"), ({"sinks": -1}, "0 or more"),
+    ({"max_len": 0}, "at least 1"), ({"max_len": -3}, "at least 1"), ({"max_len": 8.5}, "a whole number"),
+    ({"max_len": "8"}, "a whole number"), ({"sinks": -1}, "0 or more"), ({"sinks": 1.5}, "0 or more"),
 ])
 def test_refuses_what_makes_no_sense(options, message):
     with pytest.raises(DecodeError, match=message):

@@ -60,7 +60,7 @@ def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
     assert list(found) == ["file", "text", "segments", "audio_seconds", "wall_seconds"]
     wanted = tiny_model.transcribe(wav, max_tokens=6)
     assert found["file"] == str(wav) and found["text"] == wanted.text and found["audio_seconds"] == 1
-    segment, = found["segments"]
+    (segment,) = found["segments"]
     assert (segment["start"], segment["end"], segment["stop"]) == (0, 1, wanted.segments[0].stop)
     assert tuple(segment["ids"]) == wanted.segments[0].ids and segment["mean_logprob"] < 0
     assert run("transcribe", "--json", wav, *FEW)[1][0].split('"wall')[0] == out[0].split('"wall')[0]
@@ -88,14 +88,16 @@ def test_bad_file_in_plain_text_leaves_stdout_alone(run, wav, tmp_path):
 def test_silence(run, tmp_path):
     sf.write(tmp_path / "q.wav", np.zeros(32_000), 16_000)
     status, out, _ = run("transcribe", tmp_path / "q.wav")
-    assert status == 0 and json.loads(out[0])["text"] == "" and json.loads(out[0])["segments"][0]["stop"] == "silence"
+    assert (
+        status == 0 and json.loads(out[0])["text"] == "" and json.loads(out[0])["segments"][0]["stop"] == "silence"
+    )
     assert run("transcribe", "--text", tmp_path / "q.wav")[1] == [""]
 
 
 def test_ids_without_a_tokenizer(run, wav, tiny_model):
     prompt = asr_prompt(tiny_model.tokenizer, [1])
     start = prompt.slots[0].start
-    ids = f"{' '.join(map(str, prompt.ids[:start]))} AUDIO {','.join(map(str, prompt.ids[start + 1:]))}"
+    ids = f"{' '.join(map(str, prompt.ids[:start]))} AUDIO {','.join(map(str, prompt.ids[start + 1 :]))}"
     wanted = list(tiny_model.transcribe(wav, max_tokens=6).segments[0].ids)
     for flags in (["--no-tokenizer"], ["--no-tokenizer", "--text"], []):
         status, out, _ = run("transcribe", *flags, "--prompt-ids", ids, wav, *FEW)
@@ -103,16 +105,19 @@ def test_ids_without_a_tokenizer(run, wav, tiny_model):
         assert status == 0 and found["segments"][0]["ids"] == wanted and (found["text"] is None) == bool(flags)
 
 
-@pytest.mark.parametrize("ids", [[], ["--prompt-ids", "1 2"], ["--prompt-ids", "1 AUDIO x"],
-                                 ["--prompt-ids", "AUDIO 1 AUDIO"]])
+@pytest.mark.parametrize(
+    "ids", [[], ["--prompt-ids", "1 2"], ["--prompt-ids", "1 AUDIO x"], ["--prompt-ids", "AUDIO 1 AUDIO"]]
+)
 def test_ids_need_a_prompt_of_ids(run, wav, ids):
     status, out, err = run("transcribe", "--no-tokenizer", *ids, wav)
     assert (status, out) == (2, []) and "--prompt-ids" in one_line(err)
 
 
 def test_the_prompt_matters(run, wav):
-    a, b = (json.loads(run("transcribe", "--prompt", p, wav, "--max-tokens", "20")[1][0])["segments"][0]["ids"]
-            for p in ("what is the time", "café"))
+    a, b = (
+        json.loads(run("transcribe", "--prompt", p, wav, "--max-tokens", "20")[1][0])["segments"][0]["ids"]
+        for p in ("what is the time", "café")
+    )
     assert a != b
 
 
@@ -138,14 +143,35 @@ def test_sampling_reaches_the_decoder(run, wav, tiny_model):
         return list(tiny_model.transcribe(wav, max_tokens=40, sampling=sampling).segments[0].ids)
 
     assert sampled(run, wav) == direct(Sampling.planned()) == direct(None)
-    assert sampled(run, wav, "--sampling", "greedy") == sampled(run, wav, "--sampling", "reference") \
+    assert (
+        sampled(run, wav, "--sampling", "greedy")
+        == sampled(run, wav, "--sampling", "reference")
         == direct(Sampling.greedy())
+    )
     seeded = ["--temperature", "1.3", "--top-k", "20", "--seed", "4"]
-    assert sampled(run, wav, *seeded) == sampled(run, wav, *seeded) \
+    assert (
+        sampled(run, wav, *seeded)
+        == sampled(run, wav, *seeded)
         == direct(Sampling(temperature=1.3, top_k=20, seed=4))
+    )
     one = Penalties(repetition=1.5, frequency=0.7, presence=0.2, no_repeat_ngram=2, window=9, prompt=True)
-    found = sampled(run, wav, "--sampling", "greedy", "--repetition", "1.5", "--frequency", "0.7", "--presence", "0.2",
-                    "--no-repeat-ngram", "2", "--window", "9", "--penalise-prompt")
+    found = sampled(
+        run,
+        wav,
+        "--sampling",
+        "greedy",
+        "--repetition",
+        "1.5",
+        "--frequency",
+        "0.7",
+        "--presence",
+        "0.2",
+        "--no-repeat-ngram",
+        "2",
+        "--window",
+        "9",
+        "--penalise-prompt",
+    )
     assert found == direct(Sampling(text=one, audio=one))
 
 
@@ -205,8 +231,16 @@ def test_no_bar_in_a_pipe(run, tmp_path):
 
 def as_process(tiny_checkpoint, *argv, **more):
     environment = {**os.environ, "STEPAUDIO_CHECKPOINT": str(tiny_checkpoint), "PYTHONUTF8": "1"}
-    return subprocess.run([sys.executable, "-m", "stepaudio", *map(str, argv)], capture_output=True, text=True,
-                          env=environment, encoding="utf-8", cwd=Path(__file__).parents[1], timeout=120, **more)
+    return subprocess.run(
+        [sys.executable, "-m", "stepaudio", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        encoding="utf-8",
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+        **more,
+    )
 
 
 def test_as_a_process(tiny_checkpoint, wav, tmp_path, tiny_model):
@@ -243,7 +277,9 @@ def test_evaluate_counts_what_it_could_not_read(run, wav, tmp_path):
 
 def test_evaluate_by_known_words(run, wav, tmp_path):
     (tmp_path / "w.txt").write_text("yes\t3\n", encoding="utf-8")
-    out = run("evaluate", table(tmp_path, "file\ttext\na.wav\tYes!\na.wav\tno\n"), "--words", tmp_path / "w.txt", *FEW)[1]
+    out = run(
+        "evaluate", table(tmp_path, "file\ttext\na.wav\tYes!\na.wav\tno\n"), "--words", tmp_path / "w.txt", *FEW
+    )[1]
     assert json.loads(out[-1])["clips_known"] == 1
 
 
@@ -316,7 +352,11 @@ def test_weights_renamed(run, tiny_checkpoint, tmp_path):
 def test_info(run):
     status, out, _ = run("info", "--json")
     found = json.loads(out[0])
-    assert status == 0 and {"backend", "blas", "dtype", "versions"} <= set(found) and found["versions"]["mlx"][0].isdigit()
+    assert (
+        status == 0
+        and {"backend", "blas", "dtype", "versions"} <= set(found)
+        and found["versions"]["mlx"][0].isdigit()
+    )
     status, out, _ = run("info")
     assert status == 0 and {line.split()[0] for line in out} == set(found)
 

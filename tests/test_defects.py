@@ -24,14 +24,17 @@ GREEDY = Sampling.greedy()
 
 @pytest.fixture(scope="module")
 def stereo(tmp_path_factory):
-    """20 s of two channels that have nothing in common: long enough for the shorter pieces."""
+    """Two channels that have nothing in common."""
     path = tmp_path_factory.mktemp("stereo") / "noise.wav"
-    save_audio(path, np.stack([tiny.noise(20, 1), tiny.noise(20, 2)], axis=1))
+    save_audio(path, np.stack([tiny.noise(1.5, 1), tiny.noise(1.5, 2)], axis=1))
     return path
 
 
+LONG = tiny.noise(16)  # more than one of the shorter pieces
+
+
 def said(model, source, sampling=GREEDY):
-    return [s.ids for s in model.transcribe(source, sampling=sampling, max_tokens=24).segments]
+    return [s.ids for s in model.transcribe(source, sampling=sampling, max_tokens=6).segments]
 
 
 def values(model):
@@ -55,12 +58,13 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_each_defect_changes_something_and_leaves_the_model_alone(tiny_model, stereo, name):
-    before = fingerprint(tiny_model, stereo)
+    heard = LONG if name == "chunk" else stereo
+    before = fingerprint(tiny_model, heard)
     wrong = broken(tiny_model, name)
     assert wrong is not tiny_model
-    assert not same(fingerprint(wrong, stereo), before)
-    said(wrong, stereo)  # it runs
-    assert same(fingerprint(tiny_model, stereo), before)
+    assert not same(fingerprint(wrong, heard), before)
+    said(wrong, heard)  # it runs
+    assert same(fingerprint(tiny_model, heard), before)
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -147,16 +151,17 @@ def test_a_clip_too_short_for_an_uncentred_frame_gives_none():
 
 def test_downmix_is_the_mean_whatever_is_asked_for(tiny_model, stereo):
     wrong = broken(tiny_model, "downmix")
+    mean = load_audio(stereo, downmix="mean")
     for asked in ("first", "mean"):
-        np.testing.assert_array_equal(wrong.pipeline.load(stereo, downmix=asked), load_audio(stereo, downmix="mean"))
+        np.testing.assert_array_equal(wrong.pipeline.load(stereo, downmix=asked), mean)
     mono = tiny.noise(2)
     assert said(wrong, mono) == said(tiny_model, mono)
 
 
-def test_pieces_of_15_seconds(tiny_model, stereo):
+def test_pieces_of_15_seconds(tiny_model):
     wrong = broken(tiny_model, "chunk")
-    assert len(said(tiny_model, stereo)) == 1 and len(said(wrong, stereo)) == 2
-    assert [n for _, n in wrong.request(transcription(stereo)).spans] == [188, 63]
+    assert len(said(tiny_model, LONG)) == 1 and len(said(wrong, LONG)) == 2
+    assert [n for _, n in wrong.request(transcription(LONG)).spans] == [188, 13]
     assert tiny_model.pipeline.chunk_samples == CHUNK_SAMPLES
 
 
@@ -168,16 +173,20 @@ def test_without_the_mask_padding_is_heard(tiny_model):
 
 
 def test_norm_then_pool_by_hand(tiny_model):
-    """Rows of the wrong encoder from the recorded last block of the right one, with norm and pooling written out."""
+    """Rows of the wrong encoder from the recorded last block of the right one, norm and pooling written out."""
     found = {}
     net, mel = tiny_model.net, log_mel(tiny.noise(1.0))
-    net.hear([mel], tap=lambda name, array: found.__setitem__(name, np.array(array)))
+
+    def tap(name, array):
+        found[name] = np.array(array)
+
+    net.hear([mel], tap=tap)
     x = found["block0"][0]
     norm = net.encoder.after_norm
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     x = x * np.array(norm.weight) + np.array(norm.bias)
     wanted = x[: len(x) // 2 * 2].reshape(-1, 2, x.shape[1]).mean(axis=1)
-    broken(tiny_model, "norm_pool").net.hear([mel], tap=lambda name, array: found.__setitem__(name, np.array(array)))
+    broken(tiny_model, "norm_pool").net.hear([mel], tap=tap)
     np.testing.assert_allclose(found["encoded"][0], wanted, atol=1e-4)
 
 
@@ -213,7 +222,8 @@ def test_prompt_without_audio_end(tiny_model):
     messages = [{"role": "human", "content": [{"type": "audio"}, {"type": "audio"}]}]
     two = defects.WrongPrompt(audio_end=False)(messages, t, [[3, 0], [2]])
     patches = [i for i, token in enumerate(two.ids) if token == t.audio_patch]
-    assert patches == [i for s in two.slots for i in range(s.start, s.start + s.length)] and t.audio_end not in two.ids
+    assert patches == [i for s in two.slots for i in range(s.start, s.start + s.length)]
+    assert t.audio_end not in two.ids
 
 
 def test_prompt_without_system_text(tiny_model):
@@ -227,7 +237,7 @@ def test_prompt_without_system_text(tiny_model):
 def test_partly_loaded_replaces_the_tensors_it_names_and_no_others(tiny_model):
     lost = set(defects.left_out(tiny_model.config, 0.9))
     right, wrong = values(tiny_model), values(broken(tiny_model, "partly_loaded"))
-    assert len(lost) == round(0.1 * len(right))
+    assert len(right) - len(lost) == round(0.9 * len(right))
     assert {name for name in right if not np.array_equal(right[name], wrong[name])} == lost
     assert set(defects.left_out(tiny_model.config, 0.9, seed=1)) != lost
 
@@ -256,14 +266,17 @@ def test_fewer_bits_hold_fewer_values(tiny_model):
         held = np.array(mx.dequantize(head.weight, head.scales, head.biases, head.group_size, head.bits))
         assert max(len(np.unique(group)) for group in held.reshape(-1, 32)) <= 2**bits
         errors[bits] = np.abs(held - weight).max()
-        assert np.array_equal(np.array(net.model.embed_tokens.weight), np.array(tiny_model.net.model.embed_tokens.weight))
+        assert net.model.embed_tokens.weight is tiny_model.net.model.embed_tokens.weight
     assert 0 < 8 * errors[8] < errors[4]
     assert tiny_model.net.lm_head.weight.dtype == mx.float32
 
 
 def test_bits_on_a_model_too_narrow(tiny_model):
+    net = defects.twin(tiny_model.net)
+    net.encoder.blocks = []  # the only layers 128 wide
+    assert len(tiny_model.net.encoder.blocks) == 1
     with pytest.raises(ConfigError, match="multiple of 128"):
-        defects.fewer_bits(4, group_size=128)(tiny_model)
+        defects.fewer_bits(4, group_size=128)(tiny_model.altered(net=net))
 
 
 def test_penalty_is_fixed_and_counts_the_answer_only(tiny_model):

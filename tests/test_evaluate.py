@@ -85,7 +85,8 @@ def test_errors_are_the_edit_distance_of_words():
 
 
 @pytest.mark.parametrize(("said", "heard", "wanted"), [
-    ("", "", (0, 0)), ("", "oh no", (0, 2)), ("oh no", "", (2, 2)), ("...", "a", (0, 1)), ("Yes, sir!", "yes sir", (2, 0)),
+    ("", "", (0, 0)), ("", "oh no", (0, 2)), ("oh no", "", (2, 2)), ("...", "a", (0, 1)),
+    ("Yes, sir!", "yes sir", (2, 0)),
 ])  # fmt: skip
 def test_errors_of_silence(said, heard, wanted):
     assert count_errors(said, heard) == wanted
@@ -114,7 +115,10 @@ def test_a_line_without_text_is_silence(tmp_path):
 
 
 def test_odd_line_separators_stay_in_the_text(tmp_path):
-    assert read_manifest(manifest(tmp_path, "file\ttext\na.wav\tone\u2028two\x0bthree\n"))[0].text == "one\u2028two\x0bthree"
+    assert (
+        read_manifest(manifest(tmp_path, "file\ttext\na.wav\tone\u2028two\x0bthree\n"))[0].text
+        == "one\u2028two\x0bthree"
+    )
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -186,7 +190,7 @@ def test_totals_weigh_by_words(tmp_path):
 def test_wall_time_includes_reading(tmp_path):
     model = Parrot({1: "one"})
     model.pipeline = Pipeline(load=lambda *a, **k: (time.sleep(0.05), load_audio(*a, **k))[1])
-    score, = evaluate(model, clips(tmp_path, (1, "one")))
+    (score,) = evaluate(model, clips(tmp_path, (1, "one")))
     assert score.transcript.wall_seconds >= 0.1 + 0.05
 
 
@@ -206,5 +210,7 @@ def test_through_the_tiny_model(tiny_model, tmp_path):
     sf.write(tmp_path / "a.wav", x, 16_000, subtype="FLOAT")
     heard = tiny_model.transcribe(x, max_tokens=9).text
     sf.write(tmp_path / "b.wav", np.zeros(16_000), 16_000)
-    found = list(evaluate(tiny_model, [Clip(tmp_path / "a.wav", heard), Clip(tmp_path / "b.wav", "")], max_tokens=9))
+    found = list(
+        evaluate(tiny_model, [Clip(tmp_path / "a.wav", heard), Clip(tmp_path / "b.wav", "")], max_tokens=9)
+    )
     assert [s.errors for s in found] == [0, 0] and found[1].transcript.segments[0].stop == "silence"

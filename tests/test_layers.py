@@ -1,4 +1,4 @@
-"""Imports go one way: every module of the package may import what stands in a lower layer, or earlier in its own."""
+"""Imports go one way: a module may import what stands in a lower layer, or earlier in its own."""
 
 import ast
 from pathlib import Path
@@ -19,8 +19,20 @@ LAYERS = [
     ["transcribe", "pipeline"],
     ["model"],
     ["evaluate"],
-    ["golden", "verify_voice", "verify_hearing", "verify_llm", "verify_text", "verify_speaking", "verify", "bench_torch", "bench",
-     "train", "demo", "lab"],
+    [
+        "golden",
+        "verify_voice",
+        "verify_hearing",
+        "verify_llm",
+        "verify_text",
+        "verify_speaking",
+        "verify",
+        "bench_torch",
+        "bench",
+        "train",
+        "demo",
+        "lab",
+    ],
     ["cli"],
 ]
 PLACE = {name: (layer, i) for layer, names in enumerate(LAYERS) for i, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Degeneration metrics against definitions worked out by hand, slow twins, and what a person would say of a text."""
+"""Degeneration metrics against definitions worked out by hand, slow twins, and what a person would say."""
 
 import math
 import zlib
@@ -62,6 +62,9 @@ def test_text_compression_ratio_is_whispers():
     text = "so und so und so und so und " * 8 + "é"
     raw = text.encode("utf-8")
     assert m.text_compression_ratio(text) == len(raw) / len(zlib.compress(raw))
+    long = " ".join(f"{i * i % 97} and {i % 7}" for i in range(3000))  # long enough for the level to matter
+    assert m.text_compression_ratio(long) == len(long) / len(zlib.compress(long.encode()))
+    assert len(zlib.compress(long.encode(), 1)) != len(zlib.compress(long.encode()))
     assert (
         m.text_compression_ratio("The quick brown fox jumps over the lazy dog.")
         < 1

@@ -3,9 +3,6 @@
 import json
 from pathlib import Path
 
-import stepaudio  # noqa: F401  (puts a fast BLAS under mlx, so it comes first)
-
-# isort: split
 import mlx.core as mx
 import numpy as np
 import pytest

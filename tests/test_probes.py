@@ -41,7 +41,7 @@ def test_every_name_of_the_glossary_is_recorded_and_no_other(tiny_model, trace):
 
 
 def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
-    """Lengths from the config and from the lengths of the audio and the prompt, never from the arrays themselves."""
+    """Lengths come from the config, the audio and the prompt, never from the arrays themselves."""
     frames = n_mel_frames(round(SECONDS * tiny.RATE))
     after_conv = -(-frames // 2)
     heard = {**probes.axis_sizes(tiny_model.config), "B": 1, "T": frames, "S": after_conv, "P": after_conv // 2,
@@ -108,9 +108,10 @@ def test_a_reducer_bounds_what_is_kept(tiny_model, messages, trace):
     reduced = probes.record(tiny_model, messages, "layer*.attention", sampling=GREEDY, max_tokens=N_IDS,
                             reduce={"layer0.*": probes.last_query, "layer1.*": probes.head_mean})
     for i in range(N_IDS):
-        np.testing.assert_allclose(reduced["layer0.attention"][i], trace["layer0.attention"][i][:, :, -1:], atol=1e-6)
-        np.testing.assert_allclose(reduced["layer1.attention"][i], trace["layer1.attention"][i].mean(1, keepdims=True),
-                                   atol=1e-6)
+        newest = trace["layer0.attention"][i][:, :, -1:]
+        np.testing.assert_allclose(reduced["layer0.attention"][i], newest, atol=1e-6)
+        mean = trace["layer1.attention"][i].mean(1, keepdims=True)
+        np.testing.assert_allclose(reduced["layer1.attention"][i], mean, atol=1e-6)
 
 
 def test_bytes_are_counted_and_the_limit_holds(tiny_model, messages, trace):
@@ -127,7 +128,7 @@ def test_what_does_not_fit_is_never_computed(tiny_model):
     assert recorder.nbytes == 0
 
 
-@pytest.mark.parametrize("names, reduce", [("lyer*", None), ("layer9", None), ("*", {"nothing": probes.last_query})])
+@pytest.mark.parametrize("names, reduce", [("lyer*", None), ("layer9", None), ("*", {"x": probes.last_query})])
 def test_a_name_that_nobody_has_is_refused(tiny_model, names, reduce):
     with pytest.raises(ConfigError, match="no activation is called"):
         probes.Recorder(tiny_model.config, names, reduce)
@@ -142,8 +143,11 @@ def test_asking_for_what_was_not_recorded(tiny_model, messages):
 # ---- caches ----
 
 
-@pytest.mark.parametrize("policy", [CachePolicy("window", 24), CachePolicy("sinks", 24, sinks=3),
-                                    CachePolicy("sinks", 24, positions="renumbered")], ids=lambda p: p.kind + p.positions)
+POLICIES = [CachePolicy("window", 24), CachePolicy("sinks", 24, sinks=3),
+            CachePolicy("sinks", 24, positions="renumbered")]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p.kind}-{p.positions}")
 def test_watching_a_cache_changes_nothing_and_positions_name_its_slots(tiny_model, messages, policy):
     trace = probes.record(tiny_model, messages, sampling=GREEDY, cache=policy, max_tokens=N_IDS)
     assert trace.ids == run(tiny_model, messages, cache=policy).ids
@@ -186,7 +190,8 @@ def test_the_lens_on_an_earlier_layer_is_norm_and_head_by_hand(tiny_model, trace
     scores = scaled @ np.array(tiny_model.net.lm_head.weight).T
     lens = readings.logit_lens(tiny_model.net, x)
     assert lens.ids[:, 0].tolist() == scores.argmax(axis=1).tolist()
-    np.testing.assert_allclose(np.exp(lens.logprobs[:, 0]), np.exp(scores.max(1)) / np.exp(scores).sum(1), rtol=1e-3)
+    best = np.exp(scores.max(1)) / np.exp(scores).sum(1)
+    np.testing.assert_allclose(np.exp(lens.logprobs[:, 0]), best, rtol=1e-3)
 
 
 def test_the_lens_works_in_blocks(tiny_model):

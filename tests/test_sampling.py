@@ -4,9 +4,6 @@ import math
 import re
 from pathlib import Path
 
-import stepaudio  # noqa: F401  (puts a fast BLAS under mlx, so it comes first)
-
-# isort: split
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -97,7 +94,7 @@ def survivors(logits: mx.array) -> list[int]:
 
 
 @pytest.mark.parametrize(("p", "kept"), [
-    (0.01, [0]), (0.49, [0]), (0.51, [0, 1]), (0.79, [0, 1]), (0.81, [0, 1, 2]), (0.94, [0, 1, 2]),
+    (1e-9, [0]), (0.01, [0]), (0.49, [0]), (0.51, [0, 1]), (0.79, [0, 1]), (0.81, [0, 1, 2]), (0.94, [0, 1, 2]),
     (0.96, [0, 1, 2, 3]),
 ])
 def test_top_p_by_hand(p, kept):
@@ -135,6 +132,8 @@ def test_ngrams_by_hand():
     assert ban([0, 1, 2, 0, 1, 3, 0, 1], 3) == [2, 3]
     assert ban([0, 1, 2], 3) == [] and ban([0, 1], 3) == [] and ban([0], 3) == []
     assert ban([1, 1], 2) == [1] and ban([1, 1, 1], 3) == [1] and ban([0, 2], 1) == [0, 2]
+    assert ban([0, 1, 2, 0, 1, 3], 2, 4) == [1]  # what lies beyond the length is not history
+    assert ban([0, 3, 0, 2], 2, 3) == [3] and ban([0, 1, 2, 3], 1, 2) == [0, 1]
     assert ban([0, 1, 0, -1], 2, 3) == [1] and ban([-1, -1], 2, 0) == [] and ban([-1, -1], 1, 0) == []
 
 
@@ -329,8 +328,9 @@ def test_escape_penalties_replace_those_of_one_row():
     logits = mx.array([[5.0, 4, 3, 2]] * 2)
     assert ids_of(sampler, logits, 3) == [[0] * 3] * 2
     sampler.escape(1)
-    assert ids_of(sampler, logits, 3) == [[0] * 3, [1, 2, 3]]
+    assert ids_of(sampler, logits, 2) == [[0] * 2, [1, 2]]
     sampler.keep_rows([1])
+    assert ids_of(sampler, logits[:1], 1) == [[3]]
     assert np.isneginf(np.array(sampler.rules(logits[:1], "escape"))).all()
 
 
@@ -371,7 +371,9 @@ def test_override():
     (Sampling, {"top_k": 2.5}), (Sampling, {"top_p": 0.0}), (Sampling, {"top_p": 1.1}), (Sampling, {"min_p": -0.1}),
     (Sampling, {"min_p": 1.5}), (Penalties, {"repetition": 0.0}), (Penalties, {"repetition": -1.0}),
     (Penalties, {"frequency": math.inf}), (Penalties, {"presence": math.nan}), (Penalties, {"no_repeat_ngram": -1}),
-    (Penalties, {"no_repeat_ngram": 1.5}), (Penalties, {"window": 0}),
+    (Penalties, {"no_repeat_ngram": 1.5}), (Penalties, {"window": 0}), (Penalties, {"window": 1.5}),
+    (Penalties, {"repetition": math.inf}), (Sampling, {"temperature": math.inf}), (Sampling, {"seed": -1}),
+    (Sampling, {"seed": 2**64}), (Sampling, {"seed": 1.5}),
 ], ids=str)
 def test_refuses_options_out_of_range(kind, option):
     (name,) = option

@@ -50,7 +50,7 @@ def test_equals_a_slow_twin_that_draws_clips_one_by_one():
 
 @pytest.mark.parametrize("measure", ["wer", "loop_rate"])
 def test_covers_a_known_difference_as_often_as_it_says(measure):
-    """300 worlds of 50 clips, hard and easy ones; the true difference is -0.1. Percentile intervals of 95 % are known
+    """300 worlds of 50 clips, hard and easy ones; the true difference is -0.1. Percentile intervals are known
     to cover a little less; with 300 trials two standard errors are 2.5 %."""
     rng, hits = np.random.default_rng(7), 0
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""Training on a corpus of a few seconds and nets of a few channels: exact where it can be, the same twice where not."""
+"""Training on seconds of sound and nets of a few channels: exact where it can be, the same twice where not."""
 
 import json
 from dataclasses import replace
@@ -9,6 +9,7 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten, tree_map
 
+from stepaudio.activations import softmax_attention
 from stepaudio.config import AudioEncoderConfig, StepAudioConfig, TextConfig
 from stepaudio.errors import DataError
 from stepaudio.mel import log_mel
@@ -33,8 +34,16 @@ def clip_lines(n=5, seconds=0.6):
         words = TEXTS[i].split()
         ids = [0, *[p for w in range(len(words)) for p in ([40 + w] if w == 0 else [16, 40 + w])], 0]
         durations = [2, *[3] * (len(ids) - 2), frames - 2 - 3 * (len(ids) - 2)]
-        lines.append({"id": str(i), "offset": i * size, "n_samples": size, "text": TEXTS[i], "ids": ids,
-                      "durations": durations})
+        lines.append(
+            {
+                "id": str(i),
+                "offset": i * size,
+                "n_samples": size,
+                "text": TEXTS[i],
+                "ids": ids,
+                "durations": durations,
+            }
+        )
     return lines
 
 
@@ -72,10 +81,27 @@ def maker(shelf, tokenizer):
 
 
 def sizes(rows):
-    text = TextConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
-                      num_hidden_layers=1, vocab_size=rows, rms_norm_eps=1e-6, rope_theta=1e4)
-    audio = AudioEncoderConfig(n_mels=128, n_audio_ctx=1500, n_audio_state=16, n_audio_head=2, n_audio_layer=1,
-                               llm_dim=16, kernel_size=3, adapter_stride=2, adapter_hidden=24)
+    text = TextConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_hidden_layers=1,
+        vocab_size=rows,
+        rms_norm_eps=1e-6,
+        rope_theta=1e4,
+    )
+    audio = AudioEncoderConfig(
+        n_mels=128,
+        n_audio_ctx=1500,
+        n_audio_state=16,
+        n_audio_head=2,
+        n_audio_layer=1,
+        llm_dim=16,
+        kernel_size=3,
+        adapter_stride=2,
+        adapter_hidden=24,
+    )
     return StepAudioConfig(text, audio)
 
 
@@ -86,7 +112,9 @@ def trainer(tokenizer):
 
 def new_trainer(tokenizer, **changes):
     recipe = loop.Recipe(steps=50, warmup=2, buckets=BUCKETS, **changes)
-    return loop.Trainer(recipe, sizes(-(-tokenizer.n_ids // 64) * 64), transcription_ids(tokenizer), tokenizer.text_limit)
+    return loop.Trainer(
+        recipe, sizes(-(-tokenizer.n_ids // 64) * 64), transcription_ids(tokenizer), tokenizer.text_limit
+    )
 
 
 # ---- mels ----
@@ -94,7 +122,7 @@ def new_trainer(tokenizer, **changes):
 
 def test_mels_of_a_batch_equal_the_front_end_of_each_row():
     N, lengths = 24_000, [24_000, 23_999, 9000, 4000]
-    wave = np.stack([tiny.noise(1.5, seed=i, level=10.0 ** -i) for i in range(4)])
+    wave = np.stack([tiny.noise(1.5, seed=i, level=10.0**-i) for i in range(4)])
     for row, n in zip(wave, lengths, strict=True):
         row[n:] = 0.5  # what stands past a row's end must not be heard
     found = np.array(augment.log_mel_batch(mx.array(wave), mx.array(lengths), augment.clean_filters()))
@@ -126,8 +154,11 @@ def test_clips_are_put_in_their_places_at_their_speeds(maker, shelf):
 
 def test_masks_hide_only_their_own_row():
     mel = mx.array(np.random.default_rng(0).normal(size=(2, 50, 128)).astype(np.float32))
-    batch = {"length": mx.array([50 * 160 - 479 + 160, 20 * 160]), "time_mask": mx.array([[[60, 5]], [[3, 0]]]),
-             "band_mask": mx.array([[[7, 2]], [[1, 0]]])}
+    batch = {
+        "length": mx.array([50 * 160 - 479 + 160, 20 * 160]),
+        "time_mask": mx.array([[[60, 5]], [[3, 0]]]),
+        "band_mask": mx.array([[[7, 2]], [[1, 0]]]),
+    }
     found = np.array(augment.mask_some(mel, batch))
     hidden = found != np.array(mel)
     assert hidden[0, 10:15].all() and hidden[0, :, 7:9][:48].all() and not hidden[1].any()
@@ -144,7 +175,9 @@ def test_clips_and_samples(tmp_path, encode):
     pcm = shelf.samples(0)
     for clip in shelf.shards[0]:
         i = TEXTS.index(clip["text"])
-        np.testing.assert_array_equal(pcm[clip["start"] : clip["start"] + clip["n"]], samples[i * 9600 : (i + 1) * 9600])
+        np.testing.assert_array_equal(
+            pcm[clip["start"] : clip["start"] + clip["n"]], samples[i * 9600 : (i + 1) * 9600]
+        )
         assert clip["ids"] == encode(TEXTS[i])
 
 
@@ -211,7 +244,7 @@ def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, shelf):
         wanted = asr_prompt(tokenizer, [n])
         ids, labels = batch["ids"][b], batch["labels"][b]
         assert tuple(ids[: len(wanted.ids)]) == wanted.ids
-        start, = {s.start for s in wanted.slots}
+        (start,) = {s.start for s in wanted.slots}
         np.testing.assert_array_equal(batch["row_index"][b][start : start + n], 1 + np.arange(n))
         assert np.count_nonzero(batch["row_index"][b]) == n
         asked = np.flatnonzero(labels >= 0)
@@ -228,11 +261,16 @@ def test_everything_lies_inside_the_row(maker):
     for batch, b, placed in rows_of(maker):
         bucket, k = BUCKETS[batch["bucket"]], len(placed)
         assert batch["length"][b] <= bucket.samples
-        assert (batch["stop"][b][:k] <= batch["length"][b]).all() and (placed[1:] >= batch["stop"][b][:k][:-1]).all()
+        assert (batch["stop"][b][:k] <= batch["length"][b]).all() and (
+            placed[1:] >= batch["stop"][b][:k][:-1]
+        ).all()
 
 
-def test_a_row_without_words_holds_nobody_else_s(maker):
+def test_a_row_without_words_holds_nobody_else_s(maker, monkeypatch):
     """Neither babble nor an answer but the end; and such rows do come."""
+    draw = corpus.augmentation
+    everywhere = lambda rng, B: draw(rng, B) | {"babble": np.full(B, 0.5, np.float32)}  # noqa: E731
+    monkeypatch.setattr(corpus, "augmentation", everywhere)
     silent = [(batch, b) for batch, b, placed in rows_of(maker, 150) if len(placed) == 0]
     assert len(silent) > 3
     for batch, b in silent:
@@ -273,11 +311,26 @@ def test_spoken_ids_pair_with_their_words(tokenizer, encode, shelf):
 
 
 def test_words_that_do_not_pair_up_are_left_alone(encode):
-    clip = {"text": "one two three", "phonemes": [0, 40, 16, 41, 0], "frames": [1] * 5, "ids": encode("one two three")}
+    clip = {
+        "text": "one two three",
+        "phonemes": [0, 40, 16, 41, 0],
+        "frames": [1] * 5,
+        "ids": encode("one two three"),
+    }
     assert corpus._token_spans(clip, encode) is None
 
 
 # ---- the step ----
+
+
+def test_gradients_pass_through_attention_as_this_machine_computes_it():
+    """Large enough for the form made for CPUs; the twin that a tap asks for is plain softmax."""
+    q, k, v = (mx.array(np.random.default_rng(i).normal(size=(2, 4, 64, 8)).astype(np.float32)) for i in range(3))
+
+    def slope(tap):
+        return mx.grad(lambda q: softmax_attention(q, k, v, 0.5, "causal", tap).square().sum())(q)
+
+    np.testing.assert_allclose(np.array(slope(None)), np.array(slope(lambda *_: None)), atol=2e-5)
 
 
 def test_flat_and_back():
@@ -294,8 +347,11 @@ def test_flat_and_back():
 def test_adamw_is_the_textbook_s(trainer):
     """Two steps of the flat optimiser against plain numpy, decay on matrices only, gradient clipped to norm 1."""
     p = np.array(trainer.state["params"], np.float64)
-    decay = np.array(trainer.flat.join(tree_map(lambda a: mx.full(a.shape, float(a.ndim >= 2)),
-                                                trainer.flat.split(trainer.state["params"]))))
+    decay = np.array(
+        trainer.flat.join(
+            tree_map(lambda a: mx.full(a.shape, float(a.ndim >= 2)), trainer.flat.split(trainer.state["params"]))
+        )
+    )
     m = v = np.zeros_like(p)
     for t, scale in ((1, 5.0), (2, 1e-4)):
         g = np.random.default_rng(t).normal(0, scale, p.size)
@@ -310,7 +366,9 @@ def test_adamw_is_the_textbook_s(trainer):
 def test_learning_rate():
     recipe = loop.Recipe(peak_rate=1.0, warmup=10)
     assert recipe.rate(0, 0) == pytest.approx(0.1) and recipe.rate(0, 99) == pytest.approx(1)
-    assert recipe.rate(1, 99) == pytest.approx(0.01) == recipe.rate(2, 99) and recipe.rate(0.5, 99) == pytest.approx(0.505)
+    assert recipe.rate(1, 99) == pytest.approx(0.01) == recipe.rate(2, 99) and recipe.rate(
+        0.5, 99
+    ) == pytest.approx(0.505)
 
 
 def take(trainer, maker, shelf, steps):
@@ -321,9 +379,10 @@ def take(trainer, maker, shelf, steps):
     return shown
 
 
-def test_steps_lower_the_loss(trainer, maker, shelf):
-    shown = np.array(take(trainer, maker, shelf, range(25)))
-    assert np.isfinite(shown).all() and shown[-5:, 0].mean() < 0.8 * shown[:5, 0].mean()
+def test_steps_lower_the_loss(tokenizer, maker, shelf):
+    trainer = new_trainer(tokenizer, peak_rate=0.02)
+    shown = np.array(take(trainer, maker, shelf, range(12)))
+    assert np.isfinite(shown).all() and shown[-3:, 0].mean() < 0.9 * shown[:2, 0].mean()
     loss, right = trainer.evaluate(maker, mx.array(shelf.samples(0)), 1)
     assert np.isfinite(loss) and 0 <= right <= 1
 
@@ -351,10 +410,20 @@ def test_clean_loss_is_that_of_the_facade(trainer, tokenizer, shelf, maker, tmp_
     assert model.report.whole and model.net.lm_head.weight.dtype == mx.float32
     x = (shelf.samples(0)[:9600] / np.float32(32768)).astype(np.float32)
     one = replace(BUCKETS[0], rows=1)
-    row = {"segments": [(0, 9600, {"start": 0, "phonemes": None, "spans": None}, 1.0)], "ids": [70, 80], "length": 9600}
-    arrays = {k: mx.array(v) for k, v in BatchMaker(shelf, transcription_ids(tokenizer), [one], 0)._stack([row], one).items()}
-    mels = augment.log_mel_batch(augment.gather_wave(mx.array(shelf.samples(0)), arrays, one.samples), arrays["length"],
-                                 augment.clean_filters())
+    row = {
+        "segments": [(0, 9600, {"start": 0, "phonemes": None, "spans": None}, 1.0)],
+        "ids": [70, 80],
+        "length": 9600,
+    }
+    arrays = {
+        k: mx.array(v)
+        for k, v in BatchMaker(shelf, transcription_ids(tokenizer), [one], 0)._stack([row], one).items()
+    }
+    mels = augment.log_mel_batch(
+        augment.gather_wave(mx.array(shelf.samples(0)), arrays, one.samples),
+        arrays["length"],
+        augment.clean_filters(),
+    )
     params = {**trainer.flat.split(trainer.state["average"]), "net": model.net.parameters()}
     _, (text, *_) = trainer.loss(params, mels, arrays, 0.0, 0.0)
     request = model._listen(model._together([x])[0], nano.ASR_SYSTEM)
@@ -373,7 +442,7 @@ def test_export_is_the_average_in_half_precision(trainer, tmp_path):
     wanted = dict(tree_flatten(trainer.average))
     assert set(arrays) == set(wanted) and all(a.dtype == mx.float16 for a in arrays.values())
     name = "model.embed_tokens.weight"
-    np.testing.assert_allclose(np.array(arrays[name]), np.array(wanted[name]), atol=1e-3)
+    np.testing.assert_allclose(np.array(arrays[name]), np.array(wanted[name]), rtol=1e-3, atol=1e-6)
 
 
 def test_nano_sizes():

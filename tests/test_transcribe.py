@@ -39,7 +39,7 @@ def run(recordings, batch=8, decode=None, **options):
 
 def test_segments_cover_a_long_recording():
     x = tiny.bursts(70, [(20, 21), (43, 44)])
-    found, = run([x])
+    (found,) = run([x])
     times = [(s.start, s.end) for s in found.segments]
     assert times[0][0] == 0 and times[-1][1] == pytest.approx(70) == found.audio_seconds
     assert [a for a, _ in times[1:]] == [b for _, b in times[:-1]]
@@ -69,7 +69,7 @@ def test_silence_is_not_decoded():
 
 def test_silent_pieces_leave_no_gap_in_text_or_time():
     x = np.concatenate([tiny.noise(20), np.zeros(16_000 * 25, np.float32), tiny.noise(20, seed=1)])
-    found, = run([x])
+    (found,) = run([x])
     assert {"silence", "eos"} == {s.stop for s in found.segments}
     assert "  " not in found.text and found.segments[-1].end == 65
 
@@ -95,13 +95,15 @@ def test_wall_time_is_shared_by_length():
 
 
 def test_loops_are_counted_and_told():
-    found, = run([tiny.noise(1)], decode=Decoder(Loop(2, 5, 4.5)))
+    (found,) = run([tiny.noise(1)], decode=Decoder(Loop(2, 5, 4.5)))
     assert found.loops == 1 and found.segments[0].loop == {"period": 2, "onset": 5, "repeats": 4.5}
     assert found.to_dict()["segments"][0]["loop"]["onset"] == 5
 
 
 def test_no_tokenizer_means_no_text_even_for_silence():
-    found = transcribe_many([tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1)
+    found = transcribe_many(
+        [tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1
+    )
     assert [t.text for t in found] == [None, None] and found[1].segments[0].text is None
 
 
@@ -111,7 +113,7 @@ def test_no_recording_no_transcript():
 
 def test_a_short_limit_is_kept():
     """An encoder with few positions: the search for a pause shrinks with the limit."""
-    found, = run([tiny.noise(3)], max_seconds=0.7)
+    (found,) = run([tiny.noise(3)], max_seconds=0.7)
     assert max(s.end - s.start for s in found.segments) <= 0.7
 
 
@@ -157,9 +159,12 @@ def test_file_array_and_rate_go_the_same_way(tiny_model, tmp_path):
     x = tiny.noise(2)
     sf.write(tmp_path / "a.wav", x, 16_000, subtype="FLOAT")
     of_file = tiny_model.transcribe(tmp_path / "a.wav", max_tokens=12)
-    for found in (tiny_model.transcribe(x, max_tokens=12), tiny_model.transcribe_samples(x, max_tokens=12),
-                  tiny_model.transcribe_long(str(tmp_path / "a.wav"), max_tokens=12),
-                  tiny_model.transcribe_many([x], max_tokens=12)[0]):
+    for found in (
+        tiny_model.transcribe(x, max_tokens=12),
+        tiny_model.transcribe_samples(x, max_tokens=12),
+        tiny_model.transcribe_long(str(tmp_path / "a.wav"), max_tokens=12),
+        tiny_model.transcribe_many([x], max_tokens=12)[0],
+    ):
         assert answers(found) == answers(of_file) and found.text == of_file.text
     assert of_file.audio_seconds == 2 and of_file.wall_seconds > 0
 
@@ -208,7 +213,10 @@ def test_markers_and_codes_are_no_text(tiny_model):
 
 def test_seed_decides(tiny_model):
     def ids(seed):
-        return answers(tiny_model.transcribe(tiny.noise(1), max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed)))
+        return answers(
+            tiny_model.transcribe(tiny.noise(1), max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed))
+        )
+
     assert ids(4) == ids(4) != ids(5)
 
 

@@ -59,8 +59,16 @@ def mel_file(folder):
         "out.mel_filters_80": mel_filterbank(16_000, 400, 80), "out.token_num": rows})  # fmt: skip
 
 
-SIZES = {"n_mels": 12, "n_audio_ctx": 70, "n_audio_state": 24, "n_audio_head": 2, "n_audio_layer": 1, "llm_dim": 20,
-         "kernel_size": 3, "adapter_stride": 2}
+SIZES = {
+    "n_mels": 12,
+    "n_audio_ctx": 70,
+    "n_audio_state": 24,
+    "n_audio_head": 2,
+    "n_audio_layer": 1,
+    "llm_dim": 20,
+    "kernel_size": 3,
+    "adapter_stride": 2,
+}
 
 
 def encoder_file(folder, stride=2):
@@ -82,30 +90,51 @@ def encoder_file(folder, stride=2):
 
 
 def llm_file(folder):
-    text = {"hidden_size": 20, "intermediate_size": 30, "num_attention_heads": 5, "num_key_value_heads": 1,
-            "num_hidden_layers": 2, "vocab_size": 90, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
+    text = {
+        "hidden_size": 20,
+        "intermediate_size": 30,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 2,
+        "vocab_size": 90,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e4,
+    }
     whole = {"text_config": text, "audio_encoder_config": {**SIZES, "adapter_hidden": 28}}
     net = StepAudioNet(StepAudioConfig.from_dict(whole))
     arrays, stages = randomised(net), {}
     ids = np.random.default_rng(1).integers(0, 80, (1, 17))
     x = net.embed(ids)
     logits = net.logits(x, NoCache(net.model.rope), stages.__setitem__)
-    arrays |= {"in.text.ids": ids, "out.text.logits": np.array(logits), "out.text.layer1": np.array(stages["layer1"])}
+    arrays |= {
+        "in.text.ids": ids,
+        "out.text.logits": np.array(logits),
+        "out.text.layer1": np.array(stages["layer1"]),
+    }
     for name, rules in GREEDY.items():
         arrays[f"out.greedy.{name}"] = np.array(_greedy(net, ids, x, 12, rules))
     plain = arrays["out.greedy.plain"]
     stop = int(plain[5])
     arrays |= {"in.greedy.eos_id": np.array([stop]), "out.greedy.eos": plain[: list(plain).index(stop) + 1]}
     mels = normal((1, 12, 60))
-    rows, = net.hear([mels[0]])
+    (rows,) = net.hear([mels[0]])
     prompt = np.array([[3, 81, *[82] * len(rows), 83, 5]])
     y = net.embed(prompt, [Slot(0, 2, len(rows))], [rows])
-    arrays |= {"in.audio1.ids": prompt, "in.audio1.mels": mels, "in.audio1.mel_lens": np.array([58], np.int32),
-               "out.audio1.rows": np.arange(2, 2 + len(rows)), "out.audio1.embeds": np.array(y),
-               "out.audio1.logits": np.array(net.logits(y, NoCache(net.model.rope))),
-               "out.audio1.greedy": np.array(_greedy(net, prompt, y, 7))}
-    write(folder, "llm", {**whole, "audio_encoder_config": SIZES, "adapter_hidden": 28,
-                          "token_ids": {"audio_start": 81}}, arrays | rule_arrays())
+    arrays |= {
+        "in.audio1.ids": prompt,
+        "in.audio1.mels": mels,
+        "in.audio1.mel_lens": np.array([58], np.int32),
+        "out.audio1.rows": np.arange(2, 2 + len(rows)),
+        "out.audio1.embeds": np.array(y),
+        "out.audio1.logits": np.array(net.logits(y, NoCache(net.model.rope))),
+        "out.audio1.greedy": np.array(_greedy(net, prompt, y, 7)),
+    }
+    write(
+        folder,
+        "llm",
+        {**whole, "audio_encoder_config": SIZES, "adapter_hidden": 28, "token_ids": {"audio_start": 81}},
+        arrays | rule_arrays(),
+    )
 
 
 def rule_arrays():
@@ -114,24 +143,42 @@ def rule_arrays():
     counts = np.stack([np.bincount(h, minlength=30) for h in history])
     kept = np.where(logits >= np.sort(logits, 1)[:, -4:][:, :1], logits, -np.inf)
     repeated = np.where(counts > 0, np.where(logits > 0, logits / 1.25, logits * 1.25), logits)
-    return {"in.proc.logits": logits, "in.proc.history": history, "in.proc.tied_logits": np.round(logits * 2) / 2,
-            "out.proc.counts": counts.astype(np.float32), "out.proc.temp0p5": logits / np.float32(0.5),
-            "out.proc.topk4": kept, "out.proc.rep1p25": repeated.astype(np.float32),
-            "out.proc.freq0.25_pres-1.5": (logits - 0.25 * counts + 1.5 * (counts > 0)).astype(np.float32)}
+    return {
+        "in.proc.logits": logits,
+        "in.proc.history": history,
+        "in.proc.tied_logits": np.round(logits * 2) / 2,
+        "out.proc.counts": counts.astype(np.float32),
+        "out.proc.temp0p5": logits / np.float32(0.5),
+        "out.proc.topk4": kept,
+        "out.proc.rep1p25": repeated.astype(np.float32),
+        "out.proc.freq0.25_pres-1.5": (logits - 0.25 * counts + 1.5 * (counts > 0)).astype(np.float32),
+    }
 
 
 def text_files(folder, tokenizer: Tokenizer):
-    pairs = [{"text": t, "ids": tokenizer.encode(t), "decode": t, "decode_skip_special": t} for t in tiny.SENTENCES[:4]]
+    pairs = [
+        {"text": t, "ids": tokenizer.encode(t), "decode": t, "decode_skip_special": t} for t in tiny.SENTENCES[:4]
+    ]
     t = tokenizer
-    chat = {"name": "one", "messages": [{"role": "human", "content": "hi"}, {"role": "assistant", "content": None}],
-            "mel_frames": [], "audio_tokens": [],
-            "ids": [t.bot, *t.encode("human\nhi"), t.eot, t.bot, *t.encode("assistant\n")]}
-    (folder / "tokenizer_pairs.json").write_text(json.dumps(
-        {"component": "tokenizer", "pairs": pairs, "decode_only": [], "chats": [chat]}))
-    special = [{"token": name, "id": t.id(name), "special": True} for name in ("<|BOT|>", "<|EOT|>", "<audio_start>")]
+    chat = {
+        "name": "one",
+        "messages": [{"role": "human", "content": "hi"}, {"role": "assistant", "content": None}],
+        "mel_frames": [],
+        "audio_tokens": [],
+        "ids": [t.bot, *t.encode("human\nhi"), t.eot, t.bot, *t.encode("assistant\n")],
+    }
+    (folder / "tokenizer_pairs.json").write_text(
+        json.dumps({"component": "tokenizer", "pairs": pairs, "decode_only": [], "chats": [chat]})
+    )
+    special = [
+        {"token": name, "id": t.id(name), "special": True} for name in ("<|BOT|>", "<|EOT|>", "<audio_start>")
+    ]
     first = t.first_audio_code
-    (folder / "special_tokens.json").write_text(json.dumps(
-        {"tokens": special, "audio_run": {"id_from": first, "id_to": first + tiny.N_AUDIO - 1}, "eos_id": t.eot}))
+    (folder / "special_tokens.json").write_text(
+        json.dumps(
+            {"tokens": special, "audio_run": {"id_from": first, "id_to": first + tiny.N_AUDIO - 1}, "eos_id": t.eot}
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +198,24 @@ def made(pristine, tmp_path):
 @pytest.fixture
 def judge(tiny_checkpoint, capsys):
     """Exit status of the command, and the rows that are not good: {file: [(stage, verdict, note)]}."""
+
     def call(folder):
         status = main(["verify", str(folder), "--tokenizer", str(tiny_checkpoint), "--json"])
         out, err = capsys.readouterr()
         assert err == ""
         files = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
-        bad = {f["file"]: [(r["stage"], r["verdict"], r["note"]) for r in f["rows"] if r["verdict"] not in
-                           ("ok", "not covered")] for f in files}
+        bad = {
+            f["file"]: [
+                (r["stage"], r["verdict"], r["note"])
+                for r in f["rows"]
+                if r["verdict"] not in ("ok", "not covered")
+            ]
+            for f in files
+        }
         bad = {name: rows for name, rows in bad.items() if rows}
         assert status == (1 if bad else 0)
         return status, bad
+
     return call
 
 
@@ -212,7 +267,7 @@ def test_each_spoilt_expectation_is_seen(pristine, tmp_path, name, tiny_checkpoi
         at = np.flatnonzero(np.isfinite(value.reshape(-1)))[-1]
         value.reshape(-1)[at] += np.asarray(size, value.dtype)
         save_file(arrays | {spoilt: value}, tmp_path / f"{name}.safetensors")
-        (_, rows), = verify(tmp_path, tiny_checkpoint)
+        ((_, rows),) = verify(tmp_path, tiny_checkpoint)
         off = [r.stage for r in rows if not r.good]
         assert off == [spoilt.removeprefix("out.")], f"{spoilt} spoilt, {off} told"
 
@@ -279,15 +334,23 @@ SPOILS = {
     "component of a wrong type": lambda m: sidecar(m, "llm", lambda d: d.update(component=["llm"])),
     "no config": lambda m: sidecar(m, "llm", lambda d: d.pop("config") and None),
     "config is null": lambda m: sidecar(m, "llm", lambda d: d.update(config=None)),
-    "sizes of another net": lambda m: sidecar(m, "llm", lambda d: d["config"]["text_config"].update(hidden_size=40)),
+    "sizes of another net": lambda m: sidecar(
+        m, "llm", lambda d: d["config"]["text_config"].update(hidden_size=40)
+    ),
     "a zero size": lambda m: sidecar(m, "llm", lambda d: d["config"]["text_config"].update(num_attention_heads=0)),
     "unknown key": lambda m: sidecar(m, "llm", lambda d: d["config"]["text_config"].update(depth=3)),
     "a weight too few": lambda m: respell(m, "llm", lambda a: a.pop("w.model.norm.weight") is None),
-    "a weight too many": lambda m: respell(m, "llm", lambda a: a.update({"w.model.extra": np.zeros(3, np.float32)})),
+    "a weight too many": lambda m: respell(
+        m, "llm", lambda a: a.update({"w.model.extra": np.zeros(3, np.float32)})
+    ),
     "an input too few": lambda m: respell(m, "llm", lambda a: a.pop("in.text.ids") is None),
     "an output too few": lambda m: respell(m, "llm", lambda a: a.pop("out.greedy.plain") is None),
-    "ids beyond the vocabulary": lambda m: respell(m, "llm", lambda a: a.update({"in.text.ids": np.full((1, 5), 10**6)})),
-    "no expectation left": lambda m: respell(m, "mel", lambda a: [a.pop(n) for n in list(a) if n.startswith("out.")]),
+    "ids beyond the vocabulary": lambda m: respell(
+        m, "llm", lambda a: a.update({"in.text.ids": np.full((1, 5), 10**6)})
+    ),
+    "no expectation left": lambda m: respell(
+        m, "mel", lambda a: [a.pop(n) for n in list(a) if n.startswith("out.")]
+    ),
     "an odd dtype": lambda m: respell(m, "mel", double),
 }
 
@@ -296,7 +359,7 @@ SPOILS = {
 def test_a_file_that_cannot_be_used_is_told_and_the_others_go_on(made, judge, spoil):
     spoil(made)
     status, bad = judge(made)
-    (file, rows), = bad.items()
+    ((file, rows),) = bad.items()
     assert status == 1 and file in ("llm", "mel") and any(v == "unusable" and note for _, v, note in rows), rows
 
 
@@ -336,7 +399,8 @@ def test_relative_error_is_over_the_root_mean_square():
 
 @pytest.mark.parametrize(("want", "got", "verdict"), [
     ([-np.inf, 1], [-np.inf, 1], "ok"), ([-np.inf, 1], [np.inf, 1], "off"), ([-np.inf, 1], [5, 1], "off"),
-    ([2, 1], [np.nan, 1], "off"), ([np.nan, 1], [np.nan, 1], "off"), ([0, 0], [0, 0], "ok"), ([0, 0], [0, 1e-9], "off"),
+    ([2, 1], [np.nan, 1], "off"), ([np.nan, 1], [np.nan, 1], "off"),
+    ([0, 0], [0, 0], "ok"), ([0, 0], [0, 1e-9], "off"),
     ([1, 2], [1, 2, 3], "off"), ([1, 2], [[1, 2]], "off"), ([], [], "unusable"), ([-np.inf], [-np.inf], "ok"),
 ])  # fmt: skip
 def test_verdicts(want, got, verdict):
@@ -349,7 +413,9 @@ def test_exact_ids():
 
 
 def test_every_dtype_is_read(tmp_path):
-    arrays = {k: np.arange(6).reshape(2, 3).astype(k) for k in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u8", "?")}
+    arrays = {
+        k: np.arange(6).reshape(2, 3).astype(k) for k in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u8", "?")
+    }
     save_file(arrays, tmp_path / "a.safetensors")
     found = read_arrays(tmp_path / "a.safetensors")
     for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""A tiny checkpoint made on the fly, and signals to feed it. Its weights are random: it says nonsense, but always the same."""
+"""A tiny checkpoint made on the fly, and signals for it. Random weights: it says nonsense, but always the same."""
 
 from pathlib import Path
 
@@ -17,10 +17,27 @@ N_AUDIO = 40
 
 
 def config(vocab_size: int) -> StepAudioConfig:
-    text = TextConfig(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
-                      num_hidden_layers=2, vocab_size=vocab_size, rms_norm_eps=1e-6, rope_theta=1e6)
-    audio = AudioEncoderConfig(n_mels=128, n_audio_ctx=1500, n_audio_state=32, n_audio_head=2, n_audio_layer=1,
-                               llm_dim=32, kernel_size=3, adapter_stride=2, adapter_hidden=48)
+    text = TextConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        vocab_size=vocab_size,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+    )
+    audio = AudioEncoderConfig(
+        n_mels=128,
+        n_audio_ctx=1500,
+        n_audio_state=32,
+        n_audio_head=2,
+        n_audio_layer=1,
+        llm_dim=32,
+        kernel_size=3,
+        adapter_stride=2,
+        adapter_hidden=48,
+    )
     return StepAudioConfig(text, audio)
 
 

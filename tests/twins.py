@@ -6,9 +6,6 @@ the package, or anything incremental. `tiny_net` gives random weights large enou
 
 from __future__ import annotations
 
-import stepaudio  # noqa: F401  (puts a fast BLAS under mlx, so it comes first)
-
-# isort: split
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map

@@ -167,7 +167,7 @@ def left_out(config, share: float, seed: int = 0) -> list[str]:
     names = list(expected_layout(config))
     if not 0 <= share <= 1:
         raise ConfigError(f"share of loaded tensors: expected 0 to 1, found {share}")
-    lost = np.random.default_rng(seed).choice(len(names), round((1 - share) * len(names)), replace=False)
+    lost = np.random.default_rng(seed).choice(len(names), len(names) - round(share * len(names)), replace=False)
     return [names[i] for i in sorted(lost)]
 
 

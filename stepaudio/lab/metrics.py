@@ -32,9 +32,9 @@ def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
 def rep_n(ids: Sequence[int], n: int) -> float:
     """Share of a run's n-grams that are repeats: 1 - distinct / all, in [0, 1).
 
-    This is seq-rep-n of Welleck et al. 2020 ("Neural Text Generation with Unlikelihood Training", section 6) for
-    one sequence, and rep-n / 100 of Su et al. 2022 ("A Contrastive Framework for Neural Text Generation"). NaN under
-    n ids.
+    This is seq-rep-n of Welleck et al. 2020 ("Neural Text Generation with Unlikelihood Training", section 6)
+    for one sequence, and rep-n / 100 of Su et al. 2022 ("A Contrastive Framework for Neural Text Generation").
+    NaN under n ids.
 
     >>> rep_n([1, 2, 1, 2, 1], 2)  # (1,2) (2,1) (1,2) (2,1): two of four are repeats
     0.5
@@ -141,7 +141,7 @@ def char_errors(expected: str, heard: str) -> tuple[int, int]:
 
 
 def error_rate(pairs: Iterable[tuple[int, int]]) -> float:
-    """All errors over all units of (units, errors) pairs: WER or CER of several clips. NaN if nothing was expected."""
+    """All errors over all units of (units, errors) pairs: WER or CER of a set. NaN if nothing was expected."""
     pairs = list(pairs)
     units = sum(n for n, _ in pairs)
     return sum(errors for _, errors in pairs) / units if units else math.nan

@@ -136,7 +136,7 @@ def audio_attention(weights: np.ndarray, seconds: np.ndarray, words: Sequence[st
     edges = np.append(seconds, seconds[-1] + width)
     drawn = ax.pcolormesh(edges, np.arange(len(words) + 1) - 0.5, relative, cmap=canvas.IMAGE, vmin=0, vmax=1)
     ax.plot(seconds[weights.argmax(axis=1)] + width / 2, np.arange(len(words)), "o", markersize=4,
-            markerfacecolor="white", markeredgecolor=canvas.DARK, label="most read 80 ms")
+            color=canvas.DARK, markerfacecolor="white", label="most read 80 ms")
     ax.set(title=title, xlabel="audio time (s)", ylabel="id, in order of writing", ylim=(len(words) - 0.5, -0.5))
     ax.set_yticks(range(len(words)), [w.replace("$", r"\$") for w in words], fontsize=8)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)

@@ -62,13 +62,13 @@ def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax=N
     """
     most = len(canvas.MARKERS)
     canvas.need(1 <= len(points) <= most, f"expected 1 to {most} settings, found {len(points)}")
-    ax = canvas.axes(ax, 4.0)
-    for (name, numbers), marker in zip(points.items(), canvas.MARKERS, strict=False):
-        values = np.asarray(numbers, float) * 100
-        ordered = values.shape == (6,) and all(v[1] <= v[0] <= v[2] for v in (values[:3], values[3:]))
+    for name, numbers in points.items():
+        ordered = len(numbers) == 6 and all(v[1] <= v[0] <= v[2] for v in (numbers[:3], numbers[3:]))
         canvas.need(ordered, f"{name}: expected (rate, low, high) of loops, then of word errors, with "
                              f"low <= rate <= high, found {numbers}")
-        x, x_low, x_high, y, y_low, y_high = values
+    ax = canvas.axes(ax, 4.0)
+    for (name, numbers), marker in zip(points.items(), canvas.MARKERS, strict=False):
+        x, x_low, x_high, y, y_low, y_high = np.asarray(numbers, float) * 100
         ax.errorbar(x, y, xerr=[[x - x_low], [x_high - x]], yerr=[[y - y_low], [y_high - y]], marker=marker,
                     markersize=7, color=canvas.DARK, ecolor=canvas.MIDDLE, markerfacecolor="white", capsize=3,
                     linestyle="none", label=name)

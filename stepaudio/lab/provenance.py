@@ -56,7 +56,7 @@ def json_hash(data: object) -> str:
 
 
 def weights_hash(folder: str | Path) -> str:
-    """`file_hash` of the safetensors files of a checkpoint, headers and data; shards in the order of their names."""
+    """`file_hash` of the safetensors files of a checkpoint, headers and data; shards in order of their names."""
     files = sorted({Path(info.file) for info in read_checkpoint(folder).values()})
     return file_hash(*files)
 

@@ -171,7 +171,7 @@ def _read_lines(file: Path) -> Iterator[dict]:
 
 @dataclass(frozen=True)
 class Table:
-    """Finished runs, one row each, sorted by setting, defect, clip and seed: the order of running leaves no trace."""
+    """Finished runs, one row each, sorted by setting, defect, clip and seed: the order they ran in is gone."""
 
     rows: tuple[dict, ...]
 

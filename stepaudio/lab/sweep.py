@@ -84,6 +84,11 @@ def run_sweep(
     return table_of(grid, store, shared)
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that should speak: rank 0 under `mlx.launch`, or the only one there is."""
+    return mx.distributed.init().rank() == 0
+
+
 def table_of(grid: Grid, store: str | Path, shared: dict | None = None) -> Table:
     """The rows of this grid that a store holds; all of them, or a part if its sweep is not finished."""
     shared = shared or provenance(grid.model, grid.dtype)
@@ -198,7 +203,7 @@ def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -
 
 
 def measured(heard: Transcript, expected: str) -> dict:
-    """Columns that follow from a transcript. Loops are sought here again, so that `on_loop` does not decide them."""
+    """Columns that follow from a transcript. Loops are sought here again: `on_loop` must not decide them."""
     text = heard.text or ""
     (words, errors), (chars, wrong) = word_errors(expected, text), char_errors(expected, text)
     ids = [list(s.ids) for s in heard.segments]

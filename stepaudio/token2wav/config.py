@@ -234,6 +234,9 @@ class HiftConfig:
     def __post_init__(self):
         _positive(self, "hift", ("in_channels", "base_channels", "f0_cond_channels", "sampling_rate", "audio_limit",
                                  "magnitude_clip"))
+        for field in fields(self):
+            if field.type.startswith("tuple"):
+                _whole_numbers(getattr(self, field.name), field.type.count("tuple"), f"hift.{field.name}")
         _require(self.sampling_rate != 22_050, "hift: at 22050 Hz the reference has another source; not supported")
         stages = len(self.upsample_rates)
         _require(stages > 0 and len(self.upsample_kernel_sizes) == stages == len(self.source_resblock_kernel_sizes)
@@ -272,6 +275,17 @@ class HiftConfig:
         if "istft" in data:
             data["istft"] = _fill(IstftConfig, data["istft"], f"{name}.istft")
         return _fill(cls, data, name)
+
+
+def _whole_numbers(value, depth: int, path: str) -> None:
+    """Raise unless `value` is a tuple of positive whole numbers, or of such tuples for a depth of two."""
+    _require(isinstance(value, tuple) and len(value) > 0, f"{path}: expected a list, found {value!r}")
+    for item in value:
+        if depth > 1:
+            _whole_numbers(item, depth - 1, path)
+        else:
+            ok = type(item) is int and item > 0
+            _require(ok, f"{path}: expected a list of positive whole numbers, found {value!r}")
 
 
 def _tuples(value):

@@ -31,7 +31,7 @@ def main() -> None:
     train.add_argument("--rate", type=float, default=Recipe.peak_rate)
     train.add_argument("--seed", type=int, default=Recipe.seed)
     train.add_argument("--workers", type=int, default=Recipe.workers)
-    train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule that a resumed run has spent")
+    train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")

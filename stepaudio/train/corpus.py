@@ -2,7 +2,8 @@
 
 A corpus is a folder of pairs NAME.pcm (16 kHz int16 samples, one clip after another) and NAME.jsonl (a line a
 clip: `offset` and `n_samples`, `text` or the `id` of a line in a list of texts, and where the synthesiser knows
-it, `ids` and `durations`: phoneme ids and how many 25 ms frames each lasts). A batch is described by numbers only (where each sample comes from,
+it, `ids` and `durations`: phoneme ids and how many 25 ms frames each lasts). A batch
+is described by numbers only (where each sample comes from,
 at which speed, which ids are expected); `augment` turns the description into log mels on the accelerator.
 """
 
@@ -41,7 +42,8 @@ class Bucket:
 class Corpus:
     """Index of all clips, in shards whose samples fit one device array. Loads no samples by itself."""
 
-    def __init__(self, folders: list[Path], encode, texts: Path | None = None, max_seconds: float = 24.0, seed: int = 0):
+    def __init__(self, folders: list[Path], encode, texts: Path | None = None, max_seconds: float = 24.0,
+                 seed: int = 0):
         spoken = {}
         if texts:
             spoken = {d["id"]: d["text"] for d in map(json.loads, Path(texts).read_text(encoding="utf-8").splitlines())}

@@ -2,7 +2,8 @@
 
 Loss: cross-entropy of the answer after the reference's own transcription prompt, with label smoothing, plus, on
 clips whose synthesiser told its phoneme durations, the phoneme of every 40 ms encoder frame and the text id that
-is being spoken in every 80 ms prompt row, through two heads that are thrown away. Master weights in float32, products in bfloat16 on a GPU. A share of the answer's input
+is being spoken in every 80 ms prompt row, through two heads that are thrown away. Master
+weights in float32, products in bfloat16 on a GPU. A share of the answer's input
 ids is replaced at random, so that the decoder trusts what it hears more than what it wrote.
 """
 
@@ -107,7 +108,8 @@ class Trainer:
         self.flat = Flat(params)
         start = self.flat.join(params)
         decays = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
-        self.state = {"params": start, "average": start + 0, "first": mx.zeros_like(start), "second": mx.zeros_like(start)}
+        nothing = mx.zeros_like(start)
+        self.state = {"params": start, "average": start + 0, "first": nothing, "second": nothing + 0}
         self._decays = decays * recipe.weight_decay
         self.filters = warped_filters()
         self.step_number = 0
@@ -286,7 +288,8 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
         if len(recent) == recipe.log_every:
             means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
             say(out, step=trainer.step_number, text=means[0], phoneme=means[1], spoken=means[2], right=means[3],
-                per_second=recipe.log_every / (time.time() - mark), progress=progress, peak_gb=mx.get_peak_memory() / 1e9)
+                per_second=recipe.log_every / (time.time() - mark), progress=progress,
+                peak_gb=mx.get_peak_memory() / 1e9)
             recent, mark = [], time.time()
             if judge and trainer.step_number % 1000 == 0:
                 loss, right = trainer.evaluate(*judge)
