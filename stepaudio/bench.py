@@ -54,7 +54,9 @@ class Contest:
         self.options = Options(Sampling.greedy(), max_tokens=MAX_IDS, stop_ids=model._stop_ids(), on_loop="off")
         self.mels = [log_mel(p, model.config.audio_encoder_config.n_mels) for p in pieces]
         self.requests = [self._heard([mel])[0] for mel in self.mels]
-        self.rival = bench_torch.Rival(torch_weights(model), model.config.to_dict()) if bench_torch.available() else None
+        self.rival = None
+        if bench_torch.available():
+            self.rival = bench_torch.Rival(torch_weights(model), model.config.to_dict())
         self.turns: dict[str, list[Turn]] = {}
 
     def _heard(self, mels: list[np.ndarray]) -> list[Request]:
@@ -122,7 +124,8 @@ def run(manifest: str | Path | None = None, model: str | Path | StepAudio2 | Non
     try:
         found = backend.info()
         print(f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}, BLAS {found['blas']}\n"
-              f"{len(pieces)} clips, {sum(map(len, pieces)) / SAMPLE_RATE:.0f} s of sound, greedy, at most {MAX_IDS} ids a "
+              f"{len(pieces)} clips, {sum(map(len, pieces)) / SAMPLE_RATE:.0f} s of sound, greedy, at most "
+              f"{MAX_IDS} ids a "
               f"clip\nratios of time: least, median, most of {repeats} repeats\n", flush=True)
         contest.measure(repeats)
         print(table(contest), flush=True)
@@ -160,7 +163,8 @@ def with_total(seconds: np.ndarray) -> np.ndarray:
 
 def manifest_ratios(ours: list[Turn], theirs: list[Turn]) -> np.ndarray:
     """(repeats, 4): time of the whole manifest over theirs, by stage."""
-    return np.array([with_total(a.seconds.sum(0)) / with_total(b.seconds.sum(0)) for a, b in zip(ours, theirs, strict=True)])
+    pairs = zip(ours, theirs, strict=True)
+    return np.array([with_total(a.seconds.sum(0)) / with_total(b.seconds.sum(0)) for a, b in pairs])
 
 
 def clip_ratios(ours: list[Turn], theirs: list[Turn]) -> np.ndarray:
@@ -186,7 +190,8 @@ def table(contest: Contest) -> str:
         rival = turns[f"torch {best}"]
         rows += [line("one clip, ours / PyTorch", clip_ratios(turns["alone"], rival)),
                  line(f"manifest in batches of {CPU_BATCH} / PyTorch", manifest_ratios(turns["batch"], rival))]
-    rows.append(line(f"batches of {CPU_BATCH} / one by one, both ours", manifest_ratios(turns["batch"], turns["alone"])))
+    ratios = manifest_ratios(turns["batch"], turns["alone"])
+    rows.append(line(f"batches of {CPU_BATCH} / one by one, both ours", ratios))
     if contest.rival:
         rows.append(f"\n{bench_torch.versions()}, clip after clip, on {best} threads, the better of {THREADS}")
     else:

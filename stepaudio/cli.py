@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _decoding_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", metavar="DIR", help="checkpoint folder; default: STEPAUDIO_CHECKPOINT or the bundled nano")
+    verb.add_argument("--model", metavar="DIR",
+                      help="checkpoint folder; default: STEPAUDIO_CHECKPOINT or the bundled nano")
     verb.add_argument("--prompt-ids", metavar="IDS", help="ids of the prompt, with AUDIO where the recording goes")
     verb.add_argument("--prompt", default=ASR_SYSTEM, help="system text; default: the reference's transcription prompt")
     verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS)

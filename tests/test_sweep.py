@@ -352,7 +352,7 @@ def test_an_unknown_defect_is_found_before_any_work(grid, tmp_path):
 
 def test_a_defective_model_is_made_once_for_all_its_runs(grid, tmp_path):
     broken = replace(grid, defects=("none", "htk"), seeds=(0,))
-    models = []
+    models, made = [], []
 
     def see(model, *rest):
         models.append(model)
@@ -364,8 +364,9 @@ def test_a_defective_model_is_made_once_for_all_its_runs(grid, tmp_path):
         run_one=see,
         load=lambda g: "faithful",
         progress=False,
-        with_defect=lambda model, name: f"{model} but {name}",
+        with_defect=lambda model, name: made.append(name) or f"{model} but {name}",
     )
+    assert made == ["htk"]
     assert models == ["faithful"] * 24 + ["faithful but htk"] * 24
     assert {row["defect"] for row in table.rows} == {"none", "htk"} and len(table) == 48
 
