@@ -218,11 +218,15 @@ class StepAudio2:
                tap: Tap = _no_tap) -> Iterator[Step]:
         """The steps of one answer as they are made.
 
+        messages : as in `request`; a list that does not end in an assistant turn gets an open one.
         stop : strings that end it, in the text without special tokens; the one that was met stays in the answer.
         tap : called as tap(name, array) with every intermediate result (`lab.probes` names them).
         Other options as in `transcribe`.
         """
         options = self._options(sampling, cache, max_tokens, on_loop, stop)
+        messages = [grammar.Message.of(m) for m in _list_of(messages)]
+        if messages and messages[-1].role != "assistant":
+            messages.append(grammar.Message("assistant", None))
         return generate(self.net, [self.request(messages, tap=tap)], options, tap)
 
     def generate_with_audio(self, messages: Sequence, **options) -> Generation:

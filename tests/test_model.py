@@ -265,6 +265,15 @@ def _no_cache(model):
     return NoCache(model.net.model.rope)
 
 
+def test_an_answer_is_opened_where_the_messages_do_not(tiny_model):
+    asked = [{"role": "system", "content": "Say a word."}, {"role": "human", "content": "Now."}]
+    opened = [*asked, {"role": "assistant", "content": None}]
+    given = [[s.id for s in tiny_model.stream(m, max_tokens=8)] for m in (asked, opened)]
+    assert given[0] == given[1] and len(given[0]) > 0
+    closed = [*asked, {"role": "assistant", "content": "No."}]
+    assert len(tiny_model.request(closed).ids) > len(tiny_model.request(opened).ids)
+
+
 def test_stop_string_that_spans_ids(tiny_model):
     free = tiny_model.generate_text(ASK, max_tokens=40)
     pieces = [(i, t) for i, t in enumerate(free.ids) if t < tiny_model.tokenizer.audio_start]
