@@ -188,11 +188,14 @@ class StepAudio2:
         """A prompt of turns, with its recordings heard as the reference hears them (one zero-padded batch).
 
         messages : dicts or `prompt.Message`, as in StepFun's examples; audio items hold a path or samples under
-            "audio". Recordings longer than 25 s are cut there, each piece with markers of its own.
+            "audio". Recordings longer than 25 s are cut there, each piece with markers of its own. A list that does
+            not end in an assistant turn gets an open one.
         tap : called as tap(name, array) with what encoder and adapter compute.
         """
         self._ready()
         messages = [grammar.Message.of(m) for m in _list_of(messages)]
+        if messages and messages[-1].role != "assistant":
+            messages.append(grammar.Message("assistant", None))
         pieces = [self._pieces(item["audio"], downmix) for item in _audio_items(messages)]
         mels = [[self._mel(p) for p in clip] for clip in pieces]
         n_rows = [[n_prompt_rows(mel.shape[1]) for mel in clip] for clip in mels]
@@ -218,15 +221,12 @@ class StepAudio2:
                tap: Tap = _no_tap) -> Iterator[Step]:
         """The steps of one answer as they are made.
 
-        messages : as in `request`; a list that does not end in an assistant turn gets an open one.
+        messages : as in `request`.
         stop : strings that end it, in the text without special tokens; the one that was met stays in the answer.
         tap : called as tap(name, array) with every intermediate result (`lab.probes` names them).
         Other options as in `transcribe`.
         """
         options = self._options(sampling, cache, max_tokens, on_loop, stop)
-        messages = [grammar.Message.of(m) for m in _list_of(messages)]
-        if messages and messages[-1].role != "assistant":
-            messages.append(grammar.Message("assistant", None))
         return generate(self.net, [self.request(messages, tap=tap)], options, tap)
 
     def generate_with_audio(self, messages: Sequence, **options) -> Generation:
