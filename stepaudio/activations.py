@@ -16,9 +16,6 @@ from .backend import on_cpu
 
 # x * P(x^2) / Q(x^2), lowest power first, least-squares fits reweighted towards equal ripple (Lawson); past the
 # limit the function is its asymptote to float32 accuracy.
-ERF = ((1.128378977e+00, 1.962429675e-01, 5.346644033e-02, 4.003295417e-03, 2.880182358e-04, 1.974694459e-06),
-       (1.000000000e+00, 5.072469679e-01, 1.164737119e-01, 1.544376744e-02, 1.216244168e-03, 3.747820079e-05))
-ERF_LIMIT = 4.0
 TANH = ((9.999998268e-01, 1.293615803e-01, 2.939323648e-03, 9.444166242e-06, -1.333947792e-08, 1.976552746e-11),
         (1.000000000e+00, 4.626942355e-01, 2.383817952e-02, 2.307150114e-04))
 TANH_LIMIT = 8.6

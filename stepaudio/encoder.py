@@ -17,7 +17,6 @@ import mlx.nn as nn
 from .activations import gelu, softmax_attention
 from .config import AudioEncoderConfig
 from .errors import AudioError
-from .units import ENCODER_FRAMES_PER_SECOND
 
 Tap = Callable[[str, mx.array], None]
 MASKED = -1e10  # what the reference adds to the scores of masked keys
@@ -165,6 +164,3 @@ class Adapter(nn.Module):
 def n_rows(x_len, stride: int = 2):
     """Adapter rows that are used of a clip of `x_len` + 2 mel frames; works on numbers and arrays."""
     return ((x_len + 1) // 4 - 1) // stride + 1
-
-
-SECONDS_PER_ENCODER_FRAME = 1 / ENCODER_FRAMES_PER_SECOND

@@ -96,8 +96,10 @@ def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spe
                 segments[r, start] = _segment(start, stop, run, spell, stop_ids)
                 wall[r] += spent * (stop - start) / size
                 bar.update(round((stop - start) / SAMPLE_RATE))
-    return [_join([segments[key] for key in sorted(segments) if key[0] == r], len(x), wall[r])
-            for r, x in enumerate(recordings)]
+    parts: list[list[Segment]] = [[] for _ in recordings]
+    for r, start in sorted(segments):
+        parts[r].append(segments[r, start])
+    return [_join(part, len(x), spent) for part, x, spent in zip(parts, recordings, wall, strict=True)]
 
 
 def _segment(start: int, stop: int, run: Run, spell: Spell, stop_ids: frozenset[int]) -> Segment:

@@ -22,7 +22,6 @@ ENCODER_FRAMES_PER_SECOND = exact_div(FRAMES_PER_SECOND, CONV_STRIDE * POOL_STRI
 CHUNK_SECONDS = 25  # the reference cuts audio here
 CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE  # 400 000
 MIN_SECONDS = 0.1  # shorter recordings are refused
-MIN_SAMPLES = int(MIN_SECONDS * SAMPLE_RATE)
 N_AUDIO_CODES = 6561  # 3^8 finite-scalar-quantiser codes; <audio_6561> and above are padding
 MAX_TOKENS = 2048  # default length limit of every way of generating
 MAX_CACHE_LEN = 4096  # default number of cached positions
