@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from ..tokenizer import Tokenizer
@@ -14,6 +15,8 @@ from .nano import export, nano_config, train_tokenizer
 
 
 def main() -> None:
+    # MLX's CUDA backend replays recorded graphs, 400 at most; a step of several shapes needs more or records anew.
+    os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "20000")
     parser = argparse.ArgumentParser(prog="python -m stepaudio.train", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
@@ -32,6 +35,7 @@ def main() -> None:
     train.add_argument("--seed", type=int, default=Recipe.seed)
     train.add_argument("--workers", type=int, default=Recipe.workers)
     train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
+    train.add_argument("--pause", type=float, default=float("inf"), help="save and leave after this many seconds")
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
@@ -47,7 +51,8 @@ def main() -> None:
                     workers=options.workers, log_every=options.log_every, compile=options.compile,
                     buckets=buckets)
     run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
-        on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed)
+        on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,
+        pause=options.pause)
 
 
 if __name__ == "__main__":

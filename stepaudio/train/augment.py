@@ -30,26 +30,34 @@ def clean_filters() -> mx.array:
 
 
 def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
-    """(B, N) samples in [-1, 1]: each row's clips at their places and speeds, by linear interpolation."""
+    """(B, N) samples in [-1, 1]: each row's clips at their places and speeds, by linear interpolation.
+
+    Clips of a row stand in order of time, so the clip that sounds at a sample is told by how many have begun.
+    """
     t = mx.arange(N)[None, :]
-    wave = mx.zeros((batch["begin"].shape[0], N))
-    for s in range(batch["begin"].shape[1]):
-        begin, stop = batch["begin"][:, s : s + 1], batch["stop"][:, s : s + 1]
-        inside = (t >= begin) & (t < stop)
-        position = mx.where(inside, t - begin, 0).astype(mx.float32) * batch["rate"][:, s : s + 1]
-        whole = mx.floor(position)
-        index = mx.minimum(batch["start"][:, s : s + 1] + whole.astype(mx.int32), pcm.shape[0] - 2)
-        part = position - whole
-        value = pcm[index].astype(mx.float32) * (1 - part) + pcm[index + 1].astype(mx.float32) * part
-        wave = wave + mx.where(inside, value / 32768, 0.0)
-    return wave
+    begun = (t[..., None] >= batch["begin"][:, None, :]).sum(-1)  # (B, N), 0 before the first clip
+    clip = mx.maximum(begun - 1, 0)
+    begin, stop, start, rate = (mx.take_along_axis(batch[k], clip, axis=1) for k in ("begin", "stop", "start", "rate"))
+    inside = (begun > 0) & (t < stop)
+    position = mx.where(inside, t - begin, 0).astype(mx.float32) * rate
+    whole = mx.floor(position)
+    index = mx.minimum(start + whole.astype(mx.int32), pcm.shape[0] - 2)
+    part = position - whole
+    value = pcm[index].astype(mx.float32) * (1 - part) + pcm[index + 1].astype(mx.float32) * part
+    return mx.where(inside, value / 32768, 0.0)
+
+
+def smooth_size(n: int) -> int:
+    """The smallest number from n on with no prime factor above 5: a length that Fourier transforms are quick at."""
+    sizes = (2**a * 3**b * 5**c for a in range(24) for b in range(4) for c in range(4))
+    return min(size for size in sizes if size >= n)
 
 
 def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     """Reverberation, babble from the neighbouring rows and coloured noise, relative to each row's loudness."""
     B, N = wave.shape
     loud = mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
-    size = N + SAMPLE_RATE // 2
+    size = smooth_size(N + SAMPLE_RATE // 2)
     tail = mx.random.normal((B, SAMPLE_RATE // 2)) * mx.exp(
         -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None]))
     tail = tail / mx.sqrt((tail * tail).sum(1, keepdims=True)) * batch["reverb"][:, None]

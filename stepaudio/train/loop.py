@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -65,19 +67,30 @@ class Recipe:
 _maker: BatchMaker | None = None
 
 
-def _start_worker(folders, texts, tokenizer_folder, prompt, buckets, seed):
+def _start_worker(maker: BatchMaker) -> None:
     global _maker
-    tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    _maker = BatchMaker(Corpus(folders, answer_encoder(tokenizer), texts), prompt, list(buckets), seed)
+    _maker = maker
 
 
 def _make(step: int) -> dict:
     return _maker(step)
 
 
-def answer_encoder(tokenizer: Tokenizer):
-    """Ids of a transcript; the leading space makes a clip's ids the same wherever it stands in a row."""
-    return lambda text: tokenizer.encode(" " + text) if text else []
+class AnswerEncoder:
+    """Ids of a transcript; the leading space makes a clip's ids the same wherever it stands in a row.
+
+    The tokenizer never joins words, so a transcript's ids are its words' ids, and each word is looked up once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self._words = tokenizer, {}
+
+    def __call__(self, text: str) -> list[int]:
+        words = text.split()
+        for word in words:
+            if word not in self._words:
+                self._words[word] = self._tokenizer.encode(" " + word)
+        return [i for word in words for i in self._words[word]]
 
 
 class Flat:
@@ -114,25 +127,30 @@ class Trainer:
         self.filters = warped_filters()
         self.step_number = 0
         self._gradient = mx.value_and_grad(self.loss)
+        self._mels = [partial(batch_mels, N=b.samples, filters=self.filters) for b in recipe.buckets]
         if recipe.compile:
-            self._gradient = mx.compile(self._gradient, inputs=mx.random.state, outputs=mx.random.state)
+            fused = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
+            self._gradient, self._mels = fused(self._gradient), [fused(f) for f in self._mels]
 
     def forward(self, params: dict, mels: mx.array, batch: dict, noise: float):
-        """Logits (B, L, V) of the whole sequence, of phonemes (B, P, N) and of spoken ids (B, R, text ids + 1)."""
+        """Logits after the last id of the prompt and every id of the answer (B, A, V), of phonemes (B, P, N) and of
+        spoken ids (B, R, text ids + 1). A: `max_text` of the bucket.
+        """
         self.net.update(params["net"])
         x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         heard = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
         rows = self.net.adapter(heard)
-        ids, index = batch["ids"], batch["row_index"]
+        embedding, answers, place = self.net.model.embed_tokens.weight, batch["answers"], batch["place"]
         if noise:
-            answer = mx.cumsum((batch["labels"] >= 0).astype(mx.int32), axis=1) > 1
-            wrong = mx.random.randint(0, self.n_text, ids.shape)
-            ids = mx.where(answer & (mx.random.uniform(shape=ids.shape) < noise), wrong, ids)
-        x = self.net.model.embed_tokens(ids)
-        padded = mx.concatenate([mx.zeros_like(rows[:, :1]), rows], axis=1)
-        x = mx.where((index > 0)[..., None], mx.take_along_axis(padded, index[..., None], axis=1), x)
-        logits = self.net.logits(x, NoCache(self.net.model.rope))
-        return logits, linear(params["head"], heard), linear(params["rows"], rows)
+            wrong = mx.random.randint(0, self.n_text, answers.shape)
+            answers = mx.where(mx.random.uniform(shape=answers.shape) < noise, wrong, answers)
+        before, after = (mx.broadcast_to(embedding[mx.array(ids)], (rows.shape[0], len(ids), rows.shape[2]))
+                         for ids in (self.prompt.before, self.prompt.after))
+        sources = mx.concatenate([before, rows, after, one_hot(answers, embedding.shape[0], self.dtype) @ embedding], 1)
+        x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
+        asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
+        x = one_hot(asked, x.shape[1], self.dtype) @ x
+        return self.net.lm_head(x), linear(params["head"], heard), linear(params["rows"], rows)
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
         """Sum of the three losses, and (text, phoneme, spoken, share of right ids) to show."""
@@ -158,10 +176,9 @@ class Trainer:
 
     def step(self, pcm: mx.array, batch: dict, progress: float):
         """One update; returns what `loss` shows, not yet waited for."""
-        bucket = self.recipe.buckets[batch["bucket"]]
         arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
-        mels = batch_mels(pcm, arrays, bucket.samples, self.filters)
-        needed = {k: arrays[k] for k in ("ids", "row_index", "labels", "length", "phonemes", "spoken")}
+        mels = self._mels[batch["bucket"]](pcm, arrays)
+        needed = {k: arrays[k] for k in ("place", "answers", "asks", "labels", "length", "phonemes", "spoken")}
         params = self.flat.split(self.state["params"].astype(self.dtype))
         (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
         self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
@@ -202,6 +219,13 @@ class Trainer:
         self.state.update(arrays)
         self.step_number = int(meta["step"])
         return True
+
+
+def one_hot(index: mx.array, n: int, dtype: mx.Dtype) -> mx.array:
+    """(…) indices -> (…, n), zero where an index lies outside. Products with it look things up, and have products as
+    gradients: thousands of positions that add to one row of a table would otherwise wait for each other on a GPU.
+    """
+    return (index[..., None] == mx.arange(n)).astype(dtype)
 
 
 def linear(head: dict, x: mx.array) -> mx.array:
@@ -249,21 +273,19 @@ def sinusoids(length: int, channels: int) -> mx.array:
 
 def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
         texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None,
-        on_save=lambda trainer: None, elapsed: float = 0.0) -> Trainer:
+        on_save=lambda trainer: None, elapsed: float = 0.0, pause: float = float("inf")) -> Trainer:
     """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`.
 
     resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
+    pause : seconds after which to save and leave, wherever the schedule stands.
     """
-    began = time.time() - elapsed
+    began = time.time()
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    prompt, encode = transcription_ids(tokenizer), answer_encoder(tokenizer)
-    context = multiprocessing.get_context("spawn")
-    pool = context.Pool(recipe.workers, _start_worker,
-                        (folders, texts, tokenizer_folder, prompt, recipe.buckets, recipe.seed))
+    prompt, encode = transcription_ids(tokenizer), AnswerEncoder(tokenizer)
     corpus = Corpus(folders, encode, texts)
+    pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed))
     _record(out, recipe, config, corpus)
-    shards = [mx.array(corpus.samples(i)) for i in range(len(corpus.shards))]
-    mx.eval(shards)
+    shards = [_on_device(corpus.samples(i)) for i in range(len(corpus.shards))]
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
         seconds=round(time.time() - began, 1))
     trainer = Trainer(recipe, config, prompt, tokenizer.text_limit)
@@ -275,8 +297,8 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
         judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), mx.array(quiet.samples(0))
     queue = deque(pool.apply_async(_make, (trainer.step_number + i,)) for i in range(4 * recipe.workers))
     ahead, recent, mark, last_save = trainer.step_number + len(queue), [], time.time(), time.time()
-    while trainer.step_number < recipe.steps:
-        progress = max(trainer.step_number / recipe.steps, (time.time() - began) / recipe.seconds)
+    while trainer.step_number < recipe.steps and time.time() - began < pause:
+        progress = max(trainer.step_number / recipe.steps, (time.time() - began + elapsed) / recipe.seconds)
         if progress >= 1:
             break
         batch = queue.popleft().get()
@@ -302,6 +324,19 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     trainer.save(out / "checkpoint")
     on_save(trainer)
     return trainer
+
+
+def _workers(recipe: Recipe, maker: BatchMaker):
+    """Processes that describe batches. On Linux they inherit the corpus, and must start before MLX wakes the GPU."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    return context.Pool(recipe.workers, _start_worker, (maker,))
+
+
+def _on_device(samples: np.ndarray) -> mx.array:
+    """The samples in the accelerator's own memory: what comes from numpy would lie in memory shared with the host."""
+    array = mx.array(samples) + mx.array(0, mx.int16)
+    mx.eval(array)
+    return array
 
 
 def _record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) -> None:
