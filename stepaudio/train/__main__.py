@@ -38,6 +38,7 @@ def main() -> None:
     train.add_argument("--pause", type=float, default=float("inf"), help="save and leave after this many seconds")
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
+    train.add_argument("--block", type=int, default=Recipe.block, help="steps between changes of batch shape")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
     options = parser.parse_args()
     if options.verb == "tokenizer":
@@ -48,7 +49,7 @@ def main() -> None:
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)
     buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
     recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
-                    workers=options.workers, log_every=options.log_every, compile=options.compile,
+                    workers=options.workers, log_every=options.log_every, block=options.block, compile=options.compile,
                     buckets=buckets)
     run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
         on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,

@@ -130,17 +130,21 @@ class PromptIds:
 
 
 class BatchMaker:
-    """Draws descriptions of batches; the same seed and step give the same description."""
+    """Draws descriptions of batches; the same seed and step give the same description.
 
-    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int):
-        self.corpus, self.prompt, self.buckets, self.seed = corpus, prompt, buckets, seed
+    The bucket stays the same for `block` steps: a change of shapes costs an accelerator its buffers.
+    """
+
+    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1):
+        self.corpus, self.prompt, self.buckets, self.seed, self.block = corpus, prompt, buckets, seed, block
         self.share = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
         sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)
         self.shard_share = sizes / sizes.sum()
 
     def __call__(self, step: int) -> dict:
         rng = np.random.default_rng((self.seed, step))
-        bucket = int(rng.choice(len(self.buckets), p=self.share))
+        turn = np.random.default_rng((self.seed, step // self.block, 1))
+        bucket = int(turn.choice(len(self.buckets), p=self.share))
         shard = int(rng.choice(len(self.shard_share), p=self.shard_share))
         rows = [self._row(rng, self.buckets[bucket], shard) for _ in range(self.buckets[bucket].rows)]
         conditions = augmentation(rng, len(rows))

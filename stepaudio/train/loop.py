@@ -53,6 +53,7 @@ class Recipe:
     average: float = 0.9995
     seed: int = 7
     workers: int = 8
+    block: int = 100  # steps between changes of bucket
     log_every: int = 250
     save_every: float = 60.0  # seconds
     compile: bool = False
@@ -124,10 +125,10 @@ class Trainer:
         nothing = mx.zeros_like(start)
         self.state = {"params": start, "average": start + 0, "first": nothing, "second": nothing + 0}
         self._decays = decays * recipe.weight_decay
-        self.filters = warped_filters()
-        self.step_number = 0
+        self._around = [mx.array(ids) for ids in (prompt.before, prompt.after)]
+        self.step_number, self._bucket = 0, None
         self._gradient = mx.value_and_grad(self.loss)
-        self._mels = [partial(batch_mels, N=b.samples, filters=self.filters) for b in recipe.buckets]
+        self._mels = [partial(batch_mels, N=b.samples, filters=warped_filters()) for b in recipe.buckets]
         if recipe.compile:
             fused = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
             self._gradient, self._mels = fused(self._gradient), [fused(f) for f in self._mels]
@@ -144,8 +145,8 @@ class Trainer:
         if noise:
             wrong = mx.random.randint(0, self.n_text, answers.shape)
             answers = mx.where(mx.random.uniform(shape=answers.shape) < noise, wrong, answers)
-        before, after = (mx.broadcast_to(embedding[mx.array(ids)], (rows.shape[0], len(ids), rows.shape[2]))
-                         for ids in (self.prompt.before, self.prompt.after))
+        before, after = (mx.broadcast_to(embedding[ids], (rows.shape[0], ids.size, rows.shape[2]))
+                         for ids in self._around)
         sources = mx.concatenate([before, rows, after, one_hot(answers, embedding.shape[0], self.dtype) @ embedding], 1)
         x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
         asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
@@ -175,14 +176,19 @@ class Trainer:
         s["average"] = average * s["average"] + (1 - average) * s["params"]
 
     def step(self, pcm: mx.array, batch: dict, progress: float):
-        """One update; returns what `loss` shows, not yet waited for."""
-        arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
-        mels = self._mels[batch["bucket"]](pcm, arrays)
+        """One update; returns what `loss` shows. Evaluated in stages, so that each finds the room of the one before."""
+        if batch["bucket"] != self._bucket:
+            self._bucket = batch["bucket"]
+            mx.clear_cache()  # buffers of other sizes are of no use to this bucket
+        arrays = on_device(batch)
+        mels = self._mels[self._bucket](pcm, arrays)
+        mx.eval(mels)
         needed = {k: arrays[k] for k in ("place", "answers", "asks", "labels", "length", "phonemes", "spoken")}
         params = self.flat.split(self.state["params"].astype(self.dtype))
         (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
+        mx.eval(shown, gradient)
         self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
-        mx.async_eval(shown, self.state)
+        mx.eval(self.state)
         self.step_number += 1
         return shown
 
@@ -197,7 +203,7 @@ class Trainer:
         params = self.flat.split(self.state["average"].astype(self.dtype))
         for i in range(steps):
             batch = maker(i)
-            arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
+            arrays = on_device(batch)
             wave = gather_wave(pcm, arrays, self.recipe.buckets[batch["bucket"]].samples)
             mels = log_mel_batch(wave, arrays["length"], clean_filters())
             _, (text, _, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
@@ -219,6 +225,15 @@ class Trainer:
         self.state.update(arrays)
         self.step_number = int(meta["step"])
         return True
+
+
+def on_device(batch: dict) -> dict:
+    """The arrays of a batch, sent to the accelerator as one."""
+    arrays = {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
+    words = mx.array(np.concatenate([v.reshape(-1).view(np.int32) for v in arrays.values()]))
+    parts = mx.split(words, np.cumsum([v.size for v in arrays.values()])[:-1].tolist())
+    return {k: (part.view(mx.float32) if v.dtype == np.float32 else part).reshape(v.shape)
+            for (k, v), part in zip(arrays.items(), parts, strict=True)}
 
 
 def one_hot(index: mx.array, n: int, dtype: mx.Dtype) -> mx.array:
@@ -283,7 +298,7 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     prompt, encode = transcription_ids(tokenizer), AnswerEncoder(tokenizer)
     corpus = Corpus(folders, encode, texts)
-    pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed))
+    pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed, recipe.block))
     _record(out, recipe, config, corpus)
     shards = [_on_device(corpus.samples(i)) for i in range(len(corpus.shards))]
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
@@ -294,7 +309,7 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     judge = None
     if held_out:
         quiet = Corpus([held_out], encode, texts)
-        judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), mx.array(quiet.samples(0))
+        judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), _on_device(quiet.samples(0))
     queue = deque(pool.apply_async(_make, (trainer.step_number + i,)) for i in range(4 * recipe.workers))
     ahead, recent, mark, last_save = trainer.step_number + len(queue), [], time.time(), time.time()
     while trainer.step_number < recipe.steps and time.time() - began < pause:
@@ -305,8 +320,6 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
         queue.append(pool.apply_async(_make, (ahead,)))
         ahead += 1
         recent.append(trainer.step(shards[batch["shard"]], batch, progress))
-        if len(recent) >= 3:  # never more than a few steps in flight
-            mx.eval(recent[-3])
         if len(recent) == recipe.log_every:
             means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
             say(out, step=trainer.step_number, text=means[0], phoneme=means[1], spoken=means[2], right=means[3],
@@ -334,7 +347,7 @@ def _workers(recipe: Recipe, maker: BatchMaker):
 
 def _on_device(samples: np.ndarray) -> mx.array:
     """The samples in the accelerator's own memory: what comes from numpy would lie in memory shared with the host."""
-    array = mx.array(samples) + mx.array(0, mx.int16)
+    array = mx.concatenate([mx.array(samples), mx.zeros(1, mx.int16)])
     mx.eval(array)
     return array
 
