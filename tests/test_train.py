@@ -372,6 +372,37 @@ def test_learning_rate():
     assert recipe.rate(1, 99) == pytest.approx(0.01) == recipe.rate(2, 99) and recipe.rate(
         0.5, 99
     ) == pytest.approx(0.505)
+    assert type(recipe.rate(0.3, 4)) is float  # NumPy's scalars take arrays of MLX for their own
+
+
+def test_the_bucket_stays_for_a_block_of_steps(shelf, tokenizer):
+    prompt = transcription_ids(tokenizer)
+    blocks = BatchMaker(shelf, prompt, list(BUCKETS), seed=3, block=5)
+    found = [blocks(step)["bucket"] for step in range(60)]
+    assert all(len(set(found[i : i + 5])) == 1 for i in range(0, 60, 5)) and len(set(found)) == 2
+    assert not same(blocks(0), blocks(1))
+
+
+def test_a_batch_travels_whole(maker):
+    batch = maker(1)
+    there = loop.on_device(batch)
+    assert there.keys() == {k for k, v in batch.items() if isinstance(v, np.ndarray)}
+    for name, array in there.items():
+        np.testing.assert_array_equal(np.array(array), batch[name], err_msg=name)
+
+
+def test_a_run_can_start_from_a_checkpoint(tokenizer, maker, shelf, tmp_path):
+    taught = new_trainer(tokenizer)
+    take(taught, maker, shelf, range(3))
+    nano.export(taught.average, taught.config, tmp_path)
+    other = new_trainer(tokenizer, seed=99)
+    heads = other.flat.split(other.state["params"])["head"]
+    other.start_from(tmp_path)
+    for state in ("params", "average"):
+        found, wanted = other.flat.split(other.state[state]), taught.average
+        for (name, a), (_, b) in zip(tree_flatten(found["net"]), tree_flatten(wanted), strict=True):
+            np.testing.assert_array_equal(np.array(a), np.array(b.astype(mx.float16).astype(mx.float32)), err_msg=name)
+        np.testing.assert_array_equal(np.array(found["head"]["weight"]), np.array(heads["weight"]))
 
 
 def take(trainer, maker, shelf, steps):

@@ -29,6 +29,7 @@ def main() -> None:
     train.add_argument("--tokenizer", type=Path, required=True)
     train.add_argument("--out", type=Path, required=True)
     train.add_argument("--resume", type=Path, help="folder with state.safetensors of an earlier run")
+    train.add_argument("--start", type=Path, help="checkpoint folder whose weights a fresh run begins with")
     train.add_argument("--steps", type=int, default=Recipe.steps)
     train.add_argument("--seconds", type=float, default=Recipe.seconds)
     train.add_argument("--rate", type=float, default=Recipe.peak_rate)
@@ -52,6 +53,7 @@ def main() -> None:
                     workers=options.workers, log_every=options.log_every, block=options.block, compile=options.compile,
                     buckets=buckets)
     run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
+        options.start,
         on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,
         pause=options.pause)
 

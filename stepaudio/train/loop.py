@@ -10,6 +10,7 @@ ids is replaced at random, so that the decoder trusts what it hears more than wh
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -29,6 +30,7 @@ from ..config import StepAudioConfig
 from ..net import StepAudioNet
 from ..tokenizer import Tokenizer
 from ..units import HOP, TAIL_PADDING
+from ..weights import load_weights
 from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
 from .corpus import IGNORE, BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
@@ -61,7 +63,8 @@ class Recipe:
 
     def rate(self, progress: float, step: int) -> float:
         """Linear warm-up, then cosine to one hundredth, over `progress` 0..1."""
-        cosine = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+        # In Python's own floats: a scalar of NumPy times an array of MLX is computed by NumPy, on the host.
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.peak_rate * min(1.0, (step + 1) / self.warmup) * cosine
 
 
@@ -210,6 +213,13 @@ class Trainer:
             totals += [text.item(), right.item()]
         return tuple(totals / steps)
 
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights of a checkpoint in the published layout; the heads and the optimiser start afresh."""
+        load_weights(self.net, folder, self.config, mx.float32)
+        params = self.flat.split(self.state["params"]) | {"net": self.net.parameters()}
+        self.state["params"] = self.flat.join(params)
+        self.state["average"] = self.state["params"] + 0
+
     def save(self, folder: Path) -> None:
         """Everything a later run needs to go on: weights, their average, moments, step number."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -287,11 +297,12 @@ def sinusoids(length: int, channels: int) -> mx.array:
 
 
 def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
-        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None,
+        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None, start: Path | None = None,
         on_save=lambda trainer: None, elapsed: float = 0.0, pause: float = float("inf")) -> Trainer:
     """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`.
 
     resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
+    start : folder of a checkpoint whose weights a fresh run begins with.
     pause : seconds after which to save and leave, wherever the schedule stands.
     """
     began = time.time()
@@ -306,6 +317,8 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     trainer = Trainer(recipe, config, prompt, tokenizer.text_limit)
     if resume and trainer.resume(resume):
         say(out, event="resumed", step=trainer.step_number)
+    elif start:
+        trainer.start_from(start)
     judge = None
     if held_out:
         quiet = Corpus([held_out], encode, texts)
