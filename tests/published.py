@@ -164,20 +164,20 @@ def s3_graph(tensors: dict[str, np.ndarray], heads: int, stride: int = 2, eps: f
     """As the published export: module paths without "encoder", matrices as (in, out), most names opaque."""
     graph, done = Graph(), set()
     for name, array in tensors.items():
-        stem, _, kind = name.rpartition(".")
+        stem = name.rpartition(".")[0]
         path = "/" + stem.removeprefix("encoder.").replace(".", "/").replace("blocks/", "blocks.")
         path = path.replace("mlp/", "mlp/mlp.").replace("quantizer/_codebook/project_down", "quantizer/project_in")
-        own = name.removeprefix("encoder.")
+        own = stem.removeprefix("encoder.")
         if stem in done:
             continue
         done.add(stem)
-        bias = tensors.get(f"{stem}.bias")
+        array, bias = tensors[f"{stem}.weight"], tensors.get(f"{stem}.bias")
         if "_ln" in stem:
-            graph.add("LayerNormalization", path, graph.hold(array, own), graph.hold(bias, f"{own[:-6]}bias"),
+            graph.add("LayerNormalization", path, graph.hold(array, f"{own}.weight"), graph.hold(bias, f"{own}.bias"),
                       axis=-1, epsilon=eps)  # fmt: skip
         elif array.ndim == 3:
-            more = [] if bias is None else [graph.hold(bias, f"{own[:-6]}bias")]
-            graph.add("Conv", path, graph.hold(array, own), *more,
+            more = [] if bias is None else [graph.hold(bias, f"{own}.bias")]
+            graph.add("Conv", path, graph.hold(array, f"{own}.weight"), *more,
                       strides=(stride if stem.endswith("conv1") else 2 if more else 1,))  # fmt: skip
         else:
             graph.add("MatMul", path, graph.hold(array.T, op="MatMul"))
@@ -214,12 +214,13 @@ def campplus_graph(tensors: dict[str, np.ndarray], dilations: tuple[int, ...], f
     """As the published export. `folds`: convolution -> batch norm that goes into it."""
     graph, done = Graph(), set(folds.values())
     for name, array in tensors.items():
-        stem, _, kind = name.rpartition(".")
+        stem = name.rpartition(".")[0]
         if stem in done:
             continue
         done.add(stem)
-        if kind == "weight" and array.ndim > 1:
-            bias, own = tensors.get(f"{stem}.bias"), name
+        array = tensors.get(f"{stem}.weight", array)
+        if array.ndim > 1:
+            bias, own = tensors.get(f"{stem}.bias"), f"{stem}.weight"
             if stem in folds:
                 norm = {n.rpartition(".")[2]: a for n, a in tensors.items() if n.startswith(folds[stem] + ".")}
                 array, bias = fold(array, norm, eps)

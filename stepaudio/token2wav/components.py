@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mlx.nn as nn
 
-from ..layout import Shape
+from ..layout import SPEAKING, Shape
 from .config import FlowConfig, HiftConfig, _fill, _tuples
 from .flow import Flow
 from .hift import Hift
@@ -17,9 +17,8 @@ from .s3 import S3Config, S3Tokenizer, s3_kernels, s3_layout
 from .speaker import COUNTER, SpeakerConfig, SpeakerEncoder
 from .speaker_layout import speaker_kernels, speaker_layout
 
-SOURCES = {"tokenizer": "speech_tokenizer_v2_25hz.onnx", "speaker": "campplus.onnx", "flow": "flow.pt",
-           "hift": "hift.pt"}  # fmt: skip
-COMPONENTS = tuple(SOURCES)
+COMPONENTS = SPEAKING
+SOURCES = dict(zip(COMPONENTS, ("speech_tokenizer_v2_25hz.onnx", "campplus.onnx", "flow.pt", "hift.pt"), strict=True))
 Config = S3Config | SpeakerConfig | FlowConfig | HiftConfig
 
 

@@ -25,6 +25,11 @@ class StoredTensor(TensorInfo):
     strides: tuple[int, ...] | None = None
 
     @property
+    def dense(self) -> bool:
+        """Whether its bytes, in whichever order, are all the values and each of them once."""
+        return self.strides is None or span(self.shape, self.strides) == math.prod(self.shape)
+
+    @property
     def transposed(self) -> StoredTensor:
         """A matrix with its axes exchanged, still the same bytes."""
         strides = self.strides or (self.shape[1], 1)
