@@ -8,12 +8,27 @@ batch norms, and no more operators than hold weights.
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from stepaudio.token2wav.config import (
+    DECODER_CLASS,
+    ENCODER_CLASS,
+    ESTIMATOR_CLASS,
+    FLOW_CLASS,
+    FlowConfig,
+    HiftConfig,
+    IstftConfig,
+)
+from stepaudio.token2wav.layout import flow_layout, hift_layout
+from stepaudio.token2wav.s3 import S3Config, s3_layout
+from stepaudio.token2wav.speaker import SpeakerConfig
+from stepaudio.token2wav.speaker_layout import foldable, speaker_layout
 
 STORAGE = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "float64": "DoubleStorage"}
 ONNX_KINDS = {"float32": 1, "int8": 3, "int64": 7, "float16": 10, "float64": 11}
@@ -238,3 +253,85 @@ def campplus_graph(tensors: dict[str, np.ndarray], dilations: tuple[int, ...], f
     return graph
 
 
+
+
+# ---- a whole folder, tiny ----
+
+FLOW = {
+    "input_size": 16, "output_size": 4, "spk_embed_dim": 6, "output_type": "mel", "vocab_size": 81,
+    "encoder": {
+        "input_size": 16, "output_size": 16, "input_layer": "linear", "pre_lookahead_len": 3, "num_blocks": 1,
+        "num_up_blocks": 1, "up_stride": 2, "up_scale_factor": 2, "attention_heads": 2,
+        "pos_enc_layer_type": "rel_pos_espnet", "selfattention_layer_type": "rel_selfattn", "key_bias": True,
+        "linear_units": 24, "dropout_rate": 0.1, "positional_dropout_rate": 0.1, "attention_dropout_rate": 0.1,
+        "normalize_before": True,
+    },
+    "decoder": {"inference_cfg_rate": 0.7, "estimator": {
+        "in_channels": 16, "out_channels": 4, "mlp_ratio": 2.0, "depth": 2, "num_heads": 2, "head_dim": 8,
+        "hidden_size": 16,
+    }},
+}  # fmt: skip
+HIFT = HiftConfig(in_channels=4, base_channels=16, f0_cond_channels=6, nb_harmonics=2, upsample_rates=(10, 6),
+                  upsample_kernel_sizes=(20, 12), istft=IstftConfig(32, 8), resblock_kernel_sizes=(3, 5),
+                  resblock_dilation_sizes=((1, 3), (1, 3)), source_resblock_kernel_sizes=(3, 5),
+                  source_resblock_dilation_sizes=((1, 3), (1, 3)))  # fmt: skip
+SPEAKER = SpeakerConfig(feat_dim=16, embedding_size=6, growth_rate=4, bn_size=2, init_channels=6,
+                        blocks=((2, 3, 1), (3, 3, 2)), fcm_channels=4, seg_pool=7)  # fmt: skip
+TOKENIZER = S3Config(n_mels=8, n_audio_state=16, n_audio_head=4, n_audio_layer=2, n_codebook_size=81, fsmn_kernel=5)
+CLASSES = {"flow": FLOW_CLASS, "encoder": ENCODER_CLASS, "decoder": DECODER_CLASS, "estimator": ESTIMATOR_CLASS}
+
+
+def yaml(key: str, entries: dict, indent: int = 0) -> str:
+    """`flow.yaml` of nested mappings, each under its published class."""
+    lines = [f"{' ' * indent}{key}: !new:{CLASSES[key]}"]
+    for name, value in entries.items():
+        nested = isinstance(value, dict)
+        lines.append(yaml(name, value, indent + 2) if nested else f"{' ' * (indent + 2)}{name}: {json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def random_tensors(layout: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Values of which no two are alike; variances positive, counters whole."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, shape in layout.items():
+        values = rng.normal(0, 0.3, shape).astype(np.float32)
+        found[name] = np.abs(values) + 0.5 if name.endswith(("running_var", "alpha", "original0")) else values
+        if name.endswith("num_batches_tracked"):
+            found[name] = np.array(7, np.int64)
+    return found
+
+
+def tiny_tensors() -> dict[str, dict[str, np.ndarray]]:
+    """Component -> published tensors (counters left out, as in graphs)."""
+    speaker = {n: s for n, s in speaker_layout(SPEAKER).items() if not n.endswith("num_batches_tracked")}
+    return {"tokenizer": random_tensors(s3_layout(TOKENIZER), 1), "speaker": random_tensors(speaker, 2),
+            "flow": random_tensors(flow_layout(FlowConfig.from_dict(FLOW)), 3),
+            "hift": random_tensors(hift_layout(HIFT), 4)}  # fmt: skip
+
+
+def folds(config: SpeakerConfig) -> dict[str, str]:
+    """What PyTorch's exporter folds: all but the last, which a squeeze separates from its kernel."""
+    return {conv: norm for conv, norm in foldable(config).items() if conv != "xvector.dense.linear"}
+
+
+def write_part(folder: Path, component: str, tensors: dict[str, np.ndarray]) -> Path:
+    """One published file of the tiny sizes."""
+    if component == "tokenizer":
+        return s3_graph(tensors, TOKENIZER.n_audio_head).save(folder / "speech_tokenizer_v2_25hz.onnx")
+    if component == "speaker":
+        dilations = tuple(dilation for _, _, dilation in SPEAKER.blocks)
+        graph = campplus_graph(tensors, dilations, folds(SPEAKER), pool=SPEAKER.seg_pool)
+        return graph.save(folder / "campplus.onnx")
+    prefix = "generator." if component == "hift" else ""
+    return write_pt(folder / f"{component}.pt", {prefix + name: array for name, array in tensors.items()})
+
+
+def write_folder(model: Path) -> Path:
+    """`model/token2wav` with all five files."""
+    folder = model / "token2wav"
+    folder.mkdir(parents=True)
+    for component, tensors in tiny_tensors().items():
+        write_part(folder, component, tensors)
+    (folder / "flow.yaml").write_text(yaml("flow", FLOW))
+    return folder

@@ -71,7 +71,8 @@ class Cam(nn.Module):
     def __init__(self, C, growth, kernel, dilation, pool):
         super().__init__()
         self.linear_local = conv1(C, growth, kernel, dilation)
-        self.linear1, self.linear2, self.pool = conv1(C, C // 2, 1, bias=True), conv1(C // 2, growth, 1, bias=True), pool
+        self.linear1, self.linear2 = conv1(C, C // 2, 1, bias=True), conv1(C // 2, growth, 1, bias=True)
+        self.pool = pool
 
     def forward(self, x):
         seg = F.avg_pool1d(x, self.pool, self.pool, ceil_mode=True)
@@ -116,7 +117,8 @@ class CamPlus(nn.Module):
         self.head, self.xvector = Head(c.fcm_channels), nn.Sequential()
         tdnn = Unit(conv1(c.head_channels, c.init_channels, 5, stride=2), Norm(c.init_channels))
         self.xvector.add_module("tdnn", tdnn)
-        for i, ((layers, kernel, dilation), (into, grown, out)) in enumerate(zip(c.blocks, c.widths()), 1):
+        for i, ((layers, kernel, dilation), (into, grown, out)) in enumerate(
+                zip(c.blocks, c.widths(), strict=True), 1):
             self.xvector.add_module(f"block{i}", Layers(c, into, layers, kernel, dilation))
             self.xvector.add_module(f"transit{i}", Unit(conv1(grown, out, 1), Norm(grown), linear_first=False))
         self.xvector.add_module("out_nonlinear", Norm(out))

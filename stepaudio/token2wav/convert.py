@@ -83,8 +83,6 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     found = _earlier(target, sources)
     if found is not None:
         return Conversion(found, False)
-    for component in ("flow", "hift"):
-        check_storages(folder / SOURCES[component])
     try:
         target.mkdir(parents=True, exist_ok=True)
         for stale in target.glob(f"{ASIDE}*"):  # of conversions that were killed
@@ -204,6 +202,8 @@ def _write(folder: Path, aside: Path, sources: dict) -> None:
     for component in COMPONENTS:
         part, fates = describe(folder, component), []
         check_part(part)
+        if part.file.suffix == ".pt":
+            check_storages(part.file)
         tensors = {name: mx.array(values) for name, values in _converted(part, fates)}
         path = aside / file_of(component)
         mx.save_safetensors(str(path), tensors, metadata={"format": "mlx", "component": component})

@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,25 +94,18 @@ def read_pt(path: str | Path) -> PtContent:
         that leave their storage, or something else than a flat mapping of names.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-            root, raw = _description(archive)
-            tensors, others = _entries(_unpickled(raw))
-            places = {s.key: _place(archive, stream, f"{root}data/{s.key}", s)
-                      for s in {t.storage.key: t.storage for t in tensors.values()}.values()}
+    with _refusals(path), zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        root, raw = _description(archive)
+        tensors, others = _entries(_unpickled(raw))
+        storages = {t.storage.key: t.storage for t in tensors.values()}
+        places = {key: _place(archive, stream, f"{root}data/{key}", s) for key, s in storages.items()}
         return PtContent({n: _stored(n, t, path, places[t.storage.key]) for n, t in tensors.items()}, others)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
-        raise WeightsError(f"{path}: {_why_no_zip(path)} ({error})") from None
 
 
 def check_storages(path: str | Path) -> None:
     """Read every storage of the archive against its checksum; `WeightsError` names the first damaged one."""
     path = Path(path)
-    with zipfile.ZipFile(path) as archive:
+    with _refusals(path), zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             total = 0
             with path.open("rb") as stream:
@@ -119,13 +114,30 @@ def check_storages(path: str | Path) -> None:
                 while left and (block := stream.read(min(BLOCK, left))):
                     total, left = zlib.crc32(block, total), left - len(block)
             if total != entry.CRC:
-                raise WeightsError(f"{path}: {printable(entry.filename)} does not have the checksum that the archive "
+                raise WeightsError(f"{printable(entry.filename)} does not have the checksum that the archive "
                                    "says; the file is damaged, download it again")
 
 
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside ends as a `WeightsError` that opens with the path."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, struct.error, zlib.error) as error:
+        # ValueError, RuntimeError, struct.error: how zipfile meets damaged names, flags and sizes
+        raise WeightsError(f"{path}: {_why_no_zip(path)} ({str(error)[:80]})") from None
+
+
 def _why_no_zip(path: Path) -> str:
-    with path.open("rb") as stream:
-        start = stream.read(len(LFS_POINTER))
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(LFS_POINTER))
+    except OSError:
+        return "cannot be read"
     if start == LFS_POINTER:
         return "a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
     if start[:2] == b"PK":
@@ -173,6 +185,9 @@ def _entries(root: object) -> tuple[dict[str, _Tensor], dict[str, str]]:
     if nested:
         raise WeightsError(f"{listed(nested)} holds a mapping, expected tensors by name; save its state dict alone")
     tensors = {key: value for key, value in root.items() if isinstance(value, _Tensor)}
+    loose = [key for key, tensor in tensors.items() if not isinstance(tensor.storage, _Storage)]
+    if loose:
+        raise WeightsError(f"tensor {listed(loose)} has no storage")
     return tensors, {key: type(value).__name__ for key, value in root.items() if key not in tensors}
 
 
@@ -203,7 +218,7 @@ def _place(archive: zipfile.ZipFile, stream, name: str, storage: _Storage) -> in
 def _stored(name: str, tensor: _Tensor, path: Path, start: int) -> StoredTensor:
     storage, offset, shape, strides = tensor
     sizes = all(isinstance(x, tuple) and all(map(_is_count, x)) for x in (shape, strides))
-    if not sizes or len(shape) != len(strides) or not _is_count(offset) or not isinstance(storage, _Storage):
+    if not sizes or len(shape) != len(strides) or not _is_count(offset):
         raise WeightsError(f"tensor {printable(name)} has no valid shape and strides")
     if offset + span(shape, strides) > storage.n_items:
         raise WeightsError(f"tensor {printable(name)} of shape {shape} reaches beyond its storage of "
