@@ -76,7 +76,8 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
 
 @pytest.mark.parametrize("description", [
     b"\x80\x02K\x01.", b"\x80\x02]q\x00.", b"\x80\x02}q\x00K\x01K\x02s.", b"\x80\x02" + b"(" * 1000 + b".", b"",
-    b"\x80", published.pickled({"a": {"b": 1}}), published.pickled(published.call("torch._utils", "_rebuild_tensor_v2")),
+    b"\x80", published.pickled({"a": {"b": 1}}),
+    published.pickled(published.call("torch._utils", "_rebuild_tensor_v2")),
     published.pickled({"a": published.call("torch._utils", "_rebuild_tensor_v2", 1, 2, 3, 4)}),
     published.pickled({"a": published.call("collections", "OrderedDict", 5)}), b"\x80\x02cos\n.",
     b"\x80\x02}r\xff\xff\xff\xff.", b"\x80\x02K\x05Q.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.",
