@@ -87,6 +87,12 @@ def test_descriptions_of_anything_else_are_refused(description, tmp_path):
         read_pt(published.write_archive(tmp_path / "x.pt", description, []))
 
 
+def test_a_description_may_not_ask_for_memory(tmp_path):
+    path = published.write_archive(tmp_path / "x.pt", b"\x80\x02}r\xff\xff\xff\x00.", [])
+    with pytest.raises(WeightsError, match="asks for 16777215 memo entries"):
+        read_pt(path)
+
+
 # ---- damage ----
 
 
