@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--json", action="store_true")
     weights.set_defaults(run=_weights)
 
+    turn = verbs.add_parser("convert", help="published token2wav files to safetensors, once; nothing in them is run")
+    turn.add_argument("model_dir", metavar="MODEL_DIR", help="a published model's folder, or its token2wav folder")
+    turn.add_argument("--out", metavar="DIR", help="where to write; default: beside the published files")
+    turn.add_argument("--json", action="store_true", help="print the manifest")
+    turn.set_defaults(run=_convert)
+
     check = verbs.add_parser("verify", help="compare every stage with recorded outputs of the reference")
     check.add_argument("goldens")
     check.add_argument("--tokenizer", help="folder of the published tokenizer; default: beside the goldens")
@@ -213,6 +219,14 @@ def _weights(options) -> int:
         report = WeightReport.unreadable(path, error)
     print(json.dumps(report.to_dict()) if options.json else report.table())
     return report.exit_status
+
+
+def _convert(options) -> int:
+    from .token2wav.convert import convert
+
+    done = convert(options.model_dir, options.out)
+    print(json.dumps(done.manifest.raw) if options.json else done.table())
+    return 0
 
 
 def _verify(options) -> int:

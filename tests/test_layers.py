@@ -13,10 +13,10 @@ LAYERS = [
     ["backend", "activations"],
     ["audio", "mel", "mel_speaking", "cut"],
     ["cache", "encoder", "llm", "net"],
-    ["headers", "layout", "audit", "repair", "report", "weights"],
+    ["headers", "layout", "audit", "repair", "report"],
     ["tokenizer", "prompt", "sampling", "loops", "generate"],
     ["token2wav"],
-    ["transcribe", "pipeline"],
+    ["weights", "transcribe", "pipeline"],
     ["model"],
     ["evaluate"],
     [
