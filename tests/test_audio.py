@@ -12,7 +12,8 @@ import soxr
 from safetensors.numpy import load_file
 
 from stepaudio import audio
-from stepaudio.audio import audio_seconds, load_audio, save_audio
+from stepaudio.audio import audio_seconds, load_audio
+from stepaudio.audio_out import save_audio
 from stepaudio.cut import cut_points
 from stepaudio.errors import AudioError, ConfigError
 from stepaudio.mel import log_mel
