@@ -36,14 +36,15 @@ class AudioWriter:
         low, high = (float(samples.min()), float(samples.max())) if samples.size else (0.0, 0.0)
         if not math.isfinite(low) or not math.isfinite(high):
             raise AudioError(f"{self.path}: samples hold NaN or Inf; nothing written")
-        if self._file.subtype == "FLOAT":
-            self._file.write(samples.astype(np.float32))
-        else:
+        block = samples.astype(np.float32)
+        if self._file.subtype != "FLOAT":
             peak = max(-low, high) * self.gain
             if peak > 1 + 1e-6:  # a peak divided by itself may round up
                 raise AudioError(f"{self.path}: peak {peak:.6g} is beyond full scale and would clip; nothing written")
             block = np.clip(np.rint(samples.astype(np.float64) * self.gain * 2**15), -(2**15), 2**15 - 1)
-            self._file.write(block.astype(np.int16))
+            block = block.astype(np.int16)  # that clip is for +1.0 alone, which has no code
+        with _told(self.path):
+            self._file.write(block)
         self.n_samples += len(samples)
 
 
@@ -70,28 +71,33 @@ def audio_writer(path: str | os.PathLike, sample_rate: int, channels: int = 1,
     AudioError
         Unknown suffix, impossible rate, a place that cannot be written; and what `AudioWriter.write` raises.
     """
-    path, part = Path(path), _part(Path(path))
+    path, part = check_target(path), _part(Path(path))
     rate = _checked_rate(sample_rate, str(path))
     if rate != int(rate):
         raise AudioError(f"{path}: files hold whole rates, found {rate:g} Hz; resample first")
-    if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() == ".raw":
-        raise AudioError(f"{path}: unknown audio suffix {path.suffix!r}; use .wav, {FLOAT_SUFFIX} (float), .flac, .ogg "
-                         "or .mp3")
-    if path.is_dir():
-        raise AudioError(f"{path}: cannot be written (it is a folder)")
     is_float = path.name.lower().endswith(FLOAT_SUFFIX)
     gain = 1.0 if is_float else 1.0 / max(1.0, peak)
     if gain < 1:
         warnings.warn(f"{path}: sound may reach {peak:.4g} of full scale; all of it is written at "
                       f"{20 * math.log10(gain):.1f} dB, so that nothing clips", stacklevel=3)
+    with _told(path):
+        file = sf.SoundFile(part, "w", int(rate), channels, "FLOAT" if is_float else None)
     try:
-        with sf.SoundFile(part, "w", int(rate), channels, "FLOAT" if is_float else None) as file:
+        with file:
             yield AudioWriter(path, file, gain)
-        os.replace(part, path)
-    except (sf.SoundFileRuntimeError, OSError, TypeError, ValueError) as error:
-        raise AudioError(f"{path}: cannot be written ({_one_line(error)})") from None
+        with _told(path):
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever the library or the system says of this file becomes one line of ours."""
+    try:
+        yield
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be written ({_one_line(error)})") from None
 
 
 def save_audio(path: str | os.PathLike, samples, sample_rate: int = SAMPLE_RATE, too_loud: str = "refuse") -> None:
@@ -133,6 +139,17 @@ def save_audio(path: str | os.PathLike, samples, sample_rate: int = SAMPLE_RATE,
     with audio_writer(path, sample_rate, channels, peak if math.isfinite(peak) else 1.0) as writer:
         for start in range(0, len(array), step):
             writer.write(array[start : start + step])
+
+
+def check_target(path: str | os.PathLike) -> Path:
+    """The path, if sound can be written there: a known suffix, and a folder to lie in. `AudioError` otherwise."""
+    path = Path(path)
+    if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: unknown audio suffix {path.suffix!r}; use .wav, {FLOAT_SUFFIX} (float), .flac, .ogg "
+                         "or .mp3")
+    if path.is_dir() or not path.parent.is_dir():
+        raise AudioError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'no such folder'})")
+    return path
 
 
 def _part(path: Path) -> Path:
