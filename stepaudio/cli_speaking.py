@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .audio import audio_seconds
 from .audio_out import audio_writer, check_target
-from .errors import ConfigError, DataError
+from .errors import AudioError, ConfigError, DataError
 from .prompt import DEFAULT_SYSTEM, LANGUAGES
 from .samples import VOICES, voice_clip
 from .sampling import Sampling
@@ -100,6 +101,7 @@ def _translate(options) -> int:
 
     if options.stream:
         raise ConfigError("--stream: there is no sound without -o")
+    audio_seconds(options.file)
     found = SpeechModel.load(options.model, speak=False).translate(
         options.file, options.to, _speech_options(options, "translate"))
     print(found.text.strip() if options.text else json.dumps(
@@ -111,6 +113,7 @@ def _say_codes(options) -> int:
     from .token2wav.synthesizer import Synthesizer
 
     _check_output(options.output)
+    _voice(options.voice)
     codes, voicing = read_codes(options.codes), _voicing(options)
     synthesizer = Synthesizer.load(options.model)
     voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
@@ -118,7 +121,7 @@ def _say_codes(options) -> int:
     if options.stream:
         chunks = list(_watched(synthesizer.stream(codes, voice, options=voicing, **noise), options, account,
                                synthesizer.loudest(voicing)))
-        told = chunks[-1] if chunks else synthesizer.decode([], voice)
+        told = chunks[-1] if chunks else synthesizer.decode(codes, voice)  # nothing but padding
     else:
         told = synthesizer.decode(codes, voice, options=voicing.flow, **noise)
         list(_watched([told], options, account))
@@ -151,6 +154,8 @@ def _loaded(options):
     _check_output(options.output)
     speech = _speech_options(options, "chat")
     _voice(options.voice)
+    if "file" in options:
+        audio_seconds(options.file)  # a recording that is none is told before the model is read
     return SpeechModel.load(options.model), speech
 
 
@@ -169,9 +174,11 @@ def _voicing(options):
 
 
 def _voice(name: str) -> str | Path:
-    """A file if there is one of that name, else the bundled clip of that name."""
-    if Path(name).is_file() or name not in VOICES:
+    """A file if there is one of that name, else the bundled clip of that name; looked for before a model is read."""
+    if Path(name).is_file():
         return name
+    if name not in VOICES:
+        raise AudioError(f"--voice {name}: no such file; expected a clip, a saved voice, or {' or '.join(VOICES)}")
     return voice_clip(name)
 
 
