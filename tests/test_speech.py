@@ -1,19 +1,31 @@
 """The language model and the speaking half together, on tiny random nets: prompts, records, streams, refusals."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 
 from stepaudio.errors import AudioError, PromptError, WeightsError
-from stepaudio.prompt import LANGUAGES, S2ST_SYSTEM, S2TT_SYSTEM_ZH, Message, build_prompt, reading_turns, translation_turns
+from stepaudio.prompt import (
+    LANGUAGES,
+    S2ST_SYSTEM,
+    S2TT_SYSTEM_ZH,
+    Message,
+    build_prompt,
+    reading_turns,
+    translation_turns,
+)
 from stepaudio.sampling import Sampling
 from stepaudio.speech import SpeechModel, SpeechOptions
+from stepaudio.token2wav.flow import FlowOptions
+from stepaudio.token2wav.stream import StreamOptions
 from stepaudio.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat. what is the time now?"
-LONG = SpeechOptions(Sampling(temperature=1.5, seed=3), max_tokens=120)
+QUICK = StreamOptions(FlowOptions(2))
+LONG = SpeechOptions(Sampling(temperature=1.5, seed=3), max_tokens=90, voicing=QUICK)
 SHORT = SpeechOptions(max_tokens=6)
 
 
@@ -47,8 +59,8 @@ def test_other_languages_exchange_one_word():
 
 def test_the_model_is_asked_what_the_verbs_say(model):
     audio = tiny.noise(1)
-    assert model.question(audio, "Hm.") == [Message("system", "Hm."), Message("human", [{"type": "audio", "audio": audio}]),
-                                            Message("assistant", "<tts_start>", eot=False)]
+    heard, answer = Message("human", [{"type": "audio", "audio": audio}]), Message("assistant", "<tts_start>", False)
+    assert model.question(audio, "Hm.") == [Message("system", "Hm."), heard, answer]
     assert model.translation(audio, "en")[0].content == translation_turns("en", True)[0].content
     readings = model.reading(TEXT, SpeechOptions(max_characters=25))
     assert [r[1].content for r in readings] == ["the cat sat on the mat.", "what is the time now?"]
@@ -64,12 +76,12 @@ def test_texts_that_cannot_be_read(model, voices, text):
 
 
 def test_a_text_is_read_piece_by_piece(model, synthesizer, voices):
-    options = SpeechOptions(LONG.sampling, max_tokens=120, max_characters=25, seed=5)
+    options = replace(LONG, max_characters=25, seed=5)
     found = model.synthesize(TEXT, voices[0], options)
     assert len(found.answers) == len(found.sounds) == 2 and found.kind == "spoken" and found.sample_rate == 24_000
     for answer, sound, messages in zip(found.answers, found.sounds, model.reading(TEXT, options), strict=True):
-        assert answer == model.model.generate_with_audio(messages, sampling=LONG.sampling, max_tokens=120)
-        again = synthesizer.decode(answer.codes, voices[0], noise=5, source_noise=5)
+        assert answer == model.model.generate_with_audio(messages, sampling=LONG.sampling, max_tokens=90)
+        again = synthesizer.decode(answer.codes, voices[0], noise=5, source_noise=5, options=QUICK.flow)
         assert np.array_equal(sound.wave, again.wave) and sound.n_codes == len(answer.codes)
     assert len(found.wave) == 960 * found.n_codes > 0 and found.n_padding == 0
     assert all((a.text or "").strip() in found.text for a in found.answers)
@@ -79,7 +91,7 @@ def test_respond_and_translate(model, voices):
     audio = tiny.noise(1)
     spoken = model.respond(audio, voices[0], LONG)
     assert spoken.answers[0] == model.model.generate_with_audio(model.question(audio), sampling=LONG.sampling,
-                                                                max_tokens=120)
+                                                                max_tokens=90)
     assert len(spoken.wave) == 960 * len(spoken.answers[0].codes)
     aloud = model.translate_speech(audio, voices[0], "en", LONG)
     assert aloud.answers[0].ids != spoken.answers[0].ids
@@ -100,7 +112,7 @@ def muted(model: SpeechModel) -> SpeechModel:
 
 def test_an_answer_without_codes_is_a_record(model, voices):
     """Whole and streamed: no sound, and no failure."""
-    quiet, greedy = muted(model), SpeechOptions(Sampling.greedy(), max_tokens=8)
+    quiet, greedy = muted(model), SpeechOptions(Sampling.greedy(), max_tokens=8, voicing=QUICK)
     found = quiet.respond(tiny.noise(1), voices[0], greedy)
     assert (found.kind, found.wave.shape, found.n_codes) == ("text", (0,), 0) and found.text
     chunks = list(quiet.stream([quiet.question(tiny.noise(1))], voices[0], greedy))
@@ -114,13 +126,13 @@ def test_an_answer_without_codes_is_a_record(model, voices):
 
 def test_a_stream_says_what_the_whole_says(model, synthesizer, voices):
     """The same ids and text; and as sound, what the synthesizer makes of these codes as a stream."""
-    options = SpeechOptions(LONG.sampling, max_tokens=120, max_characters=25, seed=2)
+    options = replace(LONG, max_characters=25, seed=2)
     conversations = model.reading(TEXT, options)
     chunks = list(model.stream(conversations, voices[1], options))
     answers = [c.answer for c in chunks if c.answer]
     assert answers == list(model.speak(conversations, voices[1], options).answers)
     assert "".join(c.text for c in chunks) == "".join(a.text for a in answers)
-    streams = [synthesizer.stream(a.codes, voices[1], noise=2, source_noise=2) for a in answers]
+    streams = [synthesizer.stream(a.codes, voices[1], noise=2, source_noise=2, options=QUICK) for a in answers]
     want = np.concatenate([c.wave for s in streams for c in s])
     assert np.array_equal(np.concatenate([c.wave for c in chunks]), want)
 

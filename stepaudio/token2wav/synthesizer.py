@@ -93,10 +93,13 @@ class Synthesizer:
         flow, hift = parts.flow.config, parts.hift.config
         for what, one, other in (("mel bands", flow.output_size, hift.in_channels),
                                  ("numbers of a speaker vector", parts.speaker.config.embedding_size,
-                                  flow.spk_embed_dim),
-                                 ("codes", parts.tokenizer.config.n_codebook_size, flow.vocab_size)):
+                                  flow.spk_embed_dim)):
             if one != other:
                 raise ConfigError(f"token2wav: the nets do not belong together: {one} and {other} {what}")
+        heard = parts.tokenizer.config.n_codebook_size
+        if heard > flow.vocab_size:
+            raise ConfigError(f"token2wav: the nets do not belong together: the speech tokenizer gives {heard} codes, "
+                              f"the flow knows {flow.vocab_size}")
 
     @classmethod
     def load(cls, path: str | Path | None = None, dtype: mx.Dtype | None = None) -> Synthesizer:
