@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +99,8 @@ def test_golden_weights_give_the_golden_outputs(goldens, tmp_path):
     files = {name: read_arrays(goldens / f"{name}.safetensors") for name in ("s3tokenizer", "campplus", "flow", "hift")}
     weights = {n: {k[2:]: a for k, a in f.items() if k.startswith("w.")} for n, f in files.items()}
     sizes = {name: json.loads((goldens / f"{name}.json").read_text())["config"] for name in files}
-    published.s3_graph(weights["s3tokenizer"], sizes["s3tokenizer"]["n_audio_head"]).save(tmp_path / SOURCES["tokenizer"])
+    heads = sizes["s3tokenizer"]["n_audio_head"]
+    published.s3_graph(weights["s3tokenizer"], heads).save(tmp_path / SOURCES["tokenizer"])
     blocks = tuple(map(tuple, sizes["campplus"]["blocks"]))
     published.campplus_graph(weights["campplus"], tuple(b[2] for b in blocks),
                              published.folds(SpeakerConfig(blocks=blocks))).save(tmp_path / SOURCES["speaker"])
@@ -209,25 +213,32 @@ def test_out_is_another_folder_that_stands_alone(folder, tmp_path, capsys):
 # ---- interruption ----
 
 
-@pytest.mark.parametrize("stop_at", range(1, 6))
-def test_killed_between_two_files_leaves_nothing_to_load(stop_at, folder, monkeypatch):
-    moved = []
+KILLED = """
+import os, signal, sys
+from stepaudio.token2wav import convert
+moves, replace = [], os.replace
+def replace_some(source, target):
+    moves.append(target)
+    if len(moves) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+convert.os.replace = replace_some
+convert.convert(sys.argv[1])
+"""
 
-    def replace_some(source, target):
-        moved.append(target)
-        if len(moved) == stop_at:
-            raise KeyboardInterrupt
-        os.rename(source, target)
 
+@pytest.mark.parametrize("stop_at", [1, 5])
+def test_killed_between_two_files_leaves_nothing_to_load(stop_at, folder):
     convert(folder)
     published.write_part(folder, "hift", published.random_tensors(hift_layout(published.HIFT), 99))
-    monkeypatch.setattr(converting.os, "replace", replace_some)
-    with pytest.raises(KeyboardInterrupt):
-        convert(folder)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(stop_at)], check=False,
+                           env=os.environ | {"PYTHONPATH": str(Path(converting.__file__).parents[2])})  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL and len(list(folder.glob(".converting-*"))) == 1
     with pytest.raises(WeightsError, match="not converted yet; run `stepaudio convert"):
         load_token2wav(folder)
-    monkeypatch.undo()
-    assert convert(folder).fresh and isinstance(load_token2wav(folder), Token2Wav)
+    assert convert(folder).fresh and not list(folder.glob(".converting-*"))
+    same(load_token2wav(folder).hift.conv_pre.bias,
+         published.random_tensors(hift_layout(published.HIFT), 99)["conv_pre.bias"])  # fmt: skip
 
 
 def test_a_conversion_that_fails_leaves_the_earlier_one(folder, monkeypatch):
@@ -284,6 +295,32 @@ def test_one_wrong_tensor_in_the_file_itself(component, fault, folder):
         convert(folder)
     assert name in str(caught.value) and f"{component}.pt" in str(caught.value)
     assert not (folder / "converted.json").exists()
+
+
+@pytest.mark.parametrize("component, name, told", [
+    ("tokenizer", "blocks.0.attn_ln.weight", "encoder.blocks.0.attn_ln.weight"),
+    ("tokenizer", "conv2.bias", "encoder.conv2.bias"),
+    ("tokenizer", "onnx::MatMul", "encoder.blocks.0.attn.query.weight"),
+    ("speaker", "xvector.block2.tdnnd3.cam_layer.linear2.bias", "xvector.block2.tdnnd3.cam_layer.linear2.bias"),
+    ("speaker", "xvector.dense.nonlinear.batchnorm.running_var", "xvector.dense.nonlinear.batchnorm.running_var"),
+    ("speaker", "onnx::Conv", "head.conv1.bias"),
+])  # fmt: skip
+@pytest.mark.parametrize("fault", ["removed", "renamed", "mis-shaped"])
+def test_one_wrong_initialiser(component, name, told, fault, folder):
+    """Opaque ones are told by the tensor that they are."""
+    tensors = published.tiny_tensors()[component]
+    graph = (published.s3_graph(tensors, 4) if component == "tokenizer" else
+             published.campplus_graph(tensors, (1, 2), published.folds(published.SPEAKER), pool=7))  # fmt: skip
+    held = [n for n in graph.initialisers if n.startswith(name)][0]
+    array = graph.initialisers.pop(held)
+    if fault != "removed":
+        new = held + "x.bias" if fault == "renamed" else held
+        graph.initialisers[new] = array if fault == "renamed" else np.concatenate([array, array])
+    graph.save(folder / SOURCES[component])
+    with pytest.raises(WeightsError) as caught:
+        convert(folder)
+    assert told in str(caught.value) and SOURCES[component] in str(caught.value)
+    assert fault != "renamed" or f"{held}x.bias" in str(caught.value)
 
 
 @pytest.mark.parametrize("component", FULL)

@@ -137,10 +137,31 @@ def test_quantised_graphs_are_refused(tmp_path):
         named(written(tmp_path, [node("DequantizeLinear", "/q/D", ["W_quantized"])], w))
 
 
-def test_subgraphs_functions_and_sparse_tensors_are_refused(tmp_path):
-    branch = field(1, "If") + field(4, "If") + field(5, field(1, "then_branch") + field(6, field(2, "inner")))
-    with pytest.raises(WeightsError, match="If .*graph of its own"):
-        read_onnx(written(tmp_path, [branch]))
+def branching(*fields_of_branch: bytes, depth: int = 1) -> bytes:
+    graph = b"".join(fields_of_branch)
+    for _ in range(depth):
+        inner = field(3, "/squeeze/If") + field(4, "If")
+        inner += field(5, field(1, "then_branch") + field(6, graph) + field(20, 5))
+        graph = field(1, inner)
+    return inner
+
+
+def test_branches_are_read_like_the_rest(tmp_path):
+    """PyTorch writes a squeeze of an axis of unknown size as an If; there is no weight in it."""
+    graph = read_onnx(written(tmp_path, [branching(field(1, node("Squeeze", "/squeeze/Squeeze", ["x"])))]))
+    assert [n.op for n in graph.nodes] == ["If", "Squeeze"]
+    for hidden, said in ((field(5, published.tensor("w", np.ones(3, np.float32))), "initialiser w lies in a branch"),
+                         (field(1, node("Gelu", "/g", ["x"], domain="com.x")), r"com\.x\.Gelu /g is foreign")):
+        with pytest.raises(WeightsError, match=said):
+            read_onnx(written(tmp_path, [branching(hidden)]))
+    with pytest.raises(WeightsError, match="LSTM /rnn takes conv1.weight.*no place"):
+        named(written(tmp_path, [branching(field(1, node("LSTM", "/rnn", ["x", "conv1.weight"])))],
+                      {"conv1.weight": ONE["conv1.weight"]}), "tokenizer")  # fmt: skip
+    with pytest.raises(WeightsError, match="more than 8 deep"):
+        read_onnx(written(tmp_path, [branching(b"", depth=10)]))
+
+
+def test_functions_and_sparse_tensors_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="functions of its own"):
         read_onnx(written(tmp_path, [], more=field(25, b"")))
     path = tmp_path / "sparse.onnx"

@@ -76,7 +76,8 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
 
 @pytest.mark.parametrize("description", [
     b"\x80\x02K\x01.", b"\x80\x02]q\x00.", b"\x80\x02}q\x00K\x01K\x02s.", b"\x80\x02" + b"(" * 1000 + b".", b"",
-    b"\x80", published.pickled({"a": {"b": 1}}), published.pickled(published.call("torch._utils", "_rebuild_tensor_v2")),
+    b"\x80", published.pickled({"a": {"b": 1}}),
+    published.pickled(published.call("torch._utils", "_rebuild_tensor_v2")),
     published.pickled({"a": published.call("torch._utils", "_rebuild_tensor_v2", 1, 2, 3, 4)}),
     published.pickled({"a": published.call("collections", "OrderedDict", 5)}), b"\x80\x02cos\n.",
     b"\x80\x02}r\xff\xff\xff\xff.", b"\x80\x02K\x05Q.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.",
@@ -84,6 +85,12 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
 def test_descriptions_of_anything_else_are_refused(description, tmp_path):
     with pytest.raises(WeightsError, match=r"x\.pt: "):
         read_pt(published.write_archive(tmp_path / "x.pt", description, []))
+
+
+def test_a_description_may_not_ask_for_memory(tmp_path):
+    path = published.write_archive(tmp_path / "x.pt", b"\x80\x02}r\xff\xff\xff\x00.", [])
+    with pytest.raises(WeightsError, match="asks for 16777215 memo entries"):
+        read_pt(path)
 
 
 # ---- damage ----

@@ -71,9 +71,9 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
         unexpected or mis-shaped, by name; or a folder that cannot be written.
     ConfigError : `flow.yaml`, or sizes that contradict each other.
     """
-    source = published_folder(model_dir)
+    inner = Path(model_dir) / FOLDER
+    folder = published_folder(model_dir) or (inner if inner.is_dir() else Path(model_dir))
     names = (FLOW_YAML, *SOURCES.values())
-    folder = source or Path(model_dir)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise WeightsError(f"{folder}: {listed(missing)} missing; expected a published model's folder with "

@@ -21,6 +21,7 @@ DTYPES = {1: "F32", 10: "F16", 16: "BF16", 11: "F64", 7: "I64", 6: "I32", 5: "I1
 OWN_DOMAINS = ("", "ai.onnx")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MAX_VARINT_BYTES = 10
+MAX_DEPTH = 8  # graphs inside graphs
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in the order of the file; initialisers by name; `constants` are integer tensors by the name that
-    carries them, be it an initialiser's or a Constant node's."""
+    """Nodes in the order of the file, those of branches behind theirs; initialisers by name; `constants` are integer
+    tensors by the name that carries them, be it an initialiser's or a Constant node's."""
 
     nodes: tuple[Node, ...]
     initialisers: dict[str, StoredTensor]
@@ -53,8 +54,8 @@ def read_onnx(path: str | Path) -> Graph:
 
     Raises
     ------
-    WeightsError : not readable as ONNX, cut short, operators of a foreign domain, functions or subgraphs of its own,
-        sparse initialisers, or data that lies in other files.
+    WeightsError : not readable as ONNX, cut short, operators of a foreign domain, functions of its own, weights
+        in branches, sparse initialisers, or data that lies in other files.
     """
     path = Path(path)
     try:
@@ -140,17 +141,7 @@ def _model(data, path: Path) -> Graph:
     if not isinstance(graph, tuple):
         raise WeightsError("not an ONNX model: it holds no graph")
     nodes, initialisers, constants = [], {}, {}
-    for number, value in _fields(data, *graph):
-        if number == 1:
-            nodes.append(_node(data, value))
-        elif number == 5:
-            tensor, numbers = _tensor(data, value, path)
-            if tensor.name in initialisers:
-                raise WeightsError(f"initialiser {printable(tensor.name)} is there twice")
-            initialisers[tensor.name] = tensor
-            constants |= {} if numbers is None else {tensor.name: numbers}
-        elif number == 15:
-            raise WeightsError("holds sparse initialisers, which the published graphs do not; is it another model?")
+    _graph(data, graph, path, nodes, initialisers, constants)
     if not initialisers:
         raise WeightsError("holds no initialisers: a graph without weights")
     for node in nodes:
@@ -159,25 +150,48 @@ def _model(data, path: Path) -> Graph:
     return Graph(tuple(nodes), initialisers, constants)
 
 
-def _node(data, place) -> Node:
+def _graph(data, place, path: Path, nodes: list, initialisers: dict, constants: dict, depth: int = 0) -> None:
+    """Fill the three from one graph and from those inside it: exporters write some squeezes as branches."""
+    if depth > MAX_DEPTH:
+        raise WeightsError(f"holds graphs inside graphs, more than {MAX_DEPTH} deep")
+    for number, value in _fields(data, *place):
+        if number == 1:
+            node, inner = _node(data, value)
+            nodes.append(node)
+            for branch in inner:
+                _graph(data, branch, path, nodes, initialisers, constants, depth + 1)
+        elif number == 5:
+            tensor, numbers = _tensor(data, value, path)
+            if depth and numbers is None:
+                raise WeightsError(f"initialiser {printable(tensor.name)} lies in a branch, where the published graphs "
+                                   "have none; is it another model?")
+            if tensor.name in initialisers:
+                raise WeightsError(f"initialiser {printable(tensor.name)} is there twice")
+            initialisers[tensor.name] = tensor
+            constants |= {} if numbers is None else {tensor.name: numbers}
+        elif number == 15:
+            raise WeightsError("holds sparse initialisers, which the published graphs do not; is it another model?")
+
+
+def _node(data, place) -> tuple[Node, list[tuple[int, int]]]:
+    """A node, and where the graphs in its attributes lie."""
     texts: dict[int, list[str]] = {n: [] for n in (1, 2, 3, 4, 7)}
-    attributes = {}
+    attributes, inner = {}, []
     for number, value in _fields(data, *place):
         if number in texts:
             texts[number].append(_text(data, value))
         elif number == 5:
-            name, content = _attribute(data, value)
+            name, content = _attribute(data, value, inner)
             attributes[name] = content
     node = Node("".join(texts[4]), "".join(texts[3]), tuple(texts[1]), tuple(texts[2]), attributes)
     domain = "".join(texts[7])
     if domain not in OWN_DOMAINS:
         raise WeightsError(f"operator {printable(domain)}.{node.where} is foreign: only ONNX's own operators are known")
-    if "subgraph" in attributes.values():
-        raise WeightsError(f"{node.where} holds a graph of its own, which the published graphs do not")
-    return node
+    return node, inner
 
 
-def _attribute(data, place) -> tuple[str, object]:
+def _attribute(data, place, inner: list) -> tuple[str, object]:
+    """Its name and content; graphs go into `inner` by their place."""
     name, content = "", None
     ints: list[int] = []
     for number, value in _fields(data, *place):
@@ -190,7 +204,7 @@ def _attribute(data, place) -> tuple[str, object]:
         elif number == 5:
             content = _tensor(data, value, Path())[1]
         elif number in (6, 11):
-            content = "subgraph"
+            inner.append((value[0], value[1]))
         elif number == 8:
             ints += _ints(data, value)
     return name, tuple(ints) if ints else content

@@ -66,7 +66,7 @@ def named_tensors(graph: Graph, kind: str) -> dict[str, StoredTensor]:
         if tensor.shape in ((), (1,)) and own.rpartition(".")[2] not in KINDS:
             continue  # constants of the arithmetic, an exponent or an epsilon
         name = _name(node, place, own, kind)
-        if name is None:
+        if name is None or node.op not in (*PLACES, "Transpose"):
             raise WeightsError(f"{node.where} takes {printable(tensor.name)} of shape {tensor.shape}, which has no "
                                "place in the published net; is it another model?")
         tensor = _as_published(node, place, tensor)

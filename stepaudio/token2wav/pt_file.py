@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from ..errors import WeightsError
 from ..headers import ITEM_BYTES, LFS_POINTER, listed, printable
 from .stored import StoredTensor, c_order, span
 
-MAX_PICKLE_BYTES = 64_000_000  # names and shapes alone; the published ones take under 100 kB
+MAX_PICKLE_BYTES = 8_000_000  # names and shapes alone; the published ones take under 100 kB
 LOCAL_HEADER = 30  # bytes before the name in a zip archive's local header
 BLOCK = 1 << 24  # bytes hashed at a time
 STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
@@ -224,8 +225,5 @@ def _stored(name: str, tensor: _Tensor, path: Path, start: int) -> StoredTensor:
         raise WeightsError(f"tensor {printable(name)} of shape {shape} reaches beyond its storage of "
                            f"{storage.n_items} items")
     item = ITEM_BYTES[storage.dtype]
-    plain = strides == c_order(shape) or span(shape, strides) <= 1
-    nbytes = item
-    for n in shape:
-        nbytes *= n
-    return StoredTensor(name, shape, storage.dtype, nbytes, path, start + offset * item, None if plain else strides)
+    view = None if strides == c_order(shape) else strides
+    return StoredTensor(name, shape, storage.dtype, prod(shape) * item, path, start + offset * item, view)

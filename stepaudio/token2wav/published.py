@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import WeightsError
 from ..headers import listed
 from ..layout import Shape
-from .components import COMPONENTS, SOURCES, Config, published_layout
+from .components import SOURCES, Config, published_layout
 from .config import FlowConfig
 from .layout import published_hift_name
 from .onnx_file import read_onnx
@@ -73,10 +73,6 @@ def describe(folder: Path, component: str) -> PublishedPart:
     return PublishedPart(component, file, config, tensors, published_layout(config), dropped, {})
 
 
-def describe_all(folder: Path) -> list[PublishedPart]:
-    return [describe(folder, component) for component in COMPONENTS]
-
-
 def _sized(file: Path, sizes, tensors: Mapping[str, StoredTensor], *graph) -> Config:
     try:
         return sizes({name: tensor.shape for name, tensor in tensors.items()}, *graph)
@@ -103,15 +99,19 @@ def _graph(file: Path, component: str) -> PublishedPart:
         raise WeightsError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
     layout, dropped, folded = published_layout(config), {}, {}
     if isinstance(config, SpeakerConfig):
-        folded = {conv: norm for conv, norm in foldable(config).items() if _is_folded(conv, norm, tensors)}
+        folded = _folded(config, tensors)
         layout = _as_exported(layout, folded)
         dropped = _droppable(tensors)
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.name not in dropped}
     return PublishedPart(component, file, config, tensors, layout, dropped, folded)
 
 
-def _is_folded(conv: str, norm: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    return f"{conv}.bias" in tensors and not any(f"{norm}.{kind}" in tensors for kind in NORM_KINDS)
+def _folded(config: SpeakerConfig, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Convolutions whose batch norm is in them. In a graph where any is, one that lacks bias and norm lacks the bias.
+    """
+    bare = {conv: norm for conv, norm in foldable(config).items()
+            if not any(f"{norm}.{kind}" in tensors for kind in NORM_KINDS)}  # fmt: skip
+    return bare if any(f"{conv}.bias" in tensors for conv in bare) else {}
 
 
 def _as_exported(layout: dict[str, Shape], folded: Mapping[str, str]) -> dict[str, Shape]:
