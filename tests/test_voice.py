@@ -125,6 +125,10 @@ def test_other_weights_are_refused(speaking_checkpoint, synthesizer, voices, tmp
     assert fingerprint(parts) == synthesizer.weights == voices[0].weights
     parts.flow.encoder_proj.bias = parts.flow.encoder_proj.bias + 1
     assert fingerprint(parts) == synthesizer.weights
+    variance = parts.speaker.head.bn1.running_var
+    parts.speaker.head.bn1.running_var = variance.at[0].add(1e-3)
+    assert fingerprint(parts) != synthesizer.weights
+    parts.speaker.head.bn1.running_var = variance
     bias = parts.tokenizer.encoder.conv1.bias
     parts.tokenizer.encoder.conv1.bias = bias.at[0].add(1e-3)
     voices[0].save(tmp_path / "v.safetensors")
