@@ -204,7 +204,7 @@ def read_codes(path: str) -> list[int]:
 
 
 class _Account:
-    """When sound came, how much of it there was, and where it went."""
+    """When sound came, counted from when model and voice were read, how much of it, and where it went."""
 
     def __init__(self, target: str, rate: int):
         self.target, self.rate, self.began = target, rate, time.perf_counter()

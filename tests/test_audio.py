@@ -325,6 +325,19 @@ def test_save_refuses(tmp_path, name, samples, rate, message):
         save_audio(tmp_path / name, samples, rate)
 
 
+@pytest.mark.parametrize("rate", [16_000, 24_000, 44_100])
+def test_another_rate_on_demand(tmp_path, rate):
+    """A tone stays the tone it is, from a file and from samples; nothing is copied where nothing changes."""
+    want = sine(1, 24_000)
+    for got in (load_audio(write(tmp_path / "a.wav", sine(1, rate), rate, "FLOAT"), to=24_000),
+                load_audio(sine(1, rate), sample_rate=rate, to=24_000)):
+        assert len(got) == 24_000 and np.abs(got - want)[400:-400].max() < 1e-3
+    assert load_audio(want, sample_rate=24_000, to=24_000) is want
+    for wrong in (0, -1, "fast", None):
+        with pytest.raises(AudioError, match="to: sample rate"):
+            load_audio(want, to=wrong)
+
+
 # ---- length and memory ---------------------------------------------------------------------------------------
 
 

@@ -158,10 +158,14 @@ def test_bad_input(run, argv, message):
     assert not Path("a.wav").exists() and not list(Path().glob(".*"))
 
 
-@pytest.mark.parametrize(("target", "message"), [("a.txt", "suffix"), ("no/a.wav", "no such folder")])
-def test_a_place_that_cannot_be_written_is_told_before_any_work(run, target, message, monkeypatch):
+@pytest.mark.parametrize(("argv", "message"), [
+    (["speak", TEXT, "-o", "a.txt"], "suffix"), (["speak", TEXT, "-o", "no/a.wav"], "no such folder"),
+    (["respond", "none.wav", "-o", "a.wav"], "none.wav"), (["translate", "none.wav"], "none.wav"),
+    (["speak", TEXT, "-o", "a.wav", "--voice", "none.wav"], "none.wav"),
+])  # fmt: skip
+def test_files_that_cannot_be_used_are_told_before_the_model_is_read(run, argv, message, monkeypatch):
     monkeypatch.setattr(SpeechModel, "load", lambda *a, **k: pytest.fail("the model was read"))
-    status, _, err = run("speak", TEXT, "-o", target)
+    status, _, err = run(*argv)
     assert status == 2 and message in one_line(err)
 
 

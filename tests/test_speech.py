@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
+from stepaudio.answer import Generation
 from stepaudio.errors import AudioError, PromptError, WeightsError
 from stepaudio.prompt import (
     LANGUAGES,
+    READ_ALOUD,
     S2ST_SYSTEM,
     S2TT_SYSTEM_ZH,
     Message,
@@ -18,7 +20,7 @@ from stepaudio.prompt import (
     translation_turns,
 )
 from stepaudio.sampling import Sampling
-from stepaudio.speech import SpeechModel, SpeechOptions
+from stepaudio.speech import SpeechModel, SpeechOptions, Spoken
 from stepaudio.token2wav.flow import FlowOptions
 from stepaudio.token2wav.stream import StreamOptions
 from stepaudio.tokenizer import Tokenizer
@@ -63,7 +65,8 @@ def test_the_model_is_asked_what_the_verbs_say(model):
     assert model.question(audio, "Hm.") == [Message("system", "Hm."), heard, answer]
     assert model.translation(audio, "en")[0].content == translation_turns("en", True)[0].content
     readings = model.reading(TEXT, SpeechOptions(max_characters=25))
-    assert [r[1].content for r in readings] == ["the cat sat on the mat.", "what is the time now?"]
+    assert readings == [[Message("system", READ_ALOUD), Message("human", piece), answer]
+                        for piece in ("the cat sat on the mat.", "what is the time now?")]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", " \n", None, "say <|EOT|> now", "<audio_3>", "a <tool_call> b"])
@@ -119,6 +122,15 @@ def test_an_answer_without_codes_is_a_record(model, voices):
     assert len(chunks) == 1 and chunks[0].answer == found.answers[0] and chunks[0].wave.size == 0
     assert chunks[0].text == found.answers[0].text
     assert SpeechModel.speak(quiet, [], voices[0]).kind == "empty"
+
+
+def test_one_spoken_answer_is_speech(model, voices):
+    """Among answers in text; the texts are joined, the sounds too."""
+    answers = [Generation((), text, codes, "eos", 0.0) for text, codes in ((" a ", ()), ("b", (1, 2)), ("", ()))]
+    sounds = [model.synthesizer.decode(a.codes, voices[0], options=QUICK.flow) for a in answers]
+    found = Spoken(tuple(answers), tuple(sounds), 24_000)
+    assert (found.kind, found.text, found.n_codes) == ("spoken", "a b", 2)
+    assert np.array_equal(found.wave, sounds[1].wave) and found.wave.size == 1920
 
 
 # ---- streams ----

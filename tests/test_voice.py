@@ -14,6 +14,7 @@ from stepaudio.errors import AudioError, WeightsError
 from stepaudio.mel import log_mel
 from stepaudio.mel_speaking import flow_mel, kaldi_fbank
 from stepaudio.token2wav import parts as loading
+from stepaudio.token2wav import voice as reading
 from stepaudio.token2wav.voice import DTYPES, Voice, fingerprint, fitted
 
 
@@ -84,8 +85,10 @@ def test_a_very_short_clip_is_a_voice_with_a_warning(synthesizer, seconds, n_cod
 
 def test_ten_minutes_are_refused_before_they_are_read(synthesizer, tmp_path, monkeypatch):
     sf.write(tmp_path / "long.wav", np.zeros(600 * 8000, np.int16), 8000)
-    with pytest.raises(AudioError, match=r"long.wav: 600.0 s are too long for a voice; expected at most 30 s"):
-        synthesizer.voice(tmp_path / "long.wav")
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "load_audio", lambda *a, **k: pytest.fail("it was read"))
+        with pytest.raises(AudioError, match=r"long.wav: 600.0 s are too long for a voice; expected at most 30 s"):
+            synthesizer.voice(tmp_path / "long.wav")
     with pytest.raises(AudioError, match="array: 30.5 s are too long"):
         synthesizer.voice(tiny.noise(30.5))
 
