@@ -180,7 +180,7 @@ def fingerprint(parts: Token2Wav) -> str:
     for net in (parts.tokenizer, parts.speaker):
         for name, array in _sorted_weights(net):
             found.update(f"{type(net).__name__}.{name} {array.shape}".encode())
-            found.update(np.array(array.astype(mx.float32)).data)
+            found.update(np.ascontiguousarray(np.array(array.astype(mx.float32))).data)
     return found.hexdigest()
 
 
