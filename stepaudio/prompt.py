@@ -294,3 +294,9 @@ def reading_turns(text: str, tokenizer: Tokenizer) -> list[Message]:
 def open_answer(spoken: bool) -> Message:
     """The open assistant turn: the model goes on in speech, or as it likes."""
     return Message("assistant", SPOKEN, eot=False) if spoken else Message("assistant", None)
+
+
+def spoken_turn(ids: Sequence[int]) -> Message:
+    """A spoken answer as a turn of the history: `<tts_start>`, then its ids as they were, text and codes interleaved.
+    So StepFun's example of several turns has it."""
+    return Message("assistant", [{"type": "text", "text": SPOKEN}, {"type": "token", "token": list(ids)}])

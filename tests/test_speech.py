@@ -16,7 +16,9 @@ from stepaudio.prompt import (
     S2TT_SYSTEM_ZH,
     Message,
     build_prompt,
+    open_answer,
     reading_turns,
+    spoken_turn,
     translation_turns,
 )
 from stepaudio.sampling import Sampling
@@ -49,6 +51,26 @@ def test_prompts_are_those_of_the_examples(goldens, shared):
     ids = build_prompt(reading_turns(text.removesuffix("<tts_start>"), words), words).ids
     said = [i for i in ids if i in chats["base_tts"]["ids"]]
     assert said == words.encode(instruction) + chats["base_tts"]["ids"][len(words.encode(instruction)):]
+
+
+def test_a_second_question_follows_the_spoken_answer(goldens, shared, model):
+    """The history of the example of two spoken turns, to the id; and a model takes its own answer back."""
+    words = Tokenizer.from_folder(shared / "Step-Audio-2-mini")
+    chats = {c["name"]: c for c in json.loads((goldens / "tokenizer_pairs.json").read_text())["chats"]}
+    told = chats["multi_turn_aqaa_round2"]
+    system, first, answer, second, opened = told["messages"]
+    history = [system, hears(first), spoken_turn(answer["content"][1]["token"]), hears(second), open_answer(True)]
+    assert opened["content"] == "<tts_start>"
+    assert list(build_prompt(history, words, [[n] for n in told["audio_tokens"]]).ids) == told["ids"]
+    said = model.model.generate_audio_tokens([Message("human", "what?")], max_tokens=9).ids
+    again = [Message("human", "what?"), spoken_turn(said), Message("human", "why?"), open_answer(True)]
+    ids = model.model.request(again).ids
+    assert any(tuple(ids[i : i + len(said)]) == said for i in range(len(ids)))
+
+
+def hears(turn: dict) -> Message:
+    """A turn of the goldens whose recording is not needed."""
+    return Message(turn["role"], [{"type": "audio"}])
 
 
 def test_other_languages_exchange_one_word():
