@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import backend
 from .cache import CachePolicy
+from .cli_speaking import add_speaking_verbs
 from .errors import AudioError, ConfigError, StepAudioError
 from .loops import ON_LOOP
 from .prompt import ASR_SYSTEM
@@ -56,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     hear.add_argument("--no-tokenizer", action="store_true", help="give ids instead of text (needs --prompt-ids)")
     _decoding_options(hear)
     hear.set_defaults(run=_transcribe)
+
+    add_speaking_verbs(verbs)
 
     score = verbs.add_parser("evaluate", help="word error rate, loops and speed over a table of recordings")
     score.add_argument("manifest", help="TSV or CSV with columns file and text, paths relative to it")
