@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--manifest", help="recordings; default: the bundled ones")
     bench.add_argument("--model")
     bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--speaking", action="store_true",
+                       help="the speaking half instead, of --model, or of the published sizes with drawn weights")
     bench.set_defaults(run=_bench)
 
     sweep = verbs.add_parser("sweep", help="a grid of clips, settings, seeds and defects; resumes where it stopped")
@@ -253,9 +255,13 @@ def _plain(row: dict) -> dict:
 
 
 def _bench(options) -> int:
-    from .bench import run
+    from . import bench, bench_speaking
 
-    return run(options.manifest, options.model, options.repeats)
+    if options.speaking:
+        if options.manifest is not None:
+            raise ConfigError("--manifest is for the hearing half; with --speaking nothing is heard")
+        return bench_speaking.run(options.model, options.repeats)
+    return bench.run(options.manifest, options.model, options.repeats)
 
 
 def _sweep(options) -> int:

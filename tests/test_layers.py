@@ -29,6 +29,7 @@ LAYERS = [
         "verify",
         "bench_torch",
         "bench",
+        "bench_speaking",
         "train",
         "demo",
         "lab",

@@ -23,13 +23,13 @@ def axes(ax=None, height: float = 3.0):
     return ax if ax is not None else stacked(1, height)[0]
 
 
-def stacked(n: int, height: float, ratios: tuple[float, ...] | None = None) -> list:
-    """`n` axes of a new figure, one above the other, over one horizontal axis."""
+def stacked(n: int, height: float, ratios: tuple[float, ...] | None = None, *, shared: bool = True) -> list:
+    """`n` axes of a new figure, one above the other, over one horizontal axis (or, not `shared`, each over its own)."""
     try:
         from matplotlib import pyplot
     except ImportError:
         raise ConfigError("plots need matplotlib, which is not installed: install stepaudio[notebook]") from None
-    figure, made = pyplot.subplots(n, 1, figsize=(WIDTH, height), sharex=True, squeeze=False, layout="constrained",
+    figure, made = pyplot.subplots(n, 1, figsize=(WIDTH, height), sharex=shared, squeeze=False, layout="constrained",
                                    height_ratios=ratios)
     return list(made[:, 0])
 

@@ -28,7 +28,7 @@ def waveform_and_mel(samples: np.ndarray, mel: np.ndarray, title: str) -> tuple:
     canvas.need(samples.ndim == 1 and mel.ndim == 2,
                 f"expected samples (n,) and a mel (n_mels, T), found {samples.shape} and {mel.shape}")
     wave, image = canvas.stacked(2, 4.5, (1, 2))
-    wave.plot(*_outline(samples), color=canvas.DARK, linewidth=0.6)
+    wave.plot(*outline(samples, SAMPLE_RATE), color=canvas.DARK, linewidth=0.6)
     wave.set_ylabel("amplitude\n(full scale 1)")
     wave.set_title(title)
     drawn = image.imshow(mel, origin="lower", aspect="auto", cmap=canvas.IMAGE, interpolation="nearest",
@@ -39,14 +39,14 @@ def waveform_and_mel(samples: np.ndarray, mel: np.ndarray, title: str) -> tuple:
     return wave, image
 
 
-def _outline(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds and values to draw; of a long signal the extremes of each stretch, so that no peak is lost."""
+def outline(samples: np.ndarray, rate: int, start: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds from `start`, and values; of a long signal the extremes of each stretch, so that no peak is lost."""
     step = -(-2 * len(samples) // MAX_POINTS)
     if step < 2:
-        return np.arange(len(samples)) / SAMPLE_RATE, samples
+        return start + np.arange(len(samples)) / rate, samples
     pieces = np.split(samples, range(step, len(samples), step))
     values = np.array([(p.min(), p.max()) for p in pieces]).ravel()
-    return np.repeat(np.arange(len(pieces)) * step / SAMPLE_RATE, 2), values
+    return start + np.repeat(np.arange(len(pieces)) * step / rate, 2), values
 
 
 def _mel_extent(mel: np.ndarray) -> tuple[float, float, float, float]:

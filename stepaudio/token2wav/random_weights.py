@@ -23,7 +23,7 @@ from .speaker import SpeakerConfig
 ONES = (".running_var", ".alpha")
 PITCH = 150.0  # Hz; without an offset, drawn weights would leave every frame unvoiced
 PITCH_SPREAD = 60.0  # how much wider than the others the weights are drawn that move it
-QUIET = -3.0  # added to log magnitudes; keeps drawn vocoders below full scale
+LEVEL, CALM = 0.5, 0.25  # added to log magnitudes, and a factor of what makes them: as drawn, vocoders shout
 
 
 def _flow(width: int, heads: int, blocks: int, up_blocks: int, depth: int, speaker: int) -> FlowConfig:
@@ -57,7 +57,8 @@ def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
     """Nets filled with numbers that `seed` decides, alike on every machine.
 
     Kernels and matrices are normal with a variance of 1 / inputs, norms and variances 1, biases 0; but pitch is drawn
-    around 150 Hz, so that there is voice, and the vocoder's magnitudes are lowered, so that it does not clip.
+    around 150 Hz, so that there is voice, and the vocoder's magnitudes are evened out, so that it stays below full
+    scale.
 
     Raises
     ------
@@ -70,7 +71,8 @@ def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
     hift.f0_predictor.classifier.bias = mx.array([PITCH])
     hift.f0_predictor.classifier.weight = hift.f0_predictor.classifier.weight * PITCH_SPREAD
     bins = hift.config.istft.n_fft // 2 + 1
-    hift.conv_post.bias = mx.concatenate([mx.full((bins,), QUIET), mx.zeros((bins,))])
+    hift.conv_post.weight = hift.conv_post.weight * CALM
+    hift.conv_post.bias = mx.concatenate([mx.full((bins,), LEVEL), mx.zeros((bins,))])
     mx.eval([net.parameters() for net in nets.values()])
     return Token2Wav(**{name: nets[name] for name in COMPONENTS})
 
