@@ -57,6 +57,6 @@ def png(ax) -> bytes:
     from matplotlib import pyplot
 
     file = BytesIO()
-    ax.figure.savefig(file, format="png", dpi=80)
+    ax.figure.savefig(file, format="png", dpi=100)
     pyplot.close(ax.figure)
     return file.getvalue()

@@ -46,6 +46,11 @@ def _ipywidgets():
     return ipywidgets
 
 
+def _picture(w):
+    """Where a figure goes: never stretched, never wider than the cell."""
+    return w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%"))
+
+
 def _told(where, work: Callable[[], None]) -> None:
     """Do the work; what goes wrong is shown in `where` (an HTML widget) and goes no further."""
     try:
@@ -107,7 +112,7 @@ def clip_viewer(clips: Sequence[Clip] | str | Path | None = None):
     """
     w, named = _ipywidgets(), _named(clips)
     clip = w.Dropdown(options=list(named), description="clip")
-    said, sound, picture = w.HTML(), w.Audio(format="wav", autoplay=False), w.Image(format="png")
+    said, sound, picture = w.HTML(), w.Audio(format="wav", autoplay=False), _picture(w)
 
     def show() -> None:
         chosen = named[clip.value]
@@ -152,7 +157,7 @@ def decoding_explorer(model: StepAudio2, clips: Sequence[Clip] | str | Path | No
     ngram = w.IntSlider(0, min=0, max=6, description="n-gram ban", continuous_update=False)
     kind = w.Dropdown(options=["full", "window", "sinks", "pinned"], description="cache")
     limit = w.SelectionSlider(options=LIMITS, value=512, description="limit", continuous_update=False)
-    told, picture = w.HTML(), w.Image(format="png")
+    told, picture = w.HTML(), _picture(w)
 
     def show() -> None:
         penalties = Penalties(repetition.value, frequency.value, presence.value, ngram.value)
@@ -208,7 +213,7 @@ def weight_explorer(model: StepAudio2):
     layers = _by_layer(tensors)
     layer = w.Select(options=list(layers), description="layer", rows=9)
     tensor = w.Select(options=layers[layer.value], description="tensor", rows=9, layout=w.Layout(width="32em"))
-    told, picture = w.HTML(), w.Image(format="png")
+    told, picture = w.HTML(), _picture(w)
 
     def show() -> None:
         told.value, picture.value = _tensor(tensor.value, tensors[tensor.value])
