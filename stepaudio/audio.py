@@ -1,4 +1,4 @@
-"""Recordings in and out: any file or array becomes mono float32 at 16 kHz, one block at a time.
+"""Recordings in: any file or array becomes mono float32 at one rate, 16 kHz unless told, one block at a time.
 
 One stated policy each for channels, level, rate and length; whatever falls outside is an `AudioError` that says
 what to do. Knows nothing of mels, pieces or models.
@@ -29,7 +29,8 @@ LENGTH_UNKNOWN = 1 << 60  # libsndfile reports its largest count for a stream wi
 PCM_ZERO_AND_SCALE = {"uint8": (128, 2**7), "int8": (0, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 
 
-def load_audio(source, *, downmix: str = "first", sample_rate: float | None = None) -> np.ndarray:
+def load_audio(source, *, downmix: str = "first", sample_rate: float | None = None,
+               to: int = SAMPLE_RATE) -> np.ndarray:
     """Read a recording as mono samples at 16 kHz, whatever its rate, channels and sample type.
 
     The native-rate signal is never whole in memory: blocks are read, reduced to one channel, resampled by a
@@ -47,11 +48,13 @@ def load_audio(source, *, downmix: str = "first", sample_rate: float | None = No
         the voice where microphones stand apart. "mean" is for speakers who sit on different channels.
     sample_rate : number in `RATE_RANGE`, optional
         Rate of an array in Hz, 16000 if absent. A file states its own rate, so giving one is refused.
+    to : int in `RATE_RANGE`
+        Rate of the result in Hz; the encoders hear 16 kHz, the mel of a voice prompt wants 24 kHz.
 
     Returns
     -------
     np.ndarray
-        float32, (n,), 16 kHz. A mono float32 array already at 16 kHz is returned itself, not copied.
+        float32, (n,), at `to`. A mono float32 array already at that rate is returned itself, not copied.
 
     Raises
     ------
@@ -72,11 +75,12 @@ def load_audio(source, *, downmix: str = "first", sample_rate: float | None = No
     """
     if downmix not in DOWNMIX:
         raise ConfigError(f"downmix: expected {' or '.join(map(repr, DOWNMIX))}, found {downmix!r}")
+    to = int(_checked_rate(to, "to"))
     if not isinstance(source, (str, os.PathLike)):
-        return _load_array(source, downmix, SAMPLE_RATE if sample_rate is None else sample_rate)
+        return _load_array(source, downmix, SAMPLE_RATE if sample_rate is None else sample_rate, to)
     if sample_rate is not None:
         raise AudioError(f"{source}: sample_rate is for arrays, a file states its own; leave it out")
-    return _load_file(Path(source), downmix)
+    return _load_file(Path(source), downmix, to)
 
 
 def audio_seconds(path: str | os.PathLike) -> float:
@@ -94,59 +98,11 @@ def audio_seconds(path: str | os.PathLike) -> float:
         return sum(len(block) for block in _file_blocks(file, path, "first")) / file.samplerate
 
 
-def save_audio(path: str | os.PathLike, samples, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write float samples as 16-bit audio; the suffix of `path` picks the format (wav, flac, ogg, mp3, ...).
-
-    One step is 1/32768, so 16-bit audio read by `load_audio` is written back bit for bit (+1.0 itself, which has
-    no 16-bit code, becomes 32767).
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        File to write; an existing one is replaced.
-    samples : array of float, (n,) or (n, channels)
-        In [-1, 1]; louder samples are refused, never clipped.
-    sample_rate : int in `RATE_RANGE`
-        In Hz.
-
-    Raises
-    ------
-    AudioError
-        Samples out of range, not finite, not float; unknown suffix; a place that cannot be written.
-    """
-    path, array = Path(path), _as_array(samples)
-    rate = _checked_rate(sample_rate, str(path))
-    if rate != int(rate):
-        raise AudioError(f"{path}: files hold whole rates, found {rate:g} Hz; resample first")
-    if array.dtype.kind != "f" or array.size == 0:
-        raise AudioError(f"{path}: expected float samples in [-1, 1], found {array.dtype} of shape {array.shape}")
-    _refuse_unwritable(path, array)
-    channels = 1 if array.ndim == 1 else array.shape[1]
-    try:
-        with sf.SoundFile(path, "w", samplerate=int(rate), channels=channels) as file:
-            for start in range(0, len(array), BLOCK_VALUES // channels):
-                block = array[start : start + BLOCK_VALUES // channels].astype(np.float64)
-                file.write(np.minimum(np.rint(block * 2**15), 2**15 - 1).astype(np.int16))
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
-        raise AudioError(f"{path}: cannot be written ({_one_line(error)})") from None
-
-
-def _refuse_unwritable(path: Path, array: np.ndarray) -> None:
-    if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() == ".raw":
-        raise AudioError(f"{path}: unknown audio suffix {path.suffix!r}; use .wav, .flac, .ogg or .mp3")
-    low, high = float(array.min()), float(array.max())
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise AudioError(f"{path}: samples hold NaN or Inf; nothing written")
-    peak = max(-low, high)
-    if peak > 1:
-        raise AudioError(f"{path}: peak {peak:.6g} is beyond full scale and would clip; divide the samples by it")
-
-
-def _load_file(path: Path, downmix: str) -> np.ndarray:
+def _load_file(path: Path, downmix: str, to: int) -> np.ndarray:
     with _open(path) as file:
         rate = _checked_rate(file.samplerate, str(path))
         watch = _Watch(str(path), rate)
-        samples = _resampled(watch.over(_file_blocks(file, path, downmix)), rate, file.frames)
+        samples = _resampled(watch.over(_file_blocks(file, path, downmix)), rate, to, file.frames)
         promised = file.frames if file.frames < LENGTH_UNKNOWN else 0
     watch.verdict()
     if promised - watch.n > MIN_SECONDS * rate:
@@ -196,15 +152,15 @@ def _file_blocks(file: sf.SoundFile, path: Path, downmix: str) -> Iterator[np.nd
         yield _mono(block, downmix)
 
 
-def _load_array(source, downmix: str, sample_rate: float) -> np.ndarray:
+def _load_array(source, downmix: str, sample_rate: float, to: int) -> np.ndarray:
     rate = _checked_rate(sample_rate, "array")
     array = _as_array(source)
     watch = _Watch("array", rate)
     blocks = watch.over(_array_blocks(array, downmix))
-    if array.ndim == 1 and array.dtype == np.float32 and rate == SAMPLE_RATE:
+    if array.ndim == 1 and array.dtype == np.float32 and rate == to:
         samples, _ = array, sum(map(len, blocks))  # nothing to change: look at it, do not copy it
     else:
-        samples = _resampled(blocks, rate, len(array))
+        samples = _resampled(blocks, rate, to, len(array))
     watch.verdict()
     return samples
 
@@ -247,11 +203,11 @@ def _mono(block: np.ndarray, downmix: str) -> np.ndarray:
     return block[:, 0] if downmix == "first" or block.shape[1] == 1 else block.mean(axis=1)
 
 
-def _resampled(blocks: Iterable[np.ndarray], rate: float, n_expected: int) -> np.ndarray:
-    """Mono blocks at `rate` as one array at 16 kHz; beyond the result, only a block is held."""
-    wanted = math.ceil(n_expected * SAMPLE_RATE / rate) + 1
+def _resampled(blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int) -> np.ndarray:
+    """Mono blocks at `rate` as one array at rate `to`; beyond the result, only a block is held."""
+    wanted = math.ceil(n_expected * to / rate) + 1
     samples, n = np.empty(min(wanted, FIRST_ALLOCATION), np.float32), 0
-    for block in blocks if rate == SAMPLE_RATE else _at_16k(blocks, rate):
+    for block in blocks if rate == to else _at_rate(blocks, rate, to):
         if n + len(block) > len(samples):  # in place: a copy would need twice the memory of the recording
             samples.resize(max(n + len(block), len(samples) + len(samples) // 4), refcheck=False)
         samples[n : n + len(block)] = block
@@ -260,8 +216,8 @@ def _resampled(blocks: Iterable[np.ndarray], rate: float, n_expected: int) -> np
     return samples
 
 
-def _at_16k(blocks: Iterable[np.ndarray], rate: float) -> Iterator[np.ndarray]:
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+def _at_rate(blocks: Iterable[np.ndarray], rate: float, to: int) -> Iterator[np.ndarray]:
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
     for block in blocks:
         yield stream.resample_chunk(np.ascontiguousarray(block))
     yield stream.resample_chunk(np.empty(0, np.float32), last=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import backend
 from .cache import CachePolicy
+from .cli_speaking import add_speaking_verbs
 from .errors import AudioError, ConfigError, StepAudioError
 from .loops import ON_LOOP
 from .prompt import ASR_SYSTEM
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     _decoding_options(hear)
     hear.set_defaults(run=_transcribe)
 
+    add_speaking_verbs(verbs)
+
     score = verbs.add_parser("evaluate", help="word error rate, loops and speed over a table of recordings")
     score.add_argument("manifest", help="TSV or CSV with columns file and text, paths relative to it")
     score.add_argument("--words", help="words.txt of the model, to score apart the clips it covers")
@@ -70,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
                          help="read tensors (or a prefix ending in a dot) under another name")
     weights.add_argument("--json", action="store_true")
     weights.set_defaults(run=_weights)
+
+    turn = verbs.add_parser("convert", help="published token2wav files to safetensors, once; nothing in them is run")
+    turn.add_argument("model_dir", metavar="MODEL_DIR", help="a published model's folder, or its token2wav folder")
+    turn.add_argument("--out", metavar="DIR", help="where to write; default: beside the published files")
+    turn.add_argument("--json", action="store_true", help="print the manifest")
+    turn.set_defaults(run=_convert)
 
     check = verbs.add_parser("verify", help="compare every stage with recorded outputs of the reference")
     check.add_argument("goldens")
@@ -213,6 +222,14 @@ def _weights(options) -> int:
         report = WeightReport.unreadable(path, error)
     print(json.dumps(report.to_dict()) if options.json else report.table())
     return report.exit_status
+
+
+def _convert(options) -> int:
+    from .token2wav.convert import convert
+
+    done = convert(options.model_dir, options.out)
+    print(json.dumps(done.manifest.raw) if options.json else done.table())
+    return 0
 
 
 def _verify(options) -> int:

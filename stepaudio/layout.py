@@ -10,6 +10,7 @@ from __future__ import annotations
 from .config import AudioEncoderConfig, StepAudioConfig, TextConfig
 
 COMPONENTS = ("encoder", "adapter", "model", "lm_head")  # first segment of every published name
+SPEAKING = ("tokenizer", "speaker", "flow", "hift")  # of the speaking half; in reports they stand before a name
 ENCODER_KERNEL = 3  # taps of conv1 and conv2: a literal in the reference; `kernel_size` is the adapter's
 
 # By name and never by shape: a kernel whose sizes happen to agree would otherwise go in the wrong way round.
@@ -43,9 +44,9 @@ def expected_layout(config: StepAudioConfig) -> dict[str, Shape]:
 
 
 def component_of(name: str) -> str:
-    """`encoder`, `adapter`, `model` or `lm_head` by the first segment of `name`; anything else is `other`."""
+    """One of `COMPONENTS` or `SPEAKING` by the first segment of `name`; anything else is `other`."""
     first = name.split(".", 1)[0]
-    return first if first in COMPONENTS else "other"
+    return first if first in COMPONENTS or first in SPEAKING else "other"
 
 
 def mlx_shape(name: str, shape: Shape) -> Shape:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from . import prompt as grammar
+from .answer import Generation, answer_of
 from .backend import default_dtype, on_cpu
 from .cache import CachePolicy
 from .config import StepAudioConfig
 from .encoder import Tap, _no_tap
 from .errors import DecodeError, PromptError, WeightsError
 from .generate import Options, Request, Run, Step, collect, fits_one_batch, generate
-from .loops import Loop
 from .net import Slot, StepAudioNet
 from .pipeline import Pipeline
 from .report import WeightReport
@@ -33,22 +33,6 @@ from .units import MAX_TOKENS, SAMPLE_RATE, n_prompt_rows
 from .weights import load_weights
 
 CPU_BATCH, GPU_BATCH = 8, 32  # pieces decoded together unless the caller says otherwise
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer. ids: all of it, in order. text: its text ids, decoded. codes: its audio codes 0..6560.
-
-    `stop` says why it ended ("eos", "length", "stop string", "loop"); `loop` what it repeated, if it did.
-    """
-
-    ids: tuple[int, ...]
-    text: str | None
-    codes: tuple[int, ...]
-    stop: str
-    mean_logprob: float
-    loop: Loop | None = None
-    kv_bytes: int = 0
 
 
 class StepAudio2:
@@ -231,13 +215,11 @@ class StepAudio2:
 
     def generate_with_audio(self, messages: Sequence, **options) -> Generation:
         """Answer with text and audio codes, as they come. Options as in `stream`."""
-        run = collect(self.stream(messages, **options), 1)[0]
-        ids = run.ids[:-1] if run.stop == "eos" else run.ids
-        return self._generation(run, ids)
+        return answer_of(collect(self.stream(messages, **options), 1)[0], self._words())
 
     def generate_text(self, messages: Sequence, **options) -> Generation:
         """Answer in text; the same run as `generate_with_audio`, without its codes."""
-        return replace(self.generate_with_audio(messages, **options), codes=())
+        return self.generate_with_audio(messages, **options).text_only()
 
     def generate_audio_tokens(self, messages: Sequence, **options) -> Generation:
         """Answer in audio codes: the open assistant turn starts with `<tts_start>`, as the reference seeds it."""
@@ -247,12 +229,6 @@ class StepAudio2:
         if not messages or messages[-1].role != "assistant":
             messages.append(grammar.Message("assistant", grammar.SPOKEN, eot=False))
         return self.generate_with_audio(messages, **options)
-
-    def _generation(self, run: Run, ids: Sequence[int]) -> Generation:
-        tokenizer = self._words()
-        codes = [c for t in ids if (c := tokenizer.audio_code(t)) is not None]
-        return Generation(tuple(ids), self._spell(ids), tuple(codes), run.stop or "length",
-                          run.mean_logprob, run.loop, run.kv_bytes)
 
     # ------------------------------------------------------------ what all of them share
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from .audit import MIN_VALUES, TensorValues
 from .headers import TensorInfo, listed, printable
-from .layout import COMPONENTS, Shape, component_of
+from .layout import COMPONENTS, SPEAKING, Shape, component_of
 from .repair import NearMiss, near_misses, rename_map, transform
 
 ACCEPTED_DTYPES = ("BF16", "F16", "F32")
@@ -222,9 +222,9 @@ def _components(records, expected, outcomes) -> tuple[ComponentReport, ...]:
     counts = {kind: Counter(map(component_of, names)) for kind, names in outcomes.items()}
     wanted = Counter(map(component_of, expected))
     parts = []
-    for part in (*COMPONENTS, "other"):
+    for part in (*COMPONENTS, *SPEAKING, "other"):
         stored = [info for name, info in records.items() if component_of(name) == part]
-        if part == "other" and not stored:
+        if not stored and not wanted[part]:
             continue
         parts.append(ComponentReport(
             name=part, expected=wanted[part], bytes=sum(info.nbytes for info in stored),

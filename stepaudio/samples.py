@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import DataError
 
 CHECKPOINT_VARIABLE = "STEPAUDIO_CHECKPOINT"
+VOICES = {"female": "free_emma.flac", "male": "free_michael.flac"}  # CC0, one speaker each, 3.5 and 5.1 s
 
 
 def data_folder() -> Path:
@@ -38,3 +39,10 @@ def default_checkpoint() -> Path:
 def speech_manifest() -> Path:
     """Table of the bundled recordings and what is said in them."""
     return data_folder() / "speech" / "manifest.tsv"
+
+
+def voice_clip(name: str = "female") -> Path:
+    """The bundled recording from which a default voice is read, by a name of `VOICES`."""
+    if name not in VOICES:
+        raise DataError(f"voice: expected {' or '.join(VOICES)}, found {name!r}")
+    return data_folder() / "speech" / VOICES[name]

@@ -1,7 +1,7 @@
 """The published layout on disk: validate it from headers, load it into the nets, write it back.
 
 Every tensor is accounted for, by name; nothing is guessed, defaulted or dropped in silence. Knows names and files,
-nothing of what the tensors are for.
+nothing of what the tensors are for. Of the speaking half it asks `token2wav.survey`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from .headers import INDEX_FILE, SINGLE_FILE, TensorInfo, listed, read_checkpoin
 from .layout import KERNEL_AXES, SWAPPED_KERNELS, Shape, expected_layout, mlx_shape
 from .repair import apply_rename
 from .report import ACCEPTED_DTYPES, ENOUGH, TOO_LITTLE, WeightReport, compare
+from .token2wav.stored import StoredTensor
+from .token2wav.survey import survey
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -39,10 +41,13 @@ def validate_weights(
 ) -> WeightReport:
     """Hold a checkpoint against the published layout, from headers alone.
 
+    Where the folder holds files of the speaking half too, converted or as published, these are judged with it; their
+    names then have `tokenizer.`, `speaker.`, `flow.` or `hift.` in front.
+
     Parameters
     ----------
     path : str or Path
-        Folder, safetensors file, or index file.
+        Folder, safetensors file, or index file; or the `token2wav` folder alone.
     config : StepAudioConfig, optional
         Sizes to expect; by default those of `config.json` in the folder.
     values : bool
@@ -62,12 +67,16 @@ def validate_weights(
     ConfigError
         If no config was given and the folder has no usable one.
     """
-    records = apply_rename(read_checkpoint(path), rename)
-    config = config or _config_beside(Path(path))
-    audited = None
-    if values:
-        audited = [audit_tensor(info, name) for name, info in records.items() if info.dtype in STORED_AS]
-    return compare(path, records, expected_layout(config), audited)
+    speaking = survey(path) if Path(path).is_dir() else None
+    records, expected = {}, {}
+    if speaking is None or speaking.folder != Path(path):
+        records = read_checkpoint(path)
+        expected = expected_layout(config or _config_beside(Path(path)))
+    if speaking is not None:
+        records, expected = records | speaking.records, expected | speaking.expected
+    records = apply_rename(records, rename)
+    audited = [audit_tensor(i, n) for n, i in records.items() if _auditable(i)] if values else None
+    return compare(path, records, expected, audited)
 
 
 def load_weights(
@@ -162,6 +171,10 @@ def save_checkpoint(
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
         raise WeightsError(f"{folder}: the checkpoint could not be written ({error})") from None
+
+
+def _auditable(info: TensorInfo) -> bool:
+    return info.dtype in STORED_AS and (not isinstance(info, StoredTensor) or info.dense)
 
 
 # ---- loading ----

@@ -56,6 +56,36 @@ def tiny_model(tiny_checkpoint):
     return StepAudio2.load(tiny_checkpoint)
 
 
+@pytest.fixture(scope="session")
+def speaking_checkpoint(tmp_path_factory) -> Path:
+    """The tiny model with a tiny token2wav, converted. Not to be changed."""
+    import published
+    import tiny
+
+    from stepaudio.token2wav.convert import convert
+
+    folder = tiny.write(tmp_path_factory.mktemp("speaking"))
+    published.write_folder(folder)
+    convert(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthesizer(speaking_checkpoint):
+    """Its speaking half, loaded. It holds no state."""
+    from stepaudio.token2wav.synthesizer import Synthesizer
+
+    return Synthesizer.load(speaking_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def voices(synthesizer):
+    """Two voices of different clips."""
+    import tiny
+
+    return [synthesizer.voice(tiny.noise(seconds, seed)) for seconds, seed in ((1.5, 1), (2.2, 2))]
+
+
 def pytest_collection_modifyitems(items):
     """Quick tests first."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -12,7 +12,8 @@ import soxr
 from safetensors.numpy import load_file
 
 from stepaudio import audio
-from stepaudio.audio import audio_seconds, load_audio, save_audio
+from stepaudio.audio import audio_seconds, load_audio
+from stepaudio.audio_out import save_audio
 from stepaudio.cut import cut_points
 from stepaudio.errors import AudioError, ConfigError
 from stepaudio.mel import log_mel
@@ -322,6 +323,19 @@ def test_save_channels_and_rate(tmp_path):
 def test_save_refuses(tmp_path, name, samples, rate, message):
     with pytest.raises(AudioError, match=message):
         save_audio(tmp_path / name, samples, rate)
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000, 44_100])
+def test_another_rate_on_demand(tmp_path, rate):
+    """A tone stays the tone it is, from a file and from samples; nothing is copied where nothing changes."""
+    want = sine(1, 24_000)
+    for got in (load_audio(write(tmp_path / "a.wav", sine(1, rate), rate, "FLOAT"), to=24_000),
+                load_audio(sine(1, rate), sample_rate=rate, to=24_000)):
+        assert len(got) == 24_000 and np.abs(got - want)[400:-400].max() < 1e-3
+    assert load_audio(want, sample_rate=24_000, to=24_000) is want
+    for wrong in (0, -1, "fast", None):
+        with pytest.raises(AudioError, match="to: sample rate"):
+            load_audio(want, to=wrong)
 
 
 # ---- length and memory ---------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 import tiny
 from mlx.utils import tree_flatten
 
-from stepaudio.audio import load_audio, save_audio
+from stepaudio.audio import load_audio
+from stepaudio.audio_out import save_audio
 from stepaudio.config import StepAudioConfig
 from stepaudio.errors import ConfigError
 from stepaudio.lab import defects

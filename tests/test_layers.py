@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "stepaudio"
 LAYERS = [
     ["errors", "units", "config", "samples"],
     ["backend", "activations"],
-    ["audio", "mel", "mel_speaking", "cut"],
+    ["audio", "audio_out", "mel", "mel_speaking", "cut"],
     ["cache", "encoder", "llm", "net"],
-    ["headers", "layout", "audit", "repair", "report", "weights"],
-    ["tokenizer", "prompt", "sampling", "loops", "generate"],
+    ["headers", "layout", "audit", "repair", "report"],
+    ["tokenizer", "prompt", "sentences", "sampling", "loops", "generate", "answer"],
     ["token2wav"],
-    ["transcribe", "pipeline"],
-    ["model"],
+    ["weights", "transcribe", "pipeline"],
+    ["model", "speech"],
     ["evaluate"],
     [
         "golden",
@@ -33,7 +33,7 @@ LAYERS = [
         "demo",
         "lab",
     ],
-    ["cli"],
+    ["cli_speaking", "cli"],
 ]
 PLACE = {name: (layer, i) for layer, names in enumerate(LAYERS) for i, name in enumerate(names)}
 TOP = ("__init__", "__main__")  # the first loads the BLAS before anything else, the second is the command

@@ -75,3 +75,19 @@ def _dense_layer(name: str, config: SpeakerConfig, into: int, kernel: int) -> di
         f"{cam}.linear1.weight": (inner, C, 1), f"{cam}.linear1.bias": (inner,),
         f"{cam}.linear2.weight": (growth, inner, 1), f"{cam}.linear2.bias": (growth,),
     }
+
+
+def foldable(config: SpeakerConfig) -> dict[str, str]:
+    """Convolution -> the batch norm right behind it: pairs that an exporter may fold into one kernel with a bias."""
+    pairs = {"head.conv1": "head.bn1", "head.conv2": "head.bn2"}
+    for i in range(1, HEAD_LAYERS + 1):
+        for j in range(HEAD_BLOCKS):
+            block = f"head.layer{i}.{j}"
+            pairs |= {f"{block}.conv{k}": f"{block}.bn{k}" for k in (1, 2)}
+            pairs |= {f"{block}.shortcut.0": f"{block}.shortcut.1"} if j == 0 else {}
+    pairs["xvector.tdnn.linear"] = "xvector.tdnn.nonlinear.batchnorm"
+    for i, (layers, _, _) in enumerate(config.blocks, 1):
+        for j in range(1, layers + 1):
+            pairs[f"xvector.block{i}.tdnnd{j}.linear1"] = f"xvector.block{i}.tdnnd{j}.nonlinear2.batchnorm"
+    pairs[f"xvector.transit{len(config.blocks)}.linear"] = "xvector.out_nonlinear.batchnorm"
+    return pairs | {"xvector.dense.linear": "xvector.dense.nonlinear.batchnorm"}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from ..tokenizer import Tokenizer
@@ -14,6 +15,8 @@ from .nano import export, nano_config, train_tokenizer
 
 
 def main() -> None:
+    # MLX's CUDA backend replays recorded graphs, 400 at most; a step of several shapes needs more or records anew.
+    os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "20000")
     parser = argparse.ArgumentParser(prog="python -m stepaudio.train", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
@@ -26,14 +29,17 @@ def main() -> None:
     train.add_argument("--tokenizer", type=Path, required=True)
     train.add_argument("--out", type=Path, required=True)
     train.add_argument("--resume", type=Path, help="folder with state.safetensors of an earlier run")
+    train.add_argument("--start", type=Path, help="checkpoint folder whose weights a fresh run begins with")
     train.add_argument("--steps", type=int, default=Recipe.steps)
     train.add_argument("--seconds", type=float, default=Recipe.seconds)
     train.add_argument("--rate", type=float, default=Recipe.peak_rate)
     train.add_argument("--seed", type=int, default=Recipe.seed)
     train.add_argument("--workers", type=int, default=Recipe.workers)
     train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
+    train.add_argument("--pause", type=float, default=float("inf"), help="save and leave after this many seconds")
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
+    train.add_argument("--block", type=int, default=Recipe.block, help="steps between changes of batch shape")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
     options = parser.parse_args()
     if options.verb == "tokenizer":
@@ -44,10 +50,12 @@ def main() -> None:
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)
     buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
     recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
-                    workers=options.workers, log_every=options.log_every, compile=options.compile,
+                    workers=options.workers, log_every=options.log_every, block=options.block, compile=options.compile,
                     buckets=buckets)
     run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
-        on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed)
+        options.start,
+        on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,
+        pause=options.pause)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ that): whatever is random comes in through the description that `corpus` drew, o
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import mlx.core as mx
 import numpy as np
 
@@ -16,6 +18,7 @@ N_MELS = 128
 WARPS = np.linspace(0.86, 1.16, 9)  # factors on the frequency axis: shorter and longer vocal tracts
 
 
+@lru_cache(maxsize=1)
 def warped_filters() -> mx.array:
     """(9, 201, M) mel filterbanks whose frequencies are scaled, WARPS[4] ~ 1 being close to the true one."""
     true = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS)  # (M, 201)
@@ -24,32 +27,41 @@ def warped_filters() -> mx.array:
                     .astype(np.float32))
 
 
+@lru_cache(maxsize=1)
 def clean_filters() -> mx.array:
     """(201, M) the reference's own filterbank."""
     return mx.array(mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).T.astype(np.float32))
 
 
 def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
-    """(B, N) samples in [-1, 1]: each row's clips at their places and speeds, by linear interpolation."""
+    """(B, N) samples in [-1, 1]: each row's clips at their places and speeds, by linear interpolation.
+
+    Clips of a row stand in order of time, so the clip that sounds at a sample is told by how many have begun.
+    """
     t = mx.arange(N)[None, :]
-    wave = mx.zeros((batch["begin"].shape[0], N))
-    for s in range(batch["begin"].shape[1]):
-        begin, stop = batch["begin"][:, s : s + 1], batch["stop"][:, s : s + 1]
-        inside = (t >= begin) & (t < stop)
-        position = mx.where(inside, t - begin, 0).astype(mx.float32) * batch["rate"][:, s : s + 1]
-        whole = mx.floor(position)
-        index = mx.minimum(batch["start"][:, s : s + 1] + whole.astype(mx.int32), pcm.shape[0] - 2)
-        part = position - whole
-        value = pcm[index].astype(mx.float32) * (1 - part) + pcm[index + 1].astype(mx.float32) * part
-        wave = wave + mx.where(inside, value / 32768, 0.0)
-    return wave
+    begun = (t[..., None] >= batch["begin"][:, None, :]).sum(-1)  # (B, N), 0 before the first clip
+    clip = mx.maximum(begun - 1, 0)
+    begin, stop, start, rate = (mx.take_along_axis(batch[k], clip, axis=1) for k in ("begin", "stop", "start", "rate"))
+    inside = (begun > 0) & (t < stop)
+    position = mx.where(inside, t - begin, 0).astype(mx.float32) * rate
+    whole = mx.floor(position)
+    index = mx.minimum(start + whole.astype(mx.int32), pcm.shape[0] - 2)
+    part = position - whole
+    value = pcm[index].astype(mx.float32) * (1 - part) + pcm[index + 1].astype(mx.float32) * part
+    return mx.where(inside, value / 32768, 0.0)
+
+
+def smooth_size(n: int) -> int:
+    """The smallest number from n on with no prime factor above 5: a length that Fourier transforms are quick at."""
+    sizes = (2**a * 3**b * 5**c for a in range(24) for b in range(4) for c in range(4))
+    return min(size for size in sizes if size >= n)
 
 
 def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     """Reverberation, babble from the neighbouring rows and coloured noise, relative to each row's loudness."""
     B, N = wave.shape
     loud = mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
-    size = N + SAMPLE_RATE // 2
+    size = smooth_size(N + SAMPLE_RATE // 2)
     tail = mx.random.normal((B, SAMPLE_RATE // 2)) * mx.exp(
         -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None]))
     tail = tail / mx.sqrt((tail * tail).sum(1, keepdims=True)) * batch["reverb"][:, None]
@@ -68,12 +80,24 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     return mx.clip(wave, -top, top)
 
 
+@lru_cache(maxsize=1)
+def band_tables() -> tuple[mx.array, mx.array]:
+    """(8, M) hat functions over the mel bands, and (M,) the bands' frequencies in Hz."""
+    centre = np.linspace(0, 7, N_MELS)
+    hats = np.maximum(0, 1 - np.abs(centre[None, :] - np.arange(8)[:, None]))
+    hertz = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).argmax(1) * SAMPLE_RATE / N_FFT
+    return mx.array(hats.astype(np.float32)), mx.array(hertz.astype(np.float32))
+
+
+@lru_cache(maxsize=1)
+def hann_window() -> mx.array:
+    return mx.array(np.hanning(N_FFT + 1)[:-1].astype(np.float32))
+
+
 def band_gain(batch: dict) -> mx.array:
     """(B, M) power gains: a smooth random equaliser, and nothing above `top` or below `bottom` Hz."""
-    centre = np.linspace(0, 7, N_MELS)
-    knots = np.maximum(0, 1 - np.abs(centre[None, :] - np.arange(8)[:, None])).astype(np.float32)  # hat functions
-    gain = 10 ** (batch["tilt"] @ mx.array(knots) / 10)
-    hertz = mx.array((mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).argmax(1) * SAMPLE_RATE / N_FFT).astype(np.float32))
+    hats, hertz = band_tables()
+    gain = 10 ** (batch["tilt"] @ hats / 10)
     heard = (hertz[None] <= batch["top"][:, None]) & (hertz[None] >= batch["bottom"][:, None])
     return mx.where(heard, gain, gain * 1e-5)
 
@@ -89,8 +113,7 @@ def log_mel_batch(wave: mx.array, length: mx.array, filters: mx.array, gain: mx.
     left = wave[:, 1 : N_FFT // 2 + 1][:, ::-1]  # reflection; at the right end it would mirror the padding's zeros
     x = mx.concatenate([left, wave, mx.zeros((B, TAIL_PADDING + N_FFT))], axis=1)
     frames = mx.as_strided(mx.contiguous(x), (B, F, N_FFT), (x.shape[1], HOP, 1))
-    window = mx.array(np.hanning(N_FFT + 1)[:-1].astype(np.float32))
-    spectrum = mx.fft.rfft(frames * window)
+    spectrum = mx.fft.rfft(frames * hann_window())
     power = mx.square(spectrum.real) + mx.square(spectrum.imag)
     mel = power @ filters
     if gain is not None:

@@ -51,6 +51,7 @@ class Corpus:
         if not clips:
             raise DataError(f"no clips in {', '.join(map(str, folders))}: expected pairs NAME.pcm and NAME.jsonl")
         order = np.random.default_rng(seed).permutation(len(clips))
+        self.encode = encode
         self.shards: list[list[dict]] = [[]]
         used = 0
         for clip in (clips[i] for i in order):
@@ -58,7 +59,6 @@ class Corpus:
                 self.shards.append([])
                 used = 0
             clip["start"], clip["ids"] = used, encode(clip["text"])
-            clip["spans"] = _token_spans(clip, encode) if clip["phonemes"] else None
             used += clip["n"]
             self.shards[-1].append(clip)
         self.lengths = [np.array([c["n"] for c in shard]) for shard in self.shards]
@@ -130,17 +130,21 @@ class PromptIds:
 
 
 class BatchMaker:
-    """Draws descriptions of batches; the same seed and step give the same description."""
+    """Draws descriptions of batches; the same seed and step give the same description.
 
-    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int):
-        self.corpus, self.prompt, self.buckets, self.seed = corpus, prompt, buckets, seed
+    The bucket stays the same for `block` steps: a change of shapes costs an accelerator its buffers.
+    """
+
+    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1):
+        self.corpus, self.prompt, self.buckets, self.seed, self.block = corpus, prompt, buckets, seed, block
         self.share = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
         sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)
         self.shard_share = sizes / sizes.sum()
 
     def __call__(self, step: int) -> dict:
         rng = np.random.default_rng((self.seed, step))
-        bucket = int(rng.choice(len(self.buckets), p=self.share))
+        turn = np.random.default_rng((self.seed, step // self.block, 1))
+        bucket = int(turn.choice(len(self.buckets), p=self.share))
         shard = int(rng.choice(len(self.shard_share), p=self.shard_share))
         rows = [self._row(rng, self.buckets[bucket], shard) for _ in range(self.buckets[bucket].rows)]
         conditions = augmentation(rng, len(rows))
@@ -173,34 +177,38 @@ class BatchMaker:
         return {"segments": segments, "ids": ids, "length": length}
 
     def _stack(self, rows: list[dict], bucket: Bucket) -> dict:
-        """Fixed-shape arrays of one batch."""
-        B, before, after = len(rows), self.prompt.before, self.prompt.after
-        max_rows = n_prompt_rows(n_mel_frames(bucket.samples))
-        L = len(before) + max_rows + len(after) + bucket.max_text
-        ids = np.full((B, L), self.prompt.end, np.int32)
-        row_index, labels = np.zeros((B, L), np.int32), np.full((B, L), -1, np.int32)
+        """Fixed-shape arrays of one batch.
+
+        `place` (B, L) says what stands at each position: an index into [ids before the audio, its rows, ids after it,
+        the answer], or -1 past the end.
+        """
+        B, n_before, n_after = len(rows), len(self.prompt.before), len(self.prompt.after)
+        max_rows, A = n_prompt_rows(n_mel_frames(bucket.samples)), bucket.max_text
+        place = np.full((B, n_before + max_rows + n_after + A), -1, np.int32)
+        sources = np.split(np.arange(place.shape[1]), np.cumsum([n_before, max_rows, n_after]))
+        answers, labels = np.full((B, A), self.prompt.end, np.int32), np.full((B, A), -1, np.int32)
         begin = np.full((B, SEGMENTS), 1 << 30, np.int32)
         stop, start = np.zeros((B, SEGMENTS), np.int32), np.zeros((B, SEGMENTS), np.int32)
         rate = np.ones((B, SEGMENTS), np.float32)
         phonemes = np.full((B, -(-n_mel_frames(bucket.samples) // 4)), IGNORE, np.int32)
         spoken = np.full((B, max_rows), IGNORE, np.int32)
         length = np.array([r["length"] for r in rows], np.int32)
+        asks = np.zeros(B, np.int32)  # the position after which the answer is wanted
         for b, row in enumerate(rows):
-            n = n_prompt_rows(n_mel_frames(row["length"]))
-            answer = row["ids"] + [self.prompt.end]
-            whole = before + [self.prompt.patch] * n + after
-            ids[b, : len(whole)] = whole
-            ids[b, len(whole) : len(whole) + len(answer)] = answer
-            row_index[b, len(before) : len(before) + n] = 1 + np.arange(n)
-            labels[b, len(whole) - 1 : len(whole) - 1 + len(answer)] = answer
+            answer, n = row["ids"] + [self.prompt.end], n_prompt_rows(n_mel_frames(row["length"]))
+            whole = np.concatenate([sources[0], sources[1][:n], sources[2], sources[3][: len(answer)]])
+            place[b, : len(whole)] = whole
+            asks[b] = len(whole) - len(answer) - 1
+            answers[b, : len(answer)] = labels[b, : len(answer)] = answer
             for s, (first, last, clip, speed) in enumerate(row["segments"]):
                 begin[b, s], stop[b, s], start[b, s], rate[b, s] = first, last, clip["start"], speed
                 if clip["phonemes"]:
                     _align(phonemes[b], clip, first, speed)
-                if clip["spans"] is not None:
-                    _align_tokens(spoken[b], clip["spans"], first, speed)
-        return {"ids": ids, "row_index": row_index, "labels": labels, "begin": begin, "stop": stop, "start": start,
-                "rate": rate, "length": length, "phonemes": phonemes, "spoken": spoken}
+                    spans = _token_spans(clip, self.corpus.encode)
+                    if spans is not None:
+                        _align_tokens(spoken[b], spans, first, speed)
+        return {"place": place, "answers": answers, "labels": labels, "asks": asks, "begin": begin, "stop": stop,
+                "start": start, "rate": rate, "length": length, "phonemes": phonemes, "spoken": spoken}
 
 
 def _align(labels: np.ndarray, clip: dict, first: int, rate: float) -> None:

@@ -10,10 +10,13 @@ ids is replaced at random, so that the decoder trusts what it hears more than wh
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import sys
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -27,6 +30,7 @@ from ..config import StepAudioConfig
 from ..net import StepAudioNet
 from ..tokenizer import Tokenizer
 from ..units import HOP, TAIL_PADDING
+from ..weights import load_weights
 from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
 from .corpus import IGNORE, BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
@@ -51,6 +55,7 @@ class Recipe:
     average: float = 0.9995
     seed: int = 7
     workers: int = 8
+    block: int = 100  # steps between changes of bucket
     log_every: int = 250
     save_every: float = 60.0  # seconds
     compile: bool = False
@@ -58,26 +63,38 @@ class Recipe:
 
     def rate(self, progress: float, step: int) -> float:
         """Linear warm-up, then cosine to one hundredth, over `progress` 0..1."""
-        cosine = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+        # In Python's own floats: a scalar of NumPy times an array of MLX is computed by NumPy, on the host.
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.peak_rate * min(1.0, (step + 1) / self.warmup) * cosine
 
 
 _maker: BatchMaker | None = None
 
 
-def _start_worker(folders, texts, tokenizer_folder, prompt, buckets, seed):
+def _start_worker(maker: BatchMaker) -> None:
     global _maker
-    tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    _maker = BatchMaker(Corpus(folders, answer_encoder(tokenizer), texts), prompt, list(buckets), seed)
+    _maker = maker
 
 
 def _make(step: int) -> dict:
     return _maker(step)
 
 
-def answer_encoder(tokenizer: Tokenizer):
-    """Ids of a transcript; the leading space makes a clip's ids the same wherever it stands in a row."""
-    return lambda text: tokenizer.encode(" " + text) if text else []
+class AnswerEncoder:
+    """Ids of a transcript; the leading space makes a clip's ids the same wherever it stands in a row.
+
+    The tokenizer never joins words, so a transcript's ids are its words' ids, and each word is looked up once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self._words = tokenizer, {}
+
+    def __call__(self, text: str) -> list[int]:
+        words = text.split()
+        for word in words:
+            if word not in self._words:
+                self._words[word] = self._tokenizer.encode(" " + word)
+        return [i for word in words for i in self._words[word]]
 
 
 class Flat:
@@ -111,28 +128,33 @@ class Trainer:
         nothing = mx.zeros_like(start)
         self.state = {"params": start, "average": start + 0, "first": nothing, "second": nothing + 0}
         self._decays = decays * recipe.weight_decay
-        self.filters = warped_filters()
-        self.step_number = 0
+        self._around = [mx.array(ids) for ids in (prompt.before, prompt.after)]
+        self.step_number, self._bucket = 0, None
         self._gradient = mx.value_and_grad(self.loss)
+        self._mels = [partial(batch_mels, N=b.samples, filters=warped_filters()) for b in recipe.buckets]
         if recipe.compile:
-            self._gradient = mx.compile(self._gradient, inputs=mx.random.state, outputs=mx.random.state)
+            fused = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
+            self._gradient, self._mels = fused(self._gradient), [fused(f) for f in self._mels]
 
     def forward(self, params: dict, mels: mx.array, batch: dict, noise: float):
-        """Logits (B, L, V) of the whole sequence, of phonemes (B, P, N) and of spoken ids (B, R, text ids + 1)."""
+        """Logits after the last id of the prompt and every id of the answer (B, A, V), of phonemes (B, P, N) and of
+        spoken ids (B, R, text ids + 1). A: `max_text` of the bucket.
+        """
         self.net.update(params["net"])
         x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         heard = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
         rows = self.net.adapter(heard)
-        ids, index = batch["ids"], batch["row_index"]
+        embedding, answers, place = self.net.model.embed_tokens.weight, batch["answers"], batch["place"]
         if noise:
-            answer = mx.cumsum((batch["labels"] >= 0).astype(mx.int32), axis=1) > 1
-            wrong = mx.random.randint(0, self.n_text, ids.shape)
-            ids = mx.where(answer & (mx.random.uniform(shape=ids.shape) < noise), wrong, ids)
-        x = self.net.model.embed_tokens(ids)
-        padded = mx.concatenate([mx.zeros_like(rows[:, :1]), rows], axis=1)
-        x = mx.where((index > 0)[..., None], mx.take_along_axis(padded, index[..., None], axis=1), x)
-        logits = self.net.logits(x, NoCache(self.net.model.rope))
-        return logits, linear(params["head"], heard), linear(params["rows"], rows)
+            wrong = mx.random.randint(0, self.n_text, answers.shape)
+            answers = mx.where(mx.random.uniform(shape=answers.shape) < noise, wrong, answers)
+        before, after = (mx.broadcast_to(embedding[ids], (rows.shape[0], ids.size, rows.shape[2]))
+                         for ids in self._around)
+        sources = mx.concatenate([before, rows, after, one_hot(answers, embedding.shape[0], self.dtype) @ embedding], 1)
+        x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
+        asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
+        x = one_hot(asked, x.shape[1], self.dtype) @ x
+        return self.net.lm_head(x), linear(params["head"], heard), linear(params["rows"], rows)
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
         """Sum of the three losses, and (text, phoneme, spoken, share of right ids) to show."""
@@ -157,15 +179,19 @@ class Trainer:
         s["average"] = average * s["average"] + (1 - average) * s["params"]
 
     def step(self, pcm: mx.array, batch: dict, progress: float):
-        """One update; returns what `loss` shows, not yet waited for."""
-        bucket = self.recipe.buckets[batch["bucket"]]
-        arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
-        mels = batch_mels(pcm, arrays, bucket.samples, self.filters)
-        needed = {k: arrays[k] for k in ("ids", "row_index", "labels", "length", "phonemes", "spoken")}
+        """One update; returns what `loss` shows. Evaluated in stages, so that each finds the room of the one before."""
+        if batch["bucket"] != self._bucket:
+            self._bucket = batch["bucket"]
+            mx.clear_cache()  # buffers of other sizes are of no use to this bucket
+        arrays = on_device(batch)
+        mels = self._mels[self._bucket](pcm, arrays)
+        mx.eval(mels)
+        needed = {k: arrays[k] for k in ("place", "answers", "asks", "labels", "length", "phonemes", "spoken")}
         params = self.flat.split(self.state["params"].astype(self.dtype))
         (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
+        mx.eval(shown, gradient)
         self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
-        mx.async_eval(shown, self.state)
+        mx.eval(self.state)
         self.step_number += 1
         return shown
 
@@ -180,12 +206,19 @@ class Trainer:
         params = self.flat.split(self.state["average"].astype(self.dtype))
         for i in range(steps):
             batch = maker(i)
-            arrays = {k: mx.array(v) for k, v in batch.items() if k not in ("bucket", "shard")}
+            arrays = on_device(batch)
             wave = gather_wave(pcm, arrays, self.recipe.buckets[batch["bucket"]].samples)
             mels = log_mel_batch(wave, arrays["length"], clean_filters())
             _, (text, _, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
             totals += [text.item(), right.item()]
         return tuple(totals / steps)
+
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights of a checkpoint in the published layout; the heads and the optimiser start afresh."""
+        load_weights(self.net, folder, self.config, mx.float32)
+        params = self.flat.split(self.state["params"]) | {"net": self.net.parameters()}
+        self.state["params"] = self.flat.join(params)
+        self.state["average"] = self.state["params"] + 0
 
     def save(self, folder: Path) -> None:
         """Everything a later run needs to go on: weights, their average, moments, step number."""
@@ -202,6 +235,22 @@ class Trainer:
         self.state.update(arrays)
         self.step_number = int(meta["step"])
         return True
+
+
+def on_device(batch: dict) -> dict:
+    """The arrays of a batch, sent to the accelerator as one."""
+    arrays = {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
+    words = mx.array(np.concatenate([v.reshape(-1).view(np.int32) for v in arrays.values()]))
+    parts = mx.split(words, np.cumsum([v.size for v in arrays.values()])[:-1].tolist())
+    return {k: (part.view(mx.float32) if v.dtype == np.float32 else part).reshape(v.shape)
+            for (k, v), part in zip(arrays.items(), parts, strict=True)}
+
+
+def one_hot(index: mx.array, n: int, dtype: mx.Dtype) -> mx.array:
+    """(…) indices -> (…, n), zero where an index lies outside. Products with it look things up, and have products as
+    gradients: thousands of positions that add to one row of a table would otherwise wait for each other on a GPU.
+    """
+    return (index[..., None] == mx.arange(n)).astype(dtype)
 
 
 def linear(head: dict, x: mx.array) -> mx.array:
@@ -248,43 +297,42 @@ def sinusoids(length: int, channels: int) -> mx.array:
 
 
 def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
-        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None,
-        on_save=lambda trainer: None, elapsed: float = 0.0) -> Trainer:
+        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None, start: Path | None = None,
+        on_save=lambda trainer: None, elapsed: float = 0.0, pause: float = float("inf")) -> Trainer:
     """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`.
 
     resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
+    start : folder of a checkpoint whose weights a fresh run begins with.
+    pause : seconds after which to save and leave, wherever the schedule stands.
     """
-    began = time.time() - elapsed
+    began = time.time()
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    prompt, encode = transcription_ids(tokenizer), answer_encoder(tokenizer)
-    context = multiprocessing.get_context("spawn")
-    pool = context.Pool(recipe.workers, _start_worker,
-                        (folders, texts, tokenizer_folder, prompt, recipe.buckets, recipe.seed))
+    prompt, encode = transcription_ids(tokenizer), AnswerEncoder(tokenizer)
     corpus = Corpus(folders, encode, texts)
+    pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed, recipe.block))
     _record(out, recipe, config, corpus)
-    shards = [mx.array(corpus.samples(i)) for i in range(len(corpus.shards))]
-    mx.eval(shards)
+    shards = [_on_device(corpus.samples(i)) for i in range(len(corpus.shards))]
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
         seconds=round(time.time() - began, 1))
     trainer = Trainer(recipe, config, prompt, tokenizer.text_limit)
     if resume and trainer.resume(resume):
         say(out, event="resumed", step=trainer.step_number)
+    elif start:
+        trainer.start_from(start)
     judge = None
     if held_out:
         quiet = Corpus([held_out], encode, texts)
-        judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), mx.array(quiet.samples(0))
+        judge = BatchMaker(quiet, prompt, list(recipe.buckets[:2]), 1), _on_device(quiet.samples(0))
     queue = deque(pool.apply_async(_make, (trainer.step_number + i,)) for i in range(4 * recipe.workers))
     ahead, recent, mark, last_save = trainer.step_number + len(queue), [], time.time(), time.time()
-    while trainer.step_number < recipe.steps:
-        progress = max(trainer.step_number / recipe.steps, (time.time() - began) / recipe.seconds)
+    while trainer.step_number < recipe.steps and time.time() - began < pause:
+        progress = max(trainer.step_number / recipe.steps, (time.time() - began + elapsed) / recipe.seconds)
         if progress >= 1:
             break
         batch = queue.popleft().get()
         queue.append(pool.apply_async(_make, (ahead,)))
         ahead += 1
         recent.append(trainer.step(shards[batch["shard"]], batch, progress))
-        if len(recent) >= 3:  # never more than a few steps in flight
-            mx.eval(recent[-3])
         if len(recent) == recipe.log_every:
             means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
             say(out, step=trainer.step_number, text=means[0], phoneme=means[1], spoken=means[2], right=means[3],
@@ -302,6 +350,19 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     trainer.save(out / "checkpoint")
     on_save(trainer)
     return trainer
+
+
+def _workers(recipe: Recipe, maker: BatchMaker):
+    """Processes that describe batches. On Linux they inherit the corpus, and must start before MLX wakes the GPU."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    return context.Pool(recipe.workers, _start_worker, (maker,))
+
+
+def _on_device(samples: np.ndarray) -> mx.array:
+    """The samples in the accelerator's own memory: what comes from numpy would lie in memory shared with the host."""
+    array = mx.concatenate([mx.array(samples), mx.zeros(1, mx.int16)])
+    mx.eval(array)
+    return array
 
 
 def _record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) -> None:
