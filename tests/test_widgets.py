@@ -20,7 +20,7 @@ import ipywidgets  # noqa: E402
 import soundfile  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 
-from stepaudio.audio import save_audio  # noqa: E402
+from stepaudio.audio_out import save_audio  # noqa: E402
 from stepaudio.errors import ConfigError  # noqa: E402
 from stepaudio.evaluate import Clip  # noqa: E402
 from stepaudio.lab import widgets  # noqa: E402
