@@ -2,7 +2,8 @@
 # installs into it; later calls install again only after pyproject.toml or the choice of backend has changed.
 #
 #   make demo        the bundled model reads the bundled recordings
-#   make test        lint, then all tests, the quick ones first
+#   make test        lint, then all tests, the quick ones first, then the notebooks
+#   make notebooks   run every notebook and compare what it says with what is stored in it
 #   make bench       speed against PyTorch, as ratios (installs PyTorch)
 #   make lab         JupyterLab on notebooks/
 #   make lint        ruff alone
@@ -31,7 +32,7 @@ STAMP := .venv/.stepaudio-$(BACKEND)
 install = umask 022 && $(PY) -m pip install --quiet --disable-pip-version-check --editable \
   ".$(if $(strip $(EXTRA) $(1)),[$(subst $(space),$(comma),$(strip $(EXTRA) $(1)))])"
 
-.PHONY: venv demo test lab lint bench clean
+.PHONY: venv demo test notebooks lab lint bench clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -39,8 +40,15 @@ venv: $(STAMP)
 demo: $(STAMP)
 	@$(PY) -m stepaudio demo
 
-test: lint
+test: lint $(STAMP)-notebook
 	@$(PY) -m pytest $(TESTS)
+	@$(if $(strip $(TESTS)),,$(MAKE) --no-print-directory notebooks)
+
+# What is stored in the notebooks was computed on a CPU, in float32; another backend may write other words, so there
+# they only have to run.
+notebooks: $(STAMP)-test $(STAMP)-notebook
+	@$(PY) -m pytest --nbval$(if $(filter cpu,$(BACKEND)),,-lax) --nbval-current-env --nbval-cell-timeout=90 \
+	  --nbval-sanitize-with tests/nb_sanitize.cfg notebooks/
 
 lint: $(STAMP)-test
 	@$(PY) -m ruff check .

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepaudio.errors import DataError
-from stepaudio.lab.stats import interval, paired_difference, pick
+from stepaudio.lab.stats import Interval, interval, paired_difference, pick
 
 
 def rows(setting, errors, words, loops=None, seeds=(0,)):
@@ -151,3 +151,9 @@ def test_pick_by_columns_and_from_pandas():
         pick(both, setting="c")
     with pytest.raises(DataError, match="no column 'colour'"):
         pick(both, colour=1)
+
+
+def test_an_interval_is_written_in_the_format_asked_for():
+    found = Interval("wer", 0.25, 0.125, 0.5, 0.95, 40, 1000)
+    assert f"{found:.1%}" == "25.0% [12.5%, 50.0%]" and f"{found:+.2f}" == "+0.25 [+0.12, +0.50]"
+    assert f"{found}" == str(found) and "40 clips" in str(found)

@@ -48,3 +48,15 @@ def need(ok: bool, message: str) -> None:
     """Refuse data that cannot be drawn."""
     if not ok:
         raise ConfigError(message)
+
+
+def png(ax) -> bytes:
+    """The figure that `ax` is in, as a PNG file; the figure is closed, so that repeated drawing fills no memory."""
+    from io import BytesIO
+
+    from matplotlib import pyplot
+
+    file = BytesIO()
+    ax.figure.savefig(file, format="png", dpi=100)
+    pyplot.close(ax.figure)
+    return file.getvalue()

@@ -41,6 +41,12 @@ class Interval:
         """Whether a difference of 0 lies outside: only then do the data carry a finding."""
         return self.low > 0 or self.high < 0
 
+    def __format__(self, spec: str) -> str:
+        """Estimate and ends, each in the format `spec`: f"{found:.1%}" -> "4.2% [0.0%, 10.4%]"; without: all of it."""
+        if not spec:
+            return str(self)
+        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
     def __str__(self) -> str:
         return (
             f"{self.measure} {self.estimate:+.4f} [{self.low:+.4f}, {self.high:+.4f}] "
