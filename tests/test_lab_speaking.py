@@ -256,3 +256,15 @@ def test_distances_are_decibels():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_allclose(streaming.heard_distance_db(x, 10 * x), 20, atol=0.05)
+
+
+def test_load_or_draw(monkeypatch, speaking_checkpoint, tmp_path):
+    monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
+    drawn, told = speaking.load_or_draw(3)
+    assert "seed 3: this is not speech" in told and drawn.parts.flow.config.output_size == 80
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(speaking_checkpoint))
+    loaded, told = speaking.load_or_draw()
+    assert "STEPAUDIO_CHECKPOINT" in told and loaded.parts.flow.config.output_size == 4
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tmp_path))
+    with pytest.raises(WeightsError, match="no speaking half"):
+        speaking.load_or_draw()

@@ -6,6 +6,7 @@ Runs nets on what it is given; draws nothing. N codes at 25/s, T mel frames, M b
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -13,8 +14,10 @@ import numpy as np
 
 from ..answer import CODES, MARKER, PADDING, TEXT, Generation
 from ..errors import ConfigError, DecodeError
+from ..samples import CHECKPOINT_VARIABLE
 from ..token2wav.flow import REFERENCE, FlowOptions
 from ..token2wav.noise import Noise, noise_frames
+from ..token2wav.random_weights import random_token2wav
 from ..token2wav.synthesizer import Synthesizer
 from ..token2wav.voice import Voice
 
@@ -190,3 +193,12 @@ def compare_voices(before: Voice, after: Voice) -> RoundTrip:
     cosine = before.speaker @ after.speaker / (np.linalg.norm(before.speaker) * np.linalg.norm(after.speaker))
     distance = np.abs(before.mel[:frames] - after.mel[:frames]).mean() * DB_PER_NEPER
     return RoundTrip(before, after, float((a == b).mean()), float(chance), float(cosine), float(distance))
+
+
+def load_or_draw(seed: int = 0) -> tuple[Synthesizer, str]:
+    """The speaking half of the model that `STEPAUDIO_CHECKPOINT` names, or, where it names none, small nets whose
+    weights `seed` draws; and which of the two it is. Raises what `Synthesizer.load` raises: a checkpoint that is named
+    is never passed over."""
+    if os.environ.get(CHECKPOINT_VARIABLE):
+        return Synthesizer.load(), "the weights that STEPAUDIO_CHECKPOINT names"
+    return Synthesizer(random_token2wav("small", seed)), f"random weights of seed {seed}: this is not speech"
