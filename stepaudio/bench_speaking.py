@@ -121,8 +121,9 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
     row("reading the voice into a stream, once (s)", (c.parts[0] for c in streamed))
     row("first chunk: seconds from its codes to its sound", (c.parts[1] for c in streamed))
     row("slowest chunk (s)", (max(c.parts[1:]) for c in streamed))
-    row("processor seconds of all cores, whole, for a second", (c.processor / c.sound for c in whole))
-    row("processor seconds of all cores, streamed, for a second", (c.processor / c.sound for c in streamed))
+    row("processor seconds of all cores for a second, whole", (c.processor / c.sound for c in whole))
+    row("processor seconds of all cores, streamed, voice read too", (c.processor / c.sound for c in streamed))
+    row("  streamed / whole, of these", (b.processor / a.processor for a, b in zip(whole, streamed, strict=True)))
     row("peak memory, whole (MiB, weights included)", (c.peak / MIB for c in whole))
     row("peak memory, streamed (MiB, weights included)", (c.peak / MIB for c in streamed))
     rows += [f"weights: {sum(held) / MIB:.0f} MiB ("

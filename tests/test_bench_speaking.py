@@ -65,7 +65,8 @@ def test_report_by_hand(trial):
     assert numbers(told, "reading the voice") == [0.5, 0.75, 1] and numbers(told, "first chunk") == [2, 2.25, 2.5]
     assert numbers(told, "slowest chunk") == [2.5, 3.25, 4]
     assert numbers(told, "peak memory, whole") == [90, 95, 100]
-    assert numbers(told, "processor seconds of all cores, streamed") == [3, 3.5, 4]
+    assert numbers(told, "processor seconds of all cores, streamed, voice") == [3, 3.5, 4]
+    assert numbers(told, "  streamed / whole, of these") == [1.33, 1.42, 1.5]
     assert "60" not in told.splitlines()[0] and "1 Euler steps" in told and "no row for PyTorch" in told
 
 
@@ -80,10 +81,12 @@ def test_the_command(capsys, monkeypatch, speaking_checkpoint):
 def test_run_on_a_converted_model_and_on_drawn_weights(capsys, speaking_checkpoint, monkeypatch):
     monkeypatch.setattr(bench_speaking, "voice_clip", lambda: tiny.noise(1.5))
     assert bench_speaking.run(speaking_checkpoint, 1, n_codes=30) == 0
-    assert str(speaking_checkpoint) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(speaking_checkpoint) in out and "weights: 0 MiB" in out
     assert bench_speaking.run(None, 1, "small", 30) == 0
     out = capsys.readouterr().out
     assert "the small sizes with weights drawn from a seed" in out and "1.2 s of sound in a voice of 1.5 s" in out
+    assert "weights: 5 MiB" in out
 
 
 @pytest.mark.parametrize("bad", [{"repeats": 0}, {"n_codes": 28}])

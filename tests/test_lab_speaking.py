@@ -39,11 +39,11 @@ def answer(spelt: str, stop: str = "eos") -> Generation:
 
 
 def test_interleaving_by_hand():
-    found = speaking.interleaving(answer("mttcccpctt", "length"))
+    found = speaking.interleaving(answer("mttcccpcctt", "length"))
     assert [speaking.KINDS[k] for k in found.kinds] == ["marker", "text", "text", "codes", "codes", "codes", "padding",
-                                                        "codes", "text", "text"]
-    np.testing.assert_allclose(found.seconds * 25, [0, 0, 0, 0, 1, 2, 3, 3, 4, 4])
-    assert (found.n_text, found.n_codes, found.n_padding, found.codes_per_text) == (4, 4, 1, 1.0)
+                                                        "codes", "codes", "text", "text"]
+    np.testing.assert_allclose(found.seconds * 25, [0, 0, 0, 0, 1, 2, 3, 3, 4, 5, 5])
+    assert (found.n_text, found.n_codes, found.n_padding, found.codes_per_text) == (4, 5, 1, 1.25)
     assert found.unvoiced_text == 2 and found.end_is_missing
 
 
@@ -177,6 +177,9 @@ def test_arrivals_and_waits_by_hand():
     quick = traced((28, 0.84, 0.1), (53, 1.0, 0.1), (60, 0.56, 0.1))
     np.testing.assert_allclose(quick.arrivals(28), [1.1, 53 / 28 + 0.1, 60 / 28 + 0.1])
     np.testing.assert_allclose(quick.waits(28), [0, 53 / 28 + 0.1 - 1.1 - 0.84, 0], atol=1e-12)
+    early = traced((28, 2.0, 0.1), (30, 2.0, 0.1), (32, 2.0, 0.1), (140, 1.0, 0.1))  # heard at 1.1, 3.1, 5.1 s
+    np.testing.assert_allclose(early.arrivals(28), [1.1, 1.2, 1.3, 5.1])
+    np.testing.assert_allclose(early.waits(28), 0)  # sound that is there early still plays in its turn
     slow = traced((28, 0.84, 2.0), (53, 1.0, 2.0), (60, 0.56, 2.0))  # computing holds up the next chunk
     np.testing.assert_allclose(slow.arrivals(28), [3, 5, 7])
     np.testing.assert_allclose(slow.waits(28), [0, 2 - 0.84, 1])
