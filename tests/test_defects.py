@@ -289,3 +289,22 @@ def test_penalty_is_fixed_and_counts_the_answer_only(tiny_model):
 def test_the_configs_of_both_are_one(tiny_model):
     assert isinstance(broken(tiny_model, "bits_8").config, StepAudioConfig)
     assert broken(tiny_model, "bits_8").config is tiny_model.config
+
+
+def test_lost_tensors_are_those_under_the_prefix_and_no_others(tiny_model):
+    found, before = values(broken(tiny_model, "lost:model.layers.1.")), values(tiny_model)
+    changed = {name for name in before if not np.array_equal(found[name], before[name])}
+    assert changed and changed == {name for name in before if name.startswith("model.layers.1.")}
+
+
+def test_lost_joins_with_what_moves_tensors_in_any_order(tiny_model):
+    def query(names):
+        return np.array(broken(tiny_model, names).net.model.layers[1].self_attn.q_proj["weight"])
+
+    both = query("bits_4+lost:model.layers.1.")
+    assert np.array_equal(both, query("lost:model.layers.1.+bits_4")) and not np.array_equal(both, query("bits_4"))
+
+
+def test_a_prefix_of_nothing_is_refused(tiny_model):
+    with pytest.raises(ConfigError, match="no tensor"):
+        broken(tiny_model, "lost:model.layers.9.")

@@ -173,18 +173,30 @@ def left_out(config, share: float, seed: int = 0) -> list[str]:
 
 def partly_loaded(share: float, seed: int = 0) -> Apply:
     """Only this share of the tensors; the rest as in a fresh net. The model's report stays that of its files."""
+    return lambda model: _with_fresh(model, left_out(model.config, share, seed), seed)
+
+
+def lost(prefix: str, seed: int = 0) -> Apply:
+    """The tensors whose published names start with `prefix` as in a fresh net, e.g. "model.layers.1."."""
     def apply(model: StepAudio2) -> StepAudio2:
-        net = twin(model.net)
-        have, lost = dict(tree_flatten(net.parameters())), left_out(model.config, share, seed)
-        odd = [name for name in lost if name not in have or not mx.issubdtype(have[name].dtype, mx.floating)]
-        if odd:
-            raise ConfigError(f"partly loaded: {odd[0]} is quantised or moved; apply this first, as `broken` does")
-        keys = mx.random.split(mx.random.key(seed), max(1, len(lost)))
-        net.load_weights([(name, _fresh(name, have[name], key)) for name, key in zip(lost, keys, strict=False)],
-                         strict=False)
-        return model.altered(net=net)
+        names = [name for name in expected_layout(model.config) if name.startswith(prefix)]
+        if not names:
+            raise ConfigError(f"lost: no tensor of this model has a name that starts with {prefix!r}")
+        return _with_fresh(model, names, seed)
 
     return apply
+
+
+def _with_fresh(model: StepAudio2, names: Sequence[str], seed: int) -> StepAudio2:
+    net = twin(model.net)
+    have = dict(tree_flatten(net.parameters()))
+    odd = [name for name in names if name not in have or not mx.issubdtype(have[name].dtype, mx.floating)]
+    if odd:
+        raise ConfigError(f"partly loaded: {odd[0]} is quantised or moved; apply this first, as `broken` does")
+    keys = mx.random.split(mx.random.key(seed), max(1, len(names)))
+    net.load_weights([(name, _fresh(name, have[name], key)) for name, key in zip(names, keys, strict=False)],
+                     strict=False)
+    return model.altered(net=net)
 
 
 def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
@@ -244,6 +256,12 @@ DEFECTS: dict[str, Defect] = {
     "bits_4": Defect("weights of linear layers", "16 bits", "4 bits in groups of 32", fewer_bits(4)),
 }
 ALTERNATIVES = ({"bits_8", "bits_4"},)  # at most one of each set
+LOST = "lost:"  # before a prefix of tensor names: a defect that `lost` makes
+
+
+def unknown_defects(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are neither in `DEFECTS` nor "lost:" and a prefix of tensor names."""
+    return [name for name in names if name not in DEFECTS and not name.startswith(LOST)]
 
 
 def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
@@ -252,8 +270,8 @@ def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
     Parameters
     ----------
     model : StepAudio2
-    defects : names from `DEFECTS` in any order, or one string with "+" between them; "none" or nothing gives the
-        model itself
+    defects : names from `DEFECTS`, or "lost:" and a prefix of tensor names, in any order, or one string with "+"
+        between them; "none" or nothing gives the model itself
 
     Raises
     ------
@@ -262,15 +280,15 @@ def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
     """
     names = defects.split("+") if isinstance(defects, str) else list(defects)
     names = [] if names == ["none"] else names
-    unknown = [name for name in names if name not in DEFECTS]
+    unknown = unknown_defects(names)
     if unknown:
         raise ConfigError(f"no defect is called {unknown[0]!r}; expected none or names joined by +, of: "
-                          f"{', '.join(DEFECTS)}")
+                          f"{', '.join(DEFECTS)}, {LOST}PREFIX")
     clashes = [sorted(group) for group in ALTERNATIVES if len(group & set(names)) > 1]
     if clashes or len(set(names)) < len(names):
         raise ConfigError(f"defects {'+'.join(names)}: expected each once" + (
             f", and at most one of {', '.join(clashes[0])}" if clashes else ""))
-    for name in DEFECTS:
-        if name in names:
-            model = DEFECTS[name].apply(model)
+    order = list(DEFECTS)
+    for name in sorted(names, key=lambda n: order.index(n if n in DEFECTS else "partly_loaded")):
+        model = (DEFECTS[name].apply if name in DEFECTS else lost(name.removeprefix(LOST)))(model)
     return model

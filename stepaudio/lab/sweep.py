@@ -21,7 +21,7 @@ from ..model import StepAudio2
 from ..prompt import asr_turns
 from ..transcribe import Segment, Transcript
 from ..units import SAMPLE_RATE, n_mel_frames, n_prompt_rows
-from .defects import DEFECTS, broken
+from .defects import DEFECTS, LOST, broken, unknown_defects
 from .grid import NO_DEFECT, Grid, Setting, Trial
 from .metrics import char_errors, loop_period_onset, seq_rep_4, word_errors
 from .provenance import file_hash, json_hash, provenance
@@ -139,11 +139,11 @@ def _refuse(store: str | Path, row: dict, trial: Trial) -> None:
 def _check_defects(defects: Sequence[str]) -> None:
     """A slip of the pen must not wait for its turn to be noticed."""
     names = [name for defect in defects if defect != NO_DEFECT for name in defect.split("+")]
-    unknown = [name for name in names if name not in DEFECTS]
+    unknown = unknown_defects(names)
     if unknown:
         raise ConfigError(
             f"no defect is called {unknown[0]!r}; expected {NO_DEFECT} or names joined by +, of: "
-            f"{', '.join(DEFECTS)}"
+            f"{', '.join(DEFECTS)}, {LOST}PREFIX"
         )
 
 
