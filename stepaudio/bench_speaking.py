@@ -129,5 +129,5 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
     rows += [f"weights: {sum(held) / MIB:.0f} MiB ("
              + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(COMPONENTS, held, strict=True)) + ")",
              f"making the voice from its clip took {reading / prompt:.2f} s for a second, once and cold",
-             "no row for PyTorch: its nets for this half are not a package that could be asked for"]
+             "no row for PyTorch: the reference nets of this half come in no package that could be run here"]
     return "\n".join(rows)
