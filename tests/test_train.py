@@ -238,7 +238,8 @@ def rows_of(maker, steps=40):
             yield batch, b, batch["begin"][b][batch["begin"][b] < 1 << 30]
 
 
-def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, shelf):
+def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, shelf, monkeypatch):
+    monkeypatch.setattr(corpus, "CUT", 0)  # whole clips are known by where they start
     for batch, b, placed in rows_of(maker, 10):
         n = n_prompt_rows(n_mel_frames(int(batch["length"][b])))
         wanted = asr_prompt(tokenizer, [n])
@@ -311,6 +312,31 @@ def test_spoken_ids_pair_with_their_words(tokenizer, encode, shelf):
             at = (i * 1280 + 640 - 3200) / RATE / 0.025
             here = [int(t) for t, a, b in spans if a <= at <= b]
             assert (label - 1 in here) if label else not here or at >= spans[-1, 2]
+
+
+def test_words_are_cut_where_they_are_spoken(encode):
+    """Phonemes and samples of a part are those of the whole, at the same place."""
+    clip = {"start": 1000, "n": 400 * 20, "text": "the cat sat", "ids": encode("the cat sat"),
+            "phonemes": [0, 40, 41, 16, 42, 5, 16, 43, 44, 0], "frames": [3, 1, 2, 1, 4, 1, 2, 2, 1, 3]}
+    ranges = corpus._word_ranges(clip)
+    assert ranges == [(1, 3), (4, 5), (7, 9)]
+    spoken = np.repeat(clip["phonemes"], clip["frames"])
+    for first, stop in ((0, 1), (1, 2), (1, 3), (0, 3)):
+        part = corpus.cut_words(clip, ranges, first, stop, encode)
+        assert part["text"] == " ".join(clip["text"].split()[first:stop]) and part["ids"] == encode(part["text"])
+        place, size = (part["start"] - 1000) // 400, part["n"] // 400
+        inside = np.repeat(part["phonemes"], part["frames"])
+        np.testing.assert_array_equal(inside, spoken[place : place + size])
+        assert inside[0] >= 40 and inside[-1] >= 40
+        spans, whole = corpus._token_spans(part, encode), corpus._token_spans(clip, encode)
+        wanted = [s for s in whole if place <= s[1] and s[2] <= place + size]
+        np.testing.assert_allclose(spans[:, 1:] + place, np.array(wanted)[:, 1:])
+
+
+def test_short_rows_speak(maker):
+    """Rows shorter than any clip hold words more often than silence does."""
+    short = [len(placed) for batch, b, placed in rows_of(maker, 300) if batch["length"][b] < 0.44 * RATE]
+    assert len(short) > 20 and np.mean(np.array(short) > 0) > 0.5
 
 
 def test_words_that_do_not_pair_up_are_left_alone(encode):

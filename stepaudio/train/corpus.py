@@ -21,6 +21,7 @@ from ..units import HOP, SAMPLE_RATE, n_mel_frames, n_prompt_rows
 SEGMENTS = 8  # clips that may stand one after another in one training row
 ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
 IGNORE = 0  # label of frames and rows about which nothing is known; real labels are one higher than their ids
+TIGHT, CUT = 0.35, 0.4  # shares of rows with next to no silence around, and of aligned clips of which words are taken
 PHONEME_SPACE = 16  # the id that parts words in the synthesiser's phonemes; lower ids are marks and pauses
 SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bit indices do
 
@@ -97,26 +98,47 @@ def _read_index(folder: Path, spoken: dict[str, str], max_seconds: float) -> lis
     return clips
 
 
-def _token_spans(clip: dict, encode) -> np.ndarray | None:
-    """(n, 3): text id, first and last phoneme frame of it; None where spoken and written words do not pair up.
+def _word_ranges(clip: dict) -> list[tuple[int, int]] | None:
+    """Phonemes of each word, first and one past the last; None where spoken and written words do not pair up.
 
-    Phonemes are parted into words by the space between them; the ids of one word share its time evenly.
+    Phonemes are parted into words by the space between them; marks at a word's end are left out.
     """
-    ends = np.cumsum(clip["frames"])
-    gaps = [i for i, p in enumerate(clip["phonemes"]) if p == PHONEME_SPACE]
-    words = clip["text"].split()
-    if len(gaps) + 1 != len(words):
+    phonemes = clip["phonemes"]
+    gaps = [i for i, p in enumerate(phonemes) if p == PHONEME_SPACE]
+    if len(gaps) + 1 != len(clip["text"].split()):
         return None
-    first = [1, *(g + 1 for g in gaps)]  # ids open and close with a mark for silence
-    last = [*(g - 1 for g in gaps), len(ends) - 2]
-    spans = []
-    for word, a, b in zip(words, first, last, strict=True):
-        while b > a and clip["phonemes"][b] <= PHONEME_SPACE:
-            b -= 1
-        tokens, start, stop = encode(word), ends[a - 1], ends[max(a, b)]
-        edges = np.linspace(start, stop, len(tokens) + 1)
+    ranges = []
+    for first, last in zip([1, *(g + 1 for g in gaps)], [*(g - 1 for g in gaps), len(phonemes) - 2], strict=True):
+        while last > first and phonemes[last] <= PHONEME_SPACE:
+            last -= 1
+        ranges.append((first, max(first, last) + 1))  # ids open and close with a mark for silence
+    return ranges
+
+
+def _token_spans(clip: dict, encode) -> np.ndarray | None:
+    """(n, 3): text id, first and last phoneme frame of it; the ids of one word share its time evenly.
+
+    None as in `_word_ranges`, or where the ids of the words are not those of the text.
+    """
+    ranges = _word_ranges(clip)
+    if ranges is None:
+        return None
+    ends, spans = np.cumsum(clip["frames"]), []
+    for word, (first, stop) in zip(clip["text"].split(), ranges, strict=True):
+        tokens = encode(word)
+        edges = np.linspace(ends[first - 1], ends[stop - 1], len(tokens) + 1)
         spans += list(zip(tokens, edges[:-1], edges[1:], strict=True))
     return np.array(spans) if [t for t, _, _ in spans] == clip["ids"] else None
+
+
+def cut_words(clip: dict, ranges: list[tuple[int, int]], first: int, stop: int, encode) -> dict:
+    """The clip of words first … stop-1 alone, without the silence around them; `ranges` of all its words."""
+    a, b = ranges[first][0], ranges[stop - 1][1]
+    frame = round(ALIGNMENT_SECONDS * SAMPLE_RATE)
+    text = " ".join(clip["text"].split()[first:stop])
+    frames = clip["frames"][a:b]
+    return {"start": clip["start"] + frame * sum(clip["frames"][:a]), "n": frame * sum(frames), "text": text,
+            "ids": encode(text), "phonemes": [0, *clip["phonemes"][a:b], 0], "frames": [0, *frames, 0]}
 
 
 @dataclass(frozen=True)
@@ -155,12 +177,13 @@ class BatchMaker:
 
     def _row(self, rng, bucket: Bucket, shard: int) -> dict:
         """Clips at their own speed, one after another with pauses, until the row is about full (or stays single)."""
-        segments, ids, cursor = [], [], int(rng.uniform(0, 0.5) * SAMPLE_RATE)
+        around = 0.04 if rng.random() < TIGHT else 0.5  # seconds of silence, at most, before and after the words
+        segments, ids, cursor = [], [], int(rng.uniform(0, around) * SAMPLE_RATE)
         want = 0 if rng.random() < 0.04 else 1 if rng.random() < 0.55 else SEGMENTS
         for _ in range(40):
             if len(segments) >= want:
                 break
-            clip = self.corpus.shards[shard][int(rng.integers(len(self.corpus.shards[shard])))]
+            clip = self._some_words(rng, self.corpus.shards[shard][int(rng.integers(len(self.corpus.shards[shard])))])
             rate = float(np.clip(np.exp(rng.normal(0, 0.10)), 0.75, 1.35))
             n = int((clip["n"] - 2) / rate)
             if cursor + n > bucket.samples or len(ids) + len(clip["ids"]) + 1 > bucket.max_text:
@@ -173,8 +196,21 @@ class BatchMaker:
         if not segments:  # silence or noise, answered with nothing
             cursor = int(rng.uniform(0.2, min(bucket.seconds, 12.0)) * SAMPLE_RATE)
         length = segments[-1][1] if segments else cursor
-        length = min(bucket.samples, max(length + int(rng.uniform(0, 0.5) * SAMPLE_RATE), SAMPLE_RATE // 4))
+        length = min(bucket.samples, max(length + int(rng.uniform(0, around) * SAMPLE_RATE), SAMPLE_RATE // 5))
         return {"segments": segments, "ids": ids, "length": length}
+
+    def _some_words(self, rng, clip: dict) -> dict:
+        """Mostly the clip; else a few of its words, often one, or all of them without the silence around.
+
+        Whole sentences with pauses around them would teach that what is short says nothing.
+        """
+        ranges = _word_ranges(clip) if clip["phonemes"] and rng.random() < CUT else None
+        if not ranges:
+            return clip
+        size = len(ranges) if rng.random() < 0.3 else min(len(ranges), 1 + int(rng.exponential(2.5)))
+        first = int(rng.integers(len(ranges) - size + 1))
+        part = cut_words(clip, ranges, first, first + size, self.corpus.encode)
+        return part if part["n"] >= SAMPLE_RATE // 8 else clip
 
     def _stack(self, rows: list[dict], bucket: Bucket) -> dict:
         """Fixed-shape arrays of one batch.

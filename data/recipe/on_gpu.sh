@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# On a machine with GPUs: let Kokoro speak on all of them, then train one model on each, with seeds of their own.
+#
+#   on_gpu.sh FOLDER SECONDS [more options of `python -m stepaudio.train run`]
+#
+# FOLDER holds what corpus.sh made: kokoro.tar.xz, packs/, texts/train.jsonl, tokenizer/, and perhaps held/ (packs too).
+# It ends SECONDS after it began, whatever happens. KOKORO_SECONDS=150 of these are spent speaking, by SPEAKERS=7 processes
+# a GPU (about 800 times real time on an H100). Models and logs: FOLDER/run0, FOLDER/run1, … PYTHON has MLX and PyTorch.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$1"
+end=$(($(date +%s) + $2))
+shift 2
+PYTHON=${PYTHON:-python3} KOKORO_SECONDS=${KOKORO_SECONDS:-150} SPEAKERS=${SPEAKERS:-7}
+gpus=$(nvidia-smi -L | wc -l)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+export MLX_USE_CUDA_GRAPHS=${MLX_USE_CUDA_GRAPHS:-0}
+
+mkdir -p speaking
+tar -xJf kokoro.tar.xz -C speaking
+. speaking/kokoro_setup.sh
+kokoro_speak $((SPEAKERS * gpus)) "$KOKORO_SECONDS" corpus/kokoro --batch-frames 7000 >kokoro.log 2>&1 &
+speaking=$!
+"$PYTHON" "$root/data/recipe/unpack.py" packs corpus/fast >unpack.log
+[ ! -d held ] || "$PYTHON" "$root/data/recipe/unpack.py" held corpus/held >>unpack.log
+wait $speaking || true  # what was spoken before a process ended can be used
+
+runs=""
+for ((gpu = 0; gpu < gpus; gpu++)); do
+    CUDA_VISIBLE_DEVICES=$gpu "$PYTHON" -m stepaudio.train run --corpus corpus/fast corpus/fast corpus/kokoro \
+        --texts texts/train.jsonl --tokenizer tokenizer $([ ! -d held ] || echo --held-out corpus/held) \
+        --out "run$gpu" --seed $((7 + gpu)) --workers 14 --steps 10000000 --seconds $((end - $(date +%s))) --block 50 \
+        --log-every 100 "$@" >"run$gpu.log" 2>&1 &
+    runs="$runs $!"
+done
+wait $runs
