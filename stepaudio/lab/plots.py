@@ -5,8 +5,8 @@ in `plots_audio`, runs in `plots_runs`, weights in `plots_weights`; this module 
 """
 
 from .plots_audio import audio_attention, filterbanks, mel_difference, waveform_and_mel
-from .plots_runs import loop_raster, memory, wer_against_loops
+from .plots_runs import loop_raster, memory, wer_against_bytes, wer_against_loops
 from .plots_weights import histograms, weight_map
 
 __all__ = ["audio_attention", "filterbanks", "histograms", "loop_raster", "mel_difference", "memory",
-           "waveform_and_mel", "weight_map", "wer_against_loops"]
+           "waveform_and_mel", "weight_map", "wer_against_bytes", "wer_against_loops"]
