@@ -160,6 +160,18 @@ def test_wer_against_loops():
     assert ax.get_title() == TITLE and ax.get_ylim()[0] == 0 and is_grey(ax)
 
 
+def test_wer_against_bytes():
+    names = [f"limit {i}" for i in range(11)]
+    ax = plots.wer_against_bytes({n: (1024 * (i + 1), 0.3, 0.25, 0.36) for i, n in enumerate(names)}, TITLE)
+    point, _, (upright,) = ax.containers[10]
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((11, 30))
+    assert upright.get_segments()[0][:, 1].tolist() == pytest.approx([25, 36])
+    looks = {(c[0].get_marker(), str(c[0].get_markerfacecolor())) for c in ax.containers}
+    assert len(looks) == 11 and legend(ax) == names and ax.get_title() == TITLE
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("keys and values held (KiB)", "word error rate (%)")
+    assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0 and is_grey(ax)
+
+
 def test_memory():
     curves = np.array([[4, 5, 6], [0, 1, 1], [8, 8, 9], [1, 1, 2]]) * MIB
     ax = plots.memory(*curves, TITLE)
@@ -252,6 +264,8 @@ def test_the_caller_may_bring_the_axes():
     lambda: plots.audio_attention(np.zeros((2, 3)), np.zeros(3), ["one"], TITLE),
     lambda: plots.loop_raster([], TITLE, loop=Loop(1, 0, 4)),
     lambda: plots.wer_against_loops({"x": (0.1, 0.2, 0.3, 0.1, 0.0, 0.2)}, TITLE),
+    lambda: plots.wer_against_bytes({"x": (1024, 0.1, 0.2, 0.3)}, TITLE),
+    lambda: plots.wer_against_bytes({}, TITLE),
     lambda: plots.memory(np.ones(2), np.ones(2), np.ones(2), np.ones(3), TITLE),
     lambda: plots.weight_map(WeightReport("here"), TITLE),
     lambda: plots.weight_map(report(), TITLE, stack="vocoder"),

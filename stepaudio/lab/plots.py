@@ -6,7 +6,7 @@ gathers them.
 """
 
 from .plots_audio import audio_attention, filterbanks, mel_difference, waveform_and_mel
-from .plots_runs import loop_raster, memory, wer_against_loops
+from .plots_runs import loop_raster, memory, wer_against_bytes, wer_against_loops
 from .plots_speaking import (
     distance_along,
     interleave_raster,
@@ -20,4 +20,5 @@ from .plots_weights import histograms, weight_map
 
 __all__ = ["audio_attention", "distance_along", "filterbanks", "histograms", "interleave_raster", "loop_raster",
            "mel_difference", "memory", "noise_used", "pitch_and_source", "stages", "stream_timeline",
-           "wave_difference", "waveform_and_mel", "weight_map", "wer_against_loops"]
+           "wave_difference", "waveform_and_mel", "weight_map", "wer_against_bytes",
+           "wer_against_loops"]

@@ -79,6 +79,37 @@ def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax=N
     return ax
 
 
+def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax=None):
+    """What remembering costs in memory against what it saves in words, the error with its interval.
+
+    Parameters
+    ----------
+    points : setting -> (bytes held, word error rate, low, high), rates in shares (1 is 100 %)
+
+    Returns
+    -------
+    Axes
+        KiB to the right, per cent upwards; a marker of its own for each setting, filled from the eleventh on.
+    """
+    most = 2 * len(canvas.MARKERS)
+    canvas.need(1 <= len(points) <= most, f"expected 1 to {most} settings, found {len(points)}")
+    for name, numbers in points.items():
+        canvas.need(len(numbers) == 4 and numbers[0] >= 0 and numbers[2] <= numbers[1] <= numbers[3],
+                    f"{name}: expected (bytes, word error rate, low, high) with low <= rate <= high, found {numbers}")
+    ax = canvas.axes(ax, 4.0)
+    for i, (name, (held, *rates)) in enumerate(points.items()):
+        y, low, high = np.asarray(rates, float) * 100
+        filled, which = divmod(i, len(canvas.MARKERS))
+        ax.errorbar(held / 1024, y, yerr=[[y - low], [high - y]], marker=canvas.MARKERS[which], markersize=7,
+                    color=canvas.DARK, ecolor=canvas.MIDDLE, capsize=3, linestyle="none", label=name,
+                    markerfacecolor=canvas.DARK if filled else "white")
+    ax.set(title=title, xlabel="keys and values held (KiB)", ylabel="word error rate (%)")
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    canvas.legend(ax)
+    return ax
+
+
 def memory(active: np.ndarray, cached: np.ndarray, peak: np.ndarray, kv: np.ndarray, title: str, *, ax=None):
     """Memory along a generation, the four numbers apart.
 
