@@ -54,7 +54,7 @@ lint: $(STAMP)-test
 	@$(PY) -m ruff check .
 
 lab: $(STAMP)-notebook
-	@$(PY) -m jupyterlab notebooks
+	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 bench: $(STAMP)-parity
 	@$(PY) -m stepaudio bench
