@@ -2,7 +2,8 @@
 
 The `mlx[cpu]` wheel for Linux carries the reference BLAS, about thirty times slower than the machine
 allows. Loading another CBLAS into the global symbol table before `mlx.core` is imported replaces it, which
-is why the package's `__init__` calls `preload_blas` first. Knows nothing of nets.
+is why the package's `__init__` calls `preload_blas` first; there too, the C library is told to keep freed memory.
+Knows nothing of nets.
 """
 
 from __future__ import annotations
@@ -60,6 +61,22 @@ def preload_blas() -> str | None:
                       f"(mkl), or Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library",
                       RuntimeWarning, stacklevel=3)
     return None
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what MLX frees, up to 32 MiB apiece, for the next array; tells whether it was asked to.
+
+    By default every large array is mapped afresh and unmapped when freed, so that each operation on it first waits
+    for thousands of page faults. Only Linux without the CUDA backend needs it; the process's peak is not raised, but
+    what it once used stays with it.
+    """
+    if not sys.platform.startswith("linux") or cuda_installed():
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, (1 << 31) - 1))
 
 
 def _load_cblas(path: str) -> bool:

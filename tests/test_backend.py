@@ -1,6 +1,7 @@
 """Which BLAS is taken, and what is said where there is none. Nothing here is really loaded but the C library."""
 
 import ctypes
+import subprocess
 import sys
 import warnings
 
@@ -146,3 +147,31 @@ def test_default_checkpoint(monkeypatch, tmp_path):
     (tmp_path / "nano").mkdir()
     (tmp_path / "nano" / "config.json").touch()
     assert samples.default_checkpoint() == tmp_path / "nano"
+
+
+COUNT_FAULTS = """
+import ctypes, resource, sys
+import stepaudio
+import mlx.core as mx
+if sys.argv[1] == "without":
+    assert ctypes.CDLL(None).mallopt(-1, 128 << 10)  # glibc's default for what may stay free at the heap's end
+x = mx.zeros(6_000_000)  # 24 MB, 6000 pages
+def work():
+    mx.eval([x + i for i in range(4)])
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt") or backend.cuda_installed(),
+                    reason="needs glibc and MLX's CPU backend")
+def test_large_arrays_are_not_mapped_afresh():
+    """Four arrays of 6000 pages, made again and again: without the setting each faults for its pages."""
+    faults = {}
+    for how in ("with", "without"):
+        run = subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True)
+        faults[how] = int(run.stdout)
+    assert faults["with"] < 6000 < faults["without"]
