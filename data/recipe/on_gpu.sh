@@ -14,6 +14,7 @@ shift 2
 PYTHON=${PYTHON:-python3} KOKORO_SECONDS=${KOKORO_SECONDS:-150} SPEAKERS=${SPEAKERS:-7}
 gpus=$(nvidia-smi -L | wc -l)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+# as the model in data/nano was trained; MLX's default is 1
 export MLX_USE_CUDA_GRAPHS=${MLX_USE_CUDA_GRAPHS:-0}
 
 mkdir -p speaking

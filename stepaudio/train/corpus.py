@@ -154,7 +154,7 @@ class PromptIds:
 class BatchMaker:
     """Draws descriptions of batches; the same seed and step give the same description.
 
-    The bucket stays the same for `block` steps: a change of shapes costs an accelerator its buffers.
+    The bucket stays the same for `block` steps, so that an accelerator holds buffers for one shape at a time.
     """
 
     def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1):

@@ -182,7 +182,7 @@ class Trainer:
         """One update; returns what `loss` shows. Evaluated in stages, so that each finds the room of the one before."""
         if batch["bucket"] != self._bucket:
             self._bucket = batch["bucket"]
-            mx.clear_cache()  # buffers of other sizes are of no use to this bucket
+            mx.clear_cache()  # buffers for all buckets at once took 68 GB, for one 28 (192 rows of 5.5 s)
         arrays = on_device(batch)
         mels = self._mels[self._bucket](pcm, arrays)
         mx.eval(mels)
@@ -247,8 +247,8 @@ def on_device(batch: dict) -> dict:
 
 
 def one_hot(index: mx.array, n: int, dtype: mx.Dtype) -> mx.array:
-    """(…) indices -> (…, n), zero where an index lies outside. Products with it look things up, and have products as
-    gradients: thousands of positions that add to one row of a table would otherwise wait for each other on a GPU.
+    """(…) indices -> (…, n), zero where an index lies outside. Products with it look things up, and their gradients
+    are products too, where a lookup's gradient adds position after position into one row.
     """
     return (index[..., None] == mx.arange(n)).astype(dtype)
 
