@@ -103,6 +103,13 @@ def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
+def on_cuda() -> bool:
+    """True if MLX computes on a CUDA device."""
+    import mlx.core as mx
+
+    return not on_cpu() and mx.cuda.is_available()
+
+
 def default_dtype():
     """float32 on the CPU, where half-precision products are slow; bfloat16 on a GPU."""
     import mlx.core as mx

@@ -5,16 +5,21 @@
 Reads lines of {"id", "text"}; `say`, where present, is the spelling to be read
 aloud (with capitals and punctuation) while `text` is the transcript, and `voice`
 and `speed` may be set beforehand.  Writes {"id", "text", "phonemes", "voice",
-"speed"}, shuffled, and stops at an estimated number of hours.  Phonemes come
-from the `hibari` package, British ones where British voices prevail.
+"prosody", "speed", "pitch", "spread", "jitter"}, shuffled, and stops at an
+estimated number of hours.  Phonemes come from the `hibari` package, British ones
+where British voices prevail.
 
-A recogniser hears far more people than there are voices here, so two clips in
-three get a mix of two or three voices: styles are vectors, and a convex
-combination of them speaks as somebody new.
+A recogniser hears far more people than there are voices here.  Styles are vectors,
+so a combination of two or three voices speaks as somebody new, and some
+combinations lie beyond a voice, away from another.  Every second clip has its
+timing and melody from elsewhere than its timbre.  Its pitch is then moved, its
+melody flattened or exaggerated, and the length of its words and sounds varied:
+people are far less even than a synthesiser.
 """
 
 import argparse
 import json
+import math
 import random
 
 # Four more voices exist and are kept for scoring; am_puck is the least clear one.
@@ -36,6 +41,9 @@ def pick_voice(rng):
             names.append(name)
     if count == 1:
         return names[0]
+    if count == 2 and rng.random() < 0.3:
+        beyond = round(rng.uniform(0.1, 0.5), 3)
+        return [[names[0], 1 + beyond], [names[1], -beyond]]
     shares = [rng.gammavariate(1.5, 1.0) * VOICES[n] for n in names]
     return [[n, round(s / sum(shares), 3)] for n, s in zip(names, shares, strict=True)]
 
@@ -44,6 +52,12 @@ def pick_speed(rng):
     """0.8 .. 1.3, most near 1."""
     speed = rng.uniform(0.8, 1.3) if rng.random() < 0.2 else rng.gauss(1.02, 0.08)
     return round(min(max(speed, 0.8), 1.3), 2)
+
+
+def pick_melody(rng):
+    """Factor on the pitch, factor on its distance from its mean (both of logarithms), unevenness of lengths."""
+    pitch = min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45)
+    return {"pitch": round(pitch, 3), "spread": round(rng.uniform(0.5, 1.6), 2), "jitter": round(rng.uniform(0, 0.3), 2)}
 
 
 def is_british(voice):
@@ -85,8 +99,9 @@ def main():
             phonemes = readers[is_british(voice)](item.get("say") or item["text"])
             if not 1 <= len(phonemes) <= args.max_phonemes:
                 continue
+            melody = pick_melody(rng) | ({"prosody": pick_voice(rng)} if rng.random() < 0.5 else {})
             out.write(json.dumps({"id": item["id"], "text": item["text"], "phonemes": phonemes, "voice": voice,
-                                  "speed": speed}, ensure_ascii=False) + "\n")
+                                  "speed": speed, **melody}, ensure_ascii=False) + "\n")
             written += 1
             seconds += (len(phonemes) + 2) * SECONDS_PER_PHONEME / speed
             if seconds > args.hours * 3600:

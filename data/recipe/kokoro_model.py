@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 FRAME = 600  # samples of 24 kHz audio per duration frame
 TWO_PI = 2 * math.pi
+UNVOICED = 10.0  # Hz, at and below which a pitch means that there is none
 
 
 class Kokoro:
@@ -70,11 +71,15 @@ class Kokoro:
         """Phoneme string -> ids with the padding symbol at both ends; unknown symbols are dropped."""
         return [0] + [self.vocab[p] for p in phonemes if p in self.vocab] + [0]
 
-    def style(self, voice, n_ids):
-        """The (256,) style of a voice, or of a mix [[voice, weight], ...], for n_ids phonemes and pads."""
+    def style(self, voice, n_ids, prosody=None):
+        """The (256,) style of a voice, or of a mix [[voice, weight], ...], for n_ids phonemes and pads.
+
+        Its second half, which durations, pitch and energy hang on, comes from `prosody` (likewise) if given.
+        """
         mix = [[voice, 1.0]] if isinstance(voice, str) else voice
         total = sum(weight for _, weight in mix)
-        return sum(self.voices[name][n_ids - 3] * (weight / total) for name, weight in mix)
+        style = sum(self.voices[name][n_ids - 3] * (weight / total) for name, weight in mix)
+        return style if prosody is None else torch.cat([style[:128], self.style(prosody, n_ids)[128:]])
 
     # -- layers -------------------------------------------------------------
 
@@ -180,7 +185,7 @@ class Kokoro:
         step = (f0.double()[:, None] * harmonics[:, None] / 24000).remainder(1.0)
         cycles = F.interpolate(step.cumsum(2) * 300, scale_factor=300, mode="linear")
         sines = (cycles.remainder(1.0).float() * TWO_PI).sin_().mul_(0.1)
-        voiced = (f0 > 10).float()[:, None].repeat_interleave(300, dim=2)
+        voiced = (f0 > UNVOICED).float()[:, None].repeat_interleave(300, dim=2)
         sines = sines * voiced
         if noise:  # as in training: faint under voiced sound, strong where there is none
             sines = sines + torch.randn_like(sines) * (noise * (voiced * 0.003 + (1 - voiced) * (0.1 / 3)))
@@ -208,12 +213,21 @@ class Kokoro:
         weight = F.conv_transpose1d(torch.ones_like(spectrum[:1, :1]), self.window2, stride=5)
         return (audio[:, 0, 10:-10] / weight[0, :, 10:-10])
 
+    def bend(self, f0, melody):
+        """Pitch curves (B, 1, 2F) with melody (B, 2): factors on pitch and on its distance, in logarithms, from its mean."""
+        pitch, spread = melody[:, :1, None], melody[:, 1:, None]
+        voiced = f0 > UNVOICED
+        log = f0.clamp(min=UNVOICED).log()
+        mean = (log * voiced).sum(2, keepdim=True) / voiced.sum(2, keepdim=True).clamp(min=1)
+        bent = (mean + (log - mean) * spread).exp() * pitch
+        return torch.where(voiced, bent.clamp(min=1.2 * UNVOICED), f0)
+
     @torch.inference_mode()
-    def synthesise(self, index, style, for_pitch, for_sound, noise=1.0):
+    def synthesise(self, index, style, for_pitch, for_sound, noise=1.0, melody=None):
         """(B, F) phoneme position of each frame, (B, 256) styles, the two encodings -> (B, 600 F) samples.
 
         noise=0 leaves out the random part of the source, as the ONNX export does; the network was
-        trained with it, and unvoiced sounds come out smoother.
+        trained with it, and unvoiced sounds come out smoother. `melody` as in `bend`.
         """
         def spread(x):
             return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
@@ -225,6 +239,8 @@ class Kokoro:
             f0 = self.res_block(f"predictor.F0.{k}", f0, pitch_style)
             n = self.res_block(f"predictor.N.{k}", n, pitch_style)
         f0 = self.conv("predictor.F0_proj", f0)
+        if melody is not None:
+            f0 = self.bend(f0, melody)
         n = self.conv("predictor.N_proj", n)
 
         text = spread(for_sound).transpose(1, 2)

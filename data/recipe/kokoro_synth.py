@@ -3,8 +3,11 @@
     python kokoro_synth.py --weights kokoro.npz --manifest speak.jsonl --out DIR --part 0/3 --deadline 300
 
 Each line of the manifest is {"id", "phonemes", "voice", "speed"}; `voice` is a
-name or a mix [["af_bella", 0.6], ["am_adam", 0.4]].  Process i of n takes every
-n-th line and appends to two files of its own:
+name or a mix [["af_bella", 0.6], ["am_adam", 0.4]].  A line may also give
+`prosody`, the voice whose timing and melody are taken, `pitch` and `spread`, by
+which the melody is moved and stretched, and `jitter`, the standard deviation by
+which the logarithms of lengths differ from the predicted ones.  Process i of n
+takes every n-th line and appends to two files of its own:
 
     kokoro_{i}.pcm    16 kHz mono int16 samples, clip after clip
     kokoro_{i}.jsonl  {"id", "offset", "n_samples", "ids", "durations"} per clip
@@ -31,6 +34,7 @@ import torch.nn.functional as F
 import kokoro_model
 
 START = time.monotonic()
+WORD_SPACE = 16  # id of the space between the phonemes of two words
 
 
 class Resampler:
@@ -102,6 +106,16 @@ def precise(on):
     torch.backends.cudnn.allow_tf32 = not on
 
 
+def uneven(frames, ids, jitter, rng):
+    """Lengths in frames, at least 1, varied by word and by sound."""
+    word, out = rng.gauss(0, jitter), []
+    for d, i in zip(frames, ids, strict=True):
+        if i == WORD_SPACE:
+            word = rng.gauss(0, jitter)
+        out.append(max(1, int(d * math.exp(0.7 * (word + rng.gauss(0, jitter))) + rng.random())))
+    return out
+
+
 def predict(model, entries, step):
     """Adds ids, style, durations and the two text encodings to each entry; lengths become multiples of `step`."""
     for e in entries:
@@ -110,13 +124,15 @@ def predict(model, entries, step):
     precise(True)
     for batch in groups(usable, lambda e: len(e["ids"]), lambda n: 30000 // n):
         n = len(batch[0]["ids"])
-        styles = torch.stack([model.style(e["voice"], n) for e in batch]).to(model.device)
+        styles = torch.stack([model.style(e["voice"], n, e.get("prosody")) for e in batch]).to(model.device)
         ids = torch.tensor([e["ids"] for e in batch], device=model.device)
         speed = torch.tensor([float(e.get("speed", 1.0)) for e in batch], device=model.device)
         frames, for_pitch, for_sound = model.durations(ids, styles, speed)
         for k, (e, d) in enumerate(zip(batch, frames.tolist(), strict=True)):
+            if e.get("jitter"):
+                d = uneven(d, e["ids"], e["jitter"], random.Random(e["id"]))
             d[-1] += -sum(d) % step  # the last symbol is silence
-            e.update(style=styles[k], durations=d, frames=sum(d), pitch=for_pitch[k], sound=for_sound[k])
+            e.update(style=styles[k], durations=d, frames=sum(d), for_pitch=for_pitch[k], for_sound=for_sound[k])
     precise(False)
     return usable
 
@@ -126,9 +142,10 @@ def speak(model, resample, batch, noise, peak):
     pad = torch.nn.utils.rnn.pad_sequence
     durations = pad([torch.tensor(e["durations"]) for e in batch], batch_first=True)
     index = kokoro_model.frame_index(durations).to(model.device)
+    melody = torch.tensor([[e.get("pitch", 1.0), e.get("spread", 1.0)] for e in batch], device=model.device)
     audio = model.synthesise(index, torch.stack([e["style"] for e in batch]),
-                             pad([e["pitch"] for e in batch], batch_first=True),
-                             pad([e["sound"] for e in batch], batch_first=True), noise)
+                             pad([e["for_pitch"] for e in batch], batch_first=True),
+                             pad([e["for_sound"] for e in batch], batch_first=True), noise, melody)
     audio = resample(audio)
     audio = audio * (peak / audio.abs().amax(1, keepdim=True).clamp(min=1e-4))
     samples = (audio * 32767).round().short().cpu().numpy()

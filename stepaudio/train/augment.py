@@ -15,7 +15,7 @@ from ..mel import mel_filterbank
 from ..units import HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_mel_frames
 
 N_MELS = 128
-WARPS = np.linspace(0.86, 1.16, 9)  # factors on the frequency axis: shorter and longer vocal tracts
+WARPS = np.linspace(0.82, 1.2, 9)  # factors on the frequency axis: shorter and longer vocal tracts
 
 
 @lru_cache(maxsize=1)
@@ -39,7 +39,7 @@ def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
     Clips of a row stand in order of time, so the clip that sounds at a sample is told by how many have begun.
     """
     t = mx.arange(N)[None, :]
-    begun = (t[..., None] >= batch["begin"][:, None, :]).sum(-1)  # (B, N), 0 before the first clip
+    begun = sum((t >= b).astype(mx.int32) for b in mx.split(batch["begin"], batch["begin"].shape[1], axis=1))  # (B, N), 0 before all
     clip = mx.maximum(begun - 1, 0)
     begin, stop, start, rate = (mx.take_along_axis(batch[k], clip, axis=1) for k in ("begin", "stop", "start", "rate"))
     inside = (begun > 0) & (t < stop)
@@ -70,8 +70,9 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     wave = mx.fft.irfft(spectrum, n=size)[:, :N]
     babble = mx.roll(wave, 1, axis=0) + mx.roll(mx.roll(wave, 2, axis=0), N // 3, axis=1)
     wave = wave + babble * batch["babble"][:, None]
-    colour = (mx.arange(N // 2 + 1) + 30.0)[None] ** (-0.5 * batch["colour"][:, None])
-    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, N))) * colour, n=N)
+    even = 2 * smooth_size(-(-N // 2))
+    colour = (mx.arange(even // 2 + 1) + 30.0)[None] ** (-0.5 * batch["colour"][:, None])
+    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, even))) * colour, n=even)[:, :N]
     noise = noise / mx.sqrt((noise * noise).mean(1, keepdims=True) + 1e-12)
     level = loud * batch["noise"][:, None] + batch["floor"][:, None]
     gain = batch["gain"][:, None] / mx.maximum(mx.abs(wave).max(1, keepdims=True), 0.05)

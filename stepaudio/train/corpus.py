@@ -37,7 +37,7 @@ class Bucket:
 
     @property
     def samples(self) -> int:
-        return int(self.seconds * SAMPLE_RATE)
+        return round(self.seconds * SAMPLE_RATE)
 
 
 class Corpus:
