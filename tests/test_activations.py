@@ -3,12 +3,14 @@
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from twins import rotate
 
 from stepaudio import activations
 from stepaudio.activations import exp2, gelu, log_sum_exp, rope, silu, softmax_attention
+from stepaudio.backend import on_cuda
 
 # Dense where the functions bend, then out to where a float32 square overflows, and both zeros.
 WIDE = np.geomspace(1e-30, 1e30, 2001)
@@ -92,6 +94,15 @@ def test_rope(form, n, offset):
     # The fused kernel works out its angles in float32: off by 1e-3 at thousands of positions.
     allowed = 1e-6 if form == "fast" else 1e-5 + 5e-7 * offset
     assert np.abs(np.array(rope(mx.array(x), 8, 1e6, offset)) - want).max() < allowed
+
+
+@pytest.mark.skipif(not on_cuda(), reason="needs a CUDA device")
+def test_gelu_and_its_slope_in_bfloat16_on_cuda():
+    x = mx.random.normal((8, 256)).astype(mx.bfloat16) * 3
+    twin = mx.array(gelu_twin(np.array(x.astype(mx.float32))))
+    assert mx.allclose(gelu(x).astype(mx.float32), twin, rtol=1e-2, atol=1e-2)
+    slope, plain = (mx.grad(lambda x, f=f: f(x).astype(mx.float32).sum())(x) for f in (gelu, nn.gelu))
+    assert mx.allclose(slope.astype(mx.float32), plain.astype(mx.float32), atol=2e-2)
 
 
 def test_other_types_take_the_plain_form():

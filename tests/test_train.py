@@ -11,15 +11,17 @@ from mlx.utils import tree_flatten, tree_map
 
 from stepaudio.activations import softmax_attention
 from stepaudio.config import AudioEncoderConfig, StepAudioConfig, TextConfig
-from stepaudio.errors import DataError
+from stepaudio.errors import ConfigError, DataError
 from stepaudio.mel import log_mel
 from stepaudio.model import StepAudio2
 from stepaudio.prompt import asr_prompt
+from stepaudio.samples import default_checkpoint
 from stepaudio.tokenizer import Tokenizer
 from stepaudio.train import augment, corpus, loop, nano
 from stepaudio.train.corpus import IGNORE, BatchMaker, Bucket, Corpus
 from stepaudio.train.prompt_ids import transcription_ids
 from stepaudio.units import n_mel_frames, n_prompt_rows
+from stepaudio.weights import save_checkpoint
 
 RATE = 16_000
 BUCKETS = (Bucket(2.0, 3, 12, 0.5), Bucket(3.0, 2, 20, 0.5))
@@ -503,6 +505,37 @@ def test_export_is_the_average_in_half_precision(trainer, tmp_path):
     assert set(arrays) == set(wanted) and all(a.dtype == mx.float16 for a in arrays.values())
     name = "model.embed_tokens.weight"
     np.testing.assert_allclose(np.array(arrays[name]), np.array(wanted[name]), rtol=1e-3, atol=1e-6)
+
+
+def test_the_mean_of_two_models(tmp_path):
+    def tensors(folder):
+        return {k: np.array(v.astype(mx.float32)) for k, v in mx.load(str(folder / "model.safetensors")).items()}
+
+    a, b = tiny.write(tmp_path / "a", seed=1), tiny.write(tmp_path / "b", seed=2)
+    nano.average_models([a, b], tmp_path / "mean")
+    one, two, mean = tensors(a), tensors(b), tensors(tmp_path / "mean")
+    assert set(mean) == set(one)
+    for name, value in mean.items():
+        assert np.allclose(value, (one[name] + two[name]) / 2, rtol=1e-3, atol=1e-6), name
+        assert not np.allclose(value, one[name], rtol=1e-3, atol=1e-6) or np.allclose(one[name], two[name]), name
+
+
+def test_models_of_other_sizes_have_no_mean(tmp_path):
+    a, b = tiny.write(tmp_path / "a"), tiny.write(tmp_path / "b")
+    sizes = tiny.config(512)
+    save_checkpoint(b, sizes, tiny.weights(sizes))
+    with pytest.raises(ConfigError, match="b: its sizes are not those of .*a"):
+        nano.average_models([a, b], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_rows_of_all_buckets_fill_whole_tiles():
+    """Where they do not, attention has no fused gradient on CUDA, which nothing but the clock would tell."""
+    prompt = transcription_ids(Tokenizer.from_folder(default_checkpoint()))
+    for bucket in loop.ALL_BUCKETS:
+        frames = n_mel_frames(bucket.samples)
+        rows = len(prompt.before) + n_prompt_rows(frames) + len(prompt.after) + bucket.max_text
+        assert -(-frames // 2) % 128 == 0 and rows % 128 == 0, bucket
 
 
 def test_nano_sizes():

@@ -57,7 +57,8 @@ def pick_speed(rng):
 def pick_melody(rng):
     """Factor on the pitch, factor on its distance from its mean (both of logarithms), unevenness of lengths."""
     pitch = min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45)
-    return {"pitch": round(pitch, 3), "spread": round(rng.uniform(0.5, 1.6), 2), "jitter": round(rng.uniform(0, 0.3), 2)}
+    spread, jitter = rng.uniform(0.5, 1.6), rng.uniform(0, 0.3)
+    return {"pitch": round(pitch, 3), "spread": round(spread, 2), "jitter": round(jitter, 2)}
 
 
 def is_british(voice):

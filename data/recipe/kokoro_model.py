@@ -214,7 +214,7 @@ class Kokoro:
         return (audio[:, 0, 10:-10] / weight[0, :, 10:-10])
 
     def bend(self, f0, melody):
-        """Pitch curves (B, 1, 2F) with melody (B, 2): factors on pitch and on its distance, in logarithms, from its mean."""
+        """Pitch curves (B, 1, 2F) and factors (B, 2) on the pitch and on its distance, in logarithms, from its mean."""
         pitch, spread = melody[:, :1, None], melody[:, 1:, None]
         voiced = f0 > UNVOICED
         log = f0.clamp(min=UNVOICED).log()

@@ -1,5 +1,6 @@
 """python -m stepaudio.train tokenizer TEXTS.jsonl FOLDER
 python -m stepaudio.train run --corpus FOLDER… --tokenizer FOLDER --out FOLDER [--steps N] [--seconds S] …
+python -m stepaudio.train average MODEL… OUT
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from ..tokenizer import Tokenizer
 from .loop import ALL_BUCKETS, Recipe, run
-from .nano import export, nano_config, train_tokenizer
+from .nano import average_models, export, nano_config, train_tokenizer
 
 
 def main() -> None:
@@ -22,6 +23,9 @@ def main() -> None:
     make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
     make.add_argument("texts", type=Path)
     make.add_argument("folder", type=Path)
+    mean = verbs.add_parser("average", help="the mean of the weights of several trained models")
+    mean.add_argument("models", type=Path, nargs="+", help="folders with config.json and model.safetensors")
+    mean.add_argument("folder", type=Path)
     train = verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout")
     train.add_argument("--corpus", type=Path, nargs="+", required=True)
     train.add_argument("--texts", type=Path, help="JSONL with id and text, for corpora whose lines only have an id")
@@ -45,6 +49,9 @@ def main() -> None:
     if options.verb == "tokenizer":
         lines = options.texts.read_text(encoding="utf-8").splitlines()
         train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)
+        return
+    if options.verb == "average":
+        average_models(options.models, options.folder)
         return
     tokenizer = Tokenizer.from_folder(options.tokenizer)
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)

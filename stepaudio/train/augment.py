@@ -39,7 +39,8 @@ def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
     Clips of a row stand in order of time, so the clip that sounds at a sample is told by how many have begun.
     """
     t = mx.arange(N)[None, :]
-    begun = sum((t >= b).astype(mx.int32) for b in mx.split(batch["begin"], batch["begin"].shape[1], axis=1))  # (B, N), 0 before all
+    begins = mx.split(batch["begin"], batch["begin"].shape[1], axis=1)
+    begun = sum((t >= begin).astype(mx.int32) for begin in begins)  # (B, N), 0 before the first clip
     clip = mx.maximum(begun - 1, 0)
     begin, stop, start, rate = (mx.take_along_axis(batch[k], clip, axis=1) for k in ("begin", "stop", "start", "rate"))
     inside = (begun > 0) & (t < stop)

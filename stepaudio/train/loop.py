@@ -36,7 +36,7 @@ from .corpus import IGNORE, BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
 
 N_PHONEMES = 256
-# Encoder and decoder then see 256 and 128, 512 and 256, 1280 and 512 positions: where a sequence is not a multiple of 128,
+# Encoder and decoder then see 256 and 128, 512 and 256, 1280 and 512 positions: where these are no multiples of 128,
 # MLX's CUDA backend has no fused gradient of attention, and the step takes twice as long.
 ALL_BUCKETS = (Bucket(5.1, 96, 49, 0.5), Bucket(10.22, 48, 113, 0.33), Bucket(25.575, 20, 177, 0.17))
 

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from ..config import AudioEncoderConfig, StepAudioConfig, TextConfig
+from ..errors import ConfigError
+from ..net import StepAudioNet
 from ..prompt import ASR_SYSTEM
 from ..tokenizer import Tokenizer
-from ..weights import save_checkpoint
+from ..weights import load_weights, save_checkpoint
 
 TEXT_VOCABULARY = 1536  # byte-level BPE ids below the special tokens
 
@@ -39,3 +41,26 @@ def export(average: dict, config: StepAudioConfig, folder: Path) -> None:
     """Write averaged weights as half precision in the published layout, beside a config in its own shape."""
     tensors = {name: value.astype(mx.float16) for name, value in tree_flatten(average)}
     save_checkpoint(folder, config, tensors)
+
+
+def average_models(folders: list[Path], out: Path) -> None:
+    """Write the mean of several trained models' weights, with the config of the first.
+
+    Models of one run, or of runs that began alike, lie in one valley, and its middle hears new voices better than its
+    edges do (Izmailov et al. 2018; Wortsman et al. 2022).
+
+    Raises
+    ------
+    ConfigError : the models differ in their sizes, or a config is missing or wrong.
+    WeightsError : a model whose tensors are not those of its config.
+    """
+    config = StepAudioConfig.from_file(folders[0] / "config.json")
+    total = None
+    for folder in folders:
+        if StepAudioConfig.from_file(folder / "config.json") != config:
+            raise ConfigError(f"{folder}: its sizes are not those of {folders[0]}, so their weights have no mean")
+        net = StepAudioNet(config)
+        load_weights(net, folder, config, mx.float32)
+        found = net.parameters()
+        total = found if total is None else tree_map(mx.add, total, found)
+    export(tree_map(lambda x: x / len(folders), total), config, out)
