@@ -529,6 +529,37 @@ def test_models_of_other_sizes_have_no_mean(tmp_path):
     assert not (tmp_path / "mean").exists()
 
 
+def test_the_mean_of_two_states_goes_on(trainer, tokenizer, maker, shelf, tmp_path):
+    pcm = mx.array(shelf.samples(0))
+    for k in range(2):
+        trainer.step(pcm, maker(k), 0.1)
+        trainer.save(tmp_path / str(k))
+    loop.average_states([tmp_path / "0", tmp_path / "1"], tmp_path / "mean")
+    a, b, mean = (mx.load(str(tmp_path / name / "state.safetensors")) for name in ("0", "1", "mean"))
+    for name in ("params", "average"):
+        np.testing.assert_allclose(mean[name], (np.array(a["average"]) + np.array(b["average"])) / 2, atol=1e-6)
+    np.testing.assert_allclose(mean["second"], (np.array(a["second"]) + np.array(b["second"])) / 2, atol=1e-6)
+    assert not np.allclose(a["average"], b["average"], atol=1e-6)
+    assert trainer.resume(tmp_path / "mean") and trainer.step_number == 1
+    trainer.step(pcm, maker(2), 0.1)
+    with pytest.raises(DataError, match="2: no state.safetensors"):
+        loop.average_states([tmp_path / "0", tmp_path / "2"], tmp_path / "mean")
+
+
+def test_noise_on_weights_is_a_share_of_their_size(trainer):
+    trainer.recipe = replace(trainer.recipe, weight_noise=0.1)
+    params = trainer.state["params"]
+    still, moved = (dict(tree_flatten(trainer.flat.split(p))) for p in (params, trainer._noisy(params)))
+    for name, value in still.items():
+        value, noise = np.array(value), np.array(moved[name] - value)
+        if value.ndim < 2:
+            assert not noise.any(), name
+        elif value.size > 500:
+            assert noise.std() == pytest.approx(0.1 * np.sqrt((value**2).mean()), rel=0.15), name
+    trainer.recipe = replace(trainer.recipe, weight_noise=0.0)
+    assert trainer._noisy(params) is params
+
+
 def test_rows_of_all_buckets_fill_whole_tiles():
     """Where they do not, attention has no fused gradient on CUDA, which nothing but the clock would tell."""
     prompt = transcription_ids(Tokenizer.from_folder(default_checkpoint()))

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from ..tokenizer import Tokenizer
-from .loop import ALL_BUCKETS, Recipe, run
+from .loop import ALL_BUCKETS, Recipe, average_states, run
 from .nano import average_models, export, nano_config, train_tokenizer
 
 
@@ -23,8 +23,9 @@ def main() -> None:
     make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
     make.add_argument("texts", type=Path)
     make.add_argument("folder", type=Path)
-    mean = verbs.add_parser("average", help="the mean of the weights of several trained models")
-    mean.add_argument("models", type=Path, nargs="+", help="folders with config.json and model.safetensors")
+    mean = verbs.add_parser("average", help="the mean of the weights of several trained models, or of saved states")
+    mean.add_argument("models", type=Path, nargs="+", help="folders with config.json and model.safetensors, or all "
+                                                           "with state.safetensors")
     mean.add_argument("folder", type=Path)
     train = verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout")
     train.add_argument("--corpus", type=Path, nargs="+", required=True)
@@ -41,6 +42,8 @@ def main() -> None:
     train.add_argument("--workers", type=int, default=Recipe.workers)
     train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
     train.add_argument("--pause", type=float, default=float("inf"), help="save and leave after this many seconds")
+    train.add_argument("--weight-noise", type=float, default=Recipe.weight_noise,
+                       help="noise on the weights, as a share of each matrix's root mean square")
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
     train.add_argument("--block", type=int, default=Recipe.block, help="steps between changes of batch shape")
@@ -51,14 +54,15 @@ def main() -> None:
         train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)
         return
     if options.verb == "average":
-        average_models(options.models, options.folder)
+        saved = (options.models[0] / "state.safetensors").exists()
+        (average_states if saved else average_models)(options.models, options.folder)
         return
     tokenizer = Tokenizer.from_folder(options.tokenizer)
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)
     buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
     recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
                     workers=options.workers, log_every=options.log_every, block=options.block, compile=options.compile,
-                    buckets=buckets)
+                    weight_noise=options.weight_noise, buckets=buckets)
     run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
         options.start,
         on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,

@@ -287,6 +287,6 @@ def augmentation(rng, B: int) -> dict:
         "top": np.where(on(0.2), rng.uniform(3300, 4000, B), np.where(on(0.1), 5500, 8000)).astype(np.float32),
         "bottom": np.where(on(0.15), rng.uniform(100, 350, B), 0).astype(np.float32),
         "clip": np.where(on(0.08), rng.uniform(0.2, 0.7, B), 10.0).astype(np.float32),
-        "time_mask": np.stack([rng.integers(0, 1 << 20, (B, 3)), rng.integers(0, 18, (B, 3))], -1).astype(np.int32),
-        "band_mask": np.stack([rng.integers(0, 118, (B, 2)), rng.integers(0, 16, (B, 2))], -1).astype(np.int32),
+        "time_mask": np.stack([rng.integers(0, 1 << 20, (B, 3)), rng.integers(0, 30, (B, 3))], -1).astype(np.int32),
+        "band_mask": np.stack([rng.integers(0, 118, (B, 2)), rng.integers(0, 28, (B, 2))], -1).astype(np.int32),
     }

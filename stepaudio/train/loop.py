@@ -4,7 +4,8 @@ Loss: cross-entropy of the answer after the reference's own transcription prompt
 clips whose synthesiser told its phoneme durations, the phoneme of every 40 ms encoder frame and the text id that
 is being spoken in every 80 ms prompt row, through two heads that are thrown away. Master
 weights in float32, products in bfloat16 on a GPU. A share of the answer's input
-ids is replaced at random, so that the decoder trusts what it hears more than what it wrote.
+ids is replaced at random, so that the decoder trusts what it hears more than what it wrote. Noise on the weights
+(Graves 2011), if asked for, keeps the net where small changes do little, which new voices profit from.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from ..backend import on_cpu
 from ..cache import NoCache
 from ..config import StepAudioConfig
+from ..errors import DataError
 from ..net import StepAudioNet
 from ..tokenizer import Tokenizer
 from ..units import HOP, TAIL_PADDING
@@ -36,6 +38,7 @@ from .corpus import IGNORE, BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
 
 N_PHONEMES = 256
+NOISE_SCALE_STEPS = 500  # between looks at how large the weights are
 # Encoder and decoder then see 256 and 128, 512 and 256, 1280 and 512 positions: where these are no multiples of 128,
 # MLX's CUDA backend has no fused gradient of attention, and the step takes twice as long.
 ALL_BUCKETS = (Bucket(5.1, 96, 49, 0.5), Bucket(10.22, 48, 113, 0.33), Bucket(25.575, 20, 177, 0.17))
@@ -54,6 +57,7 @@ class Recipe:
     phoneme_weight: float = 0.5
     spoken_weight: float = 0.5
     token_noise: float = 0.1
+    weight_noise: float = 0.0  # share of each matrix's root mean square
     average: float = 0.9995
     seed: int = 7
     workers: int = 8
@@ -129,9 +133,9 @@ class Trainer:
         decays = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
         nothing = mx.zeros_like(start)
         self.state = {"params": start, "average": start + 0, "first": nothing, "second": nothing + 0}
-        self._decays = decays * recipe.weight_decay
+        self._decays, self._matrices = decays * recipe.weight_decay, decays
         self._around = [mx.array(ids) for ids in (prompt.before, prompt.after)]
-        self.step_number, self._bucket, self._shown = 0, None, ()
+        self.step_number, self._bucket, self._shown, self._scales = 0, None, (), None
         self._gradient = mx.value_and_grad(self.loss)
         self._mels = [partial(batch_mels, N=b.samples, filters=warped_filters()) for b in recipe.buckets]
         if recipe.compile:
@@ -194,7 +198,7 @@ class Trainer:
         mels = self._mels[self._bucket](pcm, arrays)
         mx.async_eval(mels)
         needed = {k: arrays[k] for k in ("place", "answers", "asks", "labels", "length", "phonemes", "spoken")}
-        params = self.flat.split(self.state["params"].astype(self.dtype))
+        params = self.flat.split(self._noisy(self.state["params"]).astype(self.dtype))
         (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
         mx.async_eval(shown, gradient)
         self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
@@ -203,6 +207,16 @@ class Trainer:
         self._shown = shown
         self.step_number += 1
         return shown
+
+    def _noisy(self, params: mx.array) -> mx.array:
+        """The weights with this step's noise: normal, as strong as a share of their matrix's root mean square."""
+        share = self.recipe.weight_noise
+        if not share:
+            return params
+        if self.step_number % NOISE_SCALE_STEPS == 0 or self._scales is None:
+            strength = tree_map(lambda p: mx.full(p.shape, mx.sqrt((p * p).mean())), self.flat.split(params))
+            self._scales = share * self.flat.join(strength) * self._matrices
+        return params + self._scales * mx.random.normal(params.shape)
 
     @property
     def average(self) -> dict:
@@ -244,6 +258,29 @@ class Trainer:
         self.state.update(arrays)
         self.step_number = int(meta["step"])
         return True
+
+
+def average_states(folders: list[Path], out: Path) -> None:
+    """Write the mean of saved states, for a run to go on from: of their averaged weights, their moments, their steps.
+
+    Raises
+    ------
+    DataError : a folder without a saved state, or states of nets of different sizes.
+    """
+    states, steps = [], []
+    for folder in folders:
+        path = folder / "state.safetensors"
+        if not path.exists():
+            raise DataError(f"{folder}: no state.safetensors in it; expected the `checkpoint` folder of a run")
+        arrays, meta = mx.load(str(path), return_metadata=True)
+        states.append(arrays | {"params": arrays["average"]})
+        steps.append(int(meta["step"]))
+    sizes = {state["params"].size for state in states}
+    if len(sizes) > 1:
+        raise DataError(f"{', '.join(map(str, folders))}: states of {sizes} weights have no mean")
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    out.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(out / "state.safetensors"), mean, {"step": str(sum(steps) // len(steps))})
 
 
 def on_device(batch: dict) -> dict:
