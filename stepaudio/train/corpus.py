@@ -21,7 +21,7 @@ from ..units import HOP, SAMPLE_RATE, n_mel_frames, n_prompt_rows
 SEGMENTS = 8  # clips that may stand one after another in one training row
 ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
 IGNORE = 0  # label of frames and rows about which nothing is known; real labels are one higher than their ids
-TIGHT, CUT = 0.35, 0.4  # shares of rows with next to no silence around, and of aligned clips of which words are taken
+TIGHT, CUT = 0.5, 0.5  # shares of rows with next to no silence around, and of aligned clips of which words are taken
 PHONEME_SPACE = 16  # the id that parts words in the synthesiser's phonemes; lower ids are marks and pauses
 SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bit indices do
 
@@ -207,7 +207,7 @@ class BatchMaker:
         ranges = _word_ranges(clip) if clip["phonemes"] and rng.random() < CUT else None
         if not ranges:
             return clip
-        size = len(ranges) if rng.random() < 0.3 else min(len(ranges), 1 + int(rng.exponential(2.5)))
+        size = len(ranges) if rng.random() < 0.5 else min(len(ranges), 1 + int(rng.exponential(2.5)))
         first = int(rng.integers(len(ranges) - size + 1))
         part = cut_words(clip, ranges, first, first + size, self.corpus.encode)
         return part if part["n"] >= SAMPLE_RATE // 8 else clip
