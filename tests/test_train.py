@@ -544,6 +544,10 @@ def test_the_mean_of_two_states_goes_on(trainer, tokenizer, maker, shelf, tmp_pa
     trainer.step(pcm, maker(2), 0.1)
     with pytest.raises(DataError, match="2: no state.safetensors"):
         loop.average_states([tmp_path / "0", tmp_path / "2"], tmp_path / "mean")
+    (tmp_path / "2").mkdir()
+    mx.save_safetensors(str(tmp_path / "2/state.safetensors"), {k: v[:9] for k, v in a.items()}, {"step": "1"})
+    with pytest.raises(DataError, match="have no mean"):
+        loop.average_states([tmp_path / "0", tmp_path / "2"], tmp_path / "mean")
 
 
 def test_noise_on_weights_is_a_share_of_their_size(trainer):

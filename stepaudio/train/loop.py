@@ -5,7 +5,7 @@ clips whose synthesiser told its phoneme durations, the phoneme of every 40 ms e
 is being spoken in every 80 ms prompt row, through two heads that are thrown away. Master
 weights in float32, products in bfloat16 on a GPU. A share of the answer's input
 ids is replaced at random, so that the decoder trusts what it hears more than what it wrote. Noise on the weights
-(Graves 2011), if asked for, keeps the net where small changes do little, which new voices profit from.
+(Graves 2011), if asked for, drives the net to where small changes do little.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .prompt_ids import transcription_ids
 N_PHONEMES = 256
 NOISE_SCALE_STEPS = 500  # between looks at how large the weights are
 # Encoder and decoder then see 256 and 128, 512 and 256, 1280 and 512 positions: where these are no multiples of 128,
-# MLX's CUDA backend has no fused gradient of attention, and the step takes twice as long.
+# MLX's CUDA backend has no fused gradient of attention.
 ALL_BUCKETS = (Bucket(5.1, 96, 49, 0.5), Bucket(10.22, 48, 113, 0.33), Bucket(25.575, 20, 177, 0.17))
 
 
@@ -130,10 +130,10 @@ class Trainer:
         params = {"net": initialise(self.net), "head": head.parameters(), "rows": rows.parameters()}
         self.flat = Flat(params)
         start = self.flat.join(params)
-        decays = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
+        # ones where a weight is of a matrix or a kernel, which alone decay and take noise
+        self._matrices = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
         nothing = mx.zeros_like(start)
         self.state = {"params": start, "average": start + 0, "first": nothing, "second": nothing + 0}
-        self._decays, self._matrices = decays * recipe.weight_decay, decays
         self._around = [mx.array(ids) for ids in (prompt.before, prompt.after)]
         self.step_number, self._bucket, self._shown, self._scales = 0, None, (), None
         self._gradient = mx.value_and_grad(self.loss)
@@ -180,7 +180,7 @@ class Trainer:
         s["first"] = 0.9 * s["first"] + 0.1 * gradient
         s["second"] = 0.98 * s["second"] + 0.02 * gradient * gradient
         step = (s["first"] / (1 - 0.9**t)) / (mx.sqrt(s["second"] / (1 - 0.98**t)) + 1e-8)
-        s["params"] = s["params"] * (1 - rate * self._decays) - rate * step
+        s["params"] = s["params"] * (1 - rate * r.weight_decay * self._matrices) - rate * step
         average = min(r.average, t / (t + 10))
         s["average"] = average * s["average"] + (1 - average) * s["params"]
 
@@ -193,7 +193,7 @@ class Trainer:
         if batch["bucket"] != self._bucket:
             self._bucket = batch["bucket"]
             mx.eval(self.state)
-            mx.clear_cache()  # buffers for all buckets at once took 68 GB, for one 28 (192 rows of 5.5 s)
+            mx.clear_cache()  # or buffers of all buckets stay
         arrays = on_device(batch)
         mels = self._mels[self._bucket](pcm, arrays)
         mx.async_eval(mels)
@@ -203,7 +203,7 @@ class Trainer:
         mx.async_eval(shown, gradient)
         self._adamw(self.flat.join(gradient), self.recipe.rate(progress, self.step_number))
         mx.async_eval(self.state)
-        mx.eval(self._shown)  # of the step before: one step ahead is enough, and two need twice the room
+        mx.eval(self._shown)  # of the step before: the host is one step ahead, never more (16 GB, and 12 if it waits)
         self._shown = shown
         self.step_number += 1
         return shown

@@ -46,8 +46,8 @@ def export(average: dict, config: StepAudioConfig, folder: Path) -> None:
 def average_models(folders: list[Path], out: Path) -> None:
     """Write the mean of several trained models' weights, with the config of the first.
 
-    Models of one run, or of runs that began alike, lie in one valley, and its middle hears new voices better than its
-    edges do (Izmailov et al. 2018; Wortsman et al. 2022).
+    For models of one run, or of runs that began alike (Izmailov et al. 2018; Wortsman et al. 2022). The further they
+    have gone apart, the less their mean need be as good as they are.
 
     Raises
     ------
