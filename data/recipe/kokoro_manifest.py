@@ -14,7 +14,8 @@ so a combination of two or three voices speaks as somebody new, and some
 combinations lie beyond a voice, away from another.  Every second clip has its
 timing and melody from elsewhere than its timbre.  Its pitch is then moved, its
 melody flattened or exaggerated, the length of its words and sounds varied, and
-some have an accent: people are far less even than a synthesiser.
+its sounds are moved towards what people say: they are far less even, and far less
+distinct, than a synthesiser that reads a dictionary's phonemes.
 """
 
 import argparse
@@ -22,18 +23,14 @@ import json
 import math
 import random
 
+from ways_of_speaking import as_people_say
+
 # Four more voices exist and are kept for scoring; am_puck is the least clear one.
 VOICES = dict.fromkeys(
     "af_alloy af_aoede af_bella af_heart af_jessica af_kore af_nova af_river af_sarah af_sky "
     "am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa "
     "bf_alice bf_isabella bf_lily bm_daniel bm_fable bm_lewis".split(), 1.0)
 VOICES["am_puck"] = 0.25
-# What accents, lax speech and small differences of vowels do to sounds, in Kokoro's signs (A I O W Y Q are diphthongs,
-# T a flapped t, ᵻ a weak i).
-HABITS = [tuple(pair.split(">")) for pair in (
-    "ð>d ð>z θ>t θ>s θ>f v>w w>v h> ŋ>n ɹ>ɾ z>s d>t ʤ>ʧ ʒ>ʃ ʧ>ʃ T>t T>d b>p ɡ>k p>b l>w "
-    "æ>ɛ æ>a ɛ>æ ɛ>ɪ ɪ>i i>ɪ ɪ>ɛ ʌ>ɑ ʌ>a ʌ>ə ə>ɪ ə>ʌ ə>ɛ ɑ>ɔ ɑ>a ɔ>ɑ ɔ>O ɒ>ɑ ɒ>ɔ ʊ>u u>ʊ ɜ>ɛ ɜ>ɔ ɐ>ə "
-    "A>ɛ A>I O>ɔ O>u O>W I>A I>a I>ɑ W>a W>O Q>O Y>I ᵻ>ə ː>").split()]
 SECONDS_PER_PHONEME = 0.068  # with the pads' silence, at speed 1; only for --hours
 
 
@@ -65,14 +62,6 @@ def pick_melody(rng):
     pitch = min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45)
     spread, jitter = rng.uniform(0.5, 1.6), rng.uniform(0, 0.3)
     return {"pitch": round(pitch, 3), "spread": round(spread, 2), "jitter": round(jitter, 2)}
-
-
-def with_accent(phonemes, rng):
-    """Two clips in five get a few habits of one speaker: sounds said otherwise, mostly or now and then."""
-    if rng.random() > 0.4:
-        return phonemes
-    habits, often = dict(rng.sample(HABITS, rng.randint(1, 4))), rng.uniform(0.4, 1.0)
-    return "".join(habits[p] if p in habits and rng.random() < often else p for p in phonemes)
 
 
 def is_british(voice):
@@ -112,7 +101,7 @@ def main():
             voice = check_voice(item.get("voice") or pick_voice(rng))
             speed = item.get("speed") or pick_speed(rng)
             phonemes = readers[is_british(voice)](item.get("say") or item["text"])
-            phonemes = with_accent(phonemes, rng)
+            phonemes = as_people_say(phonemes, rng)
             if not 1 <= len(phonemes) <= args.max_phonemes:
                 continue
             melody = pick_melody(rng) | ({"prosody": pick_voice(rng)} if rng.random() < 0.5 else {})
