@@ -84,5 +84,7 @@ if [ -s texts/eval.jsonl ]; then
     done_already held || tools/bin/python "$here/engines.py" --texts texts/eval.jsonl --out held --hours 0.3 --held
     done_already held_kokoro || tools/bin/python "$here/kokoro_eval.py" --onnx kokoro.onnx --voices "$voices" \
         --vocab "$vocab" --text texts/eval.jsonl --out held_kokoro
+    done_already held_accents || tools/bin/python "$here/kokoro_eval.py" --onnx kokoro.onnx --voices "$voices" \
+        --vocab "$vocab" --text texts/eval.jsonl --other --out held_accents
 fi
 step done

@@ -26,9 +26,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-# Kept for scoring a recogniser: never used in training speech, nor mixed into it.
-RESERVED = ("af_nicole", "am_michael", "bf_emma", "bm_george")
-ENGLISH = ("af_", "am_", "bf_", "bm_")
+from kokoro_voices import VOICES
 
 # ONNX orders the LSTM gates input, output, forget, cell; torch input, forget, cell, output.
 GATES = np.concatenate([np.arange(256) + 256 * k for k in (0, 2, 3, 1)])
@@ -114,7 +112,7 @@ def main():
 
     out = convert(args.onnx)
     for f in sorted(pathlib.Path(args.voices).glob("*.bin")):
-        if f.stem.startswith(ENGLISH) and (args.all_voices or f.stem not in RESERVED):
+        if args.all_voices or f.stem in VOICES:
             out["voice/" + f.stem] = np.fromfile(f, np.float32).reshape(510, 256).astype(np.float16)
     vocab = json.loads(pathlib.Path(args.vocab).read_text(encoding="utf-8"))
     out["vocab"] = np.frombuffer(json.dumps(vocab).encode(), np.uint8)

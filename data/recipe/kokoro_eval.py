@@ -2,8 +2,9 @@
 
     python kokoro_eval.py --onnx kokoro_int8.onnx --voices DIR --text eval.jsonl --out DIR
 
-Fifteen different sentences for each of the four reserved voices, on the CPU, as
-16 kHz FLAC, with a manifest.tsv of file, text, voice and engine.
+Fifteen different sentences for each of the reserved voices (four English ones, or
+with --other three made for other languages), on the CPU, as 16 kHz FLAC, with a
+manifest.tsv of file, text, voice and engine.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import soundfile
 import soxr
 from hibari.g2p import G2P
 
-RESERVED = ("af_nicole", "am_michael", "bf_emma", "bm_george")
+from kokoro_voices import RESERVED, RESERVED_OTHER
 
 
 def main():
@@ -27,6 +28,7 @@ def main():
     ap.add_argument("--vocab", required=True)
     ap.add_argument("--text", required=True)
     ap.add_argument("--out", type=pathlib.Path, required=True)
+    ap.add_argument("--other", action="store_true", help="the reserved voices of other languages, not the English ones")
     ap.add_argument("--per-voice", type=int, default=15)
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
@@ -42,7 +44,7 @@ def main():
     random.Random(args.seed).shuffle(items)
     args.out.mkdir(parents=True, exist_ok=True)
     rows = ["file\ttext\tvoice\tengine"]
-    for v, voice in enumerate(RESERVED):
+    for v, voice in enumerate(RESERVED_OTHER if args.other else RESERVED):
         g2p = G2P(british=voice[0] == "b")
         table = np.fromfile(args.voices / f"{voice}.bin", np.float32).reshape(510, 256)
         for item in items[v * args.per_voice : (v + 1) * args.per_voice]:

@@ -9,9 +9,9 @@ and `speed` may be set beforehand.  Writes {"id", "text", "phonemes", "voice",
 estimated number of hours.  Phonemes come from the `hibari` package, British ones
 where British voices prevail.
 
-A recogniser hears far more people than there are voices here.  Styles are vectors,
-so a combination of two or three voices speaks as somebody new, and some
-combinations lie beyond a voice, away from another.  Every second clip has its
+A recogniser hears far more people than there are voices (`kokoro_voices.py`).
+Styles are vectors, so a combination of two or three voices speaks as somebody
+new, and some lie beyond a voice, away from another.  Every second clip has its
 timing and melody from elsewhere than its timbre.  Its pitch is then moved, its
 melody flattened or exaggerated, the length of its words and sounds varied, and
 its sounds are moved towards what people say: they are far less even, and far less
@@ -23,14 +23,9 @@ import json
 import math
 import random
 
+from kokoro_voices import VOICES
 from ways_of_speaking import as_people_say
 
-# Four more voices exist and are kept for scoring; am_puck is the least clear one.
-VOICES = dict.fromkeys(
-    "af_alloy af_aoede af_bella af_heart af_jessica af_kore af_nova af_river af_sarah af_sky "
-    "am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa "
-    "bf_alice bf_isabella bf_lily bm_daniel bm_fable bm_lewis".split(), 1.0)
-VOICES["am_puck"] = 0.25
 SECONDS_PER_PHONEME = 0.068  # with the pads' silence, at speed 1; only for --hours
 
 
