@@ -21,7 +21,7 @@ step programs
 if ! done_already programs.done; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends espeak-ng flite festival festvox-us-slt-hts festvox-kdlpc16k \
+    apt-get install -y -qq --no-install-recommends opus-tools espeak-ng flite festival festvox-us-slt-hts festvox-kdlpc16k \
         wordnet-base wamerican wbritish fortunes unzip xz-utils >/dev/null
     command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends npm >/dev/null
     for name in dict-gcide dict-devil r-cran-janeaustenr r-cran-tokenizers golang-github-golang-snappy-dev; do
