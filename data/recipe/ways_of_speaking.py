@@ -46,7 +46,7 @@ def lax(phonemes: str, rng) -> str:
         if weak and i + 1 < len(words) and not mark:
             core = rng.choice(weak)
         elif core[-1] in "td" and len(core) > 2 and i + 1 < len(words) and not mark:
-            before, after = core[-2], unstressed(words[i + 1])[:1]
+            before, after = core[-2], unstressed(words[i + 1]).lstrip(MARKS)[:1]
             if after == "j":
                 core = core[:-1] + ("ʧ" if core[-1] == "t" else "ʤ")
             elif before in CONSONANTS and after in CONSONANTS:
