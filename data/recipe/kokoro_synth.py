@@ -4,10 +4,9 @@
 
 Each line of the manifest is {"id", "phonemes", "voice", "speed"}; `voice` is a
 name or a mix [["af_bella", 0.6], ["am_adam", 0.4]].  A line may also give
-`prosody`, the voice whose timing and melody are taken, `pitch` and `spread`, by
-which the melody is moved and stretched, and `jitter`, the standard deviation by
-which the logarithms of lengths differ from the predicted ones.  Process i of n
-takes every n-th line and appends to two files of its own:
+`prosody`, the voice whose timing and melody are taken, `jitter`, the standard
+deviation by which the logarithms of lengths differ from the predicted ones, and
+whatever `kokoro_model.PLAIN` names.  Process i of n takes every n-th line and appends to two files of its own:
 
     kokoro_{i}.pcm    16 kHz mono int16 samples, clip after clip
     kokoro_{i}.jsonl  {"id", "offset", "n_samples", "ids", "durations"} per clip
@@ -141,10 +140,10 @@ def speak(model, resample, batch, noise, peak):
     pad = torch.nn.utils.rnn.pad_sequence
     durations = pad([torch.tensor(e["durations"]) for e in batch], batch_first=True)
     index = kokoro_model.frame_index(durations).to(model.device)
-    melody = torch.tensor([[e.get("pitch", 1.0), e.get("spread", 1.0)] for e in batch], device=model.device)
+    manner = {name: [e.get(name, usual) for e in batch] for name, usual in kokoro_model.PLAIN.items()}
     audio = model.synthesise(index, torch.stack([e["style"] for e in batch]),
                              pad([e["for_pitch"] for e in batch], batch_first=True),
-                             pad([e["for_sound"] for e in batch], batch_first=True), noise, melody)
+                             pad([e["for_sound"] for e in batch], batch_first=True), noise, manner)
     audio = resample(audio)
     audio = audio * (peak / audio.abs().amax(1, keepdim=True).clamp(min=1e-4))
     samples = (audio * 32767).round().short().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Phonemes as people say them: weak forms, dropped sounds, other pauses and stresses, accents.
+"""Phonemes as people say them: weak forms, dropped sounds, other pauses and stresses, accents, slips.
 
 A phonemiser writes every word as a dictionary has it ("and" with a full vowel, "of" with a full one), and a
 synthesiser then reads it so. People do not. Each function takes the phonemes of a sentence in Kokoro's signs
@@ -26,6 +26,7 @@ HABITS = [tuple(pair.split(">")) for pair in (
     "ð>d ð>z θ>t θ>s θ>f v>w w>v h> ŋ>n ɹ>ɾ z>s d>t ʤ>ʧ ʒ>ʃ ʧ>ʃ T>t T>d b>p ɡ>k p>b l>w "
     "æ>ɛ æ>a ɛ>æ ɛ>ɪ ɪ>i i>ɪ ɪ>ɛ ʌ>ɑ ʌ>a ʌ>ə ə>ɪ ə>ʌ ə>ɛ ɑ>ɔ ɑ>a ɔ>ɑ ɔ>O ɒ>ɑ ɒ>ɔ ʊ>u u>ʊ ɜ>ɛ ɜ>ɔ ɐ>ə "
     "A>ɛ A>I O>ɔ O>u O>W I>A I>a I>ɑ W>a W>O Q>O Y>I ᵻ>ə ː>").split()]
+AT_ENDS = dict(zip("bdɡvzðʒʤ", "ptkfsθʃʧ", strict=True))  # voiceless at words' ends, as in German or Russian
 
 
 def unstressed(word: str) -> str:
@@ -79,11 +80,42 @@ def with_accent(phonemes: str, rng) -> str:
     if rng.random() > 0.4:
         return phonemes
     habits, often = dict(rng.sample(HABITS, rng.randint(1, 4))), rng.uniform(0.4, 1.0)
-    return "".join(habits[p] if p in habits and rng.random() < often else p for p in phonemes)
+    ends = AT_ENDS if rng.random() < 0.15 else {}
+    out = []
+    for p, after in zip(phonemes, phonemes[1:] + " ", strict=True):
+        change = ends if p in ends and after in " " + MARKS else habits
+        out.append(change[p] if p in change and rng.random() < often else p)
+    return "".join(out)
+
+
+def slips(phonemes: str, rng) -> str:
+    """One clip in three is careless: here and there a sound comes out as a neighbour, or not at all.
+
+    Lost are only consonants beside others and unstressed short vowels, and never the one sound of a word.
+    """
+    if rng.random() > 1 / 3:
+        return phonemes
+    often, words = rng.uniform(0.01, 0.1), []
+    for word in phonemes.split(" "):
+        sounds = list(word)
+        for i, p in enumerate(word):
+            if rng.random() > often:
+                continue
+            near = [other for sound, other in HABITS if sound == p]
+            before, after = word[max(0, i - 1) : i], word[i + 1 : i + 2]
+            crowded = p in CONSONANTS and any(beside in CONSONANTS for beside in before + after)
+            weak = p in "əɪᵻ" and before not in tuple(STRESSES)
+            if crowded or weak:
+                near.append("")
+            if near:
+                sounds[i] = rng.choice(near)
+        said = "".join(sounds)
+        words.append(said if said.strip(MARKS + STRESSES) else word)
+    return " ".join(words)
 
 
 def as_people_say(phonemes: str, rng) -> str:
     """All of the above, in the order in which one leads to another."""
-    for change in (lax, other_pauses, other_stresses, with_accent):
+    for change in (lax, other_pauses, other_stresses, with_accent, slips):
         phonemes = change(phonemes, rng)
     return phonemes
