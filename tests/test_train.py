@@ -154,6 +154,42 @@ def test_clips_are_put_in_their_places_at_their_speeds(maker, shelf):
     np.testing.assert_allclose(wave, wanted, atol=1e-4)
 
 
+def test_breaths_sound_where_they_are_put_and_as_loud_as_asked():
+    wave = np.zeros((2, 2 * RATE), np.float32)
+    wave[:, 16_000:] = np.sin(np.arange(16_000) * 0.3)  # root mean square 0.71 where there is sound
+    batch = {
+        "breath_begin": mx.array([[2000, 12_000, 0]] * 2),
+        "breath_length": mx.array([[4000, 1000, 1]] * 2),
+        "breath_level": mx.array([[0.1, 0.5, 0.0], [0.0, 0.0, 0.0]]),
+        "breath_hertz": mx.array([1000.0, 1000.0]),
+        "floor": mx.array([0.0, 0.0]),
+    }
+    mx.random.seed(0)
+    added = np.array(augment.breathing(mx.array(wave), batch)) - wave
+    assert not added[1].any() and np.flatnonzero(added[0])[[0, -1]].tolist() == [2000, 12_999]
+    assert not added[0, 6000:12_000].any()
+    swell = np.sqrt(3 / 8) * np.sqrt(0.5)  # of a squared sine, times the loudness
+    assert added[0, 2000:6000].std() == pytest.approx(0.1 * swell, rel=0.3)
+    assert added[0, 12_000:13_000].std() == pytest.approx(0.5 * swell, rel=0.5)
+    power = np.abs(np.fft.rfft(added[0, 2000:6000])) ** 2
+    hertz = np.arange(len(power)) * RATE / 4000
+    assert power[(hertz > 350) & (hertz < 2800)].sum() > 0.8 * power.sum()  # an octave and a half to either side
+
+
+def test_breaths_stand_between_the_words():
+    rows = [{"segments": [(4000, 20_000, None, 1.0), (30_000, 50_000, None, 1.0)], "length": 56_000}] * 500
+    rows += [{"segments": [], "length": 9000}] * 500
+    found = corpus.breaths(np.random.default_rng(0), rows)
+    begin, n, level = (found["breath_" + name] for name in ("begin", "length", "level"))
+    assert (begin >= 0).all() and (n >= 1).all() and (n <= 0.6 * RATE).all()
+    assert 0.17 < (level > 0).mean() < 0.23 and level.max() < 10 ** (-3 / 20)
+    reach = RATE // 7
+    gaps = [(0, 4000 + reach), (20_000 - reach, 30_000 + reach), (50_000 - reach, 56_000 + reach)]
+    within = [(begin[:500] >= a) & (begin[:500] + n[:500] <= b) for a, b in gaps]
+    assert np.logical_or.reduce(within).all() and all(w.mean() > 0.25 for w in within)
+    assert (begin[500:] + n[500:] <= 9000 + reach).all()
+
+
 def test_masks_hide_only_their_own_row():
     mel = mx.array(np.random.default_rng(0).normal(size=(2, 50, 128)).astype(np.float32))
     batch = {

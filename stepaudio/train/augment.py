@@ -1,4 +1,4 @@
-"""Log mels of a described batch, made on the accelerator: cut, speed, room, noise, band, warp, masks.
+"""Log mels of a described batch, made on the accelerator: cut, speed, breaths, room, noise, band, warp, masks.
 
 B rows, N samples, F mel frames, M mel bands. The clean path equals the reference front end (a test holds it to
 that): whatever is random comes in through the description that `corpus` drew, or from MLX's own generator.
@@ -58,10 +58,39 @@ def smooth_size(n: int) -> int:
     return min(size for size in sizes if size >= n)
 
 
+def shaped_noise(shape: tuple[int, int], gain) -> mx.array:
+    """(B, N) noise of root mean square 1; `gain` says how strong it is at frequencies given in bins and in Hz."""
+    B, N = shape
+    even = 2 * smooth_size(-(-N // 2))
+    bins = mx.arange(even // 2 + 1)[None]
+    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, even))) * gain(bins, bins * (SAMPLE_RATE / even)), n=even)
+    noise = noise[:, :N]
+    return noise / mx.sqrt((noise * noise).mean(1, keepdims=True) + 1e-12)
+
+
+def loudness(wave: mx.array) -> mx.array:
+    """(B, 1) root mean square of each row where there is sound."""
+    return mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
+
+
+def breathing(wave: mx.array, batch: dict) -> mx.array:
+    """The rows with their bursts of noise, each swelling and fading, an octave or so wide."""
+    B, N = wave.shape
+    t = mx.arange(N)[None]
+    swell = mx.zeros((B, N))
+    for k in range(batch["breath_begin"].shape[1]):
+        begin, n, level = (batch[name][:, k : k + 1] for name in ("breath_begin", "breath_length", "breath_level"))
+        inside = (t >= begin) & (t < begin + n)
+        swell = swell + mx.where(inside, mx.square(mx.sin(mx.pi * (t - begin + 0.5) / n)), 0.0) * level
+    middle = batch["breath_hertz"][:, None]
+    noise = shaped_noise((B, N), lambda _, hertz: mx.exp(-mx.square(mx.log2((hertz + 1) / middle))))
+    return wave + noise * swell * mx.maximum(loudness(wave), 3 * batch["floor"][:, None])
+
+
 def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     """Reverberation, babble from the neighbouring rows and coloured noise, relative to each row's loudness."""
     B, N = wave.shape
-    loud = mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
+    loud = loudness(wave)
     size = smooth_size(N + SAMPLE_RATE // 2)
     tail = mx.random.normal((B, SAMPLE_RATE // 2)) * mx.exp(
         -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None]))
@@ -71,10 +100,7 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     wave = mx.fft.irfft(spectrum, n=size)[:, :N]
     babble = mx.roll(wave, 1, axis=0) + mx.roll(mx.roll(wave, 2, axis=0), N // 3, axis=1)
     wave = wave + babble * batch["babble"][:, None]
-    even = 2 * smooth_size(-(-N // 2))
-    colour = (mx.arange(even // 2 + 1) + 30.0)[None] ** (-0.5 * batch["colour"][:, None])
-    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, even))) * colour, n=even)[:, :N]
-    noise = noise / mx.sqrt((noise * noise).mean(1, keepdims=True) + 1e-12)
+    noise = shaped_noise((B, N), lambda bins, _: (bins + 30.0) ** (-0.5 * batch["colour"][:, None]))
     level = loud * batch["noise"][:, None] + batch["floor"][:, None]
     gain = batch["gain"][:, None] / mx.maximum(mx.abs(wave).max(1, keepdims=True), 0.05)
     wave = (wave + noise * level) * gain
@@ -141,6 +167,6 @@ def mask_some(mel: mx.array, batch: dict) -> mx.array:
 
 def batch_mels(pcm: mx.array, batch: dict, N: int, filters: mx.array) -> mx.array:
     """Everything above in its order: (B, F, M) log mels of one described batch."""
-    wave = room_and_noise(gather_wave(pcm, batch, N), batch)
+    wave = room_and_noise(breathing(gather_wave(pcm, batch, N), batch), batch)
     mel = log_mel_batch(wave, batch["length"], filters[batch["warp"]], band_gain(batch))
     return mx.stop_gradient(mask_some(mel, batch))

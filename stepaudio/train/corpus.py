@@ -21,6 +21,7 @@ from ..units import HOP, SAMPLE_RATE, n_mel_frames, n_prompt_rows
 SEGMENTS = 8  # clips that may stand one after another in one training row
 ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
 IGNORE = 0  # label of frames and rows about which nothing is known; real labels are one higher than their ids
+BREATHS, BREATH_CHANCE = 3, 0.2  # bursts of noise that a row may hold, and how often each is there
 TIGHT, CUT = 0.5, 0.5  # shares of rows with next to no silence around, and of aligned clips of which words are taken
 PHONEME_SPACE = 16  # the id that parts words in the synthesiser's phonemes; lower ids are marks and pauses
 SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bit indices do
@@ -169,7 +170,7 @@ class BatchMaker:
         bucket = int(turn.choice(len(self.buckets), p=self.share))
         shard = int(rng.choice(len(self.shard_share), p=self.shard_share))
         rows = [self._row(rng, self.buckets[bucket], shard) for _ in range(self.buckets[bucket].rows)]
-        conditions = augmentation(rng, len(rows))
+        conditions = augmentation(rng, len(rows)) | breaths(rng, rows)
         empty = np.array([not r["segments"] for r in rows])
         conditions["babble"][empty] = 0  # a row without words must not hold anybody else's
         conditions["floor"][empty] = 10 ** (-rng.uniform(8, 90, int(empty.sum())) / 20)
@@ -290,3 +291,23 @@ def augmentation(rng, B: int) -> dict:
         "time_mask": np.stack([rng.integers(0, 1 << 20, (B, 3)), rng.integers(0, 30, (B, 3))], -1).astype(np.int32),
         "band_mask": np.stack([rng.integers(0, 118, (B, 2)), rng.integers(0, 28, (B, 2))], -1).astype(np.int32),
     }
+
+
+def breaths(rng, rows: list[dict]) -> dict:
+    """Bursts of noise between the words, as people breathe, smack their lips and touch things: (B, BREATHS) begins,
+    lengths and levels (beside the row's loudness; 0 where there is none), (B,) middles of their spectra in Hz.
+
+    A burst may reach a seventh of a second into the words, whose clips mostly begin and end with silence of their own.
+    """
+    shape, overlap = (len(rows), BREATHS), SAMPLE_RATE // 7
+    begin, n = np.zeros(shape, np.int32), np.ones(shape, np.int32)
+    for b, row in enumerate(rows):
+        edges = [0, *(edge for first, last, _, _ in row["segments"] for edge in (first, last)), row["length"]]
+        for k in range(BREATHS):
+            gap = 2 * int(rng.integers(len(edges) // 2))
+            first, last = max(0, edges[gap] - overlap * (gap > 0)), edges[gap + 1] + overlap
+            n[b, k] = min(int(SAMPLE_RATE * np.exp(rng.uniform(np.log(0.01), np.log(0.6)))), max(1, last - first))
+            begin[b, k] = first + int(rng.integers(last - first - n[b, k] + 1))
+    level = np.where(rng.random(shape) < BREATH_CHANCE, 10 ** (-rng.uniform(3, 30, shape) / 20), 0.0)
+    return {"breath_begin": begin, "breath_length": n, "breath_level": level.astype(np.float32),
+            "breath_hertz": np.exp(rng.uniform(np.log(300), np.log(5000), len(rows))).astype(np.float32)}
