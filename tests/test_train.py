@@ -165,7 +165,7 @@ def test_breaths_sound_where_they_are_put_and_as_loud_as_asked():
         "floor": mx.array([0.0, 0.0]),
     }
     mx.random.seed(0)
-    added = np.array(augment.breathing(mx.array(wave), batch)) - wave
+    added = np.array(augment.breathing(mx.array(wave), augment.loudness(mx.array(wave)), batch)) - wave
     assert not added[1].any() and np.flatnonzero(added[0])[[0, -1]].tolist() == [2000, 12_999]
     assert not added[0, 6000:12_000].any()
     swell = np.sqrt(3 / 8) * np.sqrt(0.5)  # of a squared sine, times the loudness
@@ -174,6 +174,17 @@ def test_breaths_sound_where_they_are_put_and_as_loud_as_asked():
     power = np.abs(np.fft.rfft(added[0, 2000:6000])) ** 2
     hertz = np.arange(len(power)) * RATE / 4000
     assert power[(hertz > 350) & (hertz < 2800)].sum() > 0.8 * power.sum()  # an octave and a half to either side
+
+
+def test_a_breath_is_heard_in_the_room_and_nothing_else_if_all_is_calm():
+    wave = mx.array(np.stack([tiny.noise(1, seed=1)] * 2))
+    calm = {name: mx.zeros(2) for name in ("reverb", "babble", "noise", "floor", "colour")}
+    calm |= {"decay": mx.ones(2), "gain": mx.abs(wave).max(1), "clip": mx.full(2, 10.0)}
+    breath = {"breath_begin": mx.array([[4000]] * 2), "breath_length": mx.array([[800]] * 2)}
+    breath |= {"breath_level": mx.array([[0.1], [0.0]]), "breath_hertz": mx.array([1000.0] * 2)}
+    added = np.abs(np.array(augment.room_and_noise(wave, calm | breath) - wave))
+    assert added[1].max() < 1e-5 and added[0, 4000:4800].max() > 1e-3
+    assert np.delete(added[0], np.s_[4000:4800]).max() < 1e-5
 
 
 def test_breaths_stand_between_the_words():

@@ -189,7 +189,7 @@ class Kokoro:
         return frames, x, self.text_encoder(ids)
 
     def source(self, f0, noise, breath=1.0):
-        """Pitch curve (B, 2 per frame) -> magnitude and phase of a sum of nine harmonics; `breath` a factor or (B,)."""
+        """Pitch curve (B, 2 per frame) -> magnitude and phase of nine harmonics' sum; `breath` is one factor or B."""
         harmonics = torch.arange(1, 10, device=f0.device, dtype=torch.float64)
         step = (f0.double()[:, None] * harmonics[:, None] / 24000).remainder(1.0)
         cycles = F.interpolate(step.cumsum(2) * 300, scale_factor=300, mode="linear")
@@ -244,11 +244,10 @@ class Kokoro:
         """(B, F) phoneme position of each frame, (B, 256) styles, the two encodings -> (B, 600 F) samples.
 
         noise=0 leaves out the random part of the source, as the ONNX export does; the network was
-        trained with it, and unvoiced sounds come out smoother. `manner` gives B numbers to names of PLAIN.
+        trained with it, and unvoiced sounds come out smoother. `manner` gives B numbers to each name of PLAIN.
         """
         if manner is not None:
-            usual = {name: [value] * len(style) for name, value in PLAIN.items()}
-            manner = {name: style.new_tensor(values)[:, None, None] for name, values in (usual | manner).items()}
+            manner = {name: style.new_tensor(values)[:, None, None] for name, values in manner.items()}
 
         def spread(x):
             return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))

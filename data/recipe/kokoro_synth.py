@@ -6,7 +6,8 @@ Each line of the manifest is {"id", "phonemes", "voice", "speed"}; `voice` is a
 name or a mix [["af_bella", 0.6], ["am_adam", 0.4]].  A line may also give
 `prosody`, the voice whose timing and melody are taken, `jitter`, the standard
 deviation by which the logarithms of lengths differ from the predicted ones, and
-whatever `kokoro_model.PLAIN` names.  Process i of n takes every n-th line and appends to two files of its own:
+whatever `kokoro_model.PLAIN` names.  Process i of n takes every n-th line and
+appends to two files of its own:
 
     kokoro_{i}.pcm    16 kHz mono int16 samples, clip after clip
     kokoro_{i}.jsonl  {"id", "offset", "n_samples", "ids", "durations"} per clip

@@ -91,7 +91,7 @@ def with_accent(phonemes: str, rng) -> str:
 def slips(phonemes: str, rng) -> str:
     """One clip in three is careless: here and there a sound comes out as a neighbour, or not at all.
 
-    Lost are only consonants beside others and unstressed short vowels, and never the one sound of a word.
+    Lost are only h, length, consonants beside others and unstressed short vowels, and never the one sound of a word.
     """
     if rng.random() > 1 / 3:
         return phonemes
@@ -104,7 +104,7 @@ def slips(phonemes: str, rng) -> str:
             near = [other for sound, other in HABITS if sound == p]
             before, after = word[max(0, i - 1) : i], word[i + 1 : i + 2]
             crowded = p in CONSONANTS and any(beside in CONSONANTS for beside in before + after)
-            weak = p in "əɪᵻ" and before not in tuple(STRESSES)
+            weak = p in "əɪᵻ" and not (before and before in STRESSES)
             if crowded or weak:
                 near.append("")
             if near:

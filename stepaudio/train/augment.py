@@ -59,12 +59,11 @@ def smooth_size(n: int) -> int:
 
 
 def shaped_noise(shape: tuple[int, int], gain) -> mx.array:
-    """(B, N) noise of root mean square 1; `gain` says how strong it is at frequencies given in bins and in Hz."""
+    """(B, N) noise of root mean square 1; `gain` takes (1, n) frequencies in Hz and says how strong it is there."""
     B, N = shape
     even = 2 * smooth_size(-(-N // 2))
-    bins = mx.arange(even // 2 + 1)[None]
-    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, even))) * gain(bins, bins * (SAMPLE_RATE / even)), n=even)
-    noise = noise[:, :N]
+    hertz = mx.arange(even // 2 + 1)[None] * (SAMPLE_RATE / even)
+    noise = mx.fft.irfft(mx.fft.rfft(mx.random.normal((B, even))) * gain(hertz), n=even)[:, :N]
     return noise / mx.sqrt((noise * noise).mean(1, keepdims=True) + 1e-12)
 
 
@@ -73,8 +72,8 @@ def loudness(wave: mx.array) -> mx.array:
     return mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
 
 
-def breathing(wave: mx.array, batch: dict) -> mx.array:
-    """The rows with their bursts of noise, each swelling and fading, an octave or so wide."""
+def breathing(wave: mx.array, loud: mx.array, batch: dict) -> mx.array:
+    """The rows, whose loudness is `loud`, with their bursts of noise: each swells and fades, an octave or so wide."""
     B, N = wave.shape
     t = mx.arange(N)[None]
     swell = mx.zeros((B, N))
@@ -83,14 +82,15 @@ def breathing(wave: mx.array, batch: dict) -> mx.array:
         inside = (t >= begin) & (t < begin + n)
         swell = swell + mx.where(inside, mx.square(mx.sin(mx.pi * (t - begin + 0.5) / n)), 0.0) * level
     middle = batch["breath_hertz"][:, None]
-    noise = shaped_noise((B, N), lambda _, hertz: mx.exp(-mx.square(mx.log2((hertz + 1) / middle))))
-    return wave + noise * swell * mx.maximum(loudness(wave), 3 * batch["floor"][:, None])
+    noise = shaped_noise((B, N), lambda hertz: mx.exp(-mx.square(mx.log2((hertz + 1) / middle))))
+    return wave + noise * swell * mx.maximum(loud, 3 * batch["floor"][:, None])  # rows without words are not loud
 
 
 def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
-    """Reverberation, babble from the neighbouring rows and coloured noise, relative to each row's loudness."""
+    """Breaths, reverberation, babble from the neighbouring rows, coloured noise, relative to each row's loudness."""
     B, N = wave.shape
     loud = loudness(wave)
+    wave = breathing(wave, loud, batch)
     size = smooth_size(N + SAMPLE_RATE // 2)
     tail = mx.random.normal((B, SAMPLE_RATE // 2)) * mx.exp(
         -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None]))
@@ -100,7 +100,7 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     wave = mx.fft.irfft(spectrum, n=size)[:, :N]
     babble = mx.roll(wave, 1, axis=0) + mx.roll(mx.roll(wave, 2, axis=0), N // 3, axis=1)
     wave = wave + babble * batch["babble"][:, None]
-    noise = shaped_noise((B, N), lambda bins, _: (bins + 30.0) ** (-0.5 * batch["colour"][:, None]))
+    noise = shaped_noise((B, N), lambda hertz: (hertz + 6.0) ** (-0.5 * batch["colour"][:, None]))
     level = loud * batch["noise"][:, None] + batch["floor"][:, None]
     gain = batch["gain"][:, None] / mx.maximum(mx.abs(wave).max(1, keepdims=True), 0.05)
     wave = (wave + noise * level) * gain
@@ -167,6 +167,6 @@ def mask_some(mel: mx.array, batch: dict) -> mx.array:
 
 def batch_mels(pcm: mx.array, batch: dict, N: int, filters: mx.array) -> mx.array:
     """Everything above in its order: (B, F, M) log mels of one described batch."""
-    wave = room_and_noise(breathing(gather_wave(pcm, batch, N), batch), batch)
+    wave = room_and_noise(gather_wave(pcm, batch, N), batch)
     mel = log_mel_batch(wave, batch["length"], filters[batch["warp"]], band_gain(batch))
     return mx.stop_gradient(mask_some(mel, batch))

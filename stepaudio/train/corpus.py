@@ -300,13 +300,13 @@ def breaths(rng, rows: list[dict]) -> dict:
     A burst may reach a seventh of a second into the words, whose clips mostly begin and end with silence of their own.
     """
     shape, overlap = (len(rows), BREATHS), SAMPLE_RATE // 7
-    begin, n = np.zeros(shape, np.int32), np.ones(shape, np.int32)
+    begin, n = np.empty(shape, np.int32), np.empty(shape, np.int32)
     for b, row in enumerate(rows):
         edges = [0, *(edge for first, last, _, _ in row["segments"] for edge in (first, last)), row["length"]]
         for k in range(BREATHS):
             gap = 2 * int(rng.integers(len(edges) // 2))
             first, last = max(0, edges[gap] - overlap * (gap > 0)), edges[gap + 1] + overlap
-            n[b, k] = min(int(SAMPLE_RATE * np.exp(rng.uniform(np.log(0.01), np.log(0.6)))), max(1, last - first))
+            n[b, k] = min(int(SAMPLE_RATE * np.exp(rng.uniform(np.log(0.01), np.log(0.6)))), last - first)
             begin[b, k] = first + int(rng.integers(last - first - n[b, k] + 1))
     level = np.where(rng.random(shape) < BREATH_CHANCE, 10 ** (-rng.uniform(3, 30, shape) / 20), 0.0)
     return {"breath_begin": begin, "breath_length": n, "breath_level": level.astype(np.float32),
