@@ -69,7 +69,7 @@ done_already tokenizer || (cd "$here/../.." && "$PYTHON" -m stepaudio.train toke
 
 step "speech of the fast engines"
 done_already packs/index.jsonl || tools/bin/python "$here/engines.py" --texts texts/train.jsonl --out packs \
-    --hours "$HOURS" --backwards
+    --hours "$HOURS" --backwards --seed "${SEED:-7}"
 
 step "the pack for Kokoro"
 if ! done_already kokoro.tar.xz; then

@@ -274,20 +274,20 @@ def augmentation(rng, B: int) -> dict:
     """Random conditions of B rows: loudness, noise, babble, room, band, warp, masks. Many voices from few."""
     on = lambda p: rng.random(B) < p  # noqa: E731
     quiet = lambda x, keep: np.where(keep, x, 0.0).astype(np.float32)  # noqa: E731
-    snr = rng.uniform(3, 35, B)
+    snr = rng.uniform(0, 35, B)
     return {
         "gain": (10 ** (rng.uniform(-25, 3, B) / 20)).astype(np.float32),
         "noise": quiet(10 ** (-snr / 20), on(0.6)),
         "colour": rng.uniform(0, 2, B).astype(np.float32),  # 0 white, 1 pink, 2 brown
         "floor": (10 ** (rng.uniform(-90, -55, B) / 20)).astype(np.float32),
         "babble": quiet(10 ** (-rng.uniform(8, 30, B) / 20), on(0.15)),
-        "reverb": quiet(rng.uniform(0.05, 0.6, B), on(0.45)),
+        "reverb": quiet(rng.uniform(0.05, 0.8, B), on(0.45)),
         "decay": rng.uniform(0.02, 0.25, B).astype(np.float32),  # seconds to 1/e
         "warp": rng.integers(0, 9, B).astype(np.int32),
         "tilt": rng.normal(0, 4, (B, 8)).astype(np.float32),  # dB at eight knots
         "top": np.where(on(0.2), rng.uniform(3300, 4000, B), np.where(on(0.1), 5500, 8000)).astype(np.float32),
         "bottom": np.where(on(0.15), rng.uniform(100, 350, B), 0).astype(np.float32),
-        "clip": np.where(on(0.08), rng.uniform(0.2, 0.7, B), 10.0).astype(np.float32),
+        "clip": np.where(on(0.12), 10 ** rng.uniform(-1, -0.15, B), 10.0).astype(np.float32),  # of the peak
         "time_mask": np.stack([rng.integers(0, 1 << 20, (B, 3)), rng.integers(0, 30, (B, 3))], -1).astype(np.int32),
         "band_mask": np.stack([rng.integers(0, 118, (B, 2)), rng.integers(0, 28, (B, 2))], -1).astype(np.int32),
     }
