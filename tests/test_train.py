@@ -20,7 +20,7 @@ from stepaudio.tokenizer import Tokenizer
 from stepaudio.train import augment, corpus, loop, nano
 from stepaudio.train.corpus import IGNORE, BatchMaker, Bucket, Corpus
 from stepaudio.train.prompt_ids import transcription_ids
-from stepaudio.units import n_mel_frames, n_prompt_rows
+from stepaudio.units import SAMPLE_RATE, n_mel_frames, n_prompt_rows
 from stepaudio.weights import save_checkpoint
 
 RATE = 16_000
@@ -330,6 +330,15 @@ def test_a_row_without_words_holds_nobody_else_s(maker, monkeypatch):
         assert batch["babble"][b] == 0 and np.count_nonzero(batch["labels"][b] >= 0) == 1
         assert (batch["phonemes"][b] == IGNORE).all() and (batch["spoken"][b] == IGNORE).all()
     assert any(batch["babble"][b] > 0 for batch, b, placed in rows_of(maker, 150) if len(placed))
+
+
+def test_silence_lasts_as_long_as_speech_may(shelf, tokenizer):
+    bucket = Bucket(25.575, 8, 177, 1.0)
+    silent = BatchMaker(shelf, transcription_ids(tokenizer), [bucket], seed=3, empty=1.0)
+    batches = [silent(step) for step in range(12)]
+    lengths = np.concatenate([b["length"] for b in batches]) / SAMPLE_RATE
+    assert all((b["labels"][:, 1:] < 0).all() and (b["begin"] == 1 << 30).all() for b in batches)
+    assert all(np.histogram(lengths, 5, (0, 25.6))[0] > 8)  # of 96 rows
 
 
 # ---- alignment ----

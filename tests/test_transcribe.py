@@ -235,3 +235,15 @@ def test_nano_reads_a_bundled_recording(nano):
 
 def test_nano_says_nothing_on_silence(nano):
     assert StepAudio2.load(nano).transcribe(np.zeros(32_000, np.float32)).text == ""
+
+
+def test_nano_says_nothing_on_noise(nano):
+    """Of all lengths that a piece may have, white, pink and brown, loud and quiet."""
+    rng, model, pieces = np.random.default_rng(2), StepAudio2.load(nano), []
+    for seconds in (1, 6, 15, 21, 24):
+        for colour in (0, 1, 2):
+            x = np.fft.rfft(rng.standard_normal(seconds * 16_000))
+            x = np.fft.irfft(x * (np.arange(len(x)) / seconds + 6.0) ** (-0.5 * colour))
+            pieces += [(level * x / np.abs(x).max()).astype(np.float32) for level in (0.01, 0.8)]
+    found = model.transcribe_many(pieces, sampling=Sampling.reference())
+    assert [t.text for t in found] == [""] * 30

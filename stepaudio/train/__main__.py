@@ -48,6 +48,9 @@ def main() -> None:
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
     train.add_argument("--block", type=int, default=Recipe.block, help="steps between changes of batch shape")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
+    train.add_argument("--shares", type=float, nargs=len(ALL_BUCKETS), default=[b.share for b in ALL_BUCKETS],
+                       help="how often batches of short, middling and long rows are drawn")
+    train.add_argument("--empty", type=float, default=Recipe.empty, help="share of rows in which nobody speaks")
     options = parser.parse_args()
     if options.verb == "tokenizer":
         lines = options.texts.read_text(encoding="utf-8").splitlines()
@@ -59,10 +62,11 @@ def main() -> None:
         return
     tokenizer = Tokenizer.from_folder(options.tokenizer)
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)
-    buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, b.share) for b in ALL_BUCKETS)
+    buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, share)
+                    for b, share in zip(ALL_BUCKETS, options.shares, strict=True))
     recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
                     workers=options.workers, log_every=options.log_every, block=options.block, compile=options.compile,
-                    weight_noise=options.weight_noise, buckets=buckets)
+                    weight_noise=options.weight_noise, empty=options.empty, buckets=buckets)
     run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
         options.start,
         on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,

@@ -22,6 +22,7 @@ SEGMENTS = 8  # clips that may stand one after another in one training row
 ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
 IGNORE = 0  # label of frames and rows about which nothing is known; real labels are one higher than their ids
 BREATHS, BREATH_CHANCE = 3, 0.2  # bursts of noise that a row may hold, and how often each is there
+EMPTY = 0.04  # share of rows in which nobody speaks
 TIGHT, CUT = 0.5, 0.5  # shares of rows with next to no silence around, and of aligned clips of which words are taken
 PHONEME_SPACE = 16  # the id that parts words in the synthesiser's phonemes; lower ids are marks and pauses
 SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bit indices do
@@ -158,8 +159,10 @@ class BatchMaker:
     The bucket stays the same for `block` steps, so that an accelerator holds buffers for one shape at a time.
     """
 
-    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1):
+    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1,
+                 empty: float = EMPTY):
         self.corpus, self.prompt, self.buckets, self.seed, self.block = corpus, prompt, buckets, seed, block
+        self.empty = empty
         self.share = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
         sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)
         self.shard_share = sizes / sizes.sum()
@@ -180,7 +183,7 @@ class BatchMaker:
         """Clips at their own speed, one after another with pauses, until the row is about full (or stays single)."""
         around = 0.04 if rng.random() < TIGHT else 0.5  # seconds of silence, at most, before and after the words
         segments, ids, cursor = [], [], int(rng.uniform(0, around) * SAMPLE_RATE)
-        want = 0 if rng.random() < 0.04 else 1 if rng.random() < 0.55 else SEGMENTS
+        want = 0 if rng.random() < self.empty else 1 if rng.random() < 0.55 else SEGMENTS
         for _ in range(40):
             if len(segments) >= want:
                 break
@@ -195,7 +198,7 @@ class BatchMaker:
             ids += clip["ids"]
             cursor += n + int(rng.exponential(0.25) * SAMPLE_RATE)
         if not segments:  # silence or noise, answered with nothing
-            cursor = int(rng.uniform(0.2, min(bucket.seconds, 12.0)) * SAMPLE_RATE)
+            cursor = int(rng.uniform(0.2, bucket.seconds) * SAMPLE_RATE)
         length = segments[-1][1] if segments else cursor
         length = min(bucket.samples, max(length + int(rng.uniform(0, around) * SAMPLE_RATE), SAMPLE_RATE // 5))
         return {"segments": segments, "ids": ids, "length": length}

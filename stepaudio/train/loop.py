@@ -34,7 +34,7 @@ from ..tokenizer import Tokenizer
 from ..units import HOP, TAIL_PADDING
 from ..weights import load_weights
 from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
-from .corpus import IGNORE, BatchMaker, Bucket, Corpus, PromptIds
+from .corpus import EMPTY, IGNORE, BatchMaker, Bucket, Corpus, PromptIds
 from .prompt_ids import transcription_ids
 
 N_PHONEMES = 256
@@ -59,6 +59,7 @@ class Recipe:
     token_noise: float = 0.1
     weight_noise: float = 0.0  # share of each matrix's root mean square
     average: float = 0.9995
+    empty: float = EMPTY  # share of rows in which nobody speaks
     seed: int = 7
     workers: int = 8
     block: int = 100  # steps between changes of bucket
@@ -355,7 +356,7 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     prompt, encode = transcription_ids(tokenizer), AnswerEncoder(tokenizer)
     corpus = Corpus(folders, encode, texts)
-    pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed, recipe.block))
+    pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed, recipe.block, recipe.empty))
     _record(out, recipe, config, corpus)
     shards = [_on_device(corpus.samples(i)) for i in range(len(corpus.shards))]
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
