@@ -20,7 +20,7 @@ from stepaudio.tokenizer import Tokenizer
 from stepaudio.train import augment, corpus, loop, nano
 from stepaudio.train.corpus import IGNORE, BatchMaker, Bucket, Corpus
 from stepaudio.train.prompt_ids import transcription_ids
-from stepaudio.units import SAMPLE_RATE, n_mel_frames, n_prompt_rows
+from stepaudio.units import n_mel_frames, n_prompt_rows
 from stepaudio.weights import save_checkpoint
 
 RATE = 16_000
@@ -336,9 +336,15 @@ def test_silence_lasts_as_long_as_speech_may(shelf, tokenizer):
     bucket = Bucket(25.575, 8, 177, 1.0)
     silent = BatchMaker(shelf, transcription_ids(tokenizer), [bucket], seed=3, empty=1.0)
     batches = [silent(step) for step in range(12)]
-    lengths = np.concatenate([b["length"] for b in batches]) / SAMPLE_RATE
+    lengths = np.concatenate([b["length"] for b in batches]) / RATE
     assert all((b["labels"][:, 1:] < 0).all() and (b["begin"] == 1 << 30).all() for b in batches)
     assert all(np.histogram(lengths, 5, (0, 25.6))[0] > 8)  # of 96 rows
+
+
+@pytest.mark.parametrize(("share", "empty"), [(0.0, 0.1), (-1.0, 0.1), (1.0, 1.5), (1.0, float("nan"))])
+def test_shares_are_shares(shelf, tokenizer, share, empty):
+    with pytest.raises(DataError, match="shares of buckets"):
+        BatchMaker(shelf, transcription_ids(tokenizer), [Bucket(5.1, 8, 49, share)], seed=3, empty=empty)
 
 
 # ---- alignment ----

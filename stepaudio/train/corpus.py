@@ -156,14 +156,23 @@ class PromptIds:
 class BatchMaker:
     """Draws descriptions of batches; the same seed and step give the same description.
 
-    The bucket stays the same for `block` steps, so that an accelerator holds buffers for one shape at a time.
+    The bucket stays the same for `block` steps, so that an accelerator holds buffers for one shape at a time. `empty`
+    is the share of rows in which nobody speaks.
+
+    Raises
+    ------
+    DataError : shares that are no shares.
     """
 
     def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1,
                  empty: float = EMPTY):
         self.corpus, self.prompt, self.buckets, self.seed, self.block = corpus, prompt, buckets, seed, block
         self.empty = empty
-        self.share = np.array([b.share for b in buckets]) / sum(b.share for b in buckets)
+        shares = [b.share for b in buckets]
+        if not (0 <= empty <= 1 and min(shares) >= 0 and sum(shares) > 0):
+            raise DataError(f"shares of buckets {shares}, of rows without words {empty}; expected none below 0, some "
+                            "bucket above 0, and at most 1 of the rows without words")
+        self.share = np.array(shares) / sum(shares)
         sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)
         self.shard_share = sizes / sizes.sum()
 
