@@ -1,7 +1,7 @@
 """A research workbench for Step-Audio 2 mini on Apple MLX."""
 
-from .backend import keep_freed_memory as _keep_freed_memory
-from .backend import preload_blas as _preload_blas
+from .backend.blas import keep_freed_memory as _keep_freed_memory
+from .backend.blas import preload_blas as _preload_blas
 
 _preload_blas()  # must come before anything that imports mlx
 _keep_freed_memory()

@@ -14,23 +14,24 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from . import prompt as grammar
-from .answer import Generation, answer_of
-from .backend import default_dtype, on_cpu
-from .cache import CachePolicy
-from .config import StepAudioConfig
-from .encoder import Tap, _no_tap
+from .backend.device import default_dtype, on_cpu
+from .checkpoints.load import load_weights
+from .checkpoints.report import WeightReport
+from .constants import MAX_TOKENS, SAMPLE_RATE, n_prompt_rows
+from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
+from .decoding.options import Options
+from .decoding.outputs import Generation, answer_of
+from .decoding.sampling import Sampling
 from .errors import DecodeError, PromptError, WeightsError
-from .generate import Options, Request, Run, Step, collect, fits_one_batch, generate
-from .net import Slot, StepAudioNet
+from .models.kv_cache import CachePolicy
+from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
+from .models.tap import Tap, no_tap
 from .pipeline import Pipeline
-from .report import WeightReport
-from .samples import default_checkpoint
-from .sampling import Sampling
-from .tokenizer import Detokenizer, Tokenizer
+from .resources import default_checkpoint
+from .text.chat_template import SPOKEN, AudioSlot, Message, Prompt
+from .text.prompts import ASR_SYSTEM, asr_turns
+from .text.tokenizer import Detokenizer, Tokenizer
 from .transcribe import Transcript, timed, transcribe_many
-from .units import MAX_TOKENS, SAMPLE_RATE, n_prompt_rows
-from .weights import load_weights
 
 CPU_BATCH, GPU_BATCH = 8, 32  # pieces decoded together unless the caller says otherwise
 
@@ -87,7 +88,7 @@ class StepAudio2:
     # ------------------------------------------------------------ transcription
 
     def transcribe(self, source, *, sampling: Sampling | None = None, cache: CachePolicy | None = None,
-                   max_tokens: int = MAX_TOKENS, on_loop: str = "report", prompt: str | tuple = grammar.ASR_SYSTEM,
+                   max_tokens: int = MAX_TOKENS, on_loop: str = "report", prompt: str | tuple = ASR_SYSTEM,
                    downmix: str = "first", sample_rate: float | None = None, batch: int | None = None,
                    progress: bool | None = None) -> Transcript:
         """What is said in a recording of any length.
@@ -120,7 +121,7 @@ class StepAudio2:
 
     def transcribe_many(self, recordings: Sequence[np.ndarray], *, sampling: Sampling | None = None,
                         cache: CachePolicy | None = None, max_tokens: int = MAX_TOKENS, on_loop: str = "report",
-                        prompt: str | tuple = grammar.ASR_SYSTEM, batch: int | None = None,
+                        prompt: str | tuple = ASR_SYSTEM, batch: int | None = None,
                         progress: bool | None = None) -> list[Transcript]:
         """Several recordings (float32, 16 kHz) together: pieces of like length share a batch."""
         self._ready()
@@ -156,19 +157,19 @@ class StepAudio2:
     def _listen(self, heard: tuple[mx.array, int], system: str | tuple[Sequence[int], Sequence[int]]) -> Request:
         rows, n = heard
         if isinstance(system, str):
-            return self._request(self.pipeline.build_prompt(grammar.asr_turns(system), self._words(), [[n]]), [rows])
+            return self._request(self.pipeline.build_prompt(asr_turns(system), self._words(), [[n]]), [rows])
         try:
             before, after = (tuple(map(operator.index, ids)) for ids in system)
         except (TypeError, ValueError):
             raise PromptError("prompt: expected a text, or two lists of ids, before and after the audio; found "
                               f"{system!r:.120}") from None
         filler = [*after, *before, 0][0]  # any id will do where the rows go, their embeddings are replaced
-        prompt = grammar.Prompt(before + (filler,) * n + after, (grammar.AudioSlot(len(before), n, 0),))
+        prompt = Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
         return self._request(prompt, [rows])
 
     # ------------------------------------------------------------ free generation
 
-    def request(self, messages: Sequence, *, downmix: str = "first", tap: Tap = _no_tap) -> Request:
+    def request(self, messages: Sequence, *, downmix: str = "first", tap: Tap = no_tap) -> Request:
         """A prompt of turns, with its recordings heard as the reference hears them (one zero-padded batch).
 
         messages : dicts or `prompt.Message`, as in StepFun's examples; audio items hold a path or samples under
@@ -177,9 +178,9 @@ class StepAudio2:
         tap : called as tap(name, array) with what encoder and adapter compute.
         """
         self._ready()
-        messages = [grammar.Message.of(m) for m in _list_of(messages)]
+        messages = [Message.of(m) for m in _list_of(messages)]
         if messages and messages[-1].role != "assistant":
-            messages.append(grammar.Message("assistant", None))
+            messages.append(Message("assistant", None))
         pieces = [self._pieces(item["audio"], downmix) for item in _audio_items(messages)]
         mels = [[self._mel(p) for p in clip] for clip in pieces]
         n_rows = [[n_prompt_rows(mel.shape[1]) for mel in clip] for clip in mels]
@@ -195,14 +196,14 @@ class StepAudio2:
     def _mel(self, samples: np.ndarray) -> np.ndarray:
         return self.pipeline.mel(samples, self.config.audio_encoder_config.n_mels)
 
-    def _request(self, prompt: grammar.Prompt, heard: Sequence[mx.array]) -> Request:
+    def _request(self, prompt: Prompt, heard: Sequence[mx.array]) -> Request:
         slots = [Slot(0, s.start, s.length) for s in prompt.slots]
         x = self.net.embed(np.array(prompt.ids), slots, heard)[0]
         return Request(prompt.ids, x, tuple((s.start, s.length) for s in prompt.slots))
 
     def stream(self, messages: Sequence, *, sampling: Sampling | None = None, cache: CachePolicy | None = None,
                max_tokens: int = MAX_TOKENS, on_loop: str = "report", stop: Sequence[str] = (),
-               tap: Tap = _no_tap) -> Iterator[Step]:
+               tap: Tap = no_tap) -> Iterator[Step]:
         """The steps of one answer as they are made.
 
         messages : as in `request`.
@@ -223,11 +224,11 @@ class StepAudio2:
 
     def generate_audio_tokens(self, messages: Sequence, **options) -> Generation:
         """Answer in audio codes: the open assistant turn starts with `<tts_start>`, as the reference seeds it."""
-        messages = [grammar.Message.of(m) for m in _list_of(messages)]
+        messages = [Message.of(m) for m in _list_of(messages)]
         if messages and messages[-1].role == "assistant" and messages[-1].content is None:
             messages.pop()  # the open turn, to be opened again as a spoken one
         if not messages or messages[-1].role != "assistant":
-            messages.append(grammar.Message("assistant", grammar.SPOKEN, eot=False))
+            messages.append(Message("assistant", SPOKEN, eot=False))
         return self.generate_with_audio(messages, **options)
 
     # ------------------------------------------------------------ what all of them share
@@ -290,12 +291,12 @@ class StopStrings:
 
 
 def _list_of(messages: Sequence) -> Sequence:
-    if isinstance(messages, (str, Mapping, grammar.Message)) or not isinstance(messages, Iterable):
+    if isinstance(messages, (str, Mapping, Message)) or not isinstance(messages, Iterable):
         raise PromptError(f"expected a list of messages, found one {type(messages).__name__}")
     return messages
 
 
-def _audio_items(messages: Sequence[grammar.Message]) -> Iterator[Mapping]:
+def _audio_items(messages: Sequence[Message]) -> Iterator[Mapping]:
     for message in messages:
         for item in message.content if isinstance(message.content, (list, tuple)) else ():
             if isinstance(item, Mapping) and item.get("type") == "audio":

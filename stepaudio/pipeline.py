@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .audio import load_audio
-from .mel import log_mel
-from .prompt import Prompt, build_prompt
-from .sampling import Sampling
-from .units import CHUNK_SAMPLES
+from .audio.features import log_mel
+from .audio.load import load_audio
+from .constants import CHUNK_SAMPLES
+from .decoding.sampling import Sampling
+from .text.chat_template import Prompt, build_prompt
 
 
 def as_asked(sampling: Sampling) -> Sampling:

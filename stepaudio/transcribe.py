@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from .cut import cut_points, is_silent
-from .generate import Run
-from .units import CHUNK_SECONDS, SAMPLE_RATE
+from .audio.segment import cut_points, is_silent
+from .constants import CHUNK_SECONDS, SAMPLE_RATE
+from .decoding.generate import Run
 
 LONG = 60.0  # seconds from which a progress bar is worth its line
 SEARCH = 8.0  # seconds before the limit in which a cut is sought

@@ -62,7 +62,7 @@ def speaking_checkpoint(tmp_path_factory) -> Path:
     import published
     import tiny
 
-    from stepaudio.token2wav.convert import convert
+    from stepaudio.checkpoints.convert.convert import convert
 
     folder = tiny.write(tmp_path_factory.mktemp("speaking"))
     published.write_folder(folder)
@@ -73,7 +73,7 @@ def speaking_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def synthesizer(speaking_checkpoint):
     """Its speaking half, loaded. It holds no state."""
-    from stepaudio.token2wav.synthesizer import Synthesizer
+    from stepaudio.synthesis.synthesizer import Synthesizer
 
     return Synthesizer.load(speaking_checkpoint)
 

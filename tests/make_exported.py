@@ -11,8 +11,8 @@ import torch
 import torch_twins
 from safetensors.numpy import save_file
 
-from stepaudio.token2wav.s3 import S3Config
-from stepaudio.token2wav.speaker import SpeakerConfig
+from stepaudio.models.token2wav.campplus import SpeakerConfig
+from stepaudio.models.token2wav.speech_tokenizer import S3Config
 
 FOLDER = Path(__file__).parent / "assets" / "exported"
 SPEAKER = SpeakerConfig(feat_dim=16, embedding_size=6, growth_rate=4, bn_size=2, init_channels=6,

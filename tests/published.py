@@ -16,19 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stepaudio.token2wav.config import (
-    DECODER_CLASS,
-    ENCODER_CLASS,
-    ESTIMATOR_CLASS,
-    FLOW_CLASS,
-    FlowConfig,
-    HiftConfig,
-    IstftConfig,
-)
-from stepaudio.token2wav.layout import flow_layout, hift_layout
-from stepaudio.token2wav.s3 import S3Config, s3_layout
-from stepaudio.token2wav.speaker import SpeakerConfig
-from stepaudio.token2wav.speaker_layout import foldable, speaker_layout
+from stepaudio.checkpoints.convert.flow_yaml import DECODER_CLASS, ENCODER_CLASS, ESTIMATOR_CLASS, FLOW_CLASS
+from stepaudio.checkpoints.s3_layout import s3_layout
+from stepaudio.checkpoints.speaker_layout import foldable, speaker_layout
+from stepaudio.checkpoints.token2wav_layout import flow_layout, hift_layout
+from stepaudio.models.token2wav.campplus import SpeakerConfig
+from stepaudio.models.token2wav.flow import FlowConfig
+from stepaudio.models.token2wav.hift import HiftConfig, IstftConfig
+from stepaudio.models.token2wav.speech_tokenizer import S3Config
 
 STORAGE = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "float64": "DoubleStorage"}
 ONNX_KINDS = {"float32": 1, "int8": 3, "int64": 7, "float16": 10, "float64": 11}

@@ -5,8 +5,8 @@ import sys
 import time
 
 import stepaudio  # noqa: F401  first, as everywhere
-from stepaudio.lab.grid import Grid
-from stepaudio.lab.sweep import run_sweep
+from stepaudio.experiments.grid import Grid
+from stepaudio.experiments.sweep import run_sweep
 
 pause = 0.0  # seconds a run takes
 

@@ -16,11 +16,11 @@ import tiny
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
-from stepaudio.cli import main
+from stepaudio.checkpoints.header import INDEX_FILE, SINGLE_FILE
+from stepaudio.checkpoints.save import save_checkpoint
+from stepaudio.cli.main import main
 from stepaudio.errors import AudioError, ConfigError, TokenizerError, WeightsError
-from stepaudio.headers import INDEX_FILE, SINGLE_FILE
 from stepaudio.model import StepAudio2
-from stepaudio.weights import save_checkpoint
 
 SHARD = "model-00002-of-"  # the second of several
 

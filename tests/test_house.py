@@ -49,7 +49,7 @@ def test_readme_layers_are_those_that_the_imports_are_held_to():
 
 
 def test_readme_lists_every_command():
-    from stepaudio.cli import _parser
+    from stepaudio.cli.main import _parser
 
     verbs = next(a for a in _parser()._actions if a.choices).choices
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_readme_lists_every_command():
 
 def test_readme_options_exist():
     """Every --option in the README's own commands and prose is one of the command line's."""
-    from stepaudio.cli import _parser
+    from stepaudio.cli.main import _parser
 
     verbs = next(a for a in _parser()._actions if a.choices).choices
     known = {option for verb in verbs.values() for option in verb._option_string_actions}

@@ -9,14 +9,15 @@ import soundfile as sf
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from stepaudio.cache import CachePolicy
+from stepaudio.audio.features import log_mel
+from stepaudio.constants import n_mel_frames, n_prompt_rows
+from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import AudioError, ConfigError, DecodeError, PromptError, StepAudioError, WeightsError
-from stepaudio.mel import log_mel
 from stepaudio.model import StepAudio2, StopStrings
-from stepaudio.net import Slot
-from stepaudio.prompt import SPOKEN, Message, asr_prompt
-from stepaudio.sampling import Sampling
-from stepaudio.units import n_mel_frames, n_prompt_rows
+from stepaudio.models.kv_cache import CachePolicy
+from stepaudio.models.speech_lm import Slot
+from stepaudio.text.chat_template import SPOKEN, Message
+from stepaudio.text.prompts import asr_prompt
 
 OPEN = {"role": "assistant", "content": None}
 ASK = [{"role": "human", "content": "what is the time now"}, OPEN]
@@ -260,7 +261,7 @@ def test_end_of_turn_is_not_part_of_the_answer(tiny_checkpoint, tmp_path):
 
 
 def _no_cache(model):
-    from stepaudio.cache import NoCache
+    from stepaudio.models.kv_cache import NoCache
 
     return NoCache(model.net.model.rope)
 

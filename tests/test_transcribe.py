@@ -5,11 +5,11 @@ import pytest
 import soundfile as sf
 import tiny
 
+from stepaudio.decoding.generate import Run
+from stepaudio.decoding.loop_detector import Loop
+from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import AudioError
-from stepaudio.generate import Run
-from stepaudio.loops import Loop
 from stepaudio.model import StepAudio2
-from stepaudio.sampling import Sampling
 from stepaudio.transcribe import transcribe_many
 
 END = 9
@@ -187,7 +187,7 @@ def test_a_batch_gives_the_ids_of_each_alone(tiny_model):
 
 
 def test_a_cache_limit_that_could_bite_runs_one_by_one(tiny_model):
-    from stepaudio.cache import CachePolicy
+    from stepaudio.models.kv_cache import CachePolicy
 
     clips = [tiny.noise(1, seed=i) for i in range(2)]
     found = tiny_model.transcribe_many(clips, batch=2, cache=CachePolicy("sinks", 64), max_tokens=30)
@@ -224,8 +224,9 @@ def test_seed_decides(tiny_model):
 
 
 def test_nano_reads_a_bundled_recording(nano):
-    from stepaudio.evaluate import count_errors, read_manifest
-    from stepaudio.samples import speech_manifest
+    from stepaudio.evaluation.manifest import read_manifest
+    from stepaudio.evaluation.wer import count_errors
+    from stepaudio.resources import speech_manifest
 
     model = StepAudio2.load(nano)
     clip = next(c for c in read_manifest(speech_manifest()) if c.text)

@@ -6,10 +6,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from stepaudio.config import AudioEncoderConfig, StepAudioConfig, TextConfig
-from stepaudio.net import StepAudioNet
-from stepaudio.tokenizer import Tokenizer
-from stepaudio.weights import save_checkpoint
+from stepaudio.checkpoints.save import save_checkpoint
+from stepaudio.models.decoder import TextConfig
+from stepaudio.models.encoder import AudioEncoderConfig
+from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
+from stepaudio.text.tokenizer import Tokenizer
 
 RATE = 16_000
 SENTENCES = ["the cat sat on the mat", "what is the time now", "system human assistant", "café 你好"] * 3

@@ -10,8 +10,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from stepaudio.config import AudioEncoderConfig, StepAudioConfig, TextConfig
-from stepaudio.net import StepAudioNet
+from stepaudio.models.decoder import TextConfig
+from stepaudio.models.encoder import AudioEncoderConfig
+from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
 
 # ------------------------------------------------------------------------------------------ tiny nets
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stepaudio.audio import load_audio
-from stepaudio.audio_out import save_audio
+from stepaudio.audio.load import load_audio
+from stepaudio.audio.save import save_audio
 
 KINDS, N, PAUSE = ("plain", "digits", "repeats"), 16, np.zeros(8000, np.float32)
 CLIPS = Path(__file__).resolve().parent / "clips"

@@ -1,1 +1,4 @@
 """Training the nano checkpoint: corpus, augmentation, loop. Run as `python -m stepaudio.train`."""
+
+
+

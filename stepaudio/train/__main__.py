@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .loop import ALL_BUCKETS, Recipe, average_states, run
 from .nano import average_models, export, nano_config, train_tokenizer
 

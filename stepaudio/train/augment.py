@@ -11,8 +11,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from ..mel import mel_filterbank
-from ..units import HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_mel_frames
+from ..audio.filters import mel_filterbank
+from ..constants import HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_mel_frames
 
 N_MELS = 128
 WARPS = np.linspace(0.82, 1.2, 9)  # factors on the frequency axis: shorter and longer vocal tracts

@@ -25,17 +25,16 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..backend import on_cpu
-from ..cache import NoCache
-from ..config import StepAudioConfig
+from ..backend.device import on_cpu
+from ..checkpoints.load import load_weights
+from ..constants import HOP, TAIL_PADDING
 from ..errors import DataError
-from ..net import StepAudioNet
-from ..tokenizer import Tokenizer
-from ..units import HOP, TAIL_PADDING
-from ..weights import load_weights
+from ..models.kv_cache import NoCache
+from ..models.speech_lm import StepAudioConfig, StepAudioNet
+from ..text.tokenizer import Tokenizer
 from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warped_filters
-from .corpus import EMPTY, IGNORE, BatchMaker, Bucket, Corpus, PromptIds
-from .prompt_ids import transcription_ids
+from .batches import EMPTY, IGNORE, BatchMaker, Bucket, PromptIds, transcription_ids
+from .corpus import Corpus
 
 N_PHONEMES = 256
 NOISE_SCALE_STEPS = 500  # between looks at how large the weights are

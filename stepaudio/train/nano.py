@@ -8,12 +8,14 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from ..config import AudioEncoderConfig, StepAudioConfig, TextConfig
+from ..checkpoints.load import load_weights
+from ..checkpoints.save import save_checkpoint
 from ..errors import ConfigError
-from ..net import StepAudioNet
-from ..prompt import ASR_SYSTEM
-from ..tokenizer import Tokenizer
-from ..weights import load_weights, save_checkpoint
+from ..models.decoder import TextConfig
+from ..models.encoder import AudioEncoderConfig
+from ..models.speech_lm import StepAudioConfig, StepAudioNet
+from ..text.prompts import ASR_SYSTEM
+from ..text.tokenizer import Tokenizer
 
 TEXT_VOCABULARY = 1536  # byte-level BPE ids below the special tokens
 

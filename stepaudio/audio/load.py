@@ -1,0 +1,276 @@
+"""Recordings in: any file or array becomes mono float32 at one rate, 16 kHz unless told, one block at a time.
+
+One stated policy each for channels, level, rate and length; whatever falls outside is an `AudioError` that says
+what to do. Knows nothing of mels, pieces or models.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from ..constants import MIN_SECONDS, N_FFT, SAMPLE_RATE
+from ..errors import AudioError, ConfigError
+
+DOWNMIX = ("first", "mean")
+MAX_PEAK = 32.0  # float samples beyond 32 x full scale (+30 dB) are taken for integer PCM that was not scaled
+RATE_RANGE = (1_000, 10_000_000)  # Hz; outside it a header or an argument is wrong, not the microphone
+BLOCK_VALUES = 1 << 20  # samples times channels held at the native rate: 4 MiB of float32
+FIRST_ALLOCATION = 1 << 28  # samples; a header that lies about its length cannot make us reserve more
+LENGTH_UNKNOWN = 1 << 60  # libsndfile reports its largest count for a stream without a length
+PCM_ZERO_AND_SCALE = {"uint8": (128, 2**7), "int8": (0, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
+
+
+def load_audio(source, *, downmix: str = "first", sample_rate: float | None = None,
+               to: int = SAMPLE_RATE) -> np.ndarray:
+    """Read a recording as mono samples at 16 kHz, whatever its rate, channels and sample type.
+
+    The native-rate signal is never whole in memory: blocks are read, reduced to one channel, resampled by a
+    streaming windowed sinc (soxr, HQ) and appended to the result. Level is left alone: neither clipped nor
+    normalised, so float samples may exceed 1.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or array
+        A file that libsndfile reads (wav, flac, ogg, mp3, ...), or samples of shape (n,) or (n, channels) as
+        numpy, list or mlx array. Integer PCM (uint8, int8, int16, int32) is divided by its full scale; float
+        samples are in [-1, 1] by convention and accepted up to `MAX_PEAK`.
+    downmix : {"first", "mean"}
+        "first" takes channel 0, as the reference does: averaging cancels channels of opposite phase, and combs
+        the voice where microphones stand apart. "mean" is for speakers who sit on different channels.
+    sample_rate : number in `RATE_RANGE`, optional
+        Rate of an array in Hz, 16000 if absent. A file states its own rate, so giving one is refused.
+    to : int in `RATE_RANGE`
+        Rate of the result in Hz; the encoders hear 16 kHz, the mel of a voice prompt wants 24 kHz.
+
+    Returns
+    -------
+    np.ndarray
+        float32, (n,), at `to`. A mono float32 array already at that rate is returned itself, not copied.
+
+    Raises
+    ------
+    AudioError
+        No such file, not audio, cut off, empty, shorter than 0.1 s or than one STFT frame, NaN or Inf in the
+        chosen channel, level of unscaled integers, impossible rate or shape.
+    ConfigError
+        An unknown `downmix`.
+
+    Notes
+    -----
+    Integer samples in a float array are only recognised by their peak; below `MAX_PEAK` they pass as audio.
+
+    Examples
+    --------
+    >>> load_audio(np.zeros((48_000, 2), np.int16), sample_rate=48_000).shape
+    (16000,)
+    """
+    if downmix not in DOWNMIX:
+        raise ConfigError(f"downmix: expected {' or '.join(map(repr, DOWNMIX))}, found {downmix!r}")
+    to = int(checked_rate(to, "to"))
+    if not isinstance(source, (str, os.PathLike)):
+        return _load_array(source, downmix, SAMPLE_RATE if sample_rate is None else sample_rate, to)
+    if sample_rate is not None:
+        raise AudioError(f"{source}: sample_rate is for arrays, a file states its own; leave it out")
+    return _load_file(Path(source), downmix, to)
+
+
+def audio_seconds(path: str | os.PathLike) -> float:
+    """Seconds of audio in a file, from its header where the header knows (else by decoding it).
+
+    Raises
+    ------
+    AudioError
+        The file is missing or not audio.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        if file.frames < LENGTH_UNKNOWN:
+            return file.frames / file.samplerate
+        return sum(len(block) for block in _file_blocks(file, path, "first")) / file.samplerate
+
+
+def _load_file(path: Path, downmix: str, to: int) -> np.ndarray:
+    with _open(path) as file:
+        rate = checked_rate(file.samplerate, str(path))
+        watch = _Watch(str(path), rate)
+        samples = _resampled(watch.over(_file_blocks(file, path, downmix)), rate, to, file.frames)
+        promised = file.frames if file.frames < LENGTH_UNKNOWN else 0
+    watch.verdict()
+    if promised - watch.n > MIN_SECONDS * rate:
+        raise AudioError(f"{path}: the header promises {promised} samples, {watch.n} could be read; the file is "
+                         f"cut off: fetch it again, or convert what is left to wav")
+    return samples
+
+
+class _ForwardFile(sf.SoundFile):
+    """A sound file read from start to end: soundfile seeks after each block, which a stream of no length fails."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _open(path: Path) -> sf.SoundFile:
+    """Open for reading; every way to fail becomes one line of ours."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be opened ({one_line(error)})") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(f"{path}: is a folder; expected one audio file")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path}: is not a regular file; save the stream to a file first")
+    if status.st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes); expected an audio file")
+    try:
+        return _ForwardFile(path)
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
+        raise AudioError(f"{path}: is not audio that libsndfile reads ({one_line(error)}); expected wav, flac, "
+                         f"ogg, mp3 or the like: convert it first, for example with ffmpeg") from None
+
+
+def _file_blocks(file: sf.SoundFile, path: Path, downmix: str) -> Iterator[np.ndarray]:
+    """The file as mono float32 blocks."""
+    size = max(1, BLOCK_VALUES // file.channels)
+    while True:
+        try:
+            block = file.read(size, dtype="float32", always_2d=True)
+        except (RuntimeError, OSError) as error:
+            raise AudioError(f"{path}: broken audio data ({one_line(error)}); fetch or export it again") from None
+        if len(block) == 0:
+            return
+        yield _mono(block, downmix)
+
+
+def _load_array(source, downmix: str, sample_rate: float, to: int) -> np.ndarray:
+    rate = checked_rate(sample_rate, "array")
+    array = as_array(source)
+    watch = _Watch("array", rate)
+    blocks = watch.over(_array_blocks(array, downmix))
+    if array.ndim == 1 and array.dtype == np.float32 and rate == to:
+        samples, _ = array, sum(map(len, blocks))  # nothing to change: look at it, do not copy it
+    else:
+        samples = _resampled(blocks, rate, to, len(array))
+    watch.verdict()
+    return samples
+
+
+def as_array(source) -> np.ndarray:
+    """`source` as numpy, (n,) or (n, channels), of a type that has a full scale."""
+    try:
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(f"array: not a rectangular array of numbers ({one_line(error)}); "
+                         f"expected float32 samples of shape (n,) or (n, channels)") from None
+    if array.dtype.kind != "f" and array.dtype.name not in PCM_ZERO_AND_SCALE:
+        raise AudioError(f"array: {array.dtype} samples have no known full scale; expected float in [-1, 1] or "
+                         f"{', '.join(PCM_ZERO_AND_SCALE)} PCM: convert first")
+    if array.ndim not in (1, 2) or array.shape[1:] == (0,):
+        raise AudioError(f"array: expected shape (n,) or (n, channels), found {array.shape}; pass one recording")
+    if array.ndim == 2 and array.shape[1] > array.shape[0]:
+        raise AudioError(f"array: shape {array.shape} has more channels than samples; expected (n, channels): "
+                         f"transpose it")
+    return array
+
+
+def _array_blocks(array: np.ndarray, downmix: str) -> Iterator[np.ndarray]:
+    """The array as mono float32 blocks, integers divided by their full scale."""
+    size = max(1, BLOCK_VALUES // (1 if array.ndim == 1 else array.shape[1]))
+    zero, scale = PCM_ZERO_AND_SCALE.get(array.dtype.name, (0, 1))
+    for start in range(0, len(array), size):
+        block = array[start : start + size]
+        if downmix == "first" and block.ndim == 2:
+            block = block[:, :1]  # before the conversion, so that only one channel is converted
+        if block.dtype.kind != "f":
+            block = (block.astype(np.float64) - zero) / scale
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the watch reports
+            block = block.astype(np.float32, copy=False)
+        yield _mono(block, downmix) if block.ndim == 2 else block
+
+
+def _mono(block: np.ndarray, downmix: str) -> np.ndarray:
+    """(n, channels) -> (n,)."""
+    return block[:, 0] if downmix == "first" or block.shape[1] == 1 else block.mean(axis=1)
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int) -> np.ndarray:
+    """Mono blocks at `rate` as one array at rate `to`; beyond the result, only a block is held."""
+    wanted = math.ceil(n_expected * to / rate) + 1
+    samples, n = np.empty(min(wanted, FIRST_ALLOCATION), np.float32), 0
+    for block in blocks if rate == to else _at_rate(blocks, rate, to):
+        if n + len(block) > len(samples):  # in place: a copy would need twice the memory of the recording
+            samples.resize(max(n + len(block), len(samples) + len(samples) // 4), refcheck=False)
+        samples[n : n + len(block)] = block
+        n += len(block)
+    samples.resize(n, refcheck=False)
+    return samples
+
+
+def _at_rate(blocks: Iterable[np.ndarray], rate: float, to: int) -> Iterator[np.ndarray]:
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block))
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+@dataclass
+class _Watch:
+    """Counts what passes by, so that a recording is judged whole: length, level, NaN and Inf."""
+
+    name: str
+    rate: float
+    n: int = 0
+    peak: float = 0.0
+    n_bad: int = 0
+    first_bad: int = -1
+
+    def over(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            peak = max(abs(float(block.min())), abs(float(block.max())))  # NaN and Inf survive min and max
+            self.peak = max(self.peak, peak if math.isfinite(peak) else 0.0)
+            if not math.isfinite(peak):
+                bad = np.flatnonzero(~np.isfinite(block))
+                self.first_bad = self.n + int(bad[0]) if self.n_bad == 0 else self.first_bad
+                self.n_bad += len(bad)
+            self.n += len(block)
+            yield block
+
+    def verdict(self) -> None:
+        if self.n == 0:
+            raise AudioError(f"{self.name}: holds no samples; expected at least {MIN_SECONDS} s of audio")
+        if self.n_bad:
+            raise AudioError(f"{self.name}: {self.n_bad} of {self.n} samples are NaN or Inf, the first at index "
+                             f"{self.first_bad}; repair or export the recording again")
+        if self.n < MIN_SECONDS * self.rate or self.n * SAMPLE_RATE < N_FFT * self.rate:
+            raise AudioError(f"{self.name}: {self.n} sample{'s' * (self.n > 1)} at {self.rate:g} Hz last "
+                             f"{self.n / self.rate:.4f} s; expected at least {MIN_SECONDS} s")
+        if self.peak > MAX_PEAK:
+            scale = 2**15 if self.peak <= 2**15 else 2**31
+            raise AudioError(f"{self.name}: peak {self.peak:.6g}, expected float samples in [-1, 1] (at most "
+                             f"{MAX_PEAK:g}); if these are integer PCM values, divide them by {scale}")
+
+
+def checked_rate(rate, name: str) -> float:
+    low, high = RATE_RANGE
+    try:
+        value = float("nan") if isinstance(rate, (bool, str)) else float(rate)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not low <= value <= high:
+        raise AudioError(f"{name}: sample rate {rate!r} Hz is impossible; expected {low} to {high}")
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """What the library said, without its own mention of the path."""
+    return " ".join(str(error).split()).rpartition("': ")[2].rstrip(".")

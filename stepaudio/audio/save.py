@@ -1,0 +1,157 @@
+"""Sound into files: whole or block by block, never clipped, never half written under the wanted name.
+
+One stated policy for level: 16-bit files hold +-1, and what is louder is refused, or divided by its peak with a
+warning; float files (`.f32.wav`) hold anything finite. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+
+from ..constants import SAMPLE_RATE
+from ..errors import AudioError, ConfigError
+from .load import BLOCK_VALUES, as_array, checked_rate, one_line
+
+FLOAT_SUFFIX = ".f32.wav"
+TOO_LOUD = ("refuse", "scale")
+
+
+class AudioWriter:
+    """An open file that takes blocks; made by `audio_writer`."""
+
+    def __init__(self, path: Path, file: sf.SoundFile, gain: float):
+        self.path, self.gain, self.n_samples, self._file = path, gain, 0, file
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append float samples (n,) or (n, channels). Raises `AudioError` for NaN, Inf, or more than was promised."""
+        samples = np.asarray(samples)
+        low, high = (float(samples.min()), float(samples.max())) if samples.size else (0.0, 0.0)
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise AudioError(f"{self.path}: samples hold NaN or Inf; nothing written")
+        block = samples.astype(np.float32)
+        if self._file.subtype != "FLOAT":
+            peak = max(-low, high) * self.gain
+            if peak > 1 + 1e-6:  # a peak divided by itself may round up
+                raise AudioError(f"{self.path}: peak {peak:.6g} is beyond full scale and would clip; nothing written")
+            block = np.clip(np.rint(samples.astype(np.float64) * self.gain * 2**15), -(2**15), 2**15 - 1)
+            block = block.astype(np.int16)  # that clip is for +1.0 alone, which has no code
+        with _told(self.path):
+            self._file.write(block)
+        self.n_samples += len(samples)
+
+
+@contextmanager
+def audio_writer(path: str | os.PathLike, sample_rate: int, channels: int = 1,
+                 peak: float = 1.0) -> Iterator[AudioWriter]:
+    """Open a file that is written block by block, and appears under its name only when it is whole.
+
+    Until then it lies beside it as `.NAME.part…`, and is removed if anything goes wrong.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The suffix picks the format: `.f32.wav` is 32-bit float, anything else that libsndfile knows (wav, flac,
+        ogg, mp3, …) 16-bit. An existing file is replaced.
+    sample_rate : int in `RATE_RANGE`, in Hz
+    channels : int > 0
+    peak : float > 0
+        Loudest sample that will come. Beyond 1 a 16-bit file is written at the gain 1 / peak throughout, and a
+        warning says so: a stream cannot look ahead for its peak.
+
+    Raises
+    ------
+    AudioError
+        Unknown suffix, impossible rate, a place that cannot be written; and what `AudioWriter.write` raises.
+    """
+    path, part = check_target(path), _part(Path(path))
+    rate = checked_rate(sample_rate, str(path))
+    if rate != int(rate):
+        raise AudioError(f"{path}: files hold whole rates, found {rate:g} Hz; resample first")
+    is_float = path.name.lower().endswith(FLOAT_SUFFIX)
+    gain = 1.0 if is_float else 1.0 / max(1.0, peak)
+    if gain < 1:
+        warnings.warn(f"{path}: sound may reach {peak:.4g} of full scale; all of it is written at "
+                      f"{20 * math.log10(gain):.1f} dB, so that nothing clips", stacklevel=3)
+    with _told(path):
+        file = sf.SoundFile(part, "w", int(rate), channels, "FLOAT" if is_float else None)
+    try:
+        with file:
+            yield AudioWriter(path, file, gain)
+        with _told(path):
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever the library or the system says of this file becomes one line of ours."""
+    try:
+        yield
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be written ({one_line(error)})") from None
+
+
+def save_audio(path: str | os.PathLike, samples, sample_rate: int = SAMPLE_RATE, too_loud: str = "refuse") -> None:
+    """Write float samples; the suffix of `path` picks format and sample type, as in `audio_writer`.
+
+    One step of 16 bits is 1/32768, so 16-bit audio read by `load_audio` is written back bit for bit (+1.0 itself,
+    which has no 16-bit code, becomes 32767).
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        File to write; an existing one is replaced, whole or not at all.
+    samples : array of float, (n,) or (n, channels)
+        In [-1, 1] by convention.
+    sample_rate : int in `RATE_RANGE`
+        In Hz.
+    too_loud : {"refuse", "scale"}
+        What becomes of samples beyond +-1 that are to go into 16 bits: an error, or all samples are divided by the
+        peak and a warning says so. They are never clipped.
+
+    Raises
+    ------
+    AudioError
+        Samples out of range, not finite, not float; unknown suffix; a place that cannot be written.
+    ConfigError
+        An unknown `too_loud`.
+    """
+    if too_loud not in TOO_LOUD:
+        raise ConfigError(f"too_loud: expected {' or '.join(map(repr, TOO_LOUD))}, found {too_loud!r}")
+    path, array = Path(path), as_array(samples)
+    if array.dtype.kind != "f" or array.size == 0:
+        raise AudioError(f"{path}: expected float samples in [-1, 1], found {array.dtype} of shape {array.shape}")
+    peak = float(np.abs(array).max())
+    if too_loud == "refuse" and 1 < peak < math.inf and not path.name.lower().endswith(FLOAT_SUFFIX):
+        raise AudioError(f"{path}: peak {peak:.6g} is beyond full scale and would clip; divide the samples by it, say "
+                         f"too_loud='scale', or write {FLOAT_SUFFIX}")
+    channels = 1 if array.ndim == 1 else array.shape[1]
+    step = BLOCK_VALUES // channels
+    with audio_writer(path, sample_rate, channels, peak if math.isfinite(peak) else 1.0) as writer:
+        for start in range(0, len(array), step):
+            writer.write(array[start : start + step])
+
+
+def check_target(path: str | os.PathLike) -> Path:
+    """The path, if sound can be written there: a known suffix, and a folder to lie in. `AudioError` otherwise."""
+    path = Path(path)
+    if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: unknown audio suffix {path.suffix!r}; use .wav, {FLOAT_SUFFIX} (float), .flac, .ogg "
+                         "or .mp3")
+    if path.is_dir() or not path.parent.is_dir():
+        raise AudioError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'no such folder'})")
+    return path
+
+
+def _part(path: Path) -> Path:
+    """A name of this process beside the file, with the same suffix, which tells the format."""
+    return path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")

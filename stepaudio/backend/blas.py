@@ -1,0 +1,95 @@
+"""A fast BLAS for the one place where MLX has none, and freed memory that is kept. Imports no mlx.
+
+The `mlx[cpu]` wheel for Linux carries the reference BLAS, about thirty times slower than the machine
+allows. Loading another CBLAS into the global symbol table before `mlx.core` is imported replaces it, which
+is why the package's `__init__` calls `preload_blas` first; there too, the C library is told to keep freed memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+BLAS_VARIABLE = "STEPAUDIO_BLAS"  # a library path, or "none" to leave MLX as it is
+loaded: str | None = None
+
+
+def _candidates() -> list[str]:
+    """Paths of CBLAS libraries worth trying, best first."""
+    named = os.environ.get(BLAS_VARIABLE)
+    if named:
+        return [] if named == "none" else [named]
+    # The `mkl` wheel puts its libraries into the environment's lib folder, wherever that folder is.
+    packages = [Path(p).absolute() for p in sys.path if p.endswith("site-packages")]
+    above = [p.parents[2] for p in packages if len(p.parents) > 2]
+    roots = dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *above])
+    found = [str(p) for root in roots for p in sorted((root / "lib").glob("libmkl_rt.so*"), reverse=True)]
+    triple = f"{platform.machine()}-linux-gnu"
+    for folder in (f"/usr/lib/{triple}/openblas-pthread", f"/usr/lib/{triple}", "/usr/lib64", "/usr/lib"):
+        found += [str(p) for p in sorted(Path(folder).glob("libopenblas.so*"))[:1]]
+    return found
+
+
+def cuda_installed() -> bool:
+    """True if MLX's CUDA backend is installed beside MLX."""
+    return any(name in ("mlx-cuda", "mlx-cuda-12", "mlx-cuda-13") for name in _distributions())
+
+
+def _distributions() -> set[str]:
+    return {(d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions() if d.metadata}
+
+
+def preload_blas() -> str | None:
+    """Load a fast CBLAS before MLX. Returns its path, or None if none is needed or none was found.
+
+    Only Linux without the CUDA backend needs it. Set `STEPAUDIO_BLAS` to a library's path to choose one, or
+    to `none` to keep MLX's own. Warns once if nothing was found.
+    """
+    global loaded
+    if loaded or not sys.platform.startswith("linux") or cuda_installed():
+        return loaded
+    if "mlx.core" in sys.modules:
+        warnings.warn("mlx was imported before stepaudio, so no fast BLAS could be put under it: import stepaudio "
+                      "first, or matrix products run about 30 times slower", RuntimeWarning, stacklevel=3)
+        return None
+    for path in _candidates():
+        if _load_cblas(path):
+            loaded = path
+            return path
+    named = os.environ.get(BLAS_VARIABLE)
+    if named != "none":
+        reason = f"{BLAS_VARIABLE}={named} is no CBLAS library that can be loaded" if named else "no fast BLAS found"
+        warnings.warn(f"{reason}: matrix products run about 30 times slower. Install the extra stepaudio[cpu] "
+                      f"(mkl), or Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library",
+                      RuntimeWarning, stacklevel=3)
+    return None
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what MLX frees, up to 32 MiB apiece, for the next array; tells whether it was asked to.
+
+    By default every large array is mapped afresh and unmapped when freed, so that each operation on it first waits
+    for thousands of page faults. Only Linux without the CUDA backend needs it; the process's peak is not raised, but
+    what it once used stays with it.
+    """
+    if not sys.platform.startswith("linux") or cuda_installed():
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, (1 << 31) - 1))
+
+
+def _load_cblas(path: str) -> bool:
+    """Load a library for all to see; tells whether it holds the matrix product that MLX calls."""
+    try:
+        return hasattr(ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
+    except OSError:
+        return False

@@ -1,0 +1,100 @@
+"""Forms of the nets' functions for the CPU, where MLX has no vector instructions for exp, tanh, erf and sin."""
+
+import sys
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from .device import on_cpu
+
+# x * P(x^2) / Q(x^2), lowest power first, least-squares fits reweighted towards equal ripple (Lawson); past the
+# limit the function is its asymptote to float32 accuracy.
+TANH = ((9.999998268e-01, 1.293615803e-01, 2.939323648e-03, 9.444166242e-06, -1.333947792e-08, 1.976552746e-11),
+        (1.000000000e+00, 4.626942355e-01, 2.383817952e-02, 2.307150114e-04))
+TANH_LIMIT = 8.6
+# Phi(x) - 1/2 and sigmoid(x) - 1/2, in the same form, scaled so that Q's highest coefficient is 1.
+PHI = ((6.002667725e+05, 9.128880258e+04, 9.487471009e+03, 6.639950869e+02, 1.213237896e+01),
+       (1.504654237e+06, 4.795638607e+05, 6.614922880e+04, 5.138171360e+03, 2.416037479e+02, 1.0))
+PHI_LIMIT = 5.3
+SIGMOID = ((8.354360759e+07, 2.791527277e+06, 1.816294885e+04, 2.659651010e+01, 4.280245745e-03),
+           (3.341745694e+08, 3.901390494e+07, 5.390414786e+05, 1.702064888e+03, 1.0))
+SIGMOID_LIMIT = 17.2
+EXP2 = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)  # 2^f for |f| <= 1/2, lowest power first
+ROUNDER = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to a whole number, and leaves that in the low bits
+LOG2_E = 1.4426950408889634
+FEW = 16384  # elements below which the length of the graph costs more than the arithmetic
+
+
+def rational(x: mx.array, fit: tuple, limit: float) -> mx.array:
+    """x P(x^2) / Q(x^2) with x clipped to +-limit."""
+    x = mx.clip(x, -limit, limit)
+    t = x * x
+    values = []
+    for coefficients in fit:
+        y = t + coefficients[-2] if coefficients[-1] == 1 else t * coefficients[-1] + coefficients[-2]
+        for c in coefficients[-3::-1]:
+            y = y * t + c
+        values.append(y)
+    return x * values[0] / values[1]
+
+
+def vectorless(x: mx.array) -> bool:
+    return x.dtype == mx.float32 and sys.platform.startswith("linux") and on_cpu()
+
+
+def large(x: mx.array) -> bool:
+    return x.size >= FEW and vectorless(x)
+
+
+@mx.custom_function
+def exp2(x: mx.array) -> mx.array:
+    """2^x of float32 from adds, multiplies and one shift, for -126 < x < 128; relative error below 3e-7.
+
+    x = n + f with n whole: a polynomial gives 2^f, and adding n to its exponent bits multiplies it by 2^n.
+    """
+    shifted = x + ROUNDER
+    f = x - (shifted - ROUNDER)
+    y = f * EXP2[-1] + EXP2[-2]
+    for c in EXP2[-3::-1]:
+        y = y * f + c
+    return (y.view(mx.int32) + mx.left_shift(shifted.view(mx.int32), 23)).view(mx.float32)
+
+
+@exp2.vjp
+def _exp2_slope(_x: mx.array, cotangent: mx.array, value: mx.array) -> mx.array:
+    """Bits have no derivative, the function they make has: 2^x ln 2."""
+    return cotangent * value * (1 / LOG2_E)
+
+
+def exp2_below(x: mx.array) -> tuple[mx.array, mx.array]:
+    """2^(x - top) and top, the highest of the last axis (kept, length 1); what is 2^-125 of it or less stays there."""
+    top = x.max(axis=-1, keepdims=True)
+    return exp2(mx.maximum(x - top, -125.0)), top
+
+
+@lru_cache(maxsize=4)
+def rotations(dims: int, base: float, offset: int, n: int) -> tuple[mx.array, ...]:
+    """cos and sin (n, dims), the first half of sin negative; for a single position the (dims, dims) rotation matrix."""
+    angle = np.arange(offset, offset + n)[:, None] * base ** (-np.arange(dims // 2) / (dims // 2))
+    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+    if n == 1:
+        return (mx.array((np.diag(cos[0]) + np.roll(np.diag(sin[0]), dims // 2, axis=0)).astype(np.float32)),)
+    return mx.array(cos.astype(np.float32)), mx.array(sin.astype(np.float32))
+
+
+def attention_of_adds(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """The same, heads that share keys in one product; if large, in base 2 with the division left for last."""
+    B, H, n, D = q.shape
+    G, L = k.shape[1], k.shape[2]
+    few = B * H * n * L < FEW
+    unit = 1.0 if few else LOG2_E
+    scores = (q * (scale * unit)).reshape(B, G, -1, D) @ k.swapaxes(-1, -2)  # (B, G, H/G n, L)
+    if mask is not None:
+        mask = mx.where(mask, 0.0, -mx.inf) if mask.dtype == mx.bool_ else mask * unit
+        scores = (scores.reshape(B, H, n, L) + mask).reshape(B, G, -1, L)
+    if few:
+        return (mx.softmax(scores, axis=-1) @ v).reshape(B, H, n, D)
+    weights, _ = exp2_below(scores)
+    return ((weights @ v) / weights.sum(axis=-1, keepdims=True)).reshape(B, H, n, D)

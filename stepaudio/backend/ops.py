@@ -1,0 +1,90 @@
+"""GELU, SiLU, attention, rotary embedding and log-sum-exp, each with a form for where MLX has no vector instructions.
+
+MLX's CPU backend on Linux evaluates `erf`, `exp`, `tanh`, `sin` one element at a time, but adds and multiplies
+whole vectors. There, forms made of adds and multiplies alone (errors below 4e-7 of the value or of 1) are several times
+faster, once arrays are large enough to pay for the longer graph. Metal and CUDA take the plain forms, but for GELU in
+bfloat16 on CUDA: MLX fuses nothing within a gradient, and there GELU took ten times as long as fused.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import cpu_ops
+from .cpu_ops import (
+    LOG2_E,
+    PHI,
+    PHI_LIMIT,
+    SIGMOID,
+    SIGMOID_LIMIT,
+    attention_of_adds,
+    exp2_below,
+    large,
+    rational,
+    rotations,
+)
+from .cuda_ops import THREADS, gelu_on_cuda
+from .device import on_cuda
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016), never the tanh approximation."""
+    if large(x):
+        return x * (rational(x, PHI, PHI_LIMIT) + 0.5)
+    if x.dtype == mx.bfloat16 and x.size % THREADS == 0 and on_cuda():
+        return gelu_on_cuda(x)
+    return nn.gelu(x)
+
+
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x)."""
+    if large(x):
+        return x * (rational(x, SIGMOID, SIGMOID_LIMIT) + 0.5)
+    return x * mx.sigmoid(x)
+
+
+def log_sum_exp(x: mx.array) -> mx.array:
+    """(B, V) -> (B,): natural logarithm of the sum of exponentials, entries of -inf allowed."""
+    if not large(x):
+        return mx.logsumexp(x, axis=-1)
+    powers, top = exp2_below(x * LOG2_E)
+    return (mx.log2(powers.sum(axis=-1)) + top[..., 0]) * (1 / LOG2_E)
+
+
+def rope(x: mx.array, dims: int, base: float, offset: int) -> mx.array:
+    """Rotary position embedding (Su et al. 2021) in the halves convention, at positions offset, offset+1, …
+
+    x (B, H, n, dims). On the CPU, cosines and sines are made once for all layers, and a lone position is turned by
+    one matrix product, which is a tenth of the graph.
+    """
+    if not cpu_ops.vectorless(x):
+        return mx.fast.rope(x, dims, traditional=False, base=base, scale=1.0, offset=offset)
+    turns = rotations(dims, base, offset, x.shape[2])
+    if len(turns) == 1:
+        return x @ turns[0]
+    half = dims // 2
+    return x * turns[0] + mx.concatenate([x[..., half:], x[..., :half]], axis=-1) * turns[1]
+
+
+def softmax_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask=None, tap=None) -> mx.array:
+    """Scaled dot-product attention: the fused kernel, its CPU form, or the explicit twin when a tap wants the weights.
+
+    q (B, H, n, D); k, v (B, G, L, D) with G dividing H; mask None, "causal" (aligned at the end), booleans
+    (true = seen) or additive, broadcastable to (B, H, n, L). Returns (B, H, n, D). The tap receives
+    "attention" (B, H, n, L), rows summing to 1.
+    """
+    if tap is None and not cpu_ops.vectorless(q):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    B, H, n, D = q.shape
+    G, L = k.shape[1], k.shape[2]
+    if isinstance(mask, str):
+        mask = mx.arange(L)[None, :] <= mx.arange(L - n, L)[:, None]
+    if tap is None:
+        return attention_of_adds(q, k, v, scale, mask)
+    scores = (q.reshape(B, G, H // G, n, D) * scale) @ k[:, :, None].swapaxes(-1, -2)
+    scores = scores.reshape(B, H, n, L).astype(mx.float32)
+    if mask is not None:
+        scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
+    weights = mx.softmax(scores, axis=-1)
+    tap("attention", weights)
+    weights = weights.astype(v.dtype).reshape(B, G, H // G, n, L)
+    return (weights @ v[:, :, None]).reshape(B, H, n, D)

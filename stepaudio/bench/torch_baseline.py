@@ -1,0 +1,152 @@
+"""The same model in PyTorch on the CPU, as something to be compared with: nothing else in the package imports this.
+
+transformers' Qwen2 with its key/value cache, and the encoder and adapter written in plain torch. It runs in a
+process of its own, so that neither side meets the other's BLAS and threads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import time
+
+import numpy as np
+
+from ..backend.blas import BLAS_VARIABLE
+
+MASKED = -1e10
+
+
+def available() -> bool:
+    """True if torch and transformers are installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def versions() -> str:
+    from importlib.metadata import version
+
+    return f"PyTorch {version('torch')}, transformers {version('transformers')}"
+
+
+class Rival:
+    """A process that holds the model and answers one clip at a time.
+
+    weights : name -> float32 array, by the published names. config : `StepAudioConfig.to_dict()`.
+    """
+
+    def __init__(self, weights: dict[str, np.ndarray], config: dict):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        before = os.environ.get(BLAS_VARIABLE)
+        os.environ[BLAS_VARIABLE] = "none"  # torch brings its own
+        try:
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+        finally:
+            os.environ.pop(BLAS_VARIABLE) if before is None else os.environ.update({BLAS_VARIABLE: before})
+        self._pipe.send((weights, config))
+
+    def hear(self, mel: np.ndarray, ids, start: int, stop_ids, max_tokens: int, threads: int):
+        """Log mel (n_mels, T), prompt ids, place of the audio -> (ids, (encoder, prefill, decode) in seconds)."""
+        self._pipe.send((mel, list(ids), start, set(stop_ids), max_tokens, threads))
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        self._process.kill()
+
+
+def _serve(pipe) -> None:
+    import torch
+
+    torch.set_grad_enabled(False)
+    model = TorchModel(*pipe.recv())
+    while True:
+        try:
+            *question, threads = pipe.recv()
+        except EOFError:
+            return
+        torch.set_num_threads(threads)
+        pipe.send(model.hear(*question))
+
+
+class TorchModel:
+    def __init__(self, weights: dict[str, np.ndarray], config: dict):
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        text = config["text_config"]
+        names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers",
+                 "vocab_size", "rms_norm_eps")
+        positions = text.get("max_position_embeddings") or text.get("max_seq_len") or 32_768
+        qwen = Qwen2Config(**{n: text[n] for n in names}, max_position_embeddings=positions, tie_word_embeddings=False,
+                           rope_parameters={"rope_type": "default", "rope_theta": text["rope_theta"]})
+        self._w = {name: torch.from_numpy(array) for name, array in weights.items()}
+        self._audio = config["audio_encoder_config"]
+        self._llm = Qwen2ForCausalLM(qwen).eval()
+        self._llm.load_state_dict({n: a for n, a in self._w.items() if n.startswith(("model.", "lm_head."))})
+
+    def hear(self, mel: np.ndarray, ids: list[int], start: int, stop_ids: set[int], max_tokens: int):
+        """One clip, greedily: (ids, (encoder, prefill, decode) in seconds)."""
+        import torch
+
+        clock = [time.perf_counter()]
+        rows = self.encode(torch.from_numpy(mel))
+        clock.append(time.perf_counter())
+        x = self._llm.model.embed_tokens(torch.tensor([ids]))
+        x[0, start : start + len(rows)] = rows
+        found = self._llm(inputs_embeds=x, use_cache=True, logits_to_keep=1)
+        answer = [int(found.logits[0, -1].argmax())]
+        clock.append(time.perf_counter())
+        while answer[-1] not in stop_ids and len(answer) < max_tokens:
+            found = self._llm(torch.tensor([answer[-1:]]), past_key_values=found.past_key_values, use_cache=True)
+            answer.append(int(found.logits[0, -1].argmax()))
+        clock.append(time.perf_counter())
+        return answer, tuple(np.diff(clock).tolist())
+
+    def _linear(self, name: str, x):
+        from torch.nn.functional import linear
+
+        return linear(x, self._w[f"{name}.weight"], self._w.get(f"{name}.bias"))
+
+    def _conv(self, name: str, x, stride: int):
+        from torch.nn.functional import conv1d, gelu
+
+        weight = self._w[f"{name}.weight"]
+        return gelu(conv1d(x, weight, self._w[f"{name}.bias"], stride=stride, padding=1))
+
+    def _norm(self, name: str, x):
+        from torch.nn.functional import layer_norm
+
+        return layer_norm(x, x.shape[-1:], self._w[f"{name}.weight"], self._w[f"{name}.bias"])
+
+    def encode(self, mel):
+        """(n_mels, T) -> prompt rows (R, D), as the reference computes them for a clip alone."""
+        import torch
+        from torch.nn.functional import avg_pool1d, relu
+
+        T = mel.shape[1]
+        x = self._conv("encoder.conv2", self._conv("encoder.conv1", mel[None], 1), 2).mT  # (1, S, C)
+        S = x.shape[1]
+        x = x + self._w["encoder.positional_embedding.weight"][:S]
+        frame = (T + 1) % 2 + 2 * torch.arange(S)
+        mask = torch.where(frame < T - 2, 0.0, MASKED)[None, None, None]
+        for i in range(self._audio["n_audio_layer"]):
+            x = self._block(f"encoder.blocks.{i}", x, mask)
+        x = self._norm("encoder.after_norm", avg_pool1d(x.mT, 2).mT)
+        x = self._conv("adapter.conv", x.mT, self._audio["adapter_stride"]).mT
+        rows = self._linear("adapter.linear2", relu(self._linear("adapter.linear1", x)))[0]
+        return rows[: ((T - 1) // 4 - 1) // self._audio["adapter_stride"] + 1]
+
+    def _block(self, name: str, x, mask):
+        from torch.nn.functional import gelu, scaled_dot_product_attention
+
+        B, S, C = x.shape
+        h = self._norm(f"{name}.attn_ln", x)
+        q, k, v = (self._linear(f"{name}.attn.{part}", h).view(B, S, self._audio["n_audio_head"], -1).transpose(1, 2)
+                   for part in ("query", "key", "value"))
+        y = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, S, C)
+        x = x + self._linear(f"{name}.attn.out", y)
+        return x + self._linear(f"{name}.mlp.2", gelu(self._linear(f"{name}.mlp.0", self._norm(f"{name}.mlp_ln", x))))

@@ -1,0 +1,1 @@
+"""Tensors on disk: headers, layouts, reports, loading, saving."""

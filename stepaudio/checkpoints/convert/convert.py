@@ -1,0 +1,227 @@
+"""Published `token2wav` files -> safetensors that the nets load as they are, and a manifest of every tensor's fate.
+
+Needs neither PyTorch nor ONNX: the files are read as data (see `pt_file`, `onnx_file`). Everything is written aside
+and moved into place with the manifest last, so an interrupted conversion leaves nothing that could be loaded. Values
+become float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ... import __version__
+from ...errors import ConfigError, WeightsError
+from ...models.token2wav.campplus import SpeakerConfig
+from ..components import COMPONENTS, SOURCES, kernel_axes
+from ..header import listed, read_header
+from ..tensors import read_values
+from ..token2wav_layout import DIRECTION, MAGNITUDE, merge_weight_norm
+from .manifest import FORMAT, MANIFEST, Manifest, file_of, read_manifest
+from .published import FLOW_YAML, FOLDER, NORM_KINDS, UNSCALED, PublishedPart, describe, published_folder
+from .torch_file import check_storages
+
+ASIDE = ".converting-"
+BLOCK = 1 << 24  # bytes hashed at a time
+KEPT, RENAMED, TRANSPOSED, MERGED, FOLDED, DROPPED = (
+    "kept", "renamed", "transposed", "weight norm merged", "batch norm folded before", "dropped")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did. `fresh` is False where an earlier conversion of the same files was found whole."""
+
+    manifest: Manifest
+    fresh: bool
+
+    def table(self) -> str:
+        """Text for a terminal: one line a component, with how many tensors met which fate."""
+        folder = self.manifest.folder
+        lines = [f"{folder}: {'converted' if self.fresh else 'converted already from these files; nothing to do'}"]
+        for component, part in self.manifest.raw["components"].items():
+            fates = [fate for tensor in part["tensors"] for fate in tensor["fate"]]
+            counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
+            lines.append(f"  {component:9}  {part['bytes']:>13,} bytes  {len(part['tensors']):4} tensors: {counts}")
+        return "\n".join(lines)
+
+
+def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
+    """Convert the published files once.
+
+    Parameters
+    ----------
+    model_dir : str or Path
+        A model's folder, or the `token2wav` folder in it: `flow.yaml`, `flow.pt`, `hift.pt`, `campplus.onnx` and
+        `speech_tokenizer_v2_25hz.onnx`.
+    out : str or Path, optional
+        Where to write, made if need be; by default beside the published files. One conversion at a time.
+
+    Raises
+    ------
+    WeightsError : a file that is missing, unreadable, hostile or of another model, by name; a tensor that is missing,
+        unexpected or mis-shaped, by name; or a folder that cannot be written.
+    ConfigError : `flow.yaml`, or sizes that contradict each other.
+    """
+    inner = Path(model_dir) / FOLDER
+    folder = published_folder(model_dir) or (inner if inner.is_dir() else Path(model_dir))
+    names = (FLOW_YAML, *SOURCES.values())
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise WeightsError(f"{folder}: {listed(missing)} missing; expected a published model's folder with "
+                           f"{FOLDER}/ in it, or that folder itself")
+    target = Path(out) if out is not None else folder
+    sources = {name: _fingerprint(folder / name) for name in names}
+    found = _earlier(target, sources)
+    if found is not None:
+        return Conversion(found, False)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in target.glob(f"{ASIDE}*"):  # of conversions that were killed
+            shutil.rmtree(stale, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=target))
+        try:
+            _write(folder, aside, sources)
+            _move(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
+        raise WeightsError(f"{target}: the conversion could not be written ({error}); `--out` names another folder"
+                           ) from None
+    return Conversion(read_manifest(target), True)
+
+
+def _fingerprint(path: Path) -> dict:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+
+
+def _earlier(target: Path, sources: dict) -> Manifest | None:
+    """The manifest of a whole conversion of the same files."""
+    if not (target / MANIFEST).is_file():
+        return None
+    try:
+        found = read_manifest(target)
+        for component in COMPONENTS:
+            read_header(target / file_of(component))
+            if (target / file_of(component)).stat().st_size != found.bytes_of(component):
+                return None
+    except (WeightsError, ConfigError, OSError):
+        return None
+    return found if found.sources == sources else None
+
+
+# ---- one component ----
+
+
+def check_part(part: PublishedPart) -> None:
+    """Refuse what is not exactly the published layout, naming every fault once."""
+    tensors, layout = part.tensors, part.layout
+    faults = []
+    missing, spare = [n for n in layout if n not in tensors], sorted(tensors.keys() - layout)
+    wrong = [n for n in layout if n in tensors and tensors[n].shape != layout[n]]
+    odd = [f"{n} ({tensors[n].dtype})" for n in layout if n in tensors and tensors[n].dtype not in
+           ("F32", "F16", "BF16")]  # fmt: skip
+    if missing:
+        faults.append(f"{len(missing)} of {len(layout)} tensors are missing: {listed(missing)}")
+    if spare:
+        shown = (n if n == tensors[n].name else f"{n} (there {tensors[n].name})" for n in spare)
+        faults.append(f"{len(spare)} have no place in the net: {listed(shown)}")
+    if wrong:
+        shown = (f"{n} has shape {tensors[n].shape}, expected {layout[n]}" for n in wrong)
+        faults.append(f"{len(wrong)} have other shapes: {listed(shown)}")
+    if odd:
+        faults.append(f"{len(odd)} are of another type than F32, F16 or BF16: {listed(odd)}")
+    if faults:
+        raise WeightsError(f"{part.file}: {'; '.join(faults)}")
+
+
+def _converted(part: PublishedPart, fates: list[dict]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name in the net, values as the net holds them); what became of each tensor of the file goes into `fates`."""
+    axes = kernel_axes(part.config)
+    for name, tensor in part.tensors.items():
+        if name.endswith(MAGNITUDE):
+            continue
+        values, new, steps = read_values(tensor), name, []
+        if name.endswith(DIRECTION):
+            new, steps = f"{name.removesuffix(DIRECTION)}.weight", [MERGED]
+            magnitude = part.tensors[name.replace(DIRECTION, MAGNITUDE)]
+            values = _merged(part, new, read_values(magnitude), values)
+            fates.append({"tensor": magnitude.name, "fate": [MERGED], "as": new})
+        elif part.folded and name.endswith(".bias") and name.removesuffix(".bias") in part.folded:
+            norm = part.folded[name.removesuffix(".bias")]
+            fates.append({"tensor": tensor.name, "fate": [FOLDED], "as": f"{norm}.*"})
+            yield from _unfolded(norm, values, part.config)
+            continue
+        elif tensor.name != name:
+            steps = [RENAMED]
+        turned = axes.get(new)
+        steps += [TRANSPOSED] if turned or tensor.strides else []
+        fates.append({"tensor": tensor.name, "fate": steps or [KEPT], "as": new} | ({"axes": turned} if turned else {}))
+        yield new, np.transpose(values, turned) if turned else values
+    fates += [{"tensor": name, "fate": [DROPPED], "why": why} for name, why in part.dropped.items()]
+
+
+def _merged(part: PublishedPart, name: str, magnitude: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    try:
+        return merge_weight_norm(magnitude, direction)
+    except WeightsError as error:
+        raise WeightsError(f"{part.file}: {name}: {error}") from None
+
+
+def _unfolded(norm: str, bias: np.ndarray, config: SpeakerConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """A batch norm that only adds: what is left of one that an exporter put into the kernel before it."""
+    ones, zeros = np.ones_like(bias), np.zeros_like(bias)
+    values = {"weight": ones, "bias": bias, "running_mean": zeros, "running_var": ones - np.float32(config.bn_eps)}
+    if norm == UNSCALED:
+        values = {"running_mean": -bias, "running_var": values["running_var"]}
+    for kind in NORM_KINDS:
+        if kind in values:
+            yield f"{norm}.{kind}", values[kind]
+
+
+# ---- files ----
+
+
+def _write(folder: Path, aside: Path, sources: dict) -> None:
+    parts = {}
+    for component in COMPONENTS:
+        part, fates = describe(folder, component), []
+        check_part(part)
+        if part.file.suffix == ".pt":
+            check_storages(part.file)
+        tensors = {name: mx.array(values) for name, values in _converted(part, fates)}
+        path = aside / file_of(component)
+        mx.save_safetensors(str(path), tensors, metadata={"format": "mlx", "component": component})
+        _sync(path)
+        parts[component] = {"file": path.name, "bytes": path.stat().st_size, "source": SOURCES[component],
+                            "config": asdict(part.config), "tensors": fates}  # fmt: skip
+    manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": sources, "components": parts}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _sync(aside / MANIFEST)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _move(aside: Path, target: Path) -> None:
+    """Old manifest out, new files in, new manifest last."""
+    (target / MANIFEST).unlink(missing_ok=True)
+    for name in (*map(file_of, COMPONENTS), MANIFEST):
+        os.replace(aside / name, target / name)

@@ -1,0 +1,65 @@
+"""The manifest of a converted folder: from which files, by which version, to which sizes, and every tensor's fate.
+
+It is written last, so a folder with a manifest is a whole conversion. Knows JSON, and nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import WeightsError
+from ..components import COMPONENTS, Config, read_config
+from .published import FOLDER
+
+MANIFEST = "converted.json"
+FORMAT = 1  # raised whenever the same sources would be converted to something else
+
+
+def file_of(component: str) -> str:
+    return f"{component}.safetensors"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`sources` maps published file names to {"sha256", "bytes"}; `raw` is the whole file."""
+
+    folder: Path
+    sources: dict[str, dict]
+    configs: dict[str, Config]
+    raw: dict
+
+    def bytes_of(self, component: str) -> int:
+        return self.raw["components"][component]["bytes"]
+
+
+def converted_folder(path: str | Path) -> Path | None:
+    """`path`, or the token2wav folder in it: whichever holds a finished conversion."""
+    return next((f for f in (Path(path) / FOLDER, Path(path)) if (f / MANIFEST).is_file()), None)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest in `folder`.
+
+    Raises
+    ------
+    WeightsError : unreadable, of another format, or without one of the components.
+    ConfigError : sizes that are not those of the nets.
+    """
+    path = folder / MANIFEST
+    again = "run `stepaudio convert` again"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read ({str(error)[:80]}); {again}") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise WeightsError(f"{path}: expected format {FORMAT}, found {found!r}; {again}")
+    sources, parts = raw.get("sources"), raw.get("components")
+    whole = isinstance(sources, dict) and isinstance(parts, dict) and all(
+        isinstance(parts.get(c), dict) and isinstance(parts[c].get("bytes"), int) for c in COMPONENTS)  # fmt: skip
+    if not whole:
+        raise WeightsError(f"{path}: does not tell of {', '.join(COMPONENTS)} and their sources; {again}")
+    configs = {c: read_config(c, parts[c].get("config"), f"{path}: {c}") for c in COMPONENTS}
+    return Manifest(folder, sources, configs, raw)

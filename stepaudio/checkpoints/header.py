@@ -1,0 +1,297 @@
+"""What a safetensors checkpoint says it holds: names, shapes, dtypes, byte ranges, of one file or many shards.
+
+Reads headers and the index only, never tensor data, and believes neither: sizes must add up to the byte, and an
+index may name nothing outside its folder. Knows nothing of this model's layout. The format is that of the
+safetensors README: 8 bytes of little-endian header length, a JSON header, the data without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ..errors import WeightsError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+LFS_POINTER = b"version https://git-lfs"
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor: name and dtype as the file writes them, `offset` in bytes from the start of `file`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    file: Path
+    offset: int
+
+
+def read_header(path: str | Path) -> dict[str, TensorInfo]:
+    """Read the header of one safetensors file and check it against the size of the file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file. Its data is not read.
+
+    Returns
+    -------
+    dict of str to TensorInfo
+        By name, in the order of the header.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be opened, is too short, holds a broken header, an unknown dtype or a duplicate name,
+        or if byte ranges overlap, leave gaps, contradict shape and dtype, or do not end where the file ends.
+    """
+    path = Path(path)
+    raw, file_bytes = _header_bytes(path)
+    entries = _parse_json(raw, f"{path}: the header")
+    metadata = entries.pop("__metadata__", None)  # mlx writes null where it has none
+    if metadata is not None:
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise WeightsError(f"{path}: __metadata__ must map strings to strings; the header is broken")
+    data_start = 8 + len(raw)
+    infos = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
+    _check_ranges(path, infos.values(), data_start, file_bytes)
+    return infos
+
+
+def read_checkpoint(path: str | Path) -> dict[str, TensorInfo]:
+    """Headers of a whole checkpoint: a folder, one safetensors file, or an index file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder with `model.safetensors` or with `model.safetensors.index.json` and its shards, or either file.
+
+    Returns
+    -------
+    dict of str to TensorInfo
+        By the name in the checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        As `read_header`; also if there is no checkpoint or two of them, if a shard is missing or its name leaves
+        the folder, or if the index and the shards disagree about names or total size.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _pick_file(path)
+    return _read_shards(path) if path.name.endswith(".json") else read_header(path)
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """At most `limit` names for a message, made printable, then how many more there are."""
+    names = list(names)
+    shown = ", ".join(printable(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def printable(name: str) -> str:
+    """`name` as it can be shown in a terminal: control characters escaped, overlong names cut."""
+    name = name if name.isprintable() else repr(name)
+    return name if len(name) <= 160 else name[:157] + "..."
+
+
+# ---- one file ----
+
+
+def _header_bytes(path: Path) -> tuple[bytes, int]:
+    """The JSON bytes of the header, unread by anyone yet, and the size of the whole file."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected safetensors weights")
+    try:
+        with path.open("rb") as stream:
+            file_bytes = os.fstat(stream.fileno()).st_size
+            start = stream.read(len(LFS_POINTER))
+            header_bytes = _header_length(path, start, file_bytes)
+            stream.seek(8)
+            return stream.read(header_bytes), file_bytes
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _header_length(path: Path, start: bytes, file_bytes: int) -> int:
+    if start == LFS_POINTER:
+        raise WeightsError(f"{path}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if len(start) < 8:
+        raise WeightsError(f"{path}: {file_bytes} bytes; a safetensors file has at least 8; download it again")
+    length = int.from_bytes(start[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise WeightsError(
+            f"{path}: claims a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed; is it safetensors?"
+        )
+    if 8 + length > file_bytes:
+        raise WeightsError(
+            f"{path}: claims a header of {length} bytes, but the file has only {file_bytes}; it is cut short or "
+            "lies about its size; download it again"
+        )
+    return length
+
+
+def _parse_json(raw: bytes, what: str) -> dict:
+    """A JSON object in which no key comes twice; `what` opens the message if it is anything else."""
+
+    def unique(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            seen: set[str] = set()
+            twice = [key for key, _ in pairs if key in seen or seen.add(key)]
+            raise WeightsError(f"{what} names {listed(twice)} twice; it is not to be trusted")
+        return entries
+
+    try:
+        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, absurdly long numbers
+        raise WeightsError(f"{what} is not readable as JSON ({str(error)[:80]}); download the file again") from None
+    if not isinstance(parsed, dict):
+        raise WeightsError(f"{what} should be a JSON object, found {type(parsed).__name__}")
+    return parsed
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    """One header entry, checked in itself: dtype known, and byte range = shape x item size."""
+    what = f"{path}: tensor {printable(name)}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+        raise WeightsError(f"{what} lacks dtype, shape or data_offsets; the header is broken")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise WeightsError(f"{what} has unknown dtype {str(dtype)[:40]!r}; known are {', '.join(ITEM_BYTES)}")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise WeightsError(f"{what} has no valid shape: {str(shape)[:80]}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise WeightsError(f"{what} has no valid data_offsets: {str(offsets)[:80]}")
+    nbytes = prod(shape) * ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != nbytes:
+        raise WeightsError(
+            f"{what}: {dtype} of shape {tuple(shape)} needs {nbytes} bytes, its offsets {offsets} span "
+            f"{offsets[1] - offsets[0]}; the header lies about its size"
+        )
+    return TensorInfo(name, tuple(shape), dtype, nbytes, path, data_start + offsets[0])
+
+
+def _check_ranges(path: Path, infos: Iterable[TensorInfo], data_start: int, file_bytes: int) -> None:
+    """Refuse ranges that overlap, leave a gap, or do not end exactly where the file ends."""
+    end, before = data_start, None
+    for info in sorted(infos, key=lambda info: (info.offset, info.nbytes)):
+        if info.offset != end:
+            fault = "overlaps what comes before it" if info.offset < end else "leaves unused bytes before it"
+            raise WeightsError(
+                f"{path}: tensor {printable(info.name)} starts at data byte {info.offset - data_start} and {fault} "
+                f"(up to {end - data_start}: {printable(before) if before else 'nothing'}); the header is broken"
+            )
+        end, before = info.offset + info.nbytes, info.name
+    if end > file_bytes:
+        raise WeightsError(
+            f"{path}: truncated: the header promises {end - data_start} bytes of data, the file holds "
+            f"{file_bytes - data_start}; download it again"
+        )
+    if end < file_bytes:
+        raise WeightsError(
+            f"{path}: {file_bytes - end} more bytes of data than the header describes; it lies about its size"
+        )
+
+
+# ---- many shards ----
+
+
+def _pick_file(folder: Path) -> Path:
+    """The one file that describes the checkpoint in `folder`."""
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.is_file() and index.is_file():
+        raise WeightsError(
+            f"{folder}: holds both {SINGLE_FILE} and {INDEX_FILE}, so it is unclear which is meant; remove one, or "
+            "give the path of the file itself"
+        )
+    if single.is_file() or index.is_file():
+        return single if single.is_file() else index
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".bin", ".pt", ".pth", ".npz"})
+    found = listed(others) if others else "no weights at all"
+    raise WeightsError(
+        f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; found {found}; give the folder of a published "
+        "model, or the path of one safetensors file"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, TensorInfo]:
+    """Headers of all shards that `index` names, held against the index in both directions."""
+    try:
+        content = _parse_json(index.read_bytes(), f"{index}: the index")
+    except OSError as error:
+        raise WeightsError(f"{index}: cannot be read ({error.strerror or error})") from None
+    shard_of = _weight_map(index, content)
+    shards = sorted(set(shard_of.values()))
+    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if absent:
+        raise WeightsError(
+            f"{index}: {len(absent)} of {len(shards)} shards are missing: {listed(absent, 20)}; download them into "
+            f"{index.parent}"
+        )
+    infos: dict[str, TensorInfo] = {}
+    for shard in shards:
+        infos |= _shard_as_indexed(index, shard, shard_of)
+    _check_total(index, content.get("metadata"), sum(info.nbytes for info in infos.values()))
+    return infos
+
+
+def _weight_map(index: Path, content: dict) -> dict[str, str]:
+    shard_of = content.get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(s, str) for s in shard_of.values()):
+        raise WeightsError(f"{index}: weight_map should map tensor names to shard names; download it again")
+    outside = sorted({shard for shard in shard_of.values() if _leaves_folder(shard)})
+    if outside:
+        raise WeightsError(
+            f"{index}: shard {listed(outside)} lies outside the folder of the index; shards are named relative to "
+            "it, without '..'; do not use this checkpoint"
+        )
+    return shard_of
+
+
+def _leaves_folder(shard: str) -> bool:
+    """Whether the *name* points outside. A symbolic link is the folder owner's own doing (download caches link)."""
+    windows, posix = PureWindowsPath(shard), PurePosixPath(shard)  # judged alike on every system
+    unusable = not shard.strip() or "\0" in shard
+    return unusable or ".." in windows.parts or posix.is_absolute() or bool(windows.anchor)
+
+
+def _shard_as_indexed(index: Path, shard: str, shard_of: dict[str, str]) -> dict[str, TensorInfo]:
+    infos = read_header(index.parent / shard)
+    promised = {name for name, of in shard_of.items() if of == shard}
+    lacking, unnamed = sorted(promised - set(infos)), sorted(set(infos) - promised)
+    if lacking:
+        raise WeightsError(f"{index}: says that {shard} holds {listed(lacking)}, which it does not; the index lies")
+    if unnamed:
+        raise WeightsError(
+            f"{index}: does not say that {shard} holds {listed(unnamed)}, which it does; the index lies"
+        )
+    return infos
+
+
+def _check_total(index: Path, metadata: object, found: int) -> None:
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if total is None:
+        return  # optional in the format
+    if isinstance(total, bool) or not isinstance(total, (int, float)) or total != found:
+        raise WeightsError(
+            f"{index}: metadata.total_size is {str(total)[:40]}, its shards hold {found} bytes of tensors; the "
+            "index lies or belongs to other shards"
+        )

@@ -1,0 +1,200 @@
+"""The published layout on disk: validate it from headers, load it into the nets, write it back.
+
+Every tensor is accounted for, by name; nothing is guessed, defaulted or dropped in silence. Knows names and files,
+nothing of what the tensors are for. Of the speaking half it asks `token2wav.survey`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..errors import WeightsError
+from ..models.speech_lm import StepAudioConfig
+from .header import TensorInfo, listed, read_checkpoint
+from .layout import KERNEL_AXES, SWAPPED_KERNELS, Shape, expected_layout, mlx_shape
+from .report import ACCEPTED_DTYPES, ENOUGH, TOO_LITTLE, WeightReport, compare
+from .statistics import STORED_AS, audit_tensor
+from .suggest import apply_rename
+from .survey import survey
+from .tensors import StoredTensor
+
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+def validate_weights(
+    path: str | Path,
+    config: StepAudioConfig | None = None,
+    values: bool = False,
+    rename: Mapping[str, str] | None = None,
+) -> WeightReport:
+    """Hold a checkpoint against the published layout, from headers alone.
+
+    Where the folder holds files of the speaking half too, converted or as published, these are judged with it; their
+    names then have `tokenizer.`, `speaker.`, `flow.` or `hift.` in front.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder, safetensors file, or index file; or the `token2wav` folder alone.
+    config : StepAudioConfig, optional
+        Sizes to expect; by default those of `config.json` in the folder.
+    values : bool
+        Also read all data (in blocks, bounded memory) and describe the values of every tensor.
+    rename : mapping of str to str, optional
+        Checkpoint name to published name; keys that end in '.' are prefixes (see `repair.apply_rename`).
+
+    Returns
+    -------
+    WeightReport
+        `.table()` for people, `.to_dict()` for programs, `.exit_status` for shells.
+
+    Raises
+    ------
+    WeightsError
+        If the checkpoint cannot be read or trusted; `WeightReport.unreadable` turns this into a report.
+    ConfigError
+        If no config was given and the folder has no usable one.
+    """
+    speaking = survey(path) if Path(path).is_dir() else None
+    records, expected = {}, {}
+    if speaking is None or speaking.folder != Path(path):
+        records = read_checkpoint(path)
+        expected = expected_layout(config or _config_beside(Path(path)))
+    if speaking is not None:
+        records, expected = records | speaking.records, expected | speaking.expected
+    records = apply_rename(records, rename)
+    audited = [audit_tensor(i, n) for n, i in records.items() if _auditable(i)] if values else None
+    return compare(path, records, expected, audited)
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    config: StepAudioConfig,
+    dtype: mx.Dtype | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> WeightReport:
+    """Fill the parameters of `model` from a checkpoint, each under its published name.
+
+    Under 50 % matched nothing is loaded; with anything missing or mis-shaped the rest is loaded and a warning says
+    what is not. What was not filled keeps the values it had: `report.whole` is the question to ask before use.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Parameter names and shapes as `expected_layout(config)`, kernels in MLX layout. Changed in place.
+    path : str or Path
+        Folder, safetensors file, or index file; tensors in bfloat16, float16 or float32.
+    config : StepAudioConfig
+        Sizes the model was built with.
+    dtype : mx.Dtype, optional
+        float32, float16 or bfloat16 to cast to; by default as stored.
+    rename : mapping of str to str, optional
+        As in `validate_weights`.
+
+    Returns
+    -------
+    WeightReport
+
+    Raises
+    ------
+    WeightsError
+        If the checkpoint cannot be read or trusted, holds another dtype under an expected name, matches under 50 %,
+        or if the model itself was built from another config.
+    """
+    if dtype is not None and dtype not in FLOATS:
+        raise WeightsError(f"dtype {dtype}: weights can be held in float32, float16 or bfloat16")
+    expected = expected_layout(config)
+    _check_model(model, expected)
+    records = apply_rename(read_checkpoint(path), rename)
+    report = compare(path, records, expected)
+    _enforce(report)
+    _fill(model, {name: records[name] for name in report.loaded}, dtype)
+    return report
+
+
+def _auditable(info: TensorInfo) -> bool:
+    return info.dtype in STORED_AS and (not isinstance(info, StoredTensor) or info.dense)
+
+
+# ---- loading ----
+
+
+def _config_beside(path: Path) -> StepAudioConfig:
+    return StepAudioConfig.from_file(path if path.is_dir() else path.parent / "config.json")
+
+
+def _check_model(model: nn.Module, expected: Mapping[str, Shape]) -> None:
+    check_parameters(dict(tree_flatten(model.parameters())), expected, "the model was built from another config")
+
+
+def check_parameters(tensors: Mapping[str, mx.array], expected: Mapping[str, Shape], reason: str) -> None:
+    """Refuse arrays that are not exactly the expected layout as the nets hold it."""
+    for fault, names in (("lacks", expected.keys() - tensors), ("has the unknown", tensors.keys() - expected)):
+        if names:
+            raise WeightsError(f"{reason}: it {fault} {listed(sorted(names))}")
+    for name, shape in expected.items():
+        if tensors[name].shape != mlx_shape(name, shape):
+            raise WeightsError(f"{reason}: {name} is {tensors[name].shape}, expected {mlx_shape(name, shape)}")
+
+
+def _enforce(report: WeightReport) -> None:
+    """Refuse or warn, as the matched share demands."""
+    if report.wrong_dtype:
+        shown = listed((f"{name} ({dtype})" for name, dtype in report.wrong_dtype))
+        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {', '.join(ACCEPTED_DTYPES)}")
+    if report.whole:
+        return
+    hint = f"; names differ, try rename={report.rename}" if 0 < len(report.rename) <= 4 else ""
+    counts = f"{report.path}: {len(report.loaded)} of {report.expected} tensors match ({report.share:.1%})"
+    if report.share < TOO_LITTLE:
+        raise WeightsError(
+            f"{counts}; at least {TOO_LITTLE:.0%} are needed. {report.summary}{hint}. Is this another model? "
+            "`stepaudio weights` on this path tells more"
+        )
+    grade = "far from whole" if report.share < ENOUGH else "not whole"
+    warnings.warn(f"{counts}, {grade}. {report.summary}{hint}", stacklevel=3)
+
+
+def _fill(model: nn.Module, records: Mapping[str, TensorInfo], dtype: mx.Dtype | None) -> None:
+    """Load shard by shard; each array is finished, its source let go, before the next: no second copy grows."""
+    of_file = defaultdict(list)
+    for name, info in records.items():
+        of_file[info.file].append((name, info))
+    for file, wanted in of_file.items():
+        try:
+            stored = _stored(file, [info for _, info in wanted])
+            model.load_weights(list(_finished(stored, wanted, dtype)), strict=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{file}: cannot be read ({error}); check the disk and download it again") from None
+
+
+def _stored(file: Path, infos: list[TensorInfo]) -> dict[str, mx.array]:
+    """The wanted tensors of one file, not yet read."""
+    try:
+        return mx.load(str(file), format="safetensors")
+    except RuntimeError:  # mlx refuses the whole file for one spare tensor of, say, float64: read the wanted ones
+        kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+        arrays = {i.name: mx.array(np.memmap(file, kinds[i.dtype], "r", i.offset, i.shape)) for i in infos}
+        bf16 = {i.name: arrays[i.name].view(mx.bfloat16) for i in infos if i.dtype == "BF16"}
+        return arrays | bf16
+
+
+def _finished(
+    stored: dict[str, mx.array], wanted: list[tuple[str, TensorInfo]], dtype: mx.Dtype | None
+) -> Iterator[tuple[str, mx.array]]:
+    for name, info in wanted:
+        array = stored.pop(info.name)
+        if name in SWAPPED_KERNELS:
+            array = mx.contiguous(array.transpose(KERNEL_AXES))
+        array = array if dtype is None else array.astype(dtype)
+        mx.eval(array)
+        yield name, array

@@ -1,0 +1,137 @@
+"""A net written as a folder in the published layout, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..errors import ConfigError, WeightsError
+from ..models.speech_lm import StepAudioConfig
+from .header import INDEX_FILE, SINGLE_FILE, listed
+from .layout import KERNEL_AXES, SWAPPED_KERNELS, expected_layout
+from .load import FLOATS, check_parameters
+
+
+def save_checkpoint(
+    folder: str | Path,
+    config: StepAudioConfig,
+    tensors: Mapping[str, mx.array],
+    max_shard_bytes: int | None = None,
+) -> list[Path]:
+    """Write config and weights in the published layout, so that an interruption never leaves a mixture.
+
+    All files are written aside first and then moved into place: one file in one step; shards between the removal
+    of the old index and the arrival of the new one, so an interrupted save has no index and is refused on reading.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if need be. An earlier checkpoint in it is replaced.
+    config : StepAudioConfig
+        Sizes; written as `config.json` unless an equal one is there.
+    tensors : mapping of str to mx.array
+        Exactly the names of `expected_layout(config)`, kernels in MLX layout; float32, float16 or bfloat16.
+    max_shard_bytes : int, optional
+        Greatest size of the data of one file; by default one file. A larger tensor gets a file of its own.
+
+    Returns
+    -------
+    list of Path
+        The weight files, the index last if there is one.
+
+    Raises
+    ------
+    WeightsError
+        If names, shapes or dtypes are not those of the layout, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    published = _published(config, tensors)
+    shards = _split(published, max_shard_bytes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            index = _write_shards(aside, published, shards)
+            _write_config(folder, aside, config)
+            return _move_into_place(aside, folder, list(shards), index)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
+        raise WeightsError(f"{folder}: the checkpoint could not be written ({error})") from None
+
+
+# ---- saving ----
+
+
+def _published(config: StepAudioConfig, tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors in PyTorch layout, in the order of the layout."""
+    expected = expected_layout(config)
+    check_parameters(tensors, expected, "these tensors are not the published layout of this config")
+    odd = [f"{name} ({array.dtype})" for name, array in tensors.items() if array.dtype not in FLOATS]
+    if odd:
+        raise WeightsError(f"unusable dtype: {listed(odd)}; accepted are float32, float16 and bfloat16")
+    return {n: tensors[n].transpose(KERNEL_AXES) if n in SWAPPED_KERNELS else tensors[n] for n in expected}
+
+
+def _split(tensors: Mapping[str, mx.array], max_bytes: int | None) -> dict[str, list[str]]:
+    """File name to the tensors it will hold, filled in order."""
+    if max_bytes is not None and max_bytes <= 0:
+        raise WeightsError(f"max_shard_bytes must be positive, found {max_bytes}")
+    groups, filled = [[]], 0
+    for name, array in tensors.items():
+        if max_bytes is not None and groups[-1] and filled + array.nbytes > max_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += array.nbytes
+    if len(groups) == 1:
+        return {SINGLE_FILE: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def _write_shards(aside: Path, tensors: Mapping[str, mx.array], shards: Mapping[str, list[str]]) -> bool:
+    """Write the files, and an index if there are several; tells whether there is one."""
+    for file, names in shards.items():
+        mx.save_safetensors(str(aside / file), {name: tensors[name] for name in names}, metadata={"format": "pt"})
+        with (aside / file).open("rb+") as stream:  # on disk before the old one goes
+            os.fsync(stream.fileno())
+    if len(shards) == 1:
+        return False
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    total = sum(tensors[name].nbytes for name in weight_map)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (aside / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return True
+
+
+def _write_config(folder: Path, aside: Path, config: StepAudioConfig) -> None:
+    """Leave an equal config.json alone: a published one says more than we read."""
+    try:
+        if StepAudioConfig.from_file(folder) == config:
+            return
+    except ConfigError:
+        pass
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    (aside / "config.json").write_text(text, encoding="utf-8")
+
+
+def _move_into_place(aside: Path, folder: Path, files: list[str], index: bool) -> list[Path]:
+    """Old index out, new files in, index last; then clear what the old checkpoint leaves behind."""
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+    if index:
+        (folder / SINGLE_FILE).unlink(missing_ok=True)
+    if (aside / "config.json").exists():
+        os.replace(aside / "config.json", folder / "config.json")
+    files = [*files, INDEX_FILE] if index else files
+    for file in files:
+        os.replace(aside / file, folder / file)
+    for stale in folder.glob("model-?????-of-?????.safetensors"):
+        if stale.name not in files:
+            stale.unlink()
+    return [folder / file for file in files]

@@ -1,0 +1,82 @@
+"""Logit rules as small pure functions of arrays. Order and defaults are the sampler's."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .sampling import Sampling
+
+# ---------------------------------------------------------------- rules: (B, V) logits in, (B, V) logits out
+
+
+def seen_counts(history: mx.array, n_ids: int) -> mx.array:
+    """(B, N) ids, -1 where empty -> (B, V) how often each id occurs."""
+    B = history.shape[0]
+    counts = mx.zeros((B, n_ids + 1))  # the last column swallows the empty slots
+    index = mx.where(history < 0, n_ids, history)
+    return counts.at[mx.arange(B)[:, None], index].add(1.0)[:, :n_ids]
+
+
+def penalise(logits: mx.array, counts: mx.array, repetition=1.0, frequency=0.0, presence=0.0) -> mx.array:
+    """Repetition, then frequency and presence penalties, on ids with a count above 0."""
+    if repetition != 1:
+        punished = mx.where(logits > 0, logits / repetition, logits * repetition)
+        logits = mx.where(counts > 0, punished, logits)
+    if frequency:
+        logits = logits - frequency * counts
+    if presence:
+        logits = logits - presence * (counts > 0)
+    return logits
+
+
+def ban_repeated_ngrams(logits: mx.array, history: mx.array, length: mx.array, n: int) -> mx.array:
+    """-inf for every id that would complete an n-gram already in the history.
+
+    history (B, N), its first `length` (B,) entries in use, -1 behind them.
+    """
+    B, N = history.shape
+    if N < n:
+        return logits
+    V = logits.shape[1]
+    spots = mx.arange(N - n + 1)  # where an earlier n-gram may start
+    match = spots[None, :] + n <= length[:, None]
+    for k in range(n - 1):
+        tail = mx.take_along_axis(history, mx.maximum(length - (n - 1) + k, 0)[:, None], axis=1)
+        match = match & (history[:, k : N - n + 1 + k] == tail)
+    last = mx.where(match, history[:, n - 1 :], V)
+    banned = mx.zeros((B, V + 1)).at[mx.arange(B)[:, None], last].add(1.0)[:, :V]
+    return mx.where(banned > 0, -mx.inf, logits)
+
+
+def keep_top_k(logits: mx.array, k: int) -> mx.array:
+    """-inf below the k-th highest logit; ties with it stay."""
+    if k >= logits.shape[-1]:
+        return logits
+    kth = mx.min(mx.topk(logits, k, axis=-1), axis=-1, keepdims=True)
+    return mx.where(logits < kth, -mx.inf, logits)
+
+
+def keep_top_p(logits: mx.array, p: float) -> mx.array:
+    """-inf outside the smallest set of ids whose probability reaches p; the best id always stays."""
+    order = mx.argsort(logits, axis=-1)
+    cumulative = mx.cumsum(mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
+    drop = cumulative <= 1 - p
+    drop = drop & (mx.arange(logits.shape[-1]) < logits.shape[-1] - 1)
+    back = mx.argsort(order, axis=-1)
+    return mx.where(mx.take_along_axis(drop, back, axis=-1), -mx.inf, logits)
+
+
+def keep_min_p(logits: mx.array, p: float) -> mx.array:
+    """-inf where the probability is below p times the highest."""
+    probability = mx.softmax(logits, axis=-1)
+    return mx.where(probability < p * probability.max(axis=-1, keepdims=True), -mx.inf, logits)
+
+
+def warp(logits: mx.array, s: Sampling) -> mx.array:
+    """Temperature, top-k, top-p, min-p, in that order; s.temperature must be above 0."""
+    logits = logits / s.temperature
+    if s.top_k:
+        logits = keep_top_k(logits, s.top_k)
+    if s.top_p < 1:
+        logits = keep_top_p(logits, s.top_p)
+    return keep_min_p(logits, s.min_p) if s.min_p else logits

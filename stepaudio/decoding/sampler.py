@@ -1,0 +1,131 @@
+"""The history that the rules count in, and the choice of the next token on the device."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from .logits import ban_repeated_ngrams, penalise, seen_counts, warp
+from .sampling import Sampling
+
+HISTORY_BLOCK = 512  # ids by which a history grows
+
+
+# ---------------------------------------------------------------- histories and the sampler that uses them
+
+
+class History:
+    """Ids of one kind (text, or audio codes) per row, packed to the left, on the device.
+
+    Whether an id is of this kind is only known on the device, and asking would stall it: so the fill counts are
+    device arrays as well, and the host keeps an upper bound that tells when to grow.
+    """
+
+    def __init__(self, rows: int):
+        self.ids = mx.full((rows, HISTORY_BLOCK), -1, dtype=mx.int32)
+        self.length = mx.zeros((rows,), dtype=mx.int32)
+        self._bound = 0
+
+    def preload(self, prompts: list[list[int]]) -> None:
+        """Start with known ids, one list a row."""
+        self._bound = max(map(len, prompts), default=0)
+        width = -(-(self._bound + 1) // HISTORY_BLOCK) * HISTORY_BLOCK
+        table = np.full((len(prompts), width), -1, dtype=np.int32)
+        for row, ids in zip(table, prompts, strict=True):
+            row[: len(ids)] = ids
+        self.ids, self.length = mx.array(table), mx.array([len(p) for p in prompts], dtype=mx.int32)
+
+    def push(self, ids: mx.array, mine: mx.array) -> None:
+        """Append ids (B,) where `mine` (B,) is true."""
+        if self._bound + 1 >= self.ids.shape[1]:
+            more = mx.full((self.ids.shape[0], HISTORY_BLOCK), -1, dtype=mx.int32)
+            self.ids = mx.concatenate([self.ids, more], axis=1)
+        here = (mx.arange(self.ids.shape[1])[None, :] == self.length[:, None]) & mine[:, None]
+        self.ids = mx.where(here, ids[:, None], self.ids)
+        self.length = self.length + mine
+        self._bound += 1
+
+    def recent(self, window: int | None) -> mx.array:
+        """The ids with everything before the last `window` blanked to -1."""
+        if window is None:
+            return self.ids
+        return mx.where(mx.arange(self.ids.shape[1])[None, :] >= self.length[:, None] - window, self.ids, -1)
+
+    def keep_rows(self, rows: mx.array) -> None:
+        self.ids, self.length = self.ids[rows], self.length[rows]
+
+
+class Sampler:
+    """The state of one run: histories, random keys, and which rows are escaping from a loop.
+
+    audio_range (first, stop): ids that are audio codes; everything else is text.
+    """
+
+    def __init__(self, sampling: Sampling, prompts: list[list[int]], audio_range: tuple[int, int] | None = None):
+        self.sampling, self._audio = sampling, audio_range or (1 << 30, 1 << 30)
+        self._escaping = np.zeros(len(prompts), dtype=bool)
+        self._histories: dict[str, History] = {}
+        for kind, penalties in (("text", sampling.text), ("audio", sampling.audio)):
+            if kind == "audio" and audio_range is None:
+                continue
+            history = History(len(prompts))
+            if penalties.prompt:
+                history.preload([[t for t in p if self._is_audio(t) == (kind == "audio")] for p in prompts])
+            self._histories[kind] = history
+        self._keys = [mx.random.key(sampling.seed) for _ in prompts]
+
+    def _is_audio(self, ids):
+        return (ids >= self._audio[0]) & (ids < self._audio[1])
+
+    @property
+    def _needs_history(self) -> bool:
+        s = self.sampling
+        return not (s.text.off and s.audio.off and (s.escape.off or not self._escaping.any()))
+
+    def escape(self, row: int) -> None:
+        """From the next choice on, use the escape penalties for this row."""
+        self._escaping[row] = True
+
+    def rules(self, logits: mx.array, of: str | None = None) -> mx.array:
+        """Penalties and bans over both histories. `of` = "escape" for the strengths of rows that loop."""
+        for kind, history in self._histories.items():
+            p = self.sampling.escape if of else getattr(self.sampling, kind)
+            if p.off:
+                continue
+            ids = history.recent(p.window)
+            if p.repetition != 1 or p.frequency or p.presence:
+                counts = seen_counts(ids, logits.shape[1])
+                logits = penalise(logits, counts, p.repetition, p.frequency, p.presence)
+            if p.no_repeat_ngram:
+                logits = ban_repeated_ngrams(logits, ids, history.length, p.no_repeat_ngram)
+        return logits
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Choose ids (B,) from float32 logits (B, V) and remember them."""
+        ruled = self.rules(logits) if self._needs_history else logits
+        if self._escaping.any():
+            ruled = mx.where(mx.array(self._escaping)[:, None], self.rules(logits, "escape"), ruled)
+        if self.sampling.temperature == 0:
+            ids = mx.argmax(ruled, axis=-1)
+        else:
+            ids = self._draw(warp(ruled, self.sampling))
+        ids = ids.astype(mx.int32)
+        audio = self._is_audio(ids)
+        for kind, history in self._histories.items():
+            history.push(ids, audio if kind == "audio" else ~audio)
+        return ids
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        """One draw a row, each row with keys of its own, so that company does not change a row's luck."""
+        noise = []
+        for row in range(logits.shape[0]):
+            self._keys[row], key = mx.random.split(self._keys[row])
+            noise.append(mx.random.gumbel((logits.shape[1],), key=key))
+        return mx.argmax(logits + mx.stack(noise), axis=-1)
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        for history in self._histories.values():
+            history.keep_rows(mx.array(rows))
+        self._escaping = self._escaping[rows]
+        self._keys = [self._keys[r] for r in rows]

@@ -1,0 +1,1 @@
+"""Manifests, word errors, repetition and bootstrap intervals."""

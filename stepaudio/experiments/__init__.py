@@ -1,0 +1,1 @@
+"""Sweeps: a declared grid, its runs, faults, store and provenance."""

@@ -1,0 +1,294 @@
+"""Break a model on purpose: each known mistake of re-implementations as a named switch of an experiment.
+
+A defect makes another model that shares all it can with the one it is given and never changes that one; to leave it
+is to use the model one had. The faithful path knows nothing of this. Defects combine; `broken` applies several in
+one fixed order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..checkpoints.layout import expected_layout
+from ..constants import SAMPLE_RATE
+from ..decoding.sampling import Penalties, Sampling
+from ..errors import ConfigError
+from ..model import StepAudio2
+from ..text.chat_template import AudioSlot, Message, Prompt, build_base_prompt, build_prompt
+from ..text.tokenizer import Tokenizer
+from .faulty_mel import WrongMel
+
+Apply = Callable[[StepAudio2], StepAudio2]
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A mistake: what it is about, what the reference does, what is done instead, and how to make a model do it."""
+
+    description: str
+    reference: str
+    wrong: str
+    apply: Apply
+
+
+# ---------------------------------------------------------------- around the nets
+
+
+def wrong_mel(**choices: str) -> Apply:
+    """Another front end; `choices` are fields of `WrongMel`."""
+    def apply(model: StepAudio2) -> StepAudio2:
+        mel = model.pipeline.mel
+        return _around(model, mel=replace(mel if isinstance(mel, WrongMel) else WrongMel(), **choices))
+
+    return apply
+
+
+def mean_downmix(model: StepAudio2) -> StepAudio2:
+    """The mean of the channels, whatever was asked for. Mono recordings stay as they are."""
+    load = model.pipeline.load
+    return _around(model, load=lambda source, *, downmix="first", sample_rate=None:
+                   load(source, downmix="mean", sample_rate=sample_rate))
+
+
+def short_pieces(seconds: float) -> Apply:
+    """Pieces of at most so many seconds; transcription still cuts them in pauses."""
+    return lambda model: _around(model, chunk_samples=round(seconds * SAMPLE_RATE))
+
+
+def fixed_repetition(penalty: float) -> Apply:
+    """One repetition penalty over the generated ids in place of all other penalties, whatever was asked for."""
+    def instead(sampling: Sampling) -> Sampling:
+        fixed = Penalties(repetition=penalty)
+        return replace(sampling, text=fixed, audio=fixed)
+
+    return lambda model: _around(model, sampling=instead)
+
+
+@dataclass(frozen=True)
+class WrongPrompt:
+    """A prompt builder in the place of `prompt.build_prompt`; the defaults agree with it.
+
+    chatml : turns as ChatML, the template that lies beside the published tokenizer.
+    system : whether system turns are kept. audio_end : whether `<audio_end>` follows the rows.
+    """
+
+    chatml: bool = False
+    system: bool = True
+    audio_end: bool = True
+
+    def __call__(self, messages: Sequence, tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()) -> Prompt:
+        turns = [m for m in map(Message.of, messages) if self.system or m.role != "system"]
+        if self.chatml:
+            prompt = build_base_prompt([piece for m in turns for piece in _chatml(m)], tokenizer, n_rows)
+        else:
+            prompt = build_prompt(turns, tokenizer, n_rows)
+        return prompt if self.audio_end else without_audio_end(prompt)
+
+
+def _chatml(message: Message) -> list[str | Mapping]:
+    """One turn as text and items."""
+    header = f"<|im_start|>{'user' if message.role == 'human' else message.role}\n"
+    if message.content is None:
+        return [header]
+    content = [message.content] if isinstance(message.content, str) else list(message.content)
+    return [header, *content, *(["<|im_end|>\n"] if message.eot else [])]
+
+
+def without_audio_end(prompt: Prompt) -> Prompt:
+    """The prompt with the one id after the rows of each piece of audio taken out."""
+    ends = [slot.start + slot.length for slot in prompt.slots]
+    slots = [AudioSlot(s.start - i, s.length, s.clip, s.piece) for i, s in enumerate(prompt.slots)]
+    return Prompt(tuple(np.delete(prompt.ids, ends).tolist()), tuple(slots))
+
+
+def wrong_prompt(**choices: bool) -> Apply:
+    """Another prompt builder; `choices` are fields of `WrongPrompt`."""
+    def apply(model: StepAudio2) -> StepAudio2:
+        build = model.pipeline.build_prompt
+        build = build if isinstance(build, WrongPrompt) else WrongPrompt()
+        return _around(model, build_prompt=replace(build, **choices))
+
+    return apply
+
+
+def _around(model: StepAudio2, **parts: Callable | int) -> StepAudio2:
+    return model.altered(pipeline=replace(model.pipeline, **parts))
+
+
+# ---------------------------------------------------------------- in the nets
+
+
+def twin(module):
+    """A net of new modules that share the arrays of the old: replacing anything in it leaves the old one alone."""
+    if isinstance(module, nn.Module):
+        made = copy.copy(module)
+        for name, value in module.items():
+            dict.__setitem__(made, name, twin(value))
+        return made
+    return [twin(value) for value in module] if isinstance(module, list) else module
+
+
+def no_padding_mask(model: StepAudio2) -> StepAudio2:
+    """Encoder attention sees the padding; what it costs grows with the padding of the batch."""
+    net = twin(model.net)
+    net.encoder.key_mask = lambda T, x_len, independent: mx.zeros((x_len.shape[0], 1, 1, (T - 1) // 2 + 1))
+    return model.altered(net=net)
+
+
+class _NormedBlock(nn.Module):
+    """The last encoder block with the final norm right behind it."""
+
+    def __init__(self, block: nn.Module, norm: nn.Module):
+        super().__init__()
+        self.block, self.norm = block, norm
+
+    def __call__(self, x: mx.array, mask: mx.array, tap=None) -> mx.array:
+        return self.norm(self.block(x, mask, tap))
+
+
+def norm_before_pool(model: StepAudio2) -> StepAudio2:
+    """The encoder's final norm before its pooling."""
+    net = twin(model.net)
+    encoder = net.encoder
+    encoder.blocks[-1] = _NormedBlock(encoder.blocks[-1], encoder.after_norm)
+    encoder.after_norm = nn.Identity()
+    return model.altered(net=net)
+
+
+def left_out(config, share: float, seed: int = 0) -> list[str]:
+    """Names of the tensors that `partly_loaded` does not load: a seeded choice, in the order of the layout."""
+    names = list(expected_layout(config))
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share of loaded tensors: expected 0 to 1, found {share}")
+    lost = np.random.default_rng(seed).choice(len(names), len(names) - round(share * len(names)), replace=False)
+    return [names[i] for i in sorted(lost)]
+
+
+def partly_loaded(share: float, seed: int = 0) -> Apply:
+    """Only this share of the tensors; the rest as in a fresh net. The model's report stays that of its files."""
+    return lambda model: _with_fresh(model, left_out(model.config, share, seed), seed)
+
+
+def lost(prefix: str, seed: int = 0) -> Apply:
+    """The tensors whose published names start with `prefix` as in a fresh net, e.g. "model.layers.1."."""
+    def apply(model: StepAudio2) -> StepAudio2:
+        names = [name for name in expected_layout(model.config) if name.startswith(prefix)]
+        if not names:
+            raise ConfigError(f"lost: no tensor of this model has a name that starts with {prefix!r}")
+        return _with_fresh(model, names, seed)
+
+    return apply
+
+
+def _with_fresh(model: StepAudio2, names: Sequence[str], seed: int) -> StepAudio2:
+    net = twin(model.net)
+    have = dict(tree_flatten(net.parameters()))
+    odd = [name for name in names if name not in have or not mx.issubdtype(have[name].dtype, mx.floating)]
+    if odd:
+        raise ConfigError(f"partly loaded: {odd[0]} is quantised or moved; apply this first, as `broken` does")
+    keys = mx.random.split(mx.random.key(seed), max(1, len(names)))
+    net.load_weights([(name, _fresh(name, have[name], key)) for name, key in zip(names, keys, strict=False)],
+                     strict=False)
+    return model.altered(net=net)
+
+
+def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
+    """What MLX's layers start with: ones and zeros in norms, normals in embeddings, else uniform ±fan-in^-1/2."""
+    owner = name.split(".")[-2]
+    if "norm" in owner or owner.endswith("_ln"):
+        return mx.ones_like(like) if name.endswith("weight") else mx.zeros_like(like)
+    scale = (like.size // like.shape[0] if like.ndim > 1 else like.shape[0]) ** -0.5
+    if "embed" in owner:
+        return mx.random.normal(like.shape, like.dtype, scale=scale, key=key)
+    return mx.random.uniform(-scale, scale, like.shape, like.dtype, key=key)
+
+
+def fewer_bits(bits: int, group_size: int = 32) -> Apply:
+    """Weights of all linear layers in groups that share scale and offset, `bits` each; embeddings and convolutions
+    stay. Method: MLX's affine quantisation (`mlx.nn.quantize`)."""
+    def apply(model: StepAudio2) -> StepAudio2:
+        net = twin(model.net)
+        chosen = []
+
+        def fits(path: str, module: nn.Module) -> bool:
+            ok = isinstance(module, nn.Linear) and module.weight.shape[-1] % group_size == 0
+            chosen.extend([path] * ok)
+            return ok
+
+        nn.quantize(net, group_size, bits, class_predicate=fits)
+        if not chosen:
+            raise ConfigError(f"{bits} bits: no linear layer of this model is a multiple of {group_size} wide")
+        return model.altered(net=net)
+
+    return apply
+
+
+# ---------------------------------------------------------------- the switches
+
+DEFECTS: dict[str, Defect] = {
+    "mel_scale": Defect("mel filters", "Slaney's scale, filters of equal area",
+                        "HTK's scale, filters of equal height", wrong_mel(scale="htk")),
+    "framing": Defect("STFT frames", "centred, mirrored ends, periodic Hann window",
+                      "not centred, symmetric Hann window, two frames fewer", wrong_mel(framing="uncentred")),
+    "downmix": Defect("channels", "channel 0", "mean of the channels", mean_downmix),
+    "chunk": Defect("longest piece of audio", "25 s", "15 s", short_pieces(15)),
+    "padding_mask": Defect("keys past the end of a clip", "masked in the encoder", "not masked", no_padding_mask),
+    "chatml": Defect("turn grammar", "<|BOT|>human … <|EOT|>", "<|im_start|>user … <|im_end|>",
+                     wrong_prompt(chatml=True)),
+    "audio_end": Defect("end of audio", "<audio_end> after the rows", "no <audio_end>",
+                        wrong_prompt(audio_end=False)),
+    "system_text": Defect("system turn", "says what to do with the audio", "no system turn",
+                          wrong_prompt(system=False)),
+    "penalty_scope": Defect("repetition penalty", "none to transcribe; 1.05 over prompt and answer to chat",
+                            "1.3, over the answer only, whatever was asked for", fixed_repetition(1.3)),
+    # What follows changes nets, in an order that works: values, then structure, then how values are held.
+    "partly_loaded": Defect("tensors of the checkpoint", "all of them", "nine in ten, the rest random",
+                            partly_loaded(0.9)),
+    "norm_pool": Defect("end of the encoder", "pool, then norm", "norm, then pool", norm_before_pool),
+    "bits_8": Defect("weights of linear layers", "16 bits", "8 bits in groups of 32", fewer_bits(8)),
+    "bits_4": Defect("weights of linear layers", "16 bits", "4 bits in groups of 32", fewer_bits(4)),
+}
+ALTERNATIVES = ({"bits_8", "bits_4"},)  # at most one of each set
+LOST = "lost:"  # before a prefix of tensor names: a defect that `lost` makes
+
+
+def unknown_defects(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are neither in `DEFECTS` nor "lost:" and a prefix of tensor names."""
+    return [name for name in names if name not in DEFECTS and not name.startswith(LOST)]
+
+
+def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
+    """A model with these defects; the one given stays as it is.
+
+    Parameters
+    ----------
+    model : StepAudio2
+    defects : names from `DEFECTS`, or "lost:" and a prefix of tensor names, in any order, or one string with "+"
+        between them; "none" or nothing gives the model itself
+
+    Raises
+    ------
+    ConfigError
+        An unknown name, a name twice, or two that exclude each other.
+    """
+    names = defects.split("+") if isinstance(defects, str) else list(defects)
+    names = [] if names == ["none"] else names
+    unknown = unknown_defects(names)
+    if unknown:
+        raise ConfigError(f"no defect is called {unknown[0]!r}; expected none or names joined by +, of: "
+                          f"{', '.join(DEFECTS)}, {LOST}PREFIX")
+    clashes = [sorted(group) for group in ALTERNATIVES if len(group & set(names)) > 1]
+    if clashes or len(set(names)) < len(names):
+        raise ConfigError(f"defects {'+'.join(names)}: expected each once" + (
+            f", and at most one of {', '.join(clashes[0])}" if clashes else ""))
+    order = list(DEFECTS)
+    for name in sorted(names, key=lambda n: order.index(n if n in DEFECTS else "partly_loaded")):
+        model = (DEFECTS[name].apply if name in DEFECTS else lost(name.removeprefix(LOST)))(model)
+    return model

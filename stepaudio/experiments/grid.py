@@ -1,0 +1,204 @@
+"""What a sweep is to run: model, clips, settings, seeds and defects, declared before anything is loaded.
+
+Frozen records that refuse contradictions when they are made, and a JSON shape for them. Knows no nets, runs
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from ..constants import MAX_TOKENS
+from ..decoding.loop_detector import ON_LOOP
+from ..decoding.sampling import Penalties, Sampling
+from ..errors import ConfigError
+from ..evaluation.manifest import Clip, read_manifest
+from ..models.kv_cache import CachePolicy
+from ..schema import build_record, known_keys, tuple_of
+from ..text.prompts import ASR_SYSTEM
+
+NO_DEFECT = "none"
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def sampling_from(spec: object, path: str = "sampling") -> Sampling:
+    """A `Sampling` from "planned", "reference" or "greedy", or from an object that starts from one and changes it.
+
+    >>> sampling_from({"base": "greedy", "repetition": 1.3, "text": {"window": 64}}).text.repetition
+    1.3
+
+    Keys: "base" (default "planned"), fields of `Sampling`, and penalty names, which change text and audio alike
+    before "text", "audio" and "escape" change their own. No "seed": the grid's seeds set it.
+    """
+    if isinstance(spec, str):
+        return Sampling.named(spec)
+    penalties = {f.name for f in fields(Penalties)}
+    spec = known_keys(spec, Sampling, path, ["base", *penalties])
+    if spec.get("seed", 0) != 0:
+        raise ConfigError(f"{path}.seed: seeds belong to the grid, found {spec['seed']!r} in a setting")
+    start = Sampling.named(spec.pop("base", "planned"))
+    own = {kind: spec.pop(kind) for kind in ("text", "audio", "escape") if kind in spec}
+    try:
+        start = start.override(spec)
+    except TypeError as error:
+        raise ConfigError(f"{path}: a value has the wrong type ({error})") from None
+    for kind, changes in own.items():
+        changes = known_keys(changes, Penalties, f"{path}.{kind}")
+        merged = build_record(Penalties, asdict(getattr(start, kind)) | changes, f"{path}.{kind}")
+        start = replace(start, **{kind: merged})
+    return start
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to decode, all but the seed. Fields as in `StepAudio2.transcribe`."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    cache: CachePolicy = field(default_factory=CachePolicy)
+    max_tokens: int = MAX_TOKENS
+    on_loop: str = "report"
+    prompt: str = ASR_SYSTEM
+    downmix: str = "first"
+
+    def __post_init__(self):
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise ConfigError(f"max_tokens: expected a whole number of at least 1, found {self.max_tokens!r}")
+        if self.on_loop not in ON_LOOP:
+            raise ConfigError(f"on_loop: expected one of {', '.join(ON_LOOP)}, found {self.on_loop!r}")
+        if self.downmix not in ("first", "mean") or not isinstance(self.prompt, str):
+            raise ConfigError(
+                f"expected downmix first or mean and a prompt of text, found {self.downmix!r}, {self.prompt!r}"
+            )
+
+    @classmethod
+    def of(cls, spec: object, path: str = "setting") -> Setting:
+        """Read the JSON shape; what is not said stays at its default."""
+        if isinstance(spec, Setting):
+            return spec
+        values = known_keys(spec, cls, path)
+        if "sampling" in values and not isinstance(values["sampling"], Sampling):
+            values["sampling"] = sampling_from(values["sampling"], f"{path}.sampling")
+        if "cache" in values and not isinstance(values["cache"], CachePolicy):
+            cache = known_keys(values["cache"], CachePolicy, f"{path}.cache")
+            values["cache"] = build_record(CachePolicy, cache, f"{path}.cache")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """Every value spelled out, defaults too, so that it means the same after a default changes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a grid: one row of its table."""
+
+    clip: Clip
+    clip_name: str
+    setting_name: str
+    setting: Setting
+    seed: int
+    defect: str
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        return self.clip_name, self.setting_name, self.seed, self.defect
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of clips, settings, seeds and defects.
+
+    model : checkpoint folder; None for `STEPAUDIO_CHECKPOINT` or the bundled model.
+    clips : `evaluate.Clip`s, or the path of a manifest. settings : name to `Setting` or its JSON shape.
+    seeds : whole numbers >= 0. Greedy settings come out alike for every seed.
+    defects : names of what to break; "none" for the faithful model.
+    dtype : of the weights, "float32", "float16" or "bfloat16"; None for the backend's default.
+    """
+
+    clips: Sequence[Clip] | str | Path
+    settings: Mapping[str, Setting | Mapping]
+    model: str | Path | None = None
+    seeds: Sequence[int] = (0,)
+    defects: Sequence[str] = (NO_DEFECT,)
+    dtype: str | None = None
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  # frozen, but read here
+        clips = read_manifest(self.clips) if isinstance(self.clips, (str, Path)) else self.clips
+        put("clips", tuple(clips))
+        if not isinstance(self.settings, Mapping):
+            raise ConfigError(f"settings: expected an object of name to setting, found {self.settings!r}")
+        put("settings", {str(n): Setting.of(s, f"settings.{n}") for n, s in self.settings.items()})
+        put("seeds", tuple_of(self.seeds, int, "seeds"))
+        put("defects", tuple_of(self.defects, str, "defects"))
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("clips", "settings", "seeds", "defects"):
+            values = list(getattr(self, name))
+            if not values:
+                raise ConfigError(f"{name}: a grid needs at least one")
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{name}: one of them is listed twice, so its runs could not be told apart")
+        if min(self.seeds) < 0:
+            raise ConfigError(f"seeds: expected 0 or more, found {min(self.seeds)}")
+        if len(set(self.clip_names)) < len(self.clips):
+            raise ConfigError("clips: one file is listed twice with different texts")
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)} or null, found {self.dtype!r}")
+
+    @property
+    def clip_names(self) -> list[str]:
+        """Files relative to the folder they share, so that a table means the same on another machine."""
+        files = [os.path.abspath(clip.file) for clip in self.clips]
+        shared = os.path.commonpath([os.path.dirname(f) for f in files])
+        return [Path(os.path.relpath(f, shared)).as_posix() for f in files]
+
+    def trials(self) -> Iterator[Trial]:
+        """All runs in declared order, defects outermost, because changing one may mean rebuilding the model."""
+        named = list(zip(self.clips, self.clip_names, strict=True))
+        for defect in self.defects:
+            for name, setting in self.settings.items():
+                for clip, clip_name in named:
+                    for seed in self.seeds:
+                        yield Trial(clip, clip_name, name, setting, seed, defect)
+
+    def __len__(self) -> int:
+        return len(self.clips) * len(self.settings) * len(self.seeds) * len(self.defects)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Grid:
+        """Read a JSON file with the fields of `Grid`; its paths are relative to it.
+
+        "clips" is the path of a manifest, or a list of {"file", "text"}.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path}: not readable as JSON ({error})") from None
+        data = known_keys(data, cls, path.name)
+        absent = {"clips", "settings"} - set(data)
+        if absent:
+            raise ConfigError(f"{path.name}: missing key {', '.join(sorted(absent))}")
+        if data.get("model") is not None:
+            data["model"] = path.parent / str(data["model"])
+        data["clips"] = _clips_from(data["clips"], path)
+        return cls(**data)
+
+
+def _clips_from(spec: object, path: Path) -> Path | list[Clip]:
+    if isinstance(spec, str):
+        return path.parent / spec
+    if not isinstance(spec, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("file"), str) and isinstance(c.get("text"), str) and len(c) == 2
+        for c in spec
+    ):
+        raise ConfigError(
+            f'{path.name}.clips: expected the path of a manifest, or a list of {{"file": ..., "text": ...}}'
+        )
+    return [Clip(path.parent / c["file"], c["text"]) for c in spec]

@@ -1,0 +1,84 @@
+"""What a run rests on: hashes of config, weights and recordings, versions, backend. Enough to repeat it.
+
+Reads files to hash them; knows no nets and no results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from .. import __version__
+from ..backend import device as backend
+from ..checkpoints.header import read_checkpoint
+from ..errors import DataError
+from ..models.speech_lm import StepAudioConfig
+from ..resources import default_checkpoint
+
+PIECE = 1 << 20  # bytes read at a time
+
+
+def file_hash(*paths: str | Path) -> str:
+    """sha256 (hex) of the bytes of these files, one after another; for one file what `sha256sum` says.
+
+    Read in pieces, and remembered in this process until a file's size or time of change differs.
+    """
+    return _file_hash(tuple(_stamp(Path(path)) for path in paths))
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); is the path in the grid right?") from None
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in stamps:
+        try:
+            with open(path, "rb") as stream:
+                while piece := stream.read(PIECE):
+                    digest.update(piece)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def json_hash(data: object) -> str:
+    """sha256 (hex) of the canonical JSON of `data`: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def weights_hash(folder: str | Path) -> str:
+    """`file_hash` of the safetensors files of a checkpoint, headers and data; shards in order of their names."""
+    files = sorted({Path(info.file) for info in read_checkpoint(folder).values()})
+    return file_hash(*files)
+
+
+def provenance(model: str | Path | None, dtype: str | None = None) -> dict:
+    """The columns that all runs of a sweep share.
+
+    model : checkpoint folder, None for the default one. dtype : of the weights in memory, None for the backend's.
+
+    Raises
+    ------
+    ConfigError, WeightsError, DataError : the checkpoint's config or weights cannot be read.
+    """
+    folder = Path(model) if model is not None else default_checkpoint()
+    config = StepAudioConfig.from_file(folder)
+    return {
+        "model": folder.resolve().name,
+        "config_hash": json_hash(config.to_dict()),
+        "weights_hash": weights_hash(folder),
+        "version": __version__,
+        "mlx": importlib.metadata.version("mlx"),
+        "backend": backend.info()["backend"],
+        "dtype": dtype or str(backend.default_dtype()).removeprefix("mlx.core."),
+    }

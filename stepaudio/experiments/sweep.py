@@ -1,0 +1,257 @@
+"""Run a grid: every trial once, each row on disk as soon as it is finished, resumable, shared among ranks.
+
+Killed and started again with the same grid and store, it goes on where it stopped. Under `mlx.launch` each rank
+takes every size-th trial and appends to a file of its own; the table joins them. Knows no decoding: a function runs
+a trial.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from ..constants import SAMPLE_RATE, n_mel_frames, n_prompt_rows
+from ..errors import AudioError, ConfigError, DataError, DecodeError
+from ..evaluation.manifest import Clip
+from ..evaluation.repetition import char_errors, loop_period_onset, seq_rep_4, word_errors
+from ..model import StepAudio2
+from ..text.prompts import asr_turns
+from ..transcribe import Segment, Transcript
+from .faults import DEFECTS, LOST, broken, unknown_defects
+from .grid import NO_DEFECT, Grid, Setting, Trial
+from .provenance import file_hash, json_hash, provenance
+from .store import SHARED, Store, Table, rank_file, read_store, store_files
+
+RunOne = Callable[[StepAudio2, Clip, Setting, int], dict]
+WithDefect = Callable[[StepAudio2, str], StepAudio2]
+
+
+def run_sweep(
+    grid: Grid,
+    store: str | Path,
+    *,
+    run_one: RunOne | None = None,
+    load: Callable[[Grid], StepAudio2] | None = None,
+    with_defect: WithDefect = broken,
+    progress: bool = True,
+) -> Table:
+    """Run what the store does not hold yet, and return the table of the whole grid.
+
+    Parameters
+    ----------
+    grid : what to run. store : a .jsonl file, made if need be; other grids of the same model may share it.
+    run_one : (model, clip, setting, seed) -> columns of `store.COLUMNS` that it measured; by default
+        `transcribe_one`.
+    load : makes the model from the grid, called only if something is left to run; by default `StepAudio2.load`.
+    with_defect : (model, name) -> the model with that defect, for the names in `grid.defects` other than "none"; by
+        default `defects.broken`, which also takes several joined by "+".
+    progress : show a bar (rank 0 only).
+
+    Returns
+    -------
+    Table with one row per trial. A recording that cannot be used gives a row with `error`.
+
+    Raises
+    ------
+    ConfigError : no such defect.
+    DataError : a recording is missing, or the store is being written to, is broken, or holds a row for the same
+        clip, setting name, seed and defect that was made under other conditions.
+    """
+    if with_defect is broken:
+        _check_defects(grid.defects)
+    group = mx.distributed.init()
+    shared = provenance(grid.model, grid.dtype)
+    fixed = {run_id(trial, shared): trial for trial in grid.trials()}
+    with Store(rank_file(store, group.rank(), group.size())) as out:
+        done = _finished(store, fixed)
+        mine = list(fixed.items())[group.rank() :: group.size()]
+        todo = [(run, trial) for run, trial in mine if run not in done]
+        models = _Models(grid, load or _load, with_defect)
+        bar = tqdm(
+            total=len(mine), initial=len(mine) - len(todo), unit="run", disable=not progress or group.rank() > 0
+        )
+        with bar:
+            for run, trial in todo:
+                row = _run(trial, models, run_one or transcribe_one)
+                out.append({**row, "run": run, **_identity(trial), **shared})
+                bar.update()
+    _wait_for_all(group)
+    return table_of(grid, store, shared)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that should speak: rank 0 under `mlx.launch`, or the only one there is."""
+    return mx.distributed.init().rank() == 0
+
+
+def table_of(grid: Grid, store: str | Path, shared: dict | None = None) -> Table:
+    """The rows of this grid that a store holds; all of them, or a part if its sweep is not finished."""
+    shared = shared or provenance(grid.model, grid.dtype)
+    wanted = {run_id(trial, shared) for trial in grid.trials()}
+    return Table.of(row for row in read_store(store).rows if row["run"] in wanted)
+
+
+def run_id(trial: Trial, shared: dict) -> str:
+    """16 hex digits that change with all that may change the outcome: recording, text, setting, seed, model, ..."""
+    return json_hash([_identity(trial), shared])[:16]
+
+
+def _identity(trial: Trial) -> dict:
+    return {
+        "clip": trial.clip_name,
+        "clip_hash": file_hash(trial.clip.file),
+        "expected": trial.clip.text,
+        "setting": trial.setting_name,
+        "setting_json": trial.setting.to_dict(),
+        "seed": trial.seed,
+        "defect": trial.defect,
+    }
+
+
+def _finished(store: str | Path, wanted: dict[str, Trial]) -> set[str]:
+    """Runs the store holds. Refuses rows that bear the name of a wanted trial but were made otherwise."""
+    if not store_files(store):
+        return set()
+    run_of = {trial.key: run for run, trial in wanted.items()}
+    rows = read_store(store).rows
+    for row in rows:
+        run = run_of.get((row["clip"], row["setting"], row["seed"], row["defect"]))
+        if run not in (None, row["run"]):
+            _refuse(store, row, wanted[run])
+    return {row["run"] for row in rows}
+
+
+def _refuse(store: str | Path, row: dict, trial: Trial) -> None:
+    now = _identity(trial)
+    differs = [name for name, value in now.items() if row[name] != value] or [f"one of {', '.join(SHARED)}"]
+    raise DataError(
+        f"{store}: holds clip {row['clip']!r}, setting {row['setting']!r}, seed {row['seed']}, defect "
+        f"{row['defect']!r} from another sweep (different: {', '.join(differs)}); a table must not mix them: name "
+        "another store"
+    )
+
+
+def _check_defects(defects: Sequence[str]) -> None:
+    """A slip of the pen must not wait for its turn to be noticed."""
+    names = [name for defect in defects if defect != NO_DEFECT for name in defect.split("+")]
+    unknown = unknown_defects(names)
+    if unknown:
+        raise ConfigError(
+            f"no defect is called {unknown[0]!r}; expected {NO_DEFECT} or names joined by +, of: "
+            f"{', '.join(DEFECTS)}, {LOST}PREFIX"
+        )
+
+
+class _Models:
+    """The model with the defect last asked for, loaded when the first trial needs it."""
+
+    def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_defect: WithDefect):
+        self._grid, self._load, self._with_defect = grid, load, with_defect
+        self._faithful = self._current = self._name = None
+
+    def of(self, defect: str) -> StepAudio2:
+        if self._name is None:
+            self._faithful = self._load(self._grid)
+        if self._name != defect:
+            self._current = self._faithful if defect == NO_DEFECT else self._with_defect(self._faithful, defect)
+            self._name = defect
+        return self._current
+
+
+def _load(grid: Grid) -> StepAudio2:
+    return StepAudio2.load(grid.model, dtype=getattr(mx, grid.dtype) if grid.dtype else None)
+
+
+def _run(trial: Trial, models: _Models, run_one: RunOne) -> dict:
+    model = models.of(trial.defect)
+    began = time.perf_counter()
+    try:
+        row = run_one(model, trial.clip, trial.setting, trial.seed)
+    except (AudioError, DecodeError) as error:  # of this recording or setting: the others can go on
+        row = {"error": str(error)}
+    return {"wall_seconds": round(time.perf_counter() - began, 4)} | row
+
+
+def _wait_for_all(group: mx.distributed.Group) -> None:
+    """Come back when every rank has written its last row."""
+    if group.size() > 1:
+        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
+
+
+# ---------------------------------------------------------------- what is measured in a run
+
+
+def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -> dict:
+    """Transcribe a clip under a setting with this seed; the measured columns of a row."""
+    sampling = setting.sampling.override({"seed": seed})
+    heard = model.transcribe(
+        clip.file,
+        sampling=sampling,
+        cache=setting.cache,
+        max_tokens=setting.max_tokens,
+        on_loop=setting.on_loop,
+        prompt=setting.prompt,
+        downmix=setting.downmix,
+        progress=False,
+    )
+    return measured(heard, clip.text) | {"kv_bytes": kv_bytes(model, heard, setting)}
+
+
+def measured(heard: Transcript, expected: str) -> dict:
+    """Columns that follow from a transcript. Loops are sought here again: `on_loop` must not decide them."""
+    text = heard.text or ""
+    (words, errors), (chars, wrong) = word_errors(expected, text), char_errors(expected, text)
+    ids = [list(s.ids) for s in heard.segments]
+    loops = [found for piece in ids if (found := loop_period_onset(piece))[0] is not None]
+    period, onset = loops[0] if loops else (None, None)
+    return {
+        "text": text,
+        "words": words,
+        "errors": errors,
+        "chars": chars,
+        "char_errors": wrong,
+        "ids": ids,
+        "stops": [s.stop for s in heard.segments],
+        "n_ids": sum(map(len, ids)),
+        "loops": len(loops),
+        "period": period,
+        "onset": onset,
+        "rep_4": _or_none(seq_rep_4(ids)),
+        "mean_logprob": _mean_logprob(heard.segments),
+        "audio_seconds": heard.audio_seconds,
+    }
+
+
+def _mean_logprob(segments: tuple[Segment, ...]) -> float | None:
+    """Over all ids given, the end marks among them."""
+    n = np.array([_n_given(s) for s in segments])
+    return float(n @ [s.mean_logprob for s in segments] / n.sum()) if n.sum() else None
+
+
+def _n_given(segment: Segment) -> int:
+    return len(segment.ids) + (segment.stop == "eos")
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def kv_bytes(model: StepAudio2, heard: Transcript, setting: Setting) -> int:
+    """Bytes of keys and values held at the end of the longest piece: prompt and ids, up to the cache's limit.
+
+    Counted from sizes, in the dtype of the weights: what the positions cost, without the slack of a growing buffer.
+    """
+    limit = setting.cache.limit(model.config.max_cache_len)
+    most = 0
+    for s in heard.segments:
+        if s.stop != "silence":
+            rows = n_prompt_rows(n_mel_frames(round((s.end - s.start) * SAMPLE_RATE)))
+            prompt = model.pipeline.build_prompt(asr_turns(setting.prompt), model.tokenizer, [[rows]])
+            most = max(most, len(prompt.ids) + _n_given(s))
+    held = most if limit is None else min(most, limit)
+    return held * model.config.text_config.kv_bytes_per_position(model.net.dtype.size)

@@ -1,0 +1,4 @@
+"""The laboratory: looking inside, breaking on purpose, drawing. Imported by nothing below it."""
+
+
+

@@ -1,1 +1,0 @@
-"""The laboratory: looking inside, breaking on purpose, drawing. Imported by nothing below it."""

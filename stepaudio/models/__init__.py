@@ -1,0 +1,1 @@
+"""The nets. They open no file and know no checkpoint."""

@@ -1,0 +1,144 @@
+"""The Qwen2 decoder: ids or embeddings in, logits out; positions and memory belong to the cache it is given.
+
+B rows, n new positions, L positions attended to, D channels. Attribute names are those of the published
+checkpoint. Knows no files, no text and no sampling.
+
+Reference: transformers `modeling_qwen2.py`, as the published model subclasses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..backend.ops import silu, softmax_attention
+from ..schema import require
+from .kv_cache import Rope
+from .tap import Tap, named, no_tap
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The Qwen2 decoder. Sizes in units of channels, heads, layers, ids and positions."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_hidden_layers: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    num_attention_groups: int | None = None  # the published name for num_key_value_heads, kept beside it
+    max_seq_len: int | None = None
+    max_position_embeddings: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    rope_scaling: object = None
+
+    def __post_init__(self):
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+                     "num_hidden_layers", "vocab_size"):
+            require(getattr(self, name) > 0, f"text_config.{name}: must be positive, found {getattr(self, name)}")
+        require(self.hidden_size % self.num_attention_heads == 0,
+                 f"text_config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                 f"{self.num_attention_heads}")
+        require(self.head_dim % 2 == 0, f"text_config: head size {self.head_dim} is odd; rotary needs pairs")
+        require(self.num_attention_heads % self.num_key_value_heads == 0,
+                 f"text_config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                 f"num_key_value_heads {self.num_key_value_heads}")
+        require(self.num_attention_groups in (None, self.num_key_value_heads),
+                 f"text_config: num_attention_groups {self.num_attention_groups} contradicts num_key_value_heads "
+                 f"{self.num_key_value_heads}")
+        require(self.rope_scaling is None,
+                 f"text_config.rope_scaling: only null is supported, found {self.rope_scaling!r}")
+        require(self.max_seq_len is None or self.max_position_embeddings in (None, self.max_seq_len),
+                 f"text_config: max_seq_len {self.max_seq_len} contradicts max_position_embeddings "
+                 f"{self.max_position_embeddings}")
+        require(self.rms_norm_eps > 0 and self.rope_theta > 0,
+                 "text_config: rms_norm_eps and rope_theta must be positive")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def context(self) -> int | None:
+        """Positions the decoder was built for, if the file says so."""
+        return self.max_position_embeddings or self.max_seq_len
+
+    def kv_bytes_per_position(self, itemsize: int) -> int:
+        """Bytes of keys and values that one position costs in all layers together."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        D, size = config.hidden_size, config.head_dim
+        self._heads, self._kv_heads, self._scale = config.num_attention_heads, config.num_key_value_heads, size**-0.5
+        self.q_proj = nn.Linear(D, self._heads * size, bias=True)
+        self.k_proj = nn.Linear(D, self._kv_heads * size, bias=True)
+        self.v_proj = nn.Linear(D, self._kv_heads * size, bias=True)
+        self.o_proj = nn.Linear(self._heads * size, D, bias=False)
+
+    def __call__(self, x: mx.array, cache, layer: int, tap: Tap | None = None) -> mx.array:
+        B, n, _ = x.shape
+        q, k, v = (f(x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3) for f, heads in (
+            (self.q_proj, self._heads), (self.k_proj, self._kv_heads), (self.v_proj, self._kv_heads)))
+        q, k, v, mask = cache.update(layer, q, k, v)  # (B, heads, n, size), (B, kv heads, L, size)
+        y = softmax_attention(q, k, v, self._scale, mask, tap)
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, n, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, cache, layer: int, tap: Tap | None = None) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), cache, layer, tap)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding table, layers, final norm: what the checkpoint calls `model`."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._rope = Rope(config.head_dim, config.rope_theta)
+
+    @property
+    def rope(self) -> Rope:
+        return self._rope
+
+    def __call__(self, x: mx.array, cache, tap: Tap = no_tap) -> mx.array:
+        """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D)."""
+        cache.plan(x.shape[1])
+        recording = None if tap is no_tap else tap
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cache, i, named(recording, f"layer{i}."))
+            tap(f"layer{i}", x)
+        cache.advance()
+        x = self.norm(x)
+        tap("norm", x)
+        return x

@@ -1,0 +1,181 @@
+"""Audio encoder and adapter: mel frames in, prompt rows for the decoder out.
+
+B clips, T mel frames, S = ceil(T / 2) frames after the strided convolution (50 Hz), P = S // 2 after pooling
+(25 Hz), R rows after the adapter (12.5 Hz), C channels of the encoder, D channels of the decoder. Attribute
+names are those of the published checkpoint. Knows no files and no tokens.
+
+Reference: `modeling_step_audio_2.py` of the published model (AudioEncoder, Adaptor).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..backend.ops import gelu, softmax_attention
+from ..errors import AudioError
+from ..schema import require
+from .tap import Tap, named, no_tap
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """The Whisper-like encoder and the adapter. `n_audio_ctx` counts 50 Hz positions (1500 = 30 s)."""
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+    llm_dim: int
+    kernel_size: int
+    adapter_stride: int
+    n_codebook_size: int | None = None  # published, used by nothing in the published forward
+    adapter_hidden: int = 2048  # a literal in the reference code
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            require(value is None or value > 0, f"audio_encoder_config.{f.name}: must be positive, found {value}")
+        require(self.n_audio_state % self.n_audio_head == 0,
+                 f"audio_encoder_config: n_audio_state {self.n_audio_state} is not a multiple of n_audio_head "
+                 f"{self.n_audio_head}")
+MASKED = -1e10  # what the reference adds to the scores of masked keys
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, n_state: int, n_head: int):
+        super().__init__()
+        self.query = nn.Linear(n_state, n_state)
+        self.key = nn.Linear(n_state, n_state, bias=False)
+        self.value = nn.Linear(n_state, n_state)
+        self.out = nn.Linear(n_state, n_state)
+        self._n_head = n_head
+
+    def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
+        B, S, C = x.shape
+        q, k, v = (f(x).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3)
+                   for f in (self.query, self.key, self.value))  # (B, heads, S, head size)
+        scale = (C // self._n_head) ** -0.5
+        y = softmax_attention(q, k, v, scale, mask, tap)
+        return self.out(y.transpose(0, 2, 1, 3).reshape(B, S, C))
+
+
+class ResidualAttentionBlock(nn.Module):
+    def __init__(self, n_state: int, n_head: int):
+        super().__init__()
+        self.attn = MultiHeadAttention(n_state, n_head)
+        self.attn_ln = nn.LayerNorm(n_state)
+        self.mlp = [nn.Linear(n_state, 4 * n_state), gelu, nn.Linear(4 * n_state, n_state)]
+        self.mlp_ln = nn.LayerNorm(n_state)
+
+    def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
+        x = x + self.attn(self.attn_ln(x), mask, tap)
+        widen, activate, narrow = self.mlp
+        return x + narrow(activate(widen(self.mlp_ln(x))))
+
+
+class AudioEncoder(nn.Module):
+    """Two convolutions, Whisper's transformer blocks, pooling and then the norm (in that order)."""
+
+    def __init__(self, config: AudioEncoderConfig):
+        super().__init__()
+        C = config.n_audio_state
+        self.conv1 = nn.Conv1d(config.n_mels, C, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(C, C, kernel_size=3, stride=2, padding=1)
+        self.positional_embedding = nn.Embedding(config.n_audio_ctx, C)
+        self.blocks = [ResidualAttentionBlock(C, config.n_audio_head) for _ in range(config.n_audio_layer)]
+        self.after_norm = nn.LayerNorm(C)
+        self._config = config
+
+    def key_mask(self, T: int, x_len: mx.array, independent: bool) -> mx.array:
+        """(B, 1, 1, S) additive. Key j counts while its mel frame (T+1) % 2 + 2j is below `x_len`.
+
+        T is the padded length of the batch in the reference, so that company changes a clip's mask;
+        `independent` takes each clip's own length instead.
+        """
+        own = x_len + 2 if independent else mx.full(x_len.shape, T)
+        frame = (own[:, None] + 1) % 2 + 2 * mx.arange((T - 1) // 2 + 1)[None, :]
+        return mx.where(frame < x_len[:, None], 0.0, MASKED)[:, None, None, :]
+
+    def __call__(self, mel: mx.array, x_len: mx.array, independent: bool = False, tap: Tap = no_tap) -> mx.array:
+        """Encode a zero-padded batch.
+
+        Parameters
+        ----------
+        mel : (B, n_mels, T) log mels, padded with zeros at the right.
+        x_len : (B,) integers, mel frames of each clip minus 2, as the reference passes them.
+        independent : if true, every clip comes out as if it had been alone (what no padding would have given);
+            if false, as in the reference, where the clips of one prompt influence each other at their ends.
+        tap : called as tap(name, array) with every intermediate result.
+
+        Returns
+        -------
+        (B, P, C); rows past (x_len + 1) // 2 // 2 hold whatever falls out.
+
+        Raises
+        ------
+        AudioError : longer than the positions that the checkpoint has (1500 published, 30 s).
+        """
+        T = mel.shape[2]
+        S = (T - 1) // 2 + 1
+        if S > self._config.n_audio_ctx:
+            raise AudioError(f"audio of {T} mel frames needs {S} encoder positions, the checkpoint has "
+                             f"{self._config.n_audio_ctx}: cut it into shorter pieces (transcribe does)")
+        mask = self.key_mask(T, x_len, independent).astype(mel.dtype)
+        tap("mask", mask)
+        x = gelu(self.conv1(mel.transpose(0, 2, 1)))  # (B, T, C)
+        if independent:
+            x = zero_past(x, x_len + 2)
+        tap("conv1", x)
+        x = gelu(self.conv2(x))  # (B, S, C)
+        tap("conv2", x)
+        x = x + self.positional_embedding.weight[:S]
+        tap("embedded", x)
+        recording = None if tap is no_tap else tap
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, named(recording, f"block{i}."))
+            tap(f"block{i}", x)
+        x = average_pairs(x)  # (B, P, C)
+        tap("pooled", x)
+        x = self.after_norm(x)
+        if independent:
+            x = zero_past(x, (x_len + 3) // 4)  # a lone clip of S frames has S // 2 of these
+        tap("encoded", x)
+        return x
+
+
+def zero_past(x: mx.array, length: mx.array) -> mx.array:
+    """Rows of (B, n, C) at and after each clip's `length` set to zero: what convolution padding would be."""
+    return x * (mx.arange(x.shape[1])[None, :] < length[:, None])[..., None].astype(x.dtype)
+
+
+def average_pairs(x: mx.array) -> mx.array:
+    """(B, S, C) -> (B, S // 2, C), means of neighbours; an odd last row is dropped, as AvgPool1d(2, 2) does."""
+    B, S, C = x.shape
+    return x[:, : S // 2 * 2].reshape(B, S // 2, 2, C).mean(axis=2)
+
+
+class Adapter(nn.Module):
+    """Strided convolution, then two linears with a ReLU between them: 25 Hz -> 12.5 Hz, C -> D channels."""
+
+    def __init__(self, config: AudioEncoderConfig):
+        super().__init__()
+        C = config.n_audio_state
+        self.conv = nn.Conv1d(C, C, config.kernel_size, stride=config.adapter_stride, padding=1)
+        self.linear1 = nn.Linear(C, config.adapter_hidden)
+        self.linear2 = nn.Linear(config.adapter_hidden, config.llm_dim)
+
+    def __call__(self, x: mx.array, tap: Tap = no_tap) -> mx.array:
+        x = gelu(self.conv(x))  # (B, R, C)
+        tap("adapter_conv", x)
+        x = self.linear2(nn.relu(self.linear1(x)))  # (B, R, D)
+        tap("adapter", x)
+        return x
+
+
+def n_rows(x_len, stride: int = 2):
+    """Adapter rows that are used of a clip of `x_len` + 2 mel frames; works on numbers and arrays."""
+    return ((x_len + 1) // 4 - 1) // stride + 1

@@ -1,0 +1,289 @@
+"""Key/value caches: what the decoder remembers, what it forgets, and where it believes things stand.
+
+One protocol, used by attention without asking which kind it has:
+    plan(n)              n new positions are coming: work out positions and mask, once for all layers
+    update(i, q, k, v)   rotate, store and return (q, k, v, mask) for layer i
+    advance()            the new positions are now part of the past
+Axes: B rows, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no text.
+
+Position conventions. *absolute*: a key is rotated once, at the position where it was read. *renumbered*: keys
+are stored unrotated and take, at each step, their rank among the positions still held (StreamingLLM, Xiao et
+al. 2023, section 3.2), so that no distance ever exceeds the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..backend.ops import rope
+from ..constants import MAX_CACHE_LEN
+from ..errors import DecodeError
+
+GROWTH = 256  # positions by which a buffer grows
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding (Su et al. 2021), halves convention as Qwen2. `dims` = channels of a head."""
+
+    dims: int
+    base: float
+
+    def __call__(self, x: mx.array, offset: int) -> mx.array:
+        """Rotate (B, H, n, D) at positions offset, offset+1, …"""
+        return rope(x, self.dims, self.base, offset)
+
+    def at(self, x: mx.array, positions: np.ndarray) -> mx.array:
+        """Rotate (B, H, n, D) at any n positions."""
+        half = self.dims // 2
+        frequency = self.base ** (-np.arange(half) / half)
+        angle = np.asarray(positions)[:, None] * frequency
+        cos, sin = mx.array(np.cos(angle).astype(np.float32)), mx.array(np.sin(angle).astype(np.float32))
+        a, b = x[..., :half].astype(mx.float32), x[..., half:].astype(mx.float32)
+        return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+class NoCache:
+    """Remembers nothing: one causal pass over a whole sequence (training, logits of a prompt).
+
+    `pad` (B,) counts positions at the left of each row that hold nothing.
+    """
+
+    offset = 0
+    nbytes = 0
+
+    def __init__(self, rope: Rope, pad: mx.array | None = None):
+        self._rope, self._pad = rope, pad
+
+    def plan(self, n: int) -> None:
+        self._mask = "causal" if self._pad is None else left_pad_mask(self._pad, 0, n)
+
+    def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
+        return self._rope(q, 0), self._rope(k, 0), v, self._mask
+
+    def advance(self) -> None:
+        pass
+
+
+def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
+    """(B, 1, n, offset+n) booleans: causal, and blind to each row's padding.
+
+    A padding query sees itself, because a softmax over nothing is NaN and NaN spreads.
+    """
+    key, query = mx.arange(offset + n)[None, :], mx.arange(offset, offset + n)[:, None]
+    seen = (key <= query)[None] & (key[None] >= pad[:, None, None])
+    return (seen | (key == query)[None])[:, None]
+
+
+class FullCache:
+    """Remembers everything; grows in blocks. The only kind that holds several rows of unlike length.
+
+    `pad` (B,): unused positions at the left of each row, for prompts of different length in one batch.
+    """
+
+    def __init__(self, n_layers: int, rope: Rope, pad: np.ndarray | None = None):
+        self._rope = rope
+        self._keys: list[mx.array | None] = [None] * n_layers
+        self._values: list[mx.array | None] = [None] * n_layers
+        self._pad = None if pad is None or not np.any(pad) else mx.array(np.asarray(pad, dtype=np.int32))
+        self.offset = 0
+
+    def room(self, n: int) -> int:
+        """How many of `n` new positions may come in one step: all."""
+        return n
+
+    def plan(self, n: int) -> None:
+        self._n = n
+        if self._pad is not None:
+            self._mask = left_pad_mask(self._pad, self.offset, n)
+        else:
+            self._mask = "causal" if n > 1 else None
+
+    def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
+        q, k = self._rope(q, self.offset), self._rope(k, self.offset)
+        end = self.offset + self._n
+        self._keys[layer] = write(self._keys[layer], k, self.offset)
+        self._values[layer] = write(self._values[layer], v, self.offset)
+        return q, self._keys[layer][..., :end, :], self._values[layer][..., :end, :], self._mask
+
+    def advance(self) -> None:
+        self.offset += self._n
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Drop all batch rows but these."""
+        index = mx.array(rows)
+        self._keys = [k[index] for k in self._keys]
+        self._values = [v[index] for v in self._values]
+        self._pad = None if self._pad is None else self._pad[index]
+
+    @property
+    def held(self) -> np.ndarray:
+        """Absolute positions that can still be attended to."""
+        return np.arange(self.offset)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in [*self._keys, *self._values] if a is not None)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [a for a in [*self._keys, *self._values] if a is not None]
+
+
+def write(buffer: mx.array | None, new: mx.array, start: int, limit: int | None = None) -> mx.array:
+    """`buffer` with `new` (B, H, n, D) at positions start…, grown by a block where it is too short."""
+    end = start + new.shape[2]
+    if buffer is None or buffer.shape[2] < end:
+        length = -(-end // GROWTH) * GROWTH
+        length = max(end, min(length, limit)) if limit else length
+        shape = (*new.shape[:2], length - (0 if buffer is None else buffer.shape[2]), new.shape[3])
+        more = mx.zeros(shape, new.dtype)
+        buffer = more if buffer is None else mx.concatenate([buffer, more], axis=2)
+    buffer[..., start:end, :] = new
+    return buffer
+
+
+class WindowCache:
+    """Remembers chosen positions for ever and, beside them, the most recent others: never more than `max_len`.
+
+    Position p sees position j <= p if j is in `kept`, or j is among the last `max_len - len(kept)` positions
+    that are not. With `kept` empty this is a sliding window; with the first few positions, attention sinks;
+    with a span of audio, span pinning. One row only. The rule also holds inside a prefill, through the mask.
+    """
+
+    def __init__(self, n_layers: int, rope: Rope, max_len: int, kept=(), renumber: bool = False):
+        self._kept = np.unique(np.asarray(list(kept), dtype=np.int64))
+        self.max_len, self._window, self._renumber = max_len, max_len - len(self._kept), renumber
+        if self._window < 1:
+            n = len(self._kept)
+            raise DecodeError(f"cache limit of {max_len} positions cannot hold the {n} positions that must stay "
+                              f"(sinks and pinned audio): raise max_len above {n} or pin less")
+        self._rope = rope
+        self._keys: list[mx.array | None] = [None] * n_layers
+        self._values: list[mx.array | None] = [None] * n_layers
+        self.held = np.zeros(0, dtype=np.int64)  # absolute position in each slot
+        self.offset = 0
+
+    def _is_kept(self, positions: np.ndarray) -> np.ndarray:
+        return np.isin(positions, self._kept)
+
+    def room(self, n: int) -> int:
+        """How many of `n` new positions may come in one step.
+
+        Renumbered positions move whenever something is forgotten, so a step ends before that, or is one position.
+        """
+        if not self._renumber:
+            return min(n, self.max_len)
+        new = np.arange(self.offset, self.offset + n)
+        loose = np.count_nonzero(~self._is_kept(self.held)) + np.cumsum(~self._is_kept(new))
+        return max(1, int(np.count_nonzero(loose <= self._window)))
+
+    def plan(self, n: int) -> None:
+        new = np.arange(self.offset, self.offset + n)
+        self._n = n
+        if n == 1:
+            self._plan_one(new)
+        else:
+            self._plan_many(new)
+
+    def _plan_one(self, new: np.ndarray) -> None:
+        """Decode: the new position takes a free slot, or that of the oldest one that may go."""
+        loose = np.flatnonzero(~self._is_kept(self.held))
+        full = not self._is_kept(new)[0] and len(loose) >= self._window
+        self._slot = int(loose[np.argmin(self.held[loose])]) if full else len(self.held)
+        self._after = self.held.copy() if full else np.append(self.held, -1)
+        self._after[self._slot] = new[0]
+        self._ranks = np.argsort(np.argsort(self._after))
+        self._mask = None
+
+    def _plan_many(self, new: np.ndarray) -> None:
+        """Prefill: everything held and everything new, seen through the rule; then only the survivors stay."""
+        both = np.concatenate([self.held, new])
+        loose = ~self._is_kept(both)
+        order = np.cumsum(~self._is_kept(np.arange(self.offset + self._n)))  # how many loose positions up to each
+        recent = order[new][:, None] - order[both][None, :] < self._window
+        seen = (both[None, :] <= new[:, None]) & (~loose[None, :] | recent)
+        self._mask = mx.array(seen)[None, None]
+        alive = ~loose | (order[new[-1]] - order[both] < self._window)
+        self._survivors = None if alive.all() else mx.array(np.flatnonzero(alive))
+        self._after = both[alive]
+        self._ranks = np.argsort(np.argsort(both))
+
+    def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
+        if not self._renumber:
+            q, k = self._rope(q, self.offset), self._rope(k, self.offset)
+        if self._n == 1:
+            self._keys[layer] = write(self._keys[layer], k, self._slot, self.max_len)
+            self._values[layer] = write(self._values[layer], v, self._slot, self.max_len)
+            n = len(self._after)
+            k, v = self._keys[layer][..., :n, :], self._values[layer][..., :n, :]
+            if self._renumber:
+                q, k = self._rope(q, n - 1), self._rope.at(k, self._ranks)
+            return q, k, v, self._mask
+        if self._keys[layer] is not None:
+            n = len(self.held)
+            k = mx.concatenate([self._keys[layer][..., :n, :], k], axis=2)
+            v = mx.concatenate([self._values[layer][..., :n, :], v], axis=2)
+        stay = self._survivors
+        self._keys[layer], self._values[layer] = (k, v) if stay is None else (k[..., stay, :], v[..., stay, :])
+        if self._renumber:  # `room` saw to it that nothing is forgotten during this step: ranks stay as they are
+            q, k = self._rope(q, len(self.held)), self._rope.at(k, self._ranks)
+        return q, k, v, self._mask
+
+    def advance(self) -> None:
+        self.held = self._after
+        self.offset += self._n
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [a for a in [*self._keys, *self._values] if a is not None]
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """What to remember. Immutable; `build` makes the cache of one run.
+
+    kind: "full" (everything), "window" (the last `max_len`), "sinks" (the first `sinks` and the most recent),
+    "pinned" (sinks, every audio row of the prompt, and the most recent). `max_len` counts positions, all kinds
+    but "full" hold at most that many; None takes the config's `max_cache_len` (4096 unless it says otherwise).
+    positions: "absolute" or "renumbered". Raises `DecodeError` on anything else.
+    """
+
+    kind: str = "sinks"
+    max_len: int | None = None
+    sinks: int = 4
+    positions: str = "absolute"
+
+    def __post_init__(self):
+        if self.kind not in ("full", "window", "sinks", "pinned"):
+            raise DecodeError(f"cache kind {self.kind!r}: expected full, window, sinks or pinned")
+        if self.positions not in ("absolute", "renumbered"):
+            raise DecodeError(f"cache positions {self.positions!r}: expected absolute or renumbered")
+        if self.kind == "full" and self.positions == "renumbered":
+            raise DecodeError("a full cache forgets nothing, so there is nothing to renumber: positions='absolute'")
+        if self.max_len is not None and not (isinstance(self.max_len, int) and self.max_len >= 1):
+            raise DecodeError(f"cache max_len {self.max_len!r}: expected a whole number of at least 1 position")
+        if not (isinstance(self.sinks, int) and self.sinks >= 0):
+            raise DecodeError(f"cache sinks {self.sinks!r}: expected a whole number, 0 or more")
+
+    def limit(self, default: int = MAX_CACHE_LEN) -> int | None:
+        """Most positions held, None for no limit."""
+        return None if self.kind == "full" else self.max_len or default
+
+    def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN,
+              spans=()) -> FullCache | WindowCache:
+        """A cache for one prompt. `spans`: (start, length) of the audio rows, used by "pinned"."""
+        limit = self.limit(default_len)
+        if limit is None:
+            return FullCache(n_layers, rope)
+        kept: list[int] = list(range(self.sinks)) if self.kind in ("sinks", "pinned") else []
+        if self.kind == "pinned":
+            kept += [p for start, length in spans for p in range(start, start + length)]
+        return WindowCache(n_layers, rope, limit, kept, self.positions == "renumbered")

@@ -1,0 +1,168 @@
+"""The whole speech LLM as one module: encoder, adapter, decoder and head, joined where the reference joins them.
+
+Parameter names equal the published names, so a checkpoint is this module's parameters and nothing else.
+Knows no files, no text; token ids arrive as numbers and audio slots as (row, start, length).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..constants import MAX_CACHE_LEN
+from ..errors import AudioError, ConfigError, PromptError
+from ..schema import read_record, require
+from .decoder import Decoder, TextConfig
+from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
+from .tap import Tap, no_tap
+
+NESTED = {"TextConfig": TextConfig, "AudioEncoderConfig": AudioEncoderConfig}
+
+
+@dataclass(frozen=True)
+class StepAudioConfig:
+    """The whole speech LLM, as `config.json` nests it."""
+
+    text_config: TextConfig
+    audio_encoder_config: AudioEncoderConfig
+    model_type: str = "step_audio_2"
+    max_cache_len: int = field(default=MAX_CACHE_LEN)  # ours: cached positions before eviction
+
+    def __post_init__(self):
+        require(self.model_type == "step_audio_2",
+                 f"model_type: expected 'step_audio_2', found {self.model_type!r}; is this another model's folder?")
+        text, audio = self.text_config, self.audio_encoder_config
+        require(audio.llm_dim == text.hidden_size,
+                 f"audio_encoder_config.llm_dim {audio.llm_dim} contradicts text_config.hidden_size "
+                 f"{text.hidden_size}")
+        require(self.max_cache_len > 0, f"max_cache_len: must be positive, found {self.max_cache_len}")
+
+    @classmethod
+    def from_dict(cls, data: dict, name: str = "config.json") -> StepAudioConfig:
+        """Read the parsed JSON; `name` opens every error message."""
+        return read_record(cls, data, name, NESTED)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> StepAudioConfig:
+        """Read `config.json` (or the folder that holds it)."""
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; expected the folder of a published model") from None
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
+            raise ConfigError(f"{path}: not readable as JSON ({error})") from None
+        return cls.from_dict(data, str(path.name))
+
+    def to_dict(self) -> dict:
+        """The nested JSON shape again, without keys that were absent."""
+        drop = lambda pairs: {k: v for k, v in pairs if v is not None}  # noqa: E731
+        return asdict(self, dict_factory=drop)
+
+
+class Slot(NamedTuple):
+    """Where one piece of audio goes: positions start … start+length-1 of batch row `row`."""
+
+    row: int
+    start: int
+    length: int
+
+
+class StepAudioNet(nn.Module):
+    def __init__(self, config: StepAudioConfig):
+        super().__init__()
+        text = config.text_config
+        self.encoder = AudioEncoder(config.audio_encoder_config)
+        self.adapter = Adapter(config.audio_encoder_config)
+        self.model = Decoder(text)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self._config = config
+
+    @property
+    def config(self) -> StepAudioConfig:
+        return self._config
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    def hear(self, mels: Sequence[np.ndarray], independent: bool = True, tap: Tap = no_tap) -> list[mx.array]:
+        """Prompt rows of several log mels, computed as one zero-padded batch.
+
+        Parameters
+        ----------
+        mels : arrays (n_mels, T_i), log-mel scale of the reference front end.
+        independent : as in `AudioEncoder`; false for clips that share one prompt, as the reference runs them.
+
+        Returns
+        -------
+        list of (rows_i, D), rows_i = `units.n_prompt_rows(T_i)`.
+
+        Raises
+        ------
+        AudioError : no clip, wrong number of mel bands, too few frames for a single row, or too many.
+        """
+        config = self._config.audio_encoder_config
+        if not mels:
+            raise AudioError("no audio to encode: expected at least one log mel")
+        for i, mel in enumerate(mels):
+            if mel.ndim != 2 or mel.shape[0] != config.n_mels:
+                raise AudioError(f"log mel {i}: expected shape ({config.n_mels}, frames), found {tuple(mel.shape)}")
+            if n_rows(mel.shape[1] - 2, config.adapter_stride) < 1:
+                raise AudioError(f"log mel {i}: {mel.shape[1]} frames are too few for one prompt row; "
+                                 "expected 5 or more")
+        lengths = [mel.shape[1] for mel in mels]
+        batch = np.zeros((len(mels), config.n_mels, max(lengths)), dtype=np.float32)
+        for row, mel in zip(batch, mels, strict=True):
+            row[:, : mel.shape[1]] = mel
+        x_len = mx.array(np.array(lengths, dtype=np.int32) - 2)
+        mel = mx.array(batch).astype(self.dtype)
+        tap("mel", mel)
+        rows = self.adapter(self.encoder(mel, x_len, independent, tap), tap)
+        return [rows[i, : n_rows(n - 2, config.adapter_stride)] for i, n in enumerate(lengths)]
+
+    def embed(self, ids: np.ndarray, slots: Sequence[Slot] = (), features: Sequence[mx.array] = ()) -> mx.array:
+        """Token embeddings (B, n, D) with audio rows written into their slots.
+
+        Raises `PromptError` where an id is outside the vocabulary, a slot leaves its row, or a slot and its
+        features differ in length.
+        """
+        ids = np.atleast_2d(np.asarray(ids))
+        vocab = self._config.text_config.vocab_size
+        if ids.size and (ids.min() < 0 or ids.max() >= vocab):
+            bad = ids[(ids < 0) | (ids >= vocab)][0]
+            raise PromptError(f"id {bad} is outside the vocabulary of {vocab} ids: do tokenizer and model "
+                              "belong together?")
+        if len(slots) != len(features):
+            raise PromptError(f"the prompt has {len(slots)} audio slots but {len(features)} pieces of audio were given")
+        x = self.model.embed_tokens(mx.array(ids))
+        for i, (slot, rows) in enumerate(zip(slots, features, strict=True)):
+            if rows.shape[0] == 0:
+                raise PromptError(f"audio slot {i} was given no rows: its audio is too short to be heard, "
+                                  "leave the slot out")
+            if rows.shape[0] != slot.length:
+                raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {rows.shape[0]} rows")
+            if not (0 <= slot.row < ids.shape[0] and 0 <= slot.start and slot.start + slot.length <= ids.shape[1]):
+                raise PromptError(f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves "
+                                  "the "
+                                  f"prompt of {ids.shape[0]} x {ids.shape[1]} ids")
+            x[slot.row, slot.start : slot.start + slot.length] = rows.astype(x.dtype)
+        return x
+
+    def logits(self, x: mx.array, cache, tap: Tap = no_tap) -> mx.array:
+        """Embeddings (B, n, D) -> logits (B, n, vocabulary) for every position."""
+        return self.lm_head(self.model(x, cache, tap))
+
+    def next_logits(self, x: mx.array, cache, tap: Tap = no_tap) -> mx.array:
+        """Logits (B, vocabulary) after the last position only; float32, as the reference casts before sampling."""
+        logits = self.lm_head(self.model(x, cache, tap)[:, -1]).astype(mx.float32)
+        tap("logits", logits)
+        return logits

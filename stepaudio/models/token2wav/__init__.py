@@ -1,0 +1,4 @@
+"""Codes to a voice, and a voice to codes."""
+
+
+

@@ -1,0 +1,223 @@
+"""DiT estimator: the velocity that carries noise towards a mel, given codes, speaker and prompt mel.
+
+B rows, T new frames, C hidden channels, H heads, D channels of a head. Attention is full and knows no positions;
+order comes from causal convolutions alone. Attribute names are those of the published checkpoint.
+
+Reference: `decoder_dit.py` of StepFun's token2wav; adaptive layer norm after Peebles and Xie 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
+from ...backend.ops import silu
+from ...schema import require_positive
+from ..tap import Tap, no_tap
+from .layers import with_past
+
+
+@dataclass(frozen=True)
+class DitConfig:
+    """The DiT estimator. in_channels is noisy mel, mu, speaker and prompt mel side by side."""
+
+    in_channels: int
+    out_channels: int
+    mlp_ratio: float
+    depth: int
+    num_heads: int
+    head_dim: int
+    hidden_size: int
+
+    def __post_init__(self):
+        require_positive(self, "estimator", tuple(f.name for f in fields(self)))
+
+    @property
+    def mlp_size(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+BLOCK_EPS = 1e-6  # of the norms without weights; those with weights have PyTorch's 1e-5
+KERNEL = 3
+TIME_CHANNELS = 256
+TIME_SCALE = 1000.0
+MODULATIONS = 9  # shift, scale, gate for attention, MLP and convolution, stored in this order
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """What one block remembers of the frames before: keys and values NEWEST FIRST, and the tails of two inputs."""
+
+    k: mx.array  # (B, H, L, D)
+    v: mx.array  # (B, H, L, D)
+    conv1: mx.array  # (B, 2, C)
+    conv2: mx.array  # (B, 2, C)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.k, self.v, self.conv1, self.conv2]
+
+
+DitState = tuple[BlockState, ...]  # one per block
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU in the tanh approximation, as the MLP was trained with (not the exact one of the audio encoder)."""
+    if vectorless(x):
+        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        return 0.5 * x * (1 + rational(inner, TANH, TANH_LIMIT))
+    return nn.gelu_approx(x)
+
+
+def mish(x: mx.array) -> mx.array:
+    """x tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
+    e = mx.exp(mx.minimum(x, 20.0))  # past 20 the quotient is 1 in float32
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
+    return mx.fast.layer_norm(x, None, None, BLOCK_EPS) * (1 + scale) + shift
+
+
+def time_features(t: mx.array) -> mx.array:
+    """(B,) times in 0…1 -> (B, 256): cosines, then sines, of 1000 t at falling frequencies."""
+    half = TIME_CHANNELS // 2
+    frequency = mx.array(np.exp(-np.log(10_000.0) * np.arange(half) / half).astype(np.float32))
+    angle = (t.astype(mx.float32) * TIME_SCALE)[:, None] * frequency
+    return mx.concatenate([mx.cos(angle), mx.sin(angle)], axis=-1)
+
+
+class TimeEmbedder(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mlp = [nn.Linear(TIME_CHANNELS, channels), silu, nn.Linear(channels, channels)]
+
+    def __call__(self, t: mx.array) -> mx.array:
+        into, activate, out = self.mlp
+        return out(activate(into(time_features(t).astype(into.weight.dtype))))[:, None]  # (B, 1, C)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DitConfig):
+        super().__init__()
+        C, inner = config.hidden_size, config.num_heads * config.head_dim
+        self.to_q = nn.Linear(C, inner)
+        self.to_k = nn.Linear(C, inner)
+        self.to_v = nn.Linear(C, inner)
+        self.q_norm = nn.LayerNorm(config.head_dim, eps=1e-5)
+        self.k_norm = nn.LayerNorm(config.head_dim, eps=1e-5)
+        self.proj = nn.Linear(inner, C)
+        self._n_head = config.num_heads
+
+    def __call__(self, x: mx.array, past: BlockState | None) -> tuple[mx.array, mx.array, mx.array]:
+        B, T, _ = x.shape
+        q, k, v = (f(x).reshape(B, T, self._n_head, -1).transpose(0, 2, 1, 3)
+                   for f in (self.to_q, self.to_k, self.to_v))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if past is not None:  # in front, as in the reference: trimming counts from there
+            k, v = mx.concatenate([k, past.k], axis=2), mx.concatenate([v, past.v], axis=2)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(B, T, -1)), k, v
+
+
+class Mlp(nn.Module):
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(gelu_tanh(self.fc1(x)))
+
+
+def _transpose(x: mx.array) -> mx.array:
+    """Stands where the reference swaps axes, which keeps the published numbering; frames lead channels here."""
+    return x
+
+
+class CausalConvBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block = [_transpose, nn.Conv1d(channels, channels, KERNEL), _transpose,
+                      nn.LayerNorm(channels, eps=1e-5), mish, _transpose, nn.Conv1d(channels, channels, KERNEL)]
+
+    def __call__(self, x: mx.array, past: BlockState | None) -> tuple[mx.array, mx.array, mx.array]:
+        _, conv1, _, norm, activate, _, conv2 = self.block
+        x, tail1 = with_past(x, past and past.conv1, KERNEL - 1)
+        x, tail2 = with_past(activate(norm(conv1(x))), past and past.conv2, KERNEL - 1)
+        return conv2(x), tail1, tail2
+
+
+class DitBlock(nn.Module):
+    """Attention, then convolution, then MLP; the modulations are stored attention, MLP, convolution."""
+
+    def __init__(self, config: DitConfig):
+        super().__init__()
+        C = config.hidden_size
+        self.attn = Attention(config)
+        self.mlp = Mlp(C, config.mlp_size)
+        self.conv = CausalConvBlock(C)
+        self.adaLN_modulation = [silu, nn.Linear(C, MODULATIONS * C)]
+
+    def __call__(self, x: mx.array, c: mx.array, past: BlockState | None) -> tuple[mx.array, BlockState]:
+        activate, linear = self.adaLN_modulation
+        (shift_a, scale_a, gate_a, shift_m, scale_m, gate_m,
+         shift_c, scale_c, gate_c) = mx.split(linear(activate(c)), MODULATIONS, axis=-1)
+        y, k, v = self.attn(modulate(x, shift_a, scale_a), past)
+        x = x + gate_a * y
+        y, tail1, tail2 = self.conv(modulate(x, shift_c, scale_c), past)
+        x = x + gate_c * y
+        x = x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
+        return x, BlockState(k, v, tail1, tail2)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.adaLN_modulation = [silu, nn.Linear(channels, 2 * channels)]
+        self.linear = nn.Linear(channels, out_channels)
+
+    def __call__(self, x: mx.array, c: mx.array) -> mx.array:
+        activate, linear = self.adaLN_modulation
+        shift, scale = mx.split(linear(activate(c)), 2, axis=-1)
+        return self.linear(modulate(x, shift, scale))
+
+
+class DiT(nn.Module):
+    def __init__(self, config: DitConfig):
+        super().__init__()
+        self.t_embedder = TimeEmbedder(config.hidden_size)
+        self.in_proj = nn.Linear(config.in_channels, config.hidden_size)
+        self.blocks = [DitBlock(config) for _ in range(config.depth)]
+        self.final_layer = FinalLayer(config.hidden_size, config.out_channels)
+
+    def __call__(self, x: mx.array, mu: mx.array, t: mx.array, speaker: mx.array, cond: mx.array,
+                 past: DitState | None = None, tap: Tap = no_tap) -> tuple[mx.array, DitState]:
+        """Velocity of x at time t.
+
+        Parameters
+        ----------
+        x, mu, cond : (B, T, M) noisy mel, the encoder's mel, and the prompt mel (zeros where there is none).
+        t : (B,) in 0…1. speaker : (B, M) projected speaker vector.
+        past : state after the frames before these, at the same t; None for a whole sequence.
+
+        Returns
+        -------
+        (B, T, M) and the state after these frames.
+        """
+        c = self.t_embedder(t)
+        tap("t_emb", c[:, 0])
+        speaker = mx.broadcast_to(speaker[:, None], (*x.shape[:2], speaker.shape[1]))
+        x = self.in_proj(mx.concatenate([x, mu, speaker, cond], axis=-1))
+        states = []
+        for i, block in enumerate(self.blocks):
+            x, state = block(x, c, past[i] if past else None)
+            states.append(state)
+            tap(f"block{i}", x)
+        x = self.final_layer(x, c)
+        tap("out", x)
+        return x, tuple(states)

@@ -1,0 +1,285 @@
+"""Audio codes and a voice in, mel out: whole, or chunk by chunk with the state passed in and handed back.
+
+B rows, N codes, P codes of the voice prompt, M mel bands, E numbers of a speaker vector; `up` frames per code (two,
+so 50 frames/s). Attribute names are those of the published checkpoint. Knows no files and no sound.
+
+Reference: `flow.py` (CausalMaskedDiffWithXvec) of StepFun's token2wav.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ...errors import ConfigError, DecodeError
+from ...schema import fill, require, require_only, require_positive
+from ..tap import Tap, no_tap
+from .conformer import ConformerConfig, ConformerState, UpsampleConformer
+from .dit import BlockState, DitConfig, DitState
+from .flow_matching import CausalConditionalCFM, CfmConfig
+from .noise import Noise, noise_frames
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Codes to mel. output_size counts mel bands, spk_embed_dim the numbers of a speaker vector."""
+
+    input_size: int
+    output_size: int
+    spk_embed_dim: int
+    output_type: str
+    vocab_size: int
+    encoder: ConformerConfig
+    decoder: CfmConfig
+
+    def __post_init__(self):
+        require_positive(self, "flow", ("input_size", "output_size", "spk_embed_dim", "vocab_size"))
+        require_only(self, "flow", {"output_type": "mel", "input_size": self.encoder.input_size})
+        require_only(self.decoder.estimator, "estimator", {"in_channels": 4 * self.output_size,
+                                                    "out_channels": self.output_size})
+
+    @classmethod
+    def from_dict(cls, data: dict, name: str = "flow") -> FlowConfig:
+        """Read nested mappings (without tags); `name` opens every error message."""
+        require(isinstance(data, dict), f"{name}: expected a mapping, found {type(data).__name__}")
+        data = dict(data)
+        if "encoder" in data:
+            data["encoder"] = fill(ConformerConfig, data["encoder"], f"{name}.encoder")
+        if "decoder" in data:
+            decoder = data["decoder"]
+            if isinstance(decoder, dict) and "estimator" in decoder:
+                estimator = fill(DitConfig, decoder["estimator"], f"{name}.decoder.estimator")
+                decoder = {**decoder, "estimator": estimator}
+            data["decoder"] = fill(CfmConfig, decoder, f"{name}.decoder")
+        return fill(cls, data, name)
+
+
+class Prompt(NamedTuple):
+    """The voice, as arrays: codes (B, P) integers, mel (B, up * P, M) natural log, speaker vector (B, E)."""
+
+    codes: np.ndarray
+    mel: mx.array
+    speaker: mx.array
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """How a mel is made.
+
+    n_steps : Euler steps, >= 1.
+    recent_frames : frames beyond the length of the prompt that a stream's estimator may look back on.
+    noise : "cache", as the reference: a chunk's noise starts at the length of the estimator's cache, so once the
+        cache is full every chunk starts from the SAME noise. "position": it starts at the chunk's own place, so no
+        noise comes twice and chunks start from what the whole utterance would have started from.
+    memory : "reference": a full cache keeps its newest prompt-length frames and its OLDEST `recent_frames`, which
+        forgets the beginning of the prompt and keeps its end. "recent": the whole prompt and the newest
+        `recent_frames`, what a reader of the code would expect.
+    """
+
+    n_steps: int = 10
+    recent_frames: int = 100
+    noise: str = "cache"
+    memory: str = "reference"
+
+    def __post_init__(self):
+        if self.n_steps < 1 or self.recent_frames < 1:
+            raise ConfigError(f"n_steps and recent_frames must be at least 1, found {self.n_steps} and "
+                              f"{self.recent_frames}")
+        if self.noise not in ("cache", "position"):
+            raise ConfigError(f"noise: expected 'cache' or 'position', found {self.noise!r}")
+        if self.memory not in ("reference", "recent"):
+            raise ConfigError(f"memory: expected 'reference' or 'recent', found {self.memory!r}")
+
+
+REFERENCE = FlowOptions()
+
+
+@dataclass(frozen=True)
+class FlowState:
+    """One stream: what its nets remember, its voice, its noise, and how many frames there are so far."""
+
+    conformer: ConformerState
+    estimator: tuple[DitState, ...]  # one per Euler step
+    speaker: mx.array  # (B, M) projected
+    noise: Noise
+    options: FlowOptions
+    prompt_frames: int
+    position: int  # frames behind us, the prompt's included
+
+    @property
+    def cache_frames(self) -> int:
+        """Frames that the estimator still looks back on."""
+        return self.estimator[0][0].k.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        blocks = [a for step in self.estimator for block in step for a in block.arrays]
+        return sum(a.nbytes for a in [*self.conformer.arrays, *blocks])
+
+
+class Flow(nn.Module):
+    def __init__(self, config: FlowConfig):
+        super().__init__()
+        self.input_embedding = nn.Embedding(config.vocab_size, config.input_size)
+        self.spk_embed_affine_layer = nn.Linear(config.spk_embed_dim, config.output_size)
+        self.encoder = UpsampleConformer(config.encoder)
+        self.encoder_proj = nn.Linear(config.encoder.output_size, config.output_size)
+        self.decoder = CausalConditionalCFM(config.decoder)
+        self._config = config
+
+    @property
+    def config(self) -> FlowConfig:
+        return self._config
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.encoder_proj.weight.dtype
+
+    @property
+    def look_ahead(self) -> int:
+        """Codes at the end of a chunk that are only looked at."""
+        return self._config.encoder.pre_lookahead_len
+
+    @property
+    def up(self) -> int:
+        """Mel frames per code."""
+        return self._config.encoder.up_stride
+
+    def embed(self, codes: np.ndarray) -> mx.array:
+        """Codes (B, n) -> (B, n, C). Raises `DecodeError` for a code outside the codebook or an empty row."""
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.size == 0 or codes.dtype.kind not in "iu":
+            raise DecodeError(f"audio codes: expected a non-empty (rows, codes) array of integers, found shape "
+                              f"{codes.shape} of {codes.dtype}")
+        bad = codes[(codes < 0) | (codes >= self._config.vocab_size)]
+        if bad.size:
+            raise DecodeError(f"audio code {bad[0]} is outside 0…{self._config.vocab_size - 1}: drop padding codes "
+                              "before they come here")
+        return self.input_embedding(mx.array(codes.astype(np.int32)))
+
+    def project_speaker(self, speaker: mx.array) -> mx.array:
+        """Speaker vectors (B, E) -> (B, M): to unit length, then linear."""
+        x = speaker.astype(mx.float32)
+        x = x / mx.maximum(mx.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        return self.spk_embed_affine_layer(x.astype(self.dtype))
+
+    def _checked(self, prompt: Prompt) -> Prompt:
+        """The prompt in this net's dtype, once its sizes fit each other."""
+        codes, mel, speaker = np.asarray(prompt.codes), mx.array(prompt.mel), mx.array(prompt.speaker)
+        if codes.ndim != 2:
+            raise DecodeError(f"voice prompt: expected codes of shape (rows, codes), found {codes.shape}")
+        B, P = codes.shape
+        expected = ((B, self.up * P, self._config.output_size), (B, self._config.spk_embed_dim))
+        found = (tuple(mel.shape), tuple(speaker.shape))
+        if found != expected:
+            raise DecodeError(f"voice prompt of {P} codes: expected mel {expected[0]} and speaker {expected[1]}, "
+                              f"found {found[0]} and {found[1]}")
+        return Prompt(codes, mel.astype(self.dtype), speaker)
+
+    def __call__(self, codes: np.ndarray, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE,
+                 tap: Tap = no_tap) -> mx.array:
+        """Mel of all codes at once.
+
+        Parameters
+        ----------
+        codes : (B, N) integers, 0 … vocab_size - 1. Rows have the same length.
+        prompt : the voice. noise : a seed, or (1, at least up * (P + N), M), as `noise_frames`.
+        options : only `n_steps` matters here.
+        tap : called as tap(name, array) with every intermediate result.
+
+        Returns
+        -------
+        (B, up * N, M) natural-log mel, without the prompt's frames.
+
+        Raises
+        ------
+        DecodeError : codes outside the codebook, a prompt whose parts do not fit, noise that is too short.
+        """
+        prompt, codes = self._checked(prompt), np.asarray(codes)
+        if codes.ndim != 2 or len(codes) != len(prompt.codes) or codes.size == 0:
+            raise DecodeError(f"audio codes: expected {len(prompt.codes)} non-empty rows of integers, found shape "
+                              f"{codes.shape}")
+        speaker = self.project_speaker(prompt.speaker)
+        tap("spk", speaker)
+        h, _ = self.encoder(self.embed(np.concatenate([prompt.codes, codes], axis=1)), tap=_named(tap, "enc."))
+        mu = self.encoder_proj(h)
+        tap("enc.mu", mu)
+        n_prompt, T = prompt.mel.shape[1], mu.shape[1]
+        cond = mx.pad(prompt.mel, [(0, 0), (0, T - n_prompt), (0, 0)])
+        x = noise_frames(noise, 0, T, mu.shape[2]).astype(mu.dtype)
+        x = mx.broadcast_to(x, mu.shape)
+        x, _ = self.decoder(x, mu, speaker, cond, options.n_steps, tap=_named(tap, "euler."))
+        return x[:, n_prompt:]
+
+    def begin(self, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE) -> FlowState:
+        """Read the voice prompt into a fresh state. Its own FIRST codes stand in for what follows it, as the
+        reference has it; so a prompt needs at least `look_ahead` codes (else `DecodeError`)."""
+        prompt = self._checked(prompt)
+        if prompt.codes.shape[1] < self.look_ahead:
+            raise DecodeError(f"voice prompt of {prompt.codes.shape[1]} codes: streaming needs "
+                              f"{self.look_ahead} or more; use a longer clip")
+        codes = np.concatenate([prompt.codes, prompt.codes[:, : self.look_ahead]], axis=1)
+        speaker = self.project_speaker(prompt.speaker)
+        _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None)
+        n = prompt.mel.shape[1]
+        return FlowState(conformer, estimator, speaker, noise, options, n, n)
+
+    def step(self, codes: np.ndarray, state: FlowState, last: bool = False) -> tuple[mx.array, FlowState]:
+        """Mel of the next codes of a stream.
+
+        Parameters
+        ----------
+        codes : (B, n). Unless `last`, the final `look_ahead` ones are only looked at and must open the next chunk.
+        state : what `begin` or the step before returned; it is not changed and may be used again.
+
+        Returns
+        -------
+        (B, up * m, M) with m = n if `last`, else n - look_ahead; and the new state.
+
+        Raises
+        ------
+        DecodeError : codes outside the codebook; a chunk that is not last and too short; noise that is too short.
+        """
+        if not last and np.shape(codes)[-1] <= self.look_ahead:
+            raise DecodeError(f"a chunk of {np.shape(codes)[-1]} codes holds nothing beyond the "
+                              f"{self.look_ahead} of look-ahead: wait for more codes, or say that it is the last")
+        start = state.cache_frames if state.options.noise == "cache" else state.position
+        x, conformer, estimator = self._advance(codes, last, state.speaker, None, state.noise, start,
+                                                state.options.n_steps, state)
+        n = x.shape[1]
+        estimator = tuple(tuple(_trim(block, n, state) for block in step) for step in estimator)
+        mx.eval(x, conformer.arrays, [a for step in estimator for block in step for a in block.arrays])
+        return x, FlowState(conformer, estimator, state.speaker, state.noise, state.options, state.prompt_frames,
+                            state.position + n)
+
+    def _advance(self, codes, last, speaker, cond, noise, start, n_steps, state: FlowState | None):
+        h, conformer = self.encoder(self.embed(codes), state and state.conformer, last)
+        mu = self.encoder_proj(h)
+        x = noise_frames(noise, start, mu.shape[1], mu.shape[2]).astype(mu.dtype)
+        x = mx.broadcast_to(x, mu.shape)
+        cond = mx.zeros_like(mu) if cond is None else cond
+        x, estimator = self.decoder(x, mu, speaker, cond, n_steps, state and state.estimator, keep=True)
+        return x, conformer, estimator
+
+
+def _named(tap: Tap, prefix: str) -> Tap:
+    return tap if tap is no_tap else lambda name, array: tap(prefix + name, array)
+
+
+def _trim(block: BlockState, n: int, state: FlowState) -> BlockState:
+    """Forget what the options say; the newest n frames stand at the front."""
+    keep, prompt = state.options.recent_frames, state.prompt_frames
+
+    def cut(a: mx.array) -> mx.array:
+        if state.options.memory == "recent":  # prompt, then the newest frames in the order of time
+            recent = mx.concatenate([a[:, :, n + prompt :], a[:, :, :n]], axis=2)
+            return mx.concatenate([a[:, :, n : n + prompt], recent[:, :, max(0, recent.shape[2] - keep) :]], axis=2)
+        if a.shape[2] <= prompt + keep:
+            return a
+        return mx.concatenate([a[:, :, :prompt], a[:, :, a.shape[2] - keep :]], axis=2)
+
+    return BlockState(cut(block.k), cut(block.v), block.conv1, block.conv2)

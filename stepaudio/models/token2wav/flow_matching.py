@@ -1,0 +1,86 @@
+"""Conditional flow matching: integrate the estimator's velocity from noise to a mel, with classifier-free guidance.
+
+The initial noise is an argument, and so is the state of a chunked run, which is handed back; nothing is kept here.
+Knows no codes and no voices.
+
+Reference: `flow_matching.py` of StepFun's token2wav; flow matching after Lipman et al. 2023, guidance after Ho and
+Salimans 2022.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ...schema import require
+from ..tap import Tap, no_tap
+from .dit import DiT, DitConfig, DitState
+
+
+@dataclass(frozen=True)
+class CfmConfig:
+    """The solver: guidance rate r, (1 + r) conditional - r unconditional, and the net it integrates."""
+
+    inference_cfg_rate: float
+    estimator: DitConfig
+
+    def __post_init__(self):
+        require(self.inference_cfg_rate >= 0, f"decoder.inference_cfg_rate: must not be negative, found "
+                                               f"{self.inference_cfg_rate}")
+
+
+def time_grid(n_steps: int) -> np.ndarray:
+    """1 - cos(pi i / 2n) for i = 0…n, float32: short steps near the noise, long ones near the mel."""
+    return 1 - np.cos(np.linspace(0, 1, n_steps + 1, dtype=np.float32) * np.float32(0.5 * np.pi))
+
+
+def euler_steps(n_steps: int) -> list[tuple[float, float]]:
+    """(t, dt) of every step; t is summed up in float32 as in the reference, so that it drifts as there."""
+    grid = time_grid(n_steps)
+    t, steps = grid[0], []
+    for following in grid[1:]:
+        dt = following - t
+        steps.append((float(t), float(dt)))
+        t = t + dt
+    return steps
+
+
+class CausalConditionalCFM(nn.Module):
+    def __init__(self, config: CfmConfig):
+        super().__init__()
+        self.estimator = DiT(config.estimator)
+        self._rate = config.inference_cfg_rate
+
+    def __call__(self, x: mx.array, mu: mx.array, speaker: mx.array, cond: mx.array, n_steps: int,
+                 past: tuple[DitState, ...] | None = None, keep: bool = False, tap: Tap = no_tap):
+        """Solve from noise x at t = 0 to a mel at t = 1 by Euler's method.
+
+        Parameters
+        ----------
+        x, mu, cond : (B, T, M) noise, the encoder's mel, the prompt mel. speaker : (B, M).
+        n_steps : >= 1, estimator calls (each for 2 B rows: with conditions, and with all of them zero).
+        past : one estimator state per step; None for a whole sequence or a first chunk.
+        keep : return the states after these frames; costs memory for all steps.
+
+        Returns
+        -------
+        (B, T, M), and one state per step (none unless `keep`).
+        """
+        double = lambda a: mx.concatenate([a, mx.zeros_like(a)])  # noqa: E731  (conditional rows, then unconditional)
+        mu, speaker, cond = double(mu), double(speaker), double(cond)
+        states: list[DitState] = []
+        for i, (t, dt) in enumerate(euler_steps(n_steps)):
+            both = mx.concatenate([x, x])
+            now = mx.full((both.shape[0],), t)
+            v, state = self.estimator(both, mu, now, speaker, cond, past[i] if past else None)
+            tap(f"v_step{i}", v)
+            conditional, unconditional = mx.split(v, 2)
+            x = x + dt * ((1 + self._rate) * conditional - self._rate * unconditional)
+            tap(f"x_step{i + 1}", x)
+            if keep:
+                states.append(state)
+            mx.eval(x, [a for block in (state if keep else ()) for a in block.arrays])  # the end of each Euler step
+        return x, tuple(states)

@@ -1,0 +1,39 @@
+"""Normal noise by frame: an array that is passed in, or a seed. Nothing is drawn without either.
+
+The reference draws unseeded noise once per process, so its sound cannot be made again.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import mlx.core as mx
+import numpy as np
+
+from ...errors import DecodeError
+
+NOISE_BLOCK = 1024  # frames of seeded noise that are drawn together
+Noise = mx.array | int  # (1, frames, width), or a seed
+
+
+def noise_frames(noise: Noise, start: int, n: int, width: int) -> mx.array:
+    """Frames start … start+n-1 of the noise, (1, n, width) float32, standard normal.
+
+    Frame i of a seed is the same however it is asked for, so a stream cut in other places hears the same noise.
+
+    Raises
+    ------
+    DecodeError : an array that is too short or of another width, a negative seed.
+    """
+    if isinstance(noise, Integral):
+        if noise < 0:
+            raise DecodeError(f"noise: a seed must not be negative, found {noise}")
+        first, last = start // NOISE_BLOCK, (start + max(n, 1) - 1) // NOISE_BLOCK
+        blocks = [np.random.default_rng((int(noise), width, b)).standard_normal((NOISE_BLOCK, width), np.float32)
+                  for b in range(first, last + 1)]
+        offset = start - first * NOISE_BLOCK
+        return mx.array(np.concatenate(blocks)[None, offset : offset + n])
+    if noise.ndim != 3 or noise.shape[0] != 1 or noise.shape[2] != width or noise.shape[1] < start + n:
+        raise DecodeError(f"noise: expected shape (1, at least {start + n}, {width}), found {tuple(noise.shape)}; "
+                          "pass a longer array or a seed")
+    return mx.array(noise)[:, start : start + n]

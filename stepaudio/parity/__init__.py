@@ -1,0 +1,1 @@
+"""Every stage against recorded outputs of the reference."""

@@ -1,0 +1,1 @@
+"""Voices, streaming and the synthesizer: audio codes to sound."""

@@ -1,0 +1,155 @@
+"""Codes to sound with one voice: whole, or as a stream of chunks whose state goes in and comes out.
+
+A chunk's mel runs through the vocoder together with the last frames of the chunk before, on the same source, and
+the doubled stretch of sound is cross-faded; its end is held back until the next chunk. Knows no files, no tokens.
+
+Reference: `token2wav.py` of StepFun's Step-Audio 2 (Token2wav.stream).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import ConfigError
+from ..models.token2wav.flow import REFERENCE, Flow, FlowOptions, FlowState, Prompt
+from ..models.token2wav.hift import Hift
+from ..models.token2wav.noise import Noise
+
+CHUNK_CODES = 25  # one second; the look-ahead comes on top
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream is cut and joined.
+
+    flow : options of the mel. chunk_codes : codes per chunk, >= 1, without the look-ahead.
+    mel_frames : frames of a chunk that the vocoder sees again with the next one, >= 1.
+    fade : "hamming", as the reference, whose two halves sum to about 1.08, so that joints are up to 8 % louder; or
+        "even": the same halves divided by their sum.
+    """
+
+    flow: FlowOptions = REFERENCE
+    chunk_codes: int = CHUNK_CODES
+    mel_frames: int = 8
+    fade: str = "hamming"
+
+    def __post_init__(self):
+        if self.chunk_codes < 1 or self.mel_frames < 1:
+            raise ConfigError(f"chunk_codes and mel_frames must be at least 1, found {self.chunk_codes} and "
+                              f"{self.mel_frames}")
+        if self.fade not in ("hamming", "even"):
+            raise ConfigError(f"fade: expected 'hamming' or 'even', found {self.fade!r}")
+
+
+@dataclass(frozen=True)
+class VocoderState:
+    """The end of the call before: mel (B, k, M), source and sound (B, k * samples per frame); None at the start."""
+
+    mel: mx.array | None = None
+    source: mx.array | None = None
+    wave: mx.array | None = None
+    position: int = 0  # samples from the start of the stream to the start of `source`
+
+
+@dataclass(frozen=True)
+class StreamState:
+    flow: FlowState
+    vocoder: VocoderState
+    options: StreamOptions
+    source_noise: Noise | None
+
+
+@lru_cache(maxsize=8)
+def fade_halves(n: int, fade: str = "hamming") -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the coming and the going sound over n samples: halves of a symmetric Hamming window of 2n."""
+    window = np.hamming(2 * n)
+    rising, falling = window[:n], window[n:]
+    total = rising + falling if fade == "even" else 1.0
+    return (rising / total).astype(np.float32), (falling / total).astype(np.float32)
+
+
+def cross_fade(coming: mx.array, going: mx.array, fade: str = "hamming") -> mx.array:
+    """`coming` (B, n) with its first samples mixed with `going` (B, m <= n), which stands for the same time."""
+    m = going.shape[1]
+    rising, falling = (mx.array(half) for half in fade_halves(m, fade))
+    return mx.concatenate([coming[:, :m] * rising + going * falling, coming[:, m:]], axis=1)
+
+
+def vocode(hift: Hift, mel: mx.array, state: VocoderState, options: StreamOptions, noise: Noise | None,
+           last: bool = False) -> tuple[mx.array, VocoderState, mx.array]:
+    """Sound of the next frames of a stream.
+
+    Parameters
+    ----------
+    mel : (B, T, M), the new frames only. state : what the call before returned; `VocoderState()` at the start.
+    noise : of the source, as `Hift`; numbered from the start of the stream.
+
+    Returns
+    -------
+    sound (B, n) that is finished (unless `last`, the end is held back), the new state, and the vocoder's own output
+    before the cross-fade.
+    """
+    per_frame = hift.config.samples_per_frame
+    if state.mel is not None:
+        mel = mx.concatenate([state.mel, mel], axis=1)
+    raw, source = hift(mel, noise, state.source, state.position)
+    wave = raw if state.wave is None else cross_fade(raw, state.wave, options.fade)
+    held = min(options.mel_frames, mel.shape[1])
+    n = wave.shape[1] - held * per_frame
+    after = VocoderState(mel[:, mel.shape[1] - held :], source[:, n:], wave[:, n:], state.position + n)
+    mx.eval(wave, raw, after.mel, after.source, after.wave)
+    return (wave if last else wave[:, :n]), after, raw
+
+
+def speak(flow: Flow, hift: Hift, codes: np.ndarray, prompt: Prompt, noise: Noise, source_noise: Noise | None,
+          options: FlowOptions = REFERENCE) -> tuple[mx.array, mx.array]:
+    """All codes (B, N) at once: mel (B, up * N, M) and wave (B, samples) within +-0.99."""
+    mel = flow(codes, prompt, noise, options)
+    wave, _ = hift(mel, source_noise)
+    return mel, wave
+
+
+def begin(flow: Flow, prompt: Prompt, noise: Noise, source_noise: Noise | None,
+          options: StreamOptions = StreamOptions()) -> StreamState:
+    """A fresh stream in one voice; see `Flow.begin`."""
+    return StreamState(flow.begin(prompt, noise, options.flow), VocoderState(), options, source_noise)
+
+
+def step(flow: Flow, hift: Hift, codes: np.ndarray, state: StreamState,
+         last: bool = False) -> tuple[mx.array, StreamState]:
+    """Sound (B, n) of the next codes (look-ahead included, as `Flow.step`), and the new state."""
+    mel, flow_state = flow.step(codes, state.flow, last)
+    wave, vocoder, _ = vocode(hift, mel, state.vocoder, state.options, state.source_noise, last)
+    return wave, StreamState(flow_state, vocoder, state.options, state.source_noise)
+
+
+def cut(codes: Iterable[int], chunk: int, look_ahead: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Chunks of codes as they come, each with its look-ahead, and whether it is the last; none if no codes come.
+
+    Example: five codes in chunks of 2 with 1 ahead -> ([0 1 2], no), ([2 3 4], no), ([4], yes).
+    """
+    waiting: list[int] = []
+    for code in codes:
+        waiting.append(int(code))
+        if len(waiting) == chunk + look_ahead:
+            yield np.array([waiting], np.int32), False
+            waiting = waiting[chunk:]
+    if waiting:
+        yield np.array([waiting], np.int32), True
+
+
+def stream(flow: Flow, hift: Hift, codes: Iterable[int], state: StreamState) -> Iterator[mx.array]:
+    """Sound (n,) as codes arrive, from a state of `begin`. Ends with the codes; nothing comes of no codes."""
+    for chunk, last in cut(codes, state.options.chunk_codes, flow.look_ahead):
+        wave, state = step(flow, hift, chunk, state, last)
+        yield wave[0]
+
+
+def to_pcm(wave: np.ndarray) -> np.ndarray:
+    """Samples to int16 as the reference: cut to +-1, times 32767, towards zero."""
+    return (np.clip(np.asarray(wave, np.float32), -1, 1) * np.float32(32767)).astype(np.int16)

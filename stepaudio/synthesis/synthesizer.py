@@ -1,0 +1,194 @@
+"""`Synthesizer`: the speaking half as one object. Codes and a voice go in, sound at 24 kHz comes out, whole or as the
+codes come.
+
+It holds weights and nothing else: a stream's state is a value that `begin` makes and each chunk replaces, so any
+number of streams and voices can run through one object. Knows no text.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoints.token2wav import Token2Wav, load_token2wav
+from ..constants import N_AUDIO_CODES
+from ..errors import ConfigError, DecodeError
+from ..models.token2wav.flow import REFERENCE, FlowOptions
+from ..models.token2wav.noise import Noise
+from ..resources import default_checkpoint
+from ..text.tokenizer import N_AUDIO_TOKENS
+from .streaming import StreamOptions, StreamState, begin, cut, fade_halves, speak, step
+from .voice import Voice, fingerprint, open_voice
+
+AS_REFERENCE = StreamOptions()  # 25 codes a chunk, 8 frames seen twice, faded by a Hamming window
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A decoded answer. wave : (n,) float32; n = 0 if no code was left. mel : (frames, bands), natural log.
+
+    n_codes were spoken, n_padding dropped: `<audio_6561>` and above say nothing.
+    """
+
+    wave: np.ndarray
+    sample_rate: int
+    mel: np.ndarray
+    n_codes: int
+    n_padding: int
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / self.sample_rate
+
+
+@dataclass(frozen=True)
+class SoundChunk:
+    """The next stretch of a stream. wave : (n,) float32. start : its first sample in the stream.
+
+    n_codes and n_padding count what has been taken from the codes since the stream began.
+    """
+
+    wave: np.ndarray
+    start: int
+    n_codes: int
+    n_padding: int
+
+
+class _Codes:
+    """Codes without padding, checked one by one, and how many there were of each."""
+
+    def __init__(self, codes: Iterable[int], n_known: int):
+        if isinstance(codes, (str, bytes)) or not isinstance(codes, Iterable):
+            raise DecodeError(f"audio codes: expected whole numbers, found {codes!r:.60}")
+        self._codes, self._n_known, self.n_codes, self.n_padding = codes, n_known, 0, 0
+
+    def __iter__(self) -> Iterator[int]:
+        for found in self._codes:
+            try:
+                code = operator.index(None if isinstance(found, bool) else found)
+            except TypeError:
+                raise DecodeError(f"audio codes: expected whole numbers, found {found!r:.60}") from None
+            if N_AUDIO_CODES <= code < N_AUDIO_TOKENS:
+                self.n_padding += 1
+                continue
+            if not 0 <= code < self._n_known:
+                raise DecodeError(f"audio code {code} is outside 0…{self._n_known - 1} (and no padding, which is "
+                                  f"{N_AUDIO_CODES}…{N_AUDIO_TOKENS - 1}): are these codes, or ids of the language "
+                                  "model?")
+            self.n_codes += 1
+            yield code
+
+
+class Synthesizer:
+    """Make one with `Synthesizer.load`, or of nets. Raises `ConfigError` if the nets do not fit each other."""
+
+    def __init__(self, parts: Token2Wav):
+        self.parts = parts
+        flow, hift = parts.flow.config, parts.hift.config
+        for what, one, other in (("mel bands", flow.output_size, hift.in_channels),
+                                 ("numbers of a speaker vector", parts.speaker.config.embedding_size,
+                                  flow.spk_embed_dim)):
+            if one != other:
+                raise ConfigError(f"token2wav: the nets do not belong together: {one} and {other} {what}")
+        heard = parts.tokenizer.config.n_codebook_size
+        if heard > flow.vocab_size:
+            raise ConfigError(f"token2wav: the nets do not belong together: the speech tokenizer gives {heard} codes, "
+                              f"the flow knows {flow.vocab_size}")
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, dtype: mx.Dtype | None = None) -> Synthesizer:
+        """Read the converted `token2wav` of a model.
+
+        Parameters
+        ----------
+        path : the model's folder, or its token2wav folder; by default `STEPAUDIO_CHECKPOINT` or the bundled model.
+        dtype : of the flow's weights, as `load_token2wav`.
+
+        Raises
+        ------
+        WeightsError, ConfigError : no speaking half there (the bundled model has none), not converted, not whole.
+        """
+        return cls(load_token2wav(default_checkpoint() if path is None else path, dtype))
+
+    @property
+    def sample_rate(self) -> int:
+        """Of all sound, in Hz."""
+        return self.parts.hift.config.sampling_rate
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of what makes a voice; computed once."""
+        return fingerprint(self.parts)
+
+    def voice(self, source) -> Voice:
+        """A voice from a clip (path or samples at 16 kHz), from a saved file, or as it is; always of these weights."""
+        return open_voice(self.parts, source, self.weights)
+
+    def decode(self, codes: Iterable[int], voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0,
+               options: FlowOptions = REFERENCE) -> Sound:
+        """All codes at once, every one seeing all others.
+
+        Parameters
+        ----------
+        codes : whole numbers 0 … 6560; padding 6561 … 6655 is dropped and counted. May be none.
+        voice : of these weights.
+        noise, source_noise : seeds, or arrays, of the flow and of the vocoder's source (None: none there).
+        options : only `n_steps` matters here.
+
+        Raises
+        ------
+        DecodeError : any other code. WeightsError : a voice made by other weights.
+        """
+        voice.check(self.weights)
+        checked = _Codes(codes, self.parts.flow.config.vocab_size)
+        kept = list(checked)
+        wave, mel = np.zeros(0, np.float32), np.zeros((0, self.parts.flow.config.output_size), np.float32)
+        if kept:
+            rows = np.array([kept], np.int32)
+            both = speak(self.parts.flow, self.parts.hift, rows, voice.prompt, noise, source_noise, options)
+            mel, wave = (np.array(a[0].astype(mx.float32)) for a in both)
+        return Sound(wave, self.sample_rate, mel, checked.n_codes, checked.n_padding)
+
+    def begin(self, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0,
+              options: StreamOptions = AS_REFERENCE) -> StreamState:
+        """The state of a stream in this voice before its first code. It is not changed by streaming, so keep it, and
+        the voice is read only once for many streams. Options as `stream`."""
+        voice.check(self.weights)
+        return begin(self.parts.flow, voice.prompt, noise, source_noise, options)
+
+    def stream(self, codes: Iterable[int], voice: Voice | StreamState, *, noise: Noise = 0,
+               source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE) -> Iterator[SoundChunk]:
+        """Sound as codes come: a chunk whenever `chunk_codes` and the look-ahead are there, the rest at the end.
+
+        Parameters
+        ----------
+        codes : as `decode`; taken one at a time, and only as far as the next chunk needs.
+        voice : a voice, or a state of `begin`, which then holds the noise and the options.
+        options : `FlowOptions(noise="position")` in it gives no noise twice, unlike the reference.
+
+        Raises
+        ------
+        DecodeError, WeightsError : as `decode`, when the code is reached.
+        """
+        if isinstance(voice, Voice):
+            voice = self.begin(voice, noise=noise, source_noise=source_noise, options=options)
+        return self._stream(_Codes(codes, self.parts.flow.config.vocab_size), voice)
+
+    def _stream(self, codes: _Codes, state: StreamState) -> Iterator[SoundChunk]:
+        start, flow, hift = 0, self.parts.flow, self.parts.hift
+        for chunk, last in cut(codes, state.options.chunk_codes, flow.look_ahead):
+            found, state = step(flow, hift, chunk, state, last)
+            wave = np.array(found[0].astype(mx.float32))
+            yield SoundChunk(wave, start, codes.n_codes, codes.n_padding)
+            start += len(wave)
+
+    def loudest(self, options: StreamOptions = AS_REFERENCE) -> float:
+        """The most a sample of a stream can reach: the vocoder's limit, times what a cross-fade adds up to."""
+        rising, falling = fade_halves(options.mel_frames * self.parts.hift.config.samples_per_frame, options.fade)
+        return self.parts.hift.config.audio_limit * float((rising + falling).max())

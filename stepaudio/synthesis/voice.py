@@ -1,0 +1,203 @@
+"""A voice: what the speaking half needs to know of a person, read once from a short clip and then only passed on.
+
+P codes at 25/s, two mel frames per code, M mel bands, E numbers of a speaker vector. A voice is immutable and named by
+its content, so any number of them can stand beside each other. Knows no streams and makes no sound.
+
+Reference: `_prepare_prompt` of StepFun's `token2wav.py`. It reads channel 0 for codes and speaker and the mean of the
+channels for the mel, and so does this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..audio.features import FLOW_SAMPLE_RATE, flow_mel, kaldi_fbank, log_mel
+from ..audio.load import audio_seconds, load_audio
+from ..audio.segment import is_silent
+from ..checkpoints.header import read_header
+from ..checkpoints.token2wav import Token2Wav
+from ..constants import SAMPLE_RATE
+from ..errors import AudioError, WeightsError
+from ..models.token2wav.flow import Prompt
+
+FORMAT = "stepaudio voice 1"
+DTYPES = {"codes": np.dtype(np.int32), "mel": np.dtype(np.float32), "speaker": np.dtype(np.float32)}
+SHORT_SECONDS = 1.0  # below it a voice is made with a warning
+MAX_SECONDS = 30.0  # one window of the speech tokenizer; attention over the prompt grows with its square
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """Equal to another if its content is; usable as a key.
+
+    codes : (P,) int32. mel : (frames, M) float32, natural log, as many frames per code as the flow makes.
+    speaker : (E,) float32, not normalised. weights : fingerprint of the nets that made it.
+    All three arrays are read-only.
+    """
+
+    codes: np.ndarray
+    mel: np.ndarray
+    speaker: np.ndarray
+    weights: str
+
+    def __post_init__(self):
+        for name, dtype in DTYPES.items():
+            array = np.array(getattr(self, name), dtype, order="C")  # a copy, which nobody else can write to
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the content, in hexadecimal."""
+        found = hashlib.sha256(f"{FORMAT} {self.weights}".encode())
+        for name in DTYPES:
+            array = getattr(self, name)
+            found.update(f"{name} {array.shape}".encode())
+            found.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return found.hexdigest()
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Voice) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"Voice({len(self.codes)} codes, {self.key[:12]})"
+
+    @property
+    def prompt(self) -> Prompt:
+        """The voice as the flow takes it, one row."""
+        return Prompt(self.codes[None], mx.array(self.mel)[None], mx.array(self.speaker)[None])
+
+    @classmethod
+    def from_clip(cls, parts: Token2Wav, source, *, sample_rate: float | None = None,
+                  max_seconds: float = MAX_SECONDS, weights: str | None = None) -> Voice:
+        """Read a voice from a recording of one person, best of 3 to 10 s.
+
+        The mel is cut, or its last frame repeated, to the frames of the codes, as in the reference.
+
+        Parameters
+        ----------
+        source, sample_rate : as `load_audio`.
+        max_seconds : longest clip that is taken; a longer one is refused before it is read.
+        weights : `fingerprint(parts)`, if the caller has it already.
+
+        Raises
+        ------
+        AudioError
+            What `load_audio` refuses (less than 0.1 s, for one), longer than `max_seconds`, or silence (below
+            -60 dBFS), in which there is no voice. Under 1 s there is a warning: it will hardly be known again.
+        """
+        name = source if isinstance(source, (str, os.PathLike)) else "array"
+        if isinstance(source, (str, os.PathLike)):
+            _refuse_long(name, audio_seconds(source), max_seconds)
+        heard = load_audio(source, sample_rate=sample_rate)
+        seconds = len(heard) / SAMPLE_RATE
+        _refuse_long(name, seconds, max_seconds)
+        if is_silent(heard):
+            raise AudioError(f"{name}: is silent (below -60 dBFS), and silence is nobody's voice: use a clip in which "
+                             "one person speaks")
+        if seconds < SHORT_SECONDS:
+            warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=2)
+        codes = parts.tokenizer(log_mel(heard, parts.tokenizer.config.n_mels, padding=0)[None])[0]
+        features = kaldi_fbank(heard, parts.speaker.config.feat_dim)
+        speaker = np.array(parts.speaker(mx.array(features)[None])[0].astype(mx.float32))
+        sound = load_audio(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
+        mel = fitted(flow_mel(sound, parts.flow.config.output_size).T, len(codes) * parts.flow.up)
+        if not np.isfinite(speaker).all():
+            raise WeightsError(f"{name}: the speaker encoder gives NaN or Inf; are its weights whole?")
+        return cls(codes, mel, speaker, fingerprint(parts) if weights is None else weights)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file, whole or not at all. Raises `WeightsError` where it cannot be written."""
+        path = Path(path)
+        part = path.with_name(f".{path.stem}.part{os.getpid()}.safetensors")  # MLX appends any other suffix
+        try:
+            mx.save_safetensors(str(part), {name: mx.array(getattr(self, name)) for name in DTYPES},
+                                {"format": FORMAT, "weights": self.weights, "key": self.key})
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"{path}: the voice cannot be written ({' '.join(str(error).split())})") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, parts: Token2Wav | None = None, *, weights: str | None = None) -> Voice:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        parts, weights : the nets that are to speak, or their fingerprint; without either it is not compared.
+
+        Raises
+        ------
+        WeightsError
+            Missing, not a voice, damaged, or made by other weights: the codes would mean other sounds.
+        """
+        path = Path(path)
+        stored = {name: (info.dtype, len(info.shape)) for name, info in read_header(path).items()}
+        if stored != {"codes": ("I32", 1), "mel": ("F32", 2), "speaker": ("F32", 1)}:
+            raise WeightsError(f"{path}: not a voice; expected codes, mel and speaker, found {sorted(stored)}")
+        try:
+            arrays, told = mx.load(str(path), format="safetensors", return_metadata=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{path}: cannot be read ({error})") from None
+        if told.get("format") != FORMAT:
+            raise WeightsError(f"{path}: expected the format {FORMAT!r}, found {told.get('format')!r}")
+        voice = cls(**{name: np.array(arrays[name]) for name in DTYPES}, weights=told.get("weights", ""))
+        if voice.key != told.get("key"):
+            raise WeightsError(f"{path}: is damaged: its content is not what was saved; make the voice again")
+        voice.check(weights if weights is not None or parts is None else fingerprint(parts), str(path))
+        return voice
+
+    def check(self, weights: str | None, name: str = "voice") -> None:
+        """Refuse with `WeightsError` if nets of another fingerprint made this voice."""
+        if weights is not None and weights != self.weights:
+            raise WeightsError(f"{name}: was made by other weights ({self.weights[:12]}) than those that are to speak "
+                               f"({weights[:12]}), for which its codes are other sounds: make it again from its clip")
+
+
+def fitted(mel: np.ndarray, n_frames: int) -> np.ndarray:
+    """Frames (T, M) cut to `n_frames`, or the last one repeated up to them."""
+    return np.concatenate([mel[:n_frames], np.repeat(mel[-1:], max(0, n_frames - len(mel)), axis=0)])
+
+
+def fingerprint(parts: Token2Wav) -> str:
+    """SHA-256 over every weight of the speech tokenizer and the speaker encoder: the nets that make a voice."""
+    found = hashlib.sha256()
+    for net in (parts.tokenizer, parts.speaker):
+        for name, array in _sorted_weights(net):
+            found.update(f"{type(net).__name__}.{name} {array.shape}".encode())
+            found.update(np.ascontiguousarray(np.array(array.astype(mx.float32))).data)
+    return found.hexdigest()
+
+
+def _sorted_weights(net: nn.Module) -> Iterable[tuple[str, mx.array]]:
+    return sorted(tree_flatten(net.parameters()))
+
+
+def _refuse_long(name, seconds: float, most: float) -> None:
+    if seconds > most:
+        raise AudioError(f"{name}: {seconds:.1f} s are too long for a voice; expected at most {most:g} s: cut out 3 to "
+                         "10 s in which one person speaks, or raise max_seconds")
+
+
+def open_voice(parts: Token2Wav, source, weights: str | None = None) -> Voice:
+    """A voice as it is, a saved one (`.safetensors`), or one made of a clip; always of these weights."""
+    if isinstance(source, Voice):
+        source.check(weights if weights is not None else fingerprint(parts))
+        return source
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".safetensors":
+        return Voice.load(source, parts, weights=weights)
+    return Voice.from_clip(parts, source, weights=weights)

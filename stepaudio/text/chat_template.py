@@ -1,0 +1,234 @@
+"""Turns -> ids and the places where audio rows go: the one module that knows the reference's turn grammar.
+
+Pure: reads no file, hears no sound; the caller says how many rows each 25 s piece of each recording has.
+The grammar is that of StepFun's `apply_chat_template` in `stepaudio2.py`. The ChatML template that lies in
+the published `tokenizer_config.json` is not what the model was trained on, and is never read.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import PromptError, TokenizerError
+from .tokenizer import EOT, Tokenizer
+
+ROLES = ("system", "human", "assistant", "input", "tool_json_schemas")
+ALIASES = {"user": "human"}
+SPOKEN = "<tts_start>"  # content of an open assistant turn that is to be spoken
+ITEMS = ("text", "token", "audio")  # types of an item; each keeps its value under its own name
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    Parameters
+    ----------
+    role : one of `ROLES`, or "user" for "human"
+    content : str, list of items, or None
+        A string is one piece with its header and end; items (`{"type": "text", "text": str}`,
+        `{"type": "audio"}`, `{"type": "token", "token": [ids]}`) are separate pieces; None only opens the turn.
+    eot : bool
+        Whether `<|EOT|>` closes the turn; without meaning for None.
+    """
+
+    role: str
+    content: str | Sequence[Mapping] | None
+    eot: bool = True
+
+    def __post_init__(self):
+        if not isinstance(self.role, str) or ALIASES.get(self.role, self.role) not in ROLES:
+            raise PromptError(f"unknown role {self.role!r}; expected one of {', '.join((*ROLES, *ALIASES))}")
+        if not (self.content is None or isinstance(self.content, (str, list, tuple))):
+            raise PromptError(f"content of a {self.role} turn: expected text, a list of items or None, found "
+                              f"{type(self.content).__name__}")
+        if not isinstance(self.eot, bool):
+            raise PromptError(f"eot of a {self.role} turn: expected true or false, found {self.eot!r}")
+
+    @classmethod
+    def of(cls, message: Message | Mapping) -> Message:
+        """A message as it is, or made from a dict with the keys role, content and perhaps eot."""
+        if isinstance(message, cls):
+            return message
+        needed = {"role", "content"}
+        if not isinstance(message, Mapping) or not needed <= set(message) <= needed | {"eot"}:
+            raise PromptError(f"expected a message with role, content and perhaps eot, found {message!r:.120}")
+        return cls(message["role"], message["content"], message.get("eot", True))
+
+    @property
+    def header(self) -> str:
+        """What opens the turn."""
+        return f"<|BOT|>{ALIASES.get(self.role, self.role)}\n"
+
+
+@dataclass(frozen=True)
+class AudioSlot:
+    """Where the rows of one piece of audio (at most 25 s) go: ids[start : start + length] are `<audio_patch>`.
+
+    `clip` counts the recordings of the prompt, `piece` the pieces of that recording, both from 0. A very short
+    remainder has length 0: it keeps its markers, as in the reference.
+    """
+
+    start: int
+    length: int
+    clip: int
+    piece: int = 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids for the decoder and one slot per piece of audio, in order; may be built by hand from ids alone."""
+
+    ids: tuple[int, ...]
+    slots: tuple[AudioSlot, ...] = ()
+
+    def __post_init__(self):
+        if not self.ids:
+            raise PromptError("the prompt is empty; expected at least one id")
+        free = 0
+        for slot in self.slots:
+            if not (free <= slot.start and 0 <= slot.length and slot.start + slot.length <= len(self.ids)):
+                raise PromptError(f"audio rows {slot.start}..{slot.start + slot.length - 1} overlap others or lie "
+                                  f"outside the {len(self.ids)} ids of the prompt")
+            free = slot.start + slot.length
+
+    @property
+    def n_prompt(self) -> int:
+        """Positions the prompt takes."""
+        return len(self.ids)
+
+
+class _Writer:
+    """Appends piece after piece; each is tokenised on its own, so nothing merges across a border."""
+
+    def __init__(self, tokenizer: Tokenizer | None, n_rows: Sequence[Sequence[int]]):
+        if tokenizer is None:
+            raise PromptError("a prompt of turns needs a tokenizer; without one, give Prompt(ids) itself")
+        self.tokenizer, self.n_rows = tokenizer, _checked_rows(n_rows)
+        self.ids: list[int] = []
+        self.slots: list[AudioSlot] = []
+        self.n_clips = 0
+
+    def text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise PromptError(f"expected text, found {text!r:.60}")
+        self.ids += self.tokenizer.encode(text)
+
+    def tokens(self, ids: Iterable[int]) -> None:
+        if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
+            raise PromptError(f"token item: expected a list of ids, found {ids!r:.60}")
+        limit = self.tokenizer.vocab_rows or self.tokenizer.n_ids
+        for token_id in ids:
+            try:
+                value = self.tokenizer.check(token_id)
+            except TokenizerError as error:
+                raise PromptError(f"token item: {error}") from None
+            if value >= limit:
+                raise PromptError(f"token item: id {value} lies outside the vocabulary 0..{limit - 1}")
+            self.ids.append(value)
+
+    def audio(self) -> None:
+        clip, t = self.n_clips, self.tokenizer
+        if clip >= len(self.n_rows):
+            raise PromptError(f"audio item {clip} has no rows; n_rows has {len(self.n_rows)} entries, expected one "
+                              "list per audio item")
+        for piece, length in enumerate(self.n_rows[clip]):
+            self.slots.append(AudioSlot(len(self.ids) + 1, length, clip, piece))
+            self.ids += [t.audio_start, *[t.audio_patch] * length, t.audio_end]
+        self.n_clips += 1
+
+    def item(self, item: Mapping) -> None:
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if not isinstance(kind, str) or kind not in ITEMS or not set(item) <= {"type", kind}:
+            raise PromptError(f"expected an item of type {', '.join(ITEMS)} with its value, found {item!r:.120}")
+        if kind == "audio":
+            return self.audio()
+        if kind not in item:
+            raise PromptError(f"{kind} item: the key {kind!r} is missing")
+        return self.text(item["text"]) if kind == "text" else self.tokens(item["token"])
+
+    def turn(self, message: Message) -> None:
+        if message.content is None:
+            self.text(message.header)
+        elif isinstance(message.content, str):
+            self.text(message.header + message.content + (EOT if message.eot else ""))
+        else:
+            self.text(message.header)
+            for item in message.content:
+                self.item(item)
+            self.text(EOT if message.eot else "")
+
+    def prompt(self) -> Prompt:
+        if self.n_clips != len(self.n_rows):
+            raise PromptError(f"n_rows has {len(self.n_rows)} entries, the messages have only "
+                              f"{self.n_clips} audio items")
+        return Prompt(tuple(self.ids), tuple(self.slots))
+
+
+def _checked_rows(n_rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The row counts as plain ints; a recording without a piece or a negative count is refused."""
+    try:
+        rows = [[operator.index(n) for n in pieces] for pieces in n_rows]
+    except TypeError:
+        raise PromptError(f"n_rows: expected a list of row counts per audio item, found {n_rows!r:.120}") from None
+    for clip, pieces in enumerate(rows):
+        if not pieces or min(pieces) < 0:
+            raise PromptError(f"audio item {clip}: expected a count >= 0 for each of its pieces, found {pieces}")
+    return rows
+
+
+def build_prompt(messages: Sequence[Message | Mapping], tokenizer: Tokenizer,
+                 n_rows: Sequence[Sequence[int]] = ()) -> Prompt:
+    """The ids of a conversation, and where its audio goes.
+
+    Special tokens written in a text become their ids, as in the reference; a caller who passes on foreign
+    text must take them out first.
+
+    Parameters
+    ----------
+    messages : list of Message, or of dicts with the same keys
+    tokenizer : Tokenizer
+    n_rows : list per audio item, in order, of the rows >= 0 of each of its pieces of 25 s
+        See `units.n_prompt_rows`.
+
+    Returns
+    -------
+    Prompt
+
+    Raises
+    ------
+    PromptError
+        Unknown role or item, wrong type of content, audio without rows or rows without audio, an id
+        outside the vocabulary.
+
+    Examples
+    --------
+    >>> turns = [Message("human", [{"type": "audio"}]), Message("assistant", None)]
+    >>> build_prompt(turns, tokenizer, n_rows=[[47]]).slots                      # doctest: +SKIP
+    (AudioSlot(start=4, length=47, clip=0, piece=0),)
+    """
+    if isinstance(messages, (str, Mapping, Message)):
+        raise PromptError(f"expected a list of messages, found one {type(messages).__name__}")
+    writer = _Writer(tokenizer, n_rows)
+    for message in messages:
+        writer.turn(Message.of(message))
+    return writer.prompt()
+
+
+def build_base_prompt(pieces: Sequence[str | Mapping], tokenizer: Tokenizer,
+                      n_rows: Sequence[Sequence[int]] = ()) -> Prompt:
+    """The ids for a base model, which knows no turns: texts and items, one after the other.
+
+    Parameters, result and errors as in `build_prompt`; `pieces` holds strings and items.
+    """
+    if isinstance(pieces, (str, Mapping)):
+        raise PromptError(f"expected a list of texts and items, found one {type(pieces).__name__}")
+    writer = _Writer(tokenizer, n_rows)
+    for piece in pieces:
+        if isinstance(piece, str):
+            writer.text(piece)
+        else:
+            writer.item(piece)
+    return writer.prompt()

@@ -1,0 +1,77 @@
+"""Ready prompts: StepFun's system texts and the turns of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import PromptError
+from .chat_template import SPOKEN, Message, Prompt, build_prompt
+from .tokenizer import Tokenizer
+
+# System texts of StepFun's examples, word for word: the model was trained on them.
+DEFAULT_SYSTEM = "You are a helpful assistant."
+ASR_SYSTEM = "请记录下你所听到的语音内容。"  # write down what you hear
+S2TT_SYSTEM_ZH = "请仔细聆听这段语音，然后将其内容翻译成中文。"  # listen closely, then translate into Chinese
+S2TT_SYSTEM_EN = "Please listen carefully to this audio and then translate its content into Chinese."
+S2ST_SYSTEM = "请仔细聆听这段语音，然后将其内容翻译成中文并用语音播报。"  # … and speak the translation
+READ_ALOUD = "以自然的语速读出下面的文字。\n"  # read the text below at a natural pace
+LANGUAGES = {"zh": "中文", "en": "英文", "ja": "日文"}  # targets of a translation; the examples have Chinese only
+
+
+def asr_prompt(tokenizer: Tokenizer, n_rows: Sequence[int], system: str = ASR_SYSTEM) -> Prompt:
+    """The reference's prompt for one recording: system text, the audio as the human turn, an open answer.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    n_rows : rows >= 0 of each 25 s piece of the recording
+    system : str
+        What to do with it; `S2TT_SYSTEM_EN` asks for a translation instead.
+    """
+    return build_prompt(asr_turns(system), tokenizer, [n_rows])
+
+
+def asr_turns(system: str = ASR_SYSTEM) -> list[Message]:
+    """The turns of `asr_prompt`."""
+    return [Message("system", system), Message("human", [{"type": "audio"}]), Message("assistant", None)]
+
+
+def translation_turns(to: str = "zh", spoken: bool = False) -> list[Message]:
+    """The turns that have one recording translated, as text or as speech; the audio item waits for its recording.
+
+    `to` is a key of `LANGUAGES`. For "zh" the system text is that of StepFun's examples; for the others it is the same
+    sentence with the name of the language exchanged, which the examples do not show. `PromptError` for another.
+    """
+    if to not in LANGUAGES:
+        raise PromptError(f"to: expected one of {', '.join(LANGUAGES)}, found {to!r}")
+    system = (S2ST_SYSTEM if spoken else S2TT_SYSTEM_ZH).replace(LANGUAGES["zh"], LANGUAGES[to])
+    return [Message("system", system), Message("human", [{"type": "audio"}]), open_answer(spoken)]
+
+
+def reading_turns(text: str, tokenizer: Tokenizer) -> list[Message]:
+    """The turns that have a text read aloud.
+
+    The instruction is that of the one such example that StepFun gives, which is for the base model and has no turns:
+    instruction, text, `<tts_start>`. Its chat examples have none; here the instruction is the system text and the
+    text the human's. A text that spells special tokens or audio codes is refused with `PromptError`: it would be
+    commands and not words.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f"text to read: expected words, found {text!r:.60}")
+    first = min(tokenizer.special_ids)  # every id from here on is a token with a name of its own
+    named = [i for i in tokenizer.encode(text) if i >= first]
+    if named:
+        raise PromptError(f"text to read: {tokenizer.decode(named[:1])!r} in it is a token with a meaning of its own "
+                          "and no word: take it out")
+    return [Message("system", READ_ALOUD), Message("human", text), open_answer(True)]
+
+
+def open_answer(spoken: bool) -> Message:
+    """The open assistant turn: the model goes on in speech, or as it likes."""
+    return Message("assistant", SPOKEN, eot=False) if spoken else Message("assistant", None)
+
+
+def spoken_turn(ids: Sequence[int]) -> Message:
+    """A spoken answer as a turn of the history: `<tts_start>`, then its ids as they were, text and codes interleaved.
+    So StepFun's example of several turns has it."""
+    return Message("assistant", [{"type": "text", "text": SPOKEN}, {"type": "token", "token": list(ids)}])

@@ -1,1 +1,0 @@
-"""Codes to a voice, and a voice to codes."""

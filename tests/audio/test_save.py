@@ -1,0 +1,76 @@
+"""Sound into files: what is loud, what is broken, and what is left behind; soundfile reads it back."""
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from stepaudio.audio.save import FLOAT_SUFFIX, audio_writer, save_audio
+from stepaudio.errors import AudioError, ConfigError
+
+RATE = 24_000
+LOUD = np.array([0.5, -1.25, 0.1], np.float32)
+
+
+def files(folder) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def test_loud_samples_are_scaled_on_demand_and_never_clipped(tmp_path):
+    with pytest.raises(AudioError, match="peak 1.25 is beyond full scale"):
+        save_audio(tmp_path / "a.wav", LOUD, RATE)
+    assert files(tmp_path) == set()
+    with pytest.warns(UserWarning, match=r"reach 1.25 of full scale.*-1.9 dB"):
+        save_audio(tmp_path / "a.wav", LOUD, RATE, too_loud="scale")
+    found, rate = sf.read(tmp_path / "a.wav")
+    assert rate == RATE and np.abs(found - LOUD / 1.25).max() <= 2**-15
+    with pytest.raises(ConfigError, match="too_loud"):
+        save_audio(tmp_path / "a.wav", LOUD, RATE, too_loud="clip")
+
+
+def test_float_files_hold_what_they_are_given(tmp_path):
+    save_audio(tmp_path / f"a{FLOAT_SUFFIX}", LOUD, RATE)
+    assert np.array_equal(sf.read(tmp_path / f"a{FLOAT_SUFFIX}", dtype="float32")[0], LOUD)
+    assert sf.info(tmp_path / f"a{FLOAT_SUFFIX}").subtype == "FLOAT"
+
+
+def test_block_by_block_is_as_whole(tmp_path):
+    x = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
+    save_audio(tmp_path / "whole.flac", x, RATE)
+    with audio_writer(tmp_path / "blocks.flac", RATE) as writer:
+        for start in range(0, 5000, 777):
+            writer.write(x[start : start + 777])
+        assert "blocks.flac" not in files(tmp_path)
+    assert (tmp_path / "blocks.flac").read_bytes() == (tmp_path / "whole.flac").read_bytes()
+    assert writer.n_samples == 5000 and files(tmp_path) == {"whole.flac", "blocks.flac"}
+
+
+def test_a_promised_peak_sets_the_level_of_all(tmp_path):
+    with pytest.warns(UserWarning, match="-6.0 dB"), audio_writer(tmp_path / "a.wav", RATE, peak=2.0) as writer:
+        writer.write(np.full(10, 0.5))
+        writer.write(np.full(10, -2.0))
+    assert np.array_equal(sf.read(tmp_path / "a.wav")[0], [0.25] * 10 + [-1.0] * 10)
+
+
+@pytest.mark.parametrize(("block", "message"), [
+    (np.array([0.1, 1.01]), "would clip"), (np.array([np.nan]), "NaN or Inf"), (np.array([np.inf]), "NaN or Inf"),
+])  # fmt: skip
+def test_a_failed_file_leaves_the_earlier_one(tmp_path, block, message):
+    save_audio(tmp_path / "a.wav", np.zeros(9), RATE)
+    before = (tmp_path / "a.wav").read_bytes()
+    with pytest.raises(AudioError, match=message), audio_writer(tmp_path / "a.wav", RATE) as writer:
+        writer.write(np.zeros(99))
+        writer.write(block)
+    assert (tmp_path / "a.wav").read_bytes() == before and files(tmp_path) == {"a.wav"}
+
+
+def test_an_error_from_elsewhere_passes_and_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="not ours"), audio_writer(tmp_path / "a.wav", RATE) as writer:
+        writer.write(np.zeros(9))
+        raise OSError("not ours")
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.txt", "suffix"), ("no/a.wav", "no such folder"), ("", "suffix")])
+def test_impossible_places(tmp_path, name, message):
+    with pytest.raises(AudioError, match=message):
+        save_audio(tmp_path / name, np.zeros(9), RATE)

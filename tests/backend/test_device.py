@@ -1,0 +1,178 @@
+"""Which BLAS is taken, and what is said where there is none. Nothing here is really loaded but the C library."""
+
+import ctypes
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from stepaudio import resources
+from stepaudio.backend import blas, device
+from stepaudio.errors import DataError
+
+
+class Library:
+    """Stands for a loaded library with these symbols."""
+
+    def __init__(self, *symbols):
+        for name in symbols:
+            setattr(self, name, None)
+
+
+@pytest.fixture
+def linux(monkeypatch):
+    """A fresh Linux process without CUDA and without MLX, on which only the named libraries exist."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(blas, "loaded", None)
+    monkeypatch.setattr(blas, "cuda_installed", lambda: False)
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    monkeypatch.delenv("STEPAUDIO_BLAS", raising=False)
+    there, opened = {}, []
+
+    def load(path, mode=None):
+        opened.append(path)
+        if path not in there:
+            raise OSError(path)
+        assert mode == ctypes.RTLD_GLOBAL
+        return there[path]
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(blas, "_candidates", lambda: ["/mkl.so", "/openblas.so"])
+    return there, opened
+
+
+def test_the_first_that_works_is_taken_once(linux):
+    there, opened = linux
+    there["/openblas.so"] = Library("cblas_sgemm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert blas.preload_blas() == "/openblas.so" == blas.preload_blas()
+    assert opened == ["/mkl.so", "/openblas.so"]
+
+
+def test_a_library_that_is_no_blas_is_passed_over(linux):
+    there, _ = linux
+    there |= {"/mkl.so": Library("printf"), "/openblas.so": Library("cblas_sgemm")}
+    assert blas.preload_blas() == "/openblas.so"
+
+
+def test_one_clear_warning_where_there_is_none(linux):
+    with pytest.warns(RuntimeWarning) as caught:
+        assert blas.preload_blas() is None
+    assert len(caught) == 1
+    for part in ("no fast BLAS", "30 times slower", "stepaudio[cpu]", "libopenblas0-pthread", "STEPAUDIO_BLAS"):
+        assert part in str(caught[0].message)
+
+
+def test_a_named_library_that_does_not_work_is_named(linux, monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_BLAS", "/my/blas.so")
+    with pytest.warns(RuntimeWarning, match="STEPAUDIO_BLAS=/my/blas.so is no CBLAS library"):
+        blas.preload_blas()
+
+
+def test_candidates_by_the_environment(monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_BLAS", "/my/blas.so")
+    assert blas._candidates() == ["/my/blas.so"]
+    monkeypatch.setenv("STEPAUDIO_BLAS", "none")
+    assert blas._candidates() == []
+
+
+def test_mkl_of_the_environment_is_found(monkeypatch, tmp_path):
+    monkeypatch.delenv("STEPAUDIO_BLAS", raising=False)
+    (tmp_path / "lib" / "python3" / "site-packages").mkdir(parents=True)
+    (tmp_path / "lib" / "libmkl_rt.so.2").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "lib" / "python3" / "site-packages"), "site-packages"])
+    assert str(tmp_path / "lib" / "libmkl_rt.so.2") in blas._candidates()
+
+
+def test_none_is_asked_for_and_nothing_said(linux, monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_BLAS", "none")
+    monkeypatch.setattr(blas, "_candidates", lambda: [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert blas.preload_blas() is None
+
+
+def test_mlx_came_first(linux, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlx.core", object())
+    with pytest.warns(RuntimeWarning, match="import stepaudio first"):
+        assert blas.preload_blas() is None
+
+
+@pytest.mark.parametrize("why", ["mac", "cuda"])
+def test_where_none_is_needed(linux, monkeypatch, why):
+    monkeypatch.setattr(
+        *((sys, "platform", "darwin") if why == "mac" else (blas, "cuda_installed", lambda: True))
+    )
+    assert blas.preload_blas() is None and linux[1] == []
+
+
+def test_default_dtype_follows_the_device(monkeypatch):
+    import mlx.core as mx
+
+    monkeypatch.setattr(device, "on_cpu", lambda: True)
+    assert device.default_dtype() == mx.float32
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
+    assert device.default_dtype() == mx.bfloat16
+
+
+def test_info_names_what_runs():
+    found = device.info()
+    assert found["backend"] in ("cpu", "cuda", "metal") and found["dtype"] in ("float32", "bfloat16")
+    assert (found["dtype"] == "float32") == (found["backend"] == "cpu") and found["blas"]
+
+
+# ---- where the data lie ----
+
+
+def test_data_inside_an_installed_package_wins(monkeypatch, tmp_path):
+    """What lies beside an installed package belongs to others."""
+    monkeypatch.setattr(resources, "__file__", str(tmp_path / "stepaudio" / "resources.py"))
+    with pytest.raises(DataError, match="whole"):
+        resources.data_folder()
+    (tmp_path / "data").mkdir()
+    assert resources.data_folder() == tmp_path / "data"
+    (tmp_path / "stepaudio" / "data").mkdir(parents=True)
+    assert resources.data_folder() == tmp_path / "stepaudio" / "data"
+    assert resources.speech_manifest() == tmp_path / "stepaudio" / "data" / "speech" / "manifest.tsv"
+
+
+def test_default_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", "~/mine")
+    assert resources.default_checkpoint().is_absolute() and resources.default_checkpoint().name == "mine"
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", "")
+    monkeypatch.setattr(resources, "data_folder", lambda: tmp_path)
+    with pytest.raises(DataError, match="STEPAUDIO_CHECKPOINT"):
+        resources.default_checkpoint()
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "config.json").touch()
+    assert resources.default_checkpoint() == tmp_path / "nano"
+
+
+COUNT_FAULTS = """
+import ctypes, resource, sys
+import stepaudio
+import mlx.core as mx
+if sys.argv[1] == "without":
+    assert ctypes.CDLL(None).mallopt(-1, 128 << 10)  # glibc's default for what may stay free at the heap's end
+x = mx.zeros(6_000_000)  # 24 MB, 6000 pages
+def work():
+    mx.eval([x + i for i in range(4)])
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt") or blas.cuda_installed(),
+                    reason="needs glibc and MLX's CPU backend")
+def test_large_arrays_are_not_mapped_afresh():
+    """Four arrays of 6000 pages, made again and again: without the setting each faults for its pages."""
+    faults = {}
+    for how in ("with", "without"):
+        run = subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True)
+        faults[how] = int(run.stdout)
+    assert faults["with"] < 6000 < faults["without"]

@@ -1,0 +1,167 @@
+"""Fast cpu_ops against float64 and math.erf; explicit attention against the fused kernel."""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from twins import rotate
+
+from stepaudio.backend import cpu_ops
+from stepaudio.backend.cpu_ops import exp2
+from stepaudio.backend.device import on_cuda
+from stepaudio.backend.ops import gelu, log_sum_exp, rope, silu, softmax_attention
+
+# Dense where the functions bend, then out to where a float32 square overflows, and both zeros.
+WIDE = np.geomspace(1e-30, 1e30, 2001)
+RANGE = np.concatenate([np.linspace(-12, 12, 100_001), WIDE, -WIDE, [0.0, -0.0]]).astype(np.float32)
+STATED = 5e-7  # error of the rational fits
+
+
+def gelu_twin(x: np.ndarray) -> np.ndarray:
+    return np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
+
+
+def silu_twin(x: np.ndarray) -> np.ndarray:
+    return np.array([v / (1 + math.exp(-v)) if v > -700 else 0.0 for v in x.astype(np.float64)])
+
+
+@pytest.fixture(params=["fast", "plain"])
+def form(request, monkeypatch):
+    monkeypatch.setattr(cpu_ops, "vectorless", lambda x: request.param == "fast")
+    monkeypatch.setattr(cpu_ops, "FEW", 0)
+    return request.param
+
+
+def worst(got, want: np.ndarray) -> float:
+    """Largest error in units of max(1, |x|): both functions are x times something between 0 and 1."""
+    return float((np.abs(np.array(got, dtype=np.float64) - want) / np.maximum(1, np.abs(RANGE))).max())
+
+
+def test_gelu_is_exact(form):
+    assert worst(gelu(mx.array(RANGE)), gelu_twin(RANGE)) < STATED
+    x = RANGE.astype(np.float64)
+    tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert worst(tanh_form, gelu_twin(RANGE)) > 100 * STATED  # the common approximation would not pass
+
+
+def test_silu(form):
+    assert worst(silu(mx.array(RANGE)), silu_twin(RANGE)) < STATED
+
+
+@pytest.mark.parametrize(("fit", "limit", "exact"), [
+    (cpu_ops.PHI, cpu_ops.PHI_LIMIT, lambda x: 0.5 * math.erf(x / math.sqrt(2))),
+    (cpu_ops.SIGMOID, cpu_ops.SIGMOID_LIMIT, lambda x: 0.5 * math.tanh(x / 2))], ids=["normal", "logistic"])
+def test_fits_keep_their_stated_error(fit, limit, exact):
+    got = np.array(cpu_ops.rational(mx.array(RANGE), fit, limit), dtype=np.float64)
+    assert np.abs(got - [exact(float(v)) for v in RANGE]).max() < STATED
+
+
+def test_few_and_many_elements_agree(monkeypatch):
+    # The fast forms begin at a size; just below and just above it the answer is the same.
+    monkeypatch.setattr(cpu_ops, "vectorless", lambda x: True)
+    monkeypatch.setattr(cpu_ops, "FEW", 1000)
+    x = mx.random.normal((1000,), key=mx.random.key(0)) * 3
+    for f in (gelu, silu):
+        few, many = f(x[:999]), f(x)[:999]
+        assert not np.array_equal(few, many)  # two forms indeed
+        assert (np.abs(np.array(few - many)) / np.maximum(1, np.abs(np.array(x[:999])))).max() < STATED
+
+
+def test_exp2():
+    x = np.concatenate([np.linspace(-125.9, 127.9, 40_001), np.arange(-125, 128), np.arange(-125, 127) + 0.5])
+    x = x.astype(np.float32)
+    got = np.array(exp2(mx.array(x)), dtype=np.float64)
+    assert np.abs(got / np.exp2(x.astype(np.float64)) - 1).max() < 3e-7
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1000.0])
+def test_log_sum_exp(form, scale):
+    x = (np.random.default_rng(0).normal(size=(3, 5000)) * scale).astype(np.float32)
+    x[0, ::2], x[1, 1:] = -np.inf, -np.inf
+    wide = x.astype(np.float64)
+    top = wide.max(axis=1, keepdims=True)
+    want = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
+    got = np.array(log_sum_exp(mx.array(x)), dtype=np.float64)
+    assert np.abs(got - want).max() < 1e-6 * max(8, np.abs(want).max())
+
+
+@pytest.mark.parametrize("offset", [0, 1, 37, 4000, 16_383])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_rope(form, n, offset):
+    x = np.random.default_rng(n).normal(size=(2, 3, n, 8)).astype(np.float32)
+    want = rotate(x.astype(np.float64), np.broadcast_to(np.arange(offset, offset + n), (2, 3, n)), 1e6)
+    # The fused kernel works out its angles in float32: off by 1e-3 at thousands of positions.
+    allowed = 1e-6 if form == "fast" else 1e-5 + 5e-7 * offset
+    assert np.abs(np.array(rope(mx.array(x), 8, 1e6, offset)) - want).max() < allowed
+
+
+@pytest.mark.skipif(not on_cuda(), reason="needs a CUDA device")
+def test_gelu_and_its_slope_in_bfloat16_on_cuda():
+    x = mx.random.normal((8, 256)).astype(mx.bfloat16) * 3
+    twin = mx.array(gelu_twin(np.array(x.astype(mx.float32))))
+    assert mx.allclose(gelu(x).astype(mx.float32), twin, rtol=1e-2, atol=1e-2)
+    slope, plain = (mx.grad(lambda x, f=f: f(x).astype(mx.float32).sum())(x) for f in (gelu, nn.gelu))
+    assert mx.allclose(slope.astype(mx.float32), plain.astype(mx.float32), atol=2e-2)
+
+
+def test_other_types_take_the_plain_form():
+    x = mx.array([-1.0, 0.5, 3.0])
+    for dtype in (mx.float16, mx.bfloat16):
+        assert gelu(x.astype(dtype)).dtype == silu(x.astype(dtype)).dtype == dtype
+        assert not cpu_ops.vectorless(x.astype(dtype))
+
+
+# ------------------------------------------------------------------------------- attention
+
+
+def attention_twin(q, k, v, scale, seen, bias):
+    """float64, one head, one query at a time."""
+    B, H, n, D = q.shape
+    out, weights = np.zeros((B, H, n, D)), np.zeros((B, H, n, k.shape[2]))
+    for b, h, i in np.ndindex(B, H, n):
+        g = h // (H // k.shape[1])
+        scores = k[b, g].astype(np.float64) @ q[b, h, i] * scale + bias[b, h, i]
+        scores[~seen[b, h, i]] = -np.inf
+        e = np.exp(scores - scores.max())
+        weights[b, h, i] = e / e.sum()
+        out[b, h, i] = weights[b, h, i] @ v[b, g]
+    return out, weights
+
+
+def masks(B, H, n, L):
+    rng = np.random.default_rng(1)
+    some = rng.random((B, 1, n, L)) < 0.6
+    some[..., 0] = True
+    bias = rng.normal(size=(B, H, n, L)).astype(np.float32)
+    hidden = np.where(rng.random((B, 1, 1, L)) < 0.5, 0, -1e10).astype(np.float32)
+    hidden[..., 0] = 0
+    everything, nothing = np.ones((B, H, n, L), bool), np.zeros((B, H, n, L))
+    end = np.arange(L)[None, :] <= np.arange(L - n, L)[:, None]
+    return {"none": (None, everything, nothing), "causal": ("causal", everything & end, nothing),
+            "bool": (mx.array(some), everything & some, nothing), "additive": (mx.array(bias), everything, bias),
+            "keys": (mx.array(hidden), everything, nothing + hidden)}
+
+
+@pytest.mark.parametrize("kernel", ["fused", "few", "many"])
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "additive", "keys"])
+@pytest.mark.parametrize(("heads", "groups", "n", "L"), [(4, 4, 6, 6), (4, 2, 3, 9), (6, 1, 1, 7), (6, 2, 5, 5)])
+def test_every_attention_equals_the_twin(monkeypatch, kernel, mask, heads, groups, n, L):
+    monkeypatch.setattr(cpu_ops, "vectorless", lambda x: kernel != "fused")
+    monkeypatch.setattr(cpu_ops, "FEW", 10**9 if kernel == "few" else 0)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, h, m, 8)).astype(np.float32) for h, m in ((heads, n), (groups, L), (groups, L)))
+    given, seen, bias = masks(2, heads, n, L)[mask]
+    taps = {}
+    quick = softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.4, given)
+    explicit = softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.4, given, taps.__setitem__)
+    want, weights = attention_twin(q, k, v, 0.4, seen, bias)
+    assert np.abs(np.array(quick) - want).max() < 1e-5
+    assert np.abs(np.array(explicit) - want).max() < 1e-5
+    assert list(taps) == ["attention"] and np.abs(np.array(taps["attention"]) - weights).max() < 1e-6
+
+
+def test_explicit_attention_keeps_the_type():
+    x = mx.ones((1, 2, 3, 8), dtype=mx.bfloat16)
+    assert softmax_attention(x, x, x, 1.0, "causal", lambda name, a: None).dtype == mx.bfloat16

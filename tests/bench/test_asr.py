@@ -1,0 +1,149 @@
+"""The comparison itself on a tiny checkpoint, and the quick CPU forms against float64 numpy and MLX's plain forms."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import soundfile
+from tiny import RATE, noise
+
+from stepaudio.backend import cpu_ops, ops
+from stepaudio.bench import asr as bench
+from stepaudio.bench import torch_baseline as bench_torch
+from stepaudio.errors import ConfigError, DataError
+
+WIDE = np.linspace(-40, 40, 3 * cpu_ops.FEW, dtype=np.float32)
+phi = np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))
+
+
+@pytest.fixture(autouse=True)
+def quick_forms_everywhere(monkeypatch):
+    """Metal and CUDA would otherwise compare their plain forms with themselves."""
+    monkeypatch.setattr(cpu_ops, "vectorless", lambda x: x.dtype == mx.float32)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    rows = ["file\ttext"]
+    for i, seconds in enumerate((0.4, 1.3, 0.9)):
+        soundfile.write(tmp_path / f"{i}.wav", noise(seconds, i), RATE)
+        rows.append(f"{i}.wav\tnothing")
+    soundfile.write(tmp_path / "still.wav", np.zeros(RATE), RATE)
+    path = tmp_path / "table.tsv"
+    path.write_text("\n".join([*rows, "still.wav\t"]))
+    return path
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(bench, "MAX_IDS", 6)
+    monkeypatch.setattr(bench, "CACHE_IDS", 5)
+    monkeypatch.setattr(bench, "PAUSE", 0)
+
+
+def test_without_torch_the_table_says_so(manifest, tiny_checkpoint, short, monkeypatch, capsys):
+    monkeypatch.setattr(bench_torch, "available", lambda: False)
+    assert bench.run(manifest, tiny_checkpoint, 1) == 0
+    out = capsys.readouterr().out
+    assert "3 clips" in out and "not installed" in out
+    assert "decoder only / cache, 5 ids" in out and "encoder again" in out
+    assert "ids equal on 3 of 3 clips" in out
+
+
+@pytest.mark.slow
+def test_torch_gives_the_same_ids(manifest, tiny_model, short):
+    if not bench_torch.available():
+        pytest.skip("torch and transformers are not installed")
+    contest = bench.Contest(tiny_model, bench.read_pieces(manifest))
+    try:
+        contest.measure(1)
+    finally:
+        contest.close()
+    assert set(contest.turns) == {"alone", "batch", "torch 1", "torch 2"}
+    assert contest.differing() == []
+    assert len({turn.ids[0] for turn in contest.turns["alone"]}) == 1 and len(contest.turns["alone"][0].ids[0]) <= 6
+    assert "PyTorch" in bench.table(contest)
+
+
+def test_other_ids_are_told(manifest, tiny_checkpoint, short, monkeypatch):
+    monkeypatch.setattr(bench_torch, "available", lambda: False)
+    monkeypatch.setattr(bench, "without_cache", lambda *_: (1, 2, 3))
+    assert bench.run(manifest, tiny_checkpoint, 1) == 1
+
+
+def test_ratios_by_hand():
+    ours = [bench.Turn([], np.array([[1.0, 2, 3], [3, 2, 1]]))]
+    theirs = [bench.Turn([], np.array([[2.0, 2, 2], [2, 2, 2]]))]
+    np.testing.assert_allclose(bench.manifest_ratios(ours, theirs), [[1, 1, 1, 1]])
+    np.testing.assert_allclose(bench.clip_ratios(ours, theirs), [[1, 1, 1, 1]])
+    np.testing.assert_allclose(bench.clip_ratios([bench.Turn([], np.array([[6.0, 1, 1]]))],
+                                                 [bench.Turn([], np.array([[2.0, 1, 1]]))]), [[3, 1, 1, 2]])
+
+
+def test_refusals(tmp_path, manifest, tiny_model):
+    with pytest.raises(ConfigError, match="repeats"):
+        bench.run(manifest, tiny_model, 0)
+    soundfile.write(tmp_path / "still.wav", np.zeros(RATE), RATE)
+    (tmp_path / "silence.tsv").write_text("file\ttext\nstill.wav\t\n")
+    with pytest.raises(DataError, match="silence"):
+        bench.read_pieces(tmp_path / "silence.tsv")
+
+
+# ---------------------------------------------------------------- quick forms
+
+
+def test_gelu_and_silu():
+    x = WIDE.astype(np.float64)
+    for quick, wanted in ((ops.gelu, x * phi(x)), (ops.silu, x / (1 + np.exp(-x)))):
+        error = np.abs(np.array(quick(mx.array(WIDE))) - wanted)
+        assert (error / np.maximum(1, np.abs(x))).max() < 4e-7
+
+
+def test_exp2_over_its_whole_range():
+    x = np.concatenate([np.linspace(-125.9, 127.9, 100_001), np.arange(-125, 128), np.arange(-125, 127) + 0.5])
+    x = x.astype(np.float32)
+    np.testing.assert_allclose(np.array(cpu_ops.exp2(mx.array(x))), np.exp2(x.astype(np.float64)), rtol=2.5e-7)
+
+
+def test_log_sum_exp():
+    x = np.random.default_rng(0).normal(0, 8, (3, cpu_ops.FEW)).astype(np.float32)
+    x[1, ::2] = -np.inf
+    x[2] -= 300
+    y = x.astype(np.float64)
+    top = y.max(1)
+    wanted = top + np.log(np.exp(y - top[:, None]).sum(1))
+    np.testing.assert_allclose(np.array(ops.log_sum_exp(mx.array(x))), wanted, rtol=1e-6)
+
+
+def softmax_by_hand(q, k, v, scale, mask):
+    k, v = (np.repeat(a.astype(np.float64), q.shape[1] // a.shape[1], axis=1) for a in (k, v))
+    scores = q.astype(np.float64) @ k.swapaxes(-1, -2) * scale
+    scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights @ v / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("n, L", [(1, 70), (9, 70), (90, 90), (90, 130)])
+@pytest.mark.parametrize("kind", ["none", "causal", "seen", "added"])
+def test_attention(n, L, kind):
+    """Small and large, with heads that share keys, through every kind of mask."""
+    rng = np.random.default_rng(n)
+    q, k, v = (rng.normal(0, 2, shape).astype(np.float32) for shape in ((2, 4, n, 16), (2, 2, L, 16), (2, 2, L, 16)))
+    causal = np.arange(L)[None, :] <= np.arange(L - n, L)[:, None]
+    seen = causal & (np.arange(L) >= np.array([0, L - n - 5 if n < L else 0])[:, None, None])[:, None]
+    added = np.where(np.arange(L) < L - 4, 0.0, -1e10).astype(np.float32)[None, None, None]
+    mask, given = {"none": (np.ones((1, L), bool), None), "causal": (causal, "causal"),
+                   "seen": (seen, mx.array(seen)), "added": (added, mx.array(added))}[kind]
+    found = ops.softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.25, given)
+    np.testing.assert_allclose(np.array(found), softmax_by_hand(q, k, v, 0.25, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("offset, n", [(0, 7), (3, 1), (5000, 2), (16_000, 1)])
+def test_rope(offset, n):
+    """As complex numbers: channel pair (j, j + half) turns by position * base^(-j / half)."""
+    x = np.random.default_rng(1).normal(size=(2, 3, n, 16)).astype(np.float32)
+    turn = np.exp(1j * np.arange(offset, offset + n)[:, None] * 1e6 ** (-np.arange(8) / 8))
+    z = (x[..., :8] + 1j * x[..., 8:]) * turn
+    found = np.array(ops.rope(mx.array(x), 16, 1e6, offset))
+    np.testing.assert_allclose(found, np.concatenate([z.real, z.imag], axis=-1), atol=2e-6)

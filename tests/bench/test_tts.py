@@ -1,0 +1,99 @@
+"""What the bench of the speaking half counts, on small nets; and its door on the command line."""
+
+import re
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+
+from stepaudio.bench import tts as bench_speaking
+from stepaudio.bench.tts import Cost, Trial, measured, report
+from stepaudio.cli.main import main
+from stepaudio.errors import ConfigError
+from stepaudio.models.token2wav.flow import FlowOptions
+from stepaudio.synthesis.streaming import StreamOptions
+
+QUICK = StreamOptions(FlowOptions(1))
+
+
+@pytest.fixture(scope="module")
+def trial(synthesizer, voices):
+    return Trial(synthesizer, voices[0], 60, QUICK)
+
+
+def test_parts_are_flow_and_vocoder_and_one_per_chunk(trial):
+    whole, streamed = measured(trial.whole), measured(trial.streamed)
+    assert len(whole.parts) == 2 and len(streamed.parts) == 1 + 3
+    assert whole.sound == streamed.sound == 60 / 25
+    for cost in (whole, streamed):
+        assert sum(cost.parts) == pytest.approx(cost.wall) and min(cost.parts) > 0 and cost.processor > 0
+
+
+def test_measured_takes_time_and_the_peak_of_this_run_alone():
+    before = mx.zeros((1 << 22,)) + 1
+    mx.eval(before)
+    del before  # its 16 MiB are past
+
+    def work():
+        held = mx.zeros((1 << 20,)) + 1  # 4 MiB
+        mx.eval(held)
+        first = time.perf_counter()
+        time.sleep(0.05)
+        return [first, time.perf_counter()], 2.0
+
+    base = mx.get_active_memory()
+    cost = measured(work)
+    assert cost.wall == pytest.approx(sum(cost.parts)) and cost.parts[1] == pytest.approx(0.05, abs=0.04)
+    assert (4 << 20) <= cost.peak - base < (12 << 20) and cost.processor > 0 and cost.sound == 2
+
+
+def numbers(text: str, row: str) -> list[float]:
+    line = next(x for x in text.splitlines() if x.startswith(row))
+    return [float(x) for x in re.findall(r"\d+\.\d\d", line)]
+
+
+def test_report_by_hand(trial):
+    whole = [Cost(4.0, 6.0, 100 << 20, (3.0, 1.0), 2.0), Cost(2.0, 4.0, 90 << 20, (1.5, 0.5), 2.0)]
+    streamed = [Cost(7.0, 8.0, 50 << 20, (1.0, 2.0, 4.0), 2.0), Cost(4.0, 6.0, 60 << 20, (0.5, 2.5, 1.0), 2.0)]
+    told = report("tiny", trial, 0.3, whole, streamed)
+    assert numbers(told, "whole: seconds") == [1, 1.5, 2]
+    assert numbers(told, "  of these, flow") == [0.75, 1.12, 1.5] and numbers(told, "  of these, vocoder")[0] == 0.25
+    assert numbers(told, "streamed: seconds") == [1.75, 2.38, 3]
+    assert numbers(told, "streamed / whole") == [1.5, 1.62, 1.75]
+    assert numbers(told, "reading the voice") == [0.5, 0.75, 1] and numbers(told, "first chunk") == [2, 2.25, 2.5]
+    assert numbers(told, "slowest chunk") == [2.5, 3.25, 4]
+    assert numbers(told, "peak memory, whole") == [90, 95, 100]
+    assert numbers(told, "processor seconds of all cores, streamed, voice") == [3, 3.5, 4]
+    assert numbers(told, "  streamed / whole, of these") == [1.33, 1.42, 1.5]
+    assert "60" not in told.splitlines()[0] and "1 Euler steps" in told and "no row for PyTorch" in told
+
+
+def test_the_command(capsys, monkeypatch, speaking_checkpoint):
+    asked = []
+    monkeypatch.setattr(bench_speaking, "run", lambda *a: asked.append(a) or 0)
+    assert main(["bench", "--speaking", "--model", str(speaking_checkpoint), "--repeats", "2"]) == 0
+    assert asked == [(str(speaking_checkpoint), 2)]
+    assert main(["bench", "--speaking", "--manifest", "x.tsv"]) == 2 and "nothing is heard" in capsys.readouterr().err
+
+
+def test_run_on_a_converted_model_and_on_drawn_weights(capsys, speaking_checkpoint, monkeypatch):
+    monkeypatch.setattr(bench_speaking, "voice_clip", lambda: tiny.noise(1.5))
+    assert bench_speaking.run(speaking_checkpoint, 1, n_codes=30) == 0
+    out = capsys.readouterr().out
+    assert str(speaking_checkpoint) in out and "weights: 0 MiB" in out
+    assert bench_speaking.run(None, 1, "small", 30) == 0
+    out = capsys.readouterr().out
+    assert "the small sizes with weights drawn from a seed" in out and "1.2 s of sound in a voice of 1.5 s" in out
+    assert "weights: 5 MiB" in out
+
+
+@pytest.mark.parametrize("bad", [{"repeats": 0}, {"n_codes": 28}])
+def test_refusals(bad):
+    with pytest.raises(ConfigError, match="at least 1 repeat and 29 codes"):
+        bench_speaking.run(**bad)
+
+
+def test_codes_are_known_to_the_flow(trial):
+    assert trial.codes.max() < 81 and len(np.unique(trial.codes)) > 20

@@ -1,0 +1,376 @@
+"""The command, run in this process and as a process of its own: output, exit statuses, errors in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from stepaudio.cli.main import main
+from stepaudio.constants import CHUNK_SECONDS
+from stepaudio.text.prompts import asr_prompt
+
+FEW = ["--max-tokens", "6"]
+
+
+@pytest.fixture
+def run(capsys, tiny_checkpoint, monkeypatch):
+    """Exit status, lines of stdout, stderr of one command on the tiny model."""
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tiny_checkpoint))
+
+    def call(*argv):
+        status = main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+
+    return call
+
+
+@pytest.fixture
+def wav(tmp_path):
+    sf.write(tmp_path / "a.wav", tiny.noise(1), 16_000, subtype="FLOAT")
+    return tmp_path / "a.wav"
+
+
+def broken(tmp_path) -> Path:
+    path = tmp_path / "text.wav"
+    path.write_text("this is no sound")
+    return path
+
+
+def one_line(err: str) -> str:
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("stepaudio: ") and "Traceback" not in err
+    return lines[0]
+
+
+# ---- transcribe ----
+
+
+def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
+    status, out, err = run("transcribe", wav, wav, *FEW)
+    assert (status, err, len(out)) == (0, "", 2)
+    found = json.loads(out[0])
+    assert list(found) == ["file", "text", "segments", "audio_seconds", "wall_seconds"]
+    wanted = tiny_model.transcribe(wav, max_tokens=6)
+    assert found["file"] == str(wav) and found["text"] == wanted.text and found["audio_seconds"] == 1
+    (segment,) = found["segments"]
+    assert (segment["start"], segment["end"], segment["stop"]) == (0, 1, wanted.segments[0].stop)
+    assert tuple(segment["ids"]) == wanted.segments[0].ids and segment["mean_logprob"] < 0
+    assert run("transcribe", "--json", wav, *FEW)[1][0].split('"wall')[0] == out[0].split('"wall')[0]
+
+
+def test_plain_text(run, wav, tiny_model):
+    status, out, _ = run("transcribe", "--text", wav, *FEW)
+    assert status == 0 and "\n".join(out) == tiny_model.transcribe(wav, max_tokens=6).text
+
+
+def test_one_bad_file_among_good_ones(run, wav, tmp_path):
+    """The others go on; each bad one gets an object with its error, a line on stderr, and the status says so."""
+    status, out, err = run("transcribe", broken(tmp_path), wav, tmp_path / "none.wav", wav, *FEW)
+    found = [json.loads(line) for line in out]
+    assert status == 1 and ["error" in f for f in found] == [True, False, True, False]
+    assert found[0]["file"].endswith("text.wav") and "none.wav" in found[2]["error"]
+    assert len(err.splitlines()) == 2 and all(line.startswith("stepaudio: ") for line in err.splitlines())
+
+
+def test_bad_file_in_plain_text_leaves_stdout_alone(run, wav, tmp_path):
+    status, out, err = run("transcribe", "--text", tmp_path / "none.wav", *FEW)
+    assert (status, out) == (1, []) and "none.wav" in one_line(err)
+
+
+def test_silence(run, tmp_path):
+    sf.write(tmp_path / "q.wav", np.zeros(32_000), 16_000)
+    status, out, _ = run("transcribe", tmp_path / "q.wav")
+    assert (
+        status == 0 and json.loads(out[0])["text"] == "" and json.loads(out[0])["segments"][0]["stop"] == "silence"
+    )
+    assert run("transcribe", "--text", tmp_path / "q.wav")[1] == [""]
+
+
+def test_ids_without_a_tokenizer(run, wav, tiny_model):
+    prompt = asr_prompt(tiny_model.tokenizer, [1])
+    start = prompt.slots[0].start
+    ids = f"{' '.join(map(str, prompt.ids[:start]))} AUDIO {','.join(map(str, prompt.ids[start + 1 :]))}"
+    wanted = list(tiny_model.transcribe(wav, max_tokens=6).segments[0].ids)
+    for flags in (["--no-tokenizer"], ["--no-tokenizer", "--text"], []):
+        status, out, _ = run("transcribe", *flags, "--prompt-ids", ids, wav, *FEW)
+        found = json.loads(out[0])
+        assert status == 0 and found["segments"][0]["ids"] == wanted and (found["text"] is None) == bool(flags)
+
+
+@pytest.mark.parametrize(
+    "ids", [[], ["--prompt-ids", "1 2"], ["--prompt-ids", "1 AUDIO x"], ["--prompt-ids", "AUDIO 1 AUDIO"]]
+)
+def test_ids_need_a_prompt_of_ids(run, wav, ids):
+    status, out, err = run("transcribe", "--no-tokenizer", *ids, wav)
+    assert (status, out) == (2, []) and "--prompt-ids" in one_line(err)
+
+
+def test_the_prompt_matters(run, wav):
+    a, b = (
+        json.loads(run("transcribe", "--prompt", p, wav, "--max-tokens", "20")[1][0])["segments"][0]["ids"]
+        for p in ("what is the time", "café")
+    )
+    assert a != b
+
+
+def test_downmix(run, tmp_path):
+    x = np.stack([tiny.noise(1), tiny.noise(1, seed=1) * 4], axis=1)
+    sf.write(tmp_path / "s.wav", x, 16_000, subtype="FLOAT")
+    sf.write(tmp_path / "m.wav", x.mean(1), 16_000, subtype="FLOAT")
+    sf.write(tmp_path / "l.wav", x[:, 0], 16_000, subtype="FLOAT")
+    ids = lambda *a: json.loads(run("transcribe", *a, *FEW)[1][0])["segments"][0]["ids"]  # noqa: E731
+    assert ids(tmp_path / "s.wav") == ids(tmp_path / "l.wav")
+    assert ids("--downmix", "mean", tmp_path / "s.wav") == ids(tmp_path / "m.wav")
+
+
+def sampled(run, wav, *options):
+    out = run("transcribe", wav, "--max-tokens", "40", *options)[1]
+    return json.loads(out[0])["segments"][0]["ids"]
+
+
+def test_sampling_reaches_the_decoder(run, wav, tiny_model):
+    from stepaudio.decoding.sampling import Penalties, Sampling
+
+    def direct(sampling):
+        return list(tiny_model.transcribe(wav, max_tokens=40, sampling=sampling).segments[0].ids)
+
+    assert sampled(run, wav) == direct(Sampling.planned()) == direct(None)
+    assert (
+        sampled(run, wav, "--sampling", "greedy")
+        == sampled(run, wav, "--sampling", "reference")
+        == direct(Sampling.greedy())
+    )
+    seeded = ["--temperature", "1.3", "--top-k", "20", "--seed", "4"]
+    assert (
+        sampled(run, wav, *seeded)
+        == sampled(run, wav, *seeded)
+        == direct(Sampling(temperature=1.3, top_k=20, seed=4))
+    )
+    one = Penalties(repetition=1.5, frequency=0.7, presence=0.2, no_repeat_ngram=2, window=9, prompt=True)
+    found = sampled(
+        run,
+        wav,
+        "--sampling",
+        "greedy",
+        "--repetition",
+        "1.5",
+        "--frequency",
+        "0.7",
+        "--presence",
+        "0.2",
+        "--no-repeat-ngram",
+        "2",
+        "--window",
+        "9",
+        "--penalise-prompt",
+    )
+    assert found == direct(Sampling(text=one, audio=one))
+
+
+def test_cache_reaches_the_decoder(run, wav, tiny_model):
+    from stepaudio.models.kv_cache import CachePolicy
+
+    options = ["--sampling", "greedy", "--cache", "window", "--max-cache-len", "50", "--positions", "renumbered"]
+    found = json.loads(run("transcribe", wav, *options, "--max-tokens", "60")[1][0])["segments"][0]["ids"]
+    from stepaudio.decoding.sampling import Sampling
+
+    policy = CachePolicy("window", 50, positions="renumbered")
+    wanted = tiny_model.transcribe(wav, cache=policy, sampling=Sampling.greedy(), max_tokens=60)
+    assert found == list(wanted.segments[0].ids)
+
+
+@pytest.mark.parametrize("options", [
+    ["--max-tokens", "0"], ["--batch", "0"], ["--batch", "-2"], ["--temperature", "-1"], ["--top-p", "0"],
+    ["--cache", "full", "--positions", "renumbered"], ["--max-cache-len", "0"], ["--no-repeat-ngram", "-1"],
+])  # fmt: skip
+def test_impossible_options(run, wav, options):
+    status, out, err = run("transcribe", wav, wav, *options)
+    assert (status, out) == (2, []) and one_line(err)  # once, not once per file
+
+
+def test_unknown_options_and_no_command(run, capsys):
+    for argv in (["transcribe"], [], ["transcribe", "x.wav", "--sampling", "best"], ["sing"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2 and "usage: stepaudio" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_named(run, wav, tmp_path):
+    status, out, err = run("transcribe", wav, "--model", tmp_path / "nowhere")
+    assert (status, out) == (2, []) and "nowhere" in one_line(err)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_an_incomplete_model_is_refused_once(run, wav, tmp_path, tiny_checkpoint):
+    for file in tiny_checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    status, out, err = run("transcribe", wav, wav, "--model", tmp_path)
+    warning, refusal = err.splitlines()
+    assert (status, out) == (2, []) and "will not run on random weights" in refusal
+    assert warning.startswith("stepaudio: warning: ") and "model.norm.weight" in warning
+
+
+def test_no_bar_in_a_pipe(run, tmp_path):
+    sf.write(tmp_path / "long.wav", tiny.noise(65), 16_000)
+    status, out, err = run("transcribe", tmp_path / "long.wav", "--max-tokens", "2")
+    assert status == 0 and err == ""
+    segments = json.loads(out[0])["segments"]
+    assert segments[-1]["end"] == 65 and all(s["end"] - s["start"] <= CHUNK_SECONDS for s in segments)
+
+
+def as_process(tiny_checkpoint, *argv, **more):
+    environment = {**os.environ, "STEPAUDIO_CHECKPOINT": str(tiny_checkpoint), "PYTHONUTF8": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "stepaudio", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        encoding="utf-8",
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+        **more,
+    )
+
+
+def test_as_a_process(tiny_checkpoint, wav, tmp_path, tiny_model):
+    done = as_process(tiny_checkpoint, "transcribe", wav, broken(tmp_path), *FEW)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and "error" in lines[1]
+    assert lines[0]["text"] == tiny_model.transcribe(wav, max_tokens=6).text
+
+
+# ---- evaluate ----
+
+
+def table(tmp_path, text):
+    (tmp_path / "m.tsv").write_text(text, encoding="utf-8")
+    return tmp_path / "m.tsv"
+
+
+def test_evaluate_ends_with_the_totals(run, wav, tmp_path, tiny_model):
+    heard = " ".join(tiny_model.transcribe(wav, max_tokens=6).text.split())
+    sf.write(tmp_path / "q.wav", np.zeros(16_000), 16_000)
+    status, out, err = run("evaluate", table(tmp_path, f"file\ttext\na.wav\t{heard} x\nq.wav\t\n"), *FEW)
+    *lines, last = map(json.loads, out)
+    assert (status, err) == (0, "") and [Path(line["file"]).name for line in lines] == ["a.wav", "q.wav"]
+    assert {"wer", "clips", "loops", "rtf"} <= set(last) and last["clips"] == 2 and last["sampling"] == "planned"
+    assert last["errors"] == sum(line["errors"] for line in lines) and last["words"] == lines[0]["words"]
+    assert last["wer"] == pytest.approx(last["errors"] / last["words"], abs=1e-4) and last["rtf"] > 0
+
+
+def test_evaluate_counts_what_it_could_not_read(run, wav, tmp_path):
+    status, out, _ = run("evaluate", table(tmp_path, "file\ttext\nnone.wav\tx\na.wav\tx\n"), *FEW)
+    first, _, last = map(json.loads, out)
+    assert status == 1 and "none.wav" in first["error"] and (last["failed"], last["clips"]) == (1, 1)
+
+
+def test_evaluate_by_known_words(run, wav, tmp_path):
+    (tmp_path / "w.txt").write_text("yes\t3\n", encoding="utf-8")
+    out = run(
+        "evaluate", table(tmp_path, "file\ttext\na.wav\tYes!\na.wav\tno\n"), "--words", tmp_path / "w.txt", *FEW
+    )[1]
+    assert json.loads(out[-1])["clips_known"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "a\tb\n", "file\ttext\n"])
+def test_evaluate_bad_tables(run, tmp_path, text):
+    status, out, err = run("evaluate", table(tmp_path, text))
+    assert (status, out) == (2, []) and "m.tsv" in one_line(err)
+
+
+# ---- weights ----
+
+
+def changed(tiny_checkpoint, folder, change):
+    folder.mkdir(exist_ok=True)
+    for file in tiny_checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    for name in [n for i, n in enumerate(sorted(tensors)) if change(i, n)]:
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("change", "status"), [
+    (lambda i, n: False, 0), (lambda i, n: n == "lm_head.weight", 1), (lambda i, n: i % 3 == 0, 1),
+    (lambda i, n: i % 3 > 0, 2),
+])  # fmt: skip
+def test_weights_exit_status(run, tiny_checkpoint, tmp_path, change, status):
+    folder = changed(tiny_checkpoint, tmp_path / "c", change)
+    found, out, err = run("weights", folder, "--json")
+    report = json.loads(out[0])
+    assert (found, len(out), err) == (status, 1, "") and report["exit_status"] == status
+    assert len(report["loaded"]) + len(report["missing"]) == report["expected"]
+    assert {part["name"] for part in report["components"]} >= {"encoder", "adapter"}
+    assert run("weights", folder)[0] == status
+
+
+def test_weights_of_the_default_model(run, tiny_checkpoint):
+    status, out, _ = run("weights")
+    assert status == 0 and str(tiny_checkpoint) in out[0] and "whole" in out[0]
+
+
+def test_weights_with_values(run, tiny_checkpoint):
+    status, out, _ = run("weights", "--values", "--json")
+    assert status == 0 and len(json.loads(out[0])["values"]) == json.loads(out[0])["expected"]
+
+
+def test_weights_unreadable(run, tmp_path):
+    for argv in (["weights", tmp_path / "none"], ["weights", tmp_path]):
+        status, out, _ = run(*argv, "--json")
+        assert status == 2 and json.loads(out[0])["error"]
+        status, out, _ = run(*argv)
+        assert status == 2 and "unreadable" in out[0]
+
+
+def test_weights_renamed(run, tiny_checkpoint, tmp_path):
+    folder = changed(tiny_checkpoint, tmp_path / "c", lambda i, n: False)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"net.{n}": t for n, t in tensors.items()}, folder / "model.safetensors")
+    assert run("weights", folder)[0] == 2
+    assert run("weights", folder, "--rename", "net.=")[0] == 0
+    for wrong in ("net.", "=model."):
+        status, _, err = run("weights", folder, "--rename", wrong)
+        assert status == 2 and "FOUND=PUBLISHED" in one_line(err)
+
+
+# ---- info, demo ----
+
+
+def test_info(run):
+    status, out, _ = run("info", "--json")
+    found = json.loads(out[0])
+    assert (
+        status == 0
+        and {"backend", "blas", "dtype", "versions"} <= set(found)
+        and found["versions"]["mlx"][0].isdigit()
+    )
+    status, out, _ = run("info")
+    assert status == 0 and {line.split()[0] for line in out} == set(found)
+
+
+def test_demo(run, wav, tmp_path, monkeypatch):
+    from stepaudio.cli import demo
+
+    for rows, status in (("a.wav\tyes\n", 0), ("a.wav\t\n", 0), ("none.wav\tyes\n", 1)):
+        monkeypatch.setattr(demo, "speech_manifest", lambda rows=rows: table(tmp_path, "file\ttext\n" + rows))
+        found, out, _ = run("demo")
+        assert found == status and any("--sampling reference" in line for line in out)
+        assert any("heard" in line or "failed" in line for line in out)
+
+
+def test_demo_on_the_bundled_model(nano, capsys, monkeypatch):
+    monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
+    assert main(["demo"]) == 0 and "word error rate" in capsys.readouterr().out

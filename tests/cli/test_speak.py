@@ -1,0 +1,181 @@
+"""The speaking verbs from the command line to the file, on a tiny random model with a tiny token2wav."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+
+from stepaudio.cli.main import main
+from stepaudio.decoding.sampling import Sampling
+from stepaudio.models.token2wav.flow import FlowOptions
+from stepaudio.speech_model import SpeechModel, SpeechOptions
+from stepaudio.synthesis.streaming import StreamOptions
+
+QUICK = ["--steps", "2"]
+RUN = ["--max-tokens", "60", "--seed", "4", *QUICK]
+TEXT = "the cat sat on the mat."
+
+
+@pytest.fixture
+def run(capfd, speaking_checkpoint, monkeypatch, tmp_path):
+    """Exit status, stdout, stderr of one command on the tiny model, in a folder of its own with a clip in it."""
+    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(speaking_checkpoint))
+    monkeypatch.chdir(tmp_path)
+    sf.write("clip.wav", tiny.noise(2), 16_000, subtype="FLOAT")
+
+    def call(*argv):
+        status = main([str(a) for a in argv])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(speaking_checkpoint) -> SpeechModel:
+    return SpeechModel.load(speaking_checkpoint)
+
+
+def options(**changes) -> SpeechOptions:
+    sampling = Sampling.reference("chat").override({"seed": 4})
+    return SpeechOptions(sampling, max_tokens=60, seed=4, voicing=StreamOptions(FlowOptions(2)), **changes)
+
+
+def one_line(err: str) -> str:
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("stepaudio: ") and "Traceback" not in err
+    return lines[0]
+
+
+# ---- what comes out ----
+
+
+def test_speak(run, model):
+    status, out, err = run("speak", TEXT, "-o", "a.wav", "--voice", "clip.wav", *RUN)
+    told, voice = json.loads(out), model.synthesizer.voice(tiny.noise(2))
+    want = model.synthesize(TEXT, voice, options())
+    found, rate = sf.read("a.wav")
+    assert (status, err, rate) == (0, "", 24_000) and np.abs(found - want.wave).max() <= 2**-15
+    assert told["file"] == "a.wav" and told["text"] == want.text and told["codes"] == want.n_codes > 0
+    assert told["voice"] == voice.key and told["stop"] == [a.stop for a in want.answers] and told["padding"] == 0
+    assert told["seconds"] == len(found) / rate and 0 < told["first_sound_seconds"] <= told["wall_seconds"]
+
+
+def test_speak_as_a_stream(run, model):
+    status, out, err = run("speak", TEXT, "-o", "a.f32.wav", "--voice", "clip.wav", "--stream", *RUN)
+    chunks = model.stream(model.reading(TEXT), tiny.noise(2), options())
+    want = np.concatenate([c.wave for c in chunks])
+    assert (status, err) == (0, "") and np.array_equal(sf.read("a.f32.wav", dtype="float32")[0], want)
+    assert json.loads(out)["first_sound_seconds"] > 0
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_stream_into_16_bits_is_quieter_and_says_so(run):
+    status, _, err = run("speak", TEXT, "-o", "a.wav", "--stream", *RUN)
+    assert status == 0 and "warning: a.wav: sound may reach 1.069" in err and "-0.6 dB" in err
+    assert run("speak", TEXT, "-o", "a.wav", "--stream", "--fade", "even", *RUN)[2] == ""
+
+
+def test_raw_floats_on_standard_output(run, model, speaking_checkpoint):
+    done = subprocess.run([sys.executable, "-m", "stepaudio", "speak", TEXT, "-o", "-", "--voice", "clip.wav", *RUN],
+                          capture_output=True, cwd=Path.cwd(), timeout=120,
+                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    want = model.synthesize(TEXT, tiny.noise(2), options()).wave
+    assert done.returncode == 0 and np.array_equal(np.frombuffer(done.stdout, "<f4"), want)
+    assert json.loads(done.stderr)["file"] == "-"
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 6561, 3]", "1 2 6655\n3\n"])
+def test_say_codes(run, model, text):
+    Path("codes").write_text(text)
+    status, out, err = run("say-codes", "codes", "-o", "a.f32.wav", "--voice", "clip.wav", *QUICK)
+    want = model.synthesizer.decode([1, 2, 3], model.synthesizer.voice(tiny.noise(2)), options=FlowOptions(2))
+    assert (status, err) == (0, "") and np.array_equal(sf.read("a.f32.wav", dtype="float32")[0], want.wave)
+    assert (json.loads(out)["codes"], json.loads(out)["padding"]) == (3, 1)
+    streamed = json.loads(run("say-codes", "codes", "-o", "b.f32.wav", "--stream", *QUICK)[1])
+    assert (streamed["codes"], streamed["padding"], streamed["seconds"]) == (3, 1, 0.12)
+
+
+def test_codes_that_are_padding_alone(run):
+    Path("codes").write_text("6561 6600")
+    for flags in ([], ["--stream"]):
+        status, out, err = run("say-codes", "codes", "-o", "a.wav", *flags)
+        told = json.loads(out)
+        assert status == 1 and (told["file"], told["codes"], told["padding"]) == (None, 0, 2)
+        assert "no sound" in one_line(err) and not Path("a.wav").exists()
+
+
+def test_a_saved_voice(run, model):
+    model.synthesizer.voice("clip.wav").save("v.safetensors")
+    Path("codes").write_text("1 2 3")
+    clip, saved = (json.loads(run("say-codes", "codes", "-o", "a.wav", "--voice", v, *QUICK)[1])
+                   for v in ("clip.wav", "v.safetensors"))
+    assert clip["voice"] == saved["voice"] and clip["voice"] != json.loads(
+        run("say-codes", "codes", "-o", "a.wav", *QUICK)[1])["voice"]
+
+
+def test_respond_and_translate(run, model):
+    heard = model.respond("clip.wav", "clip.wav", options())
+    told = json.loads(run("respond", "clip.wav", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
+    assert (told["codes"], told["text"]) == (heard.n_codes, heard.text)
+    aloud = model.translate_speech("clip.wav", "clip.wav", "en", options())
+    told = json.loads(run("translate", "clip.wav", "--to", "en", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
+    assert (told["codes"], told["text"]) == (aloud.n_codes, aloud.text)
+    written = model.translate("clip.wav", "zh", SpeechOptions(Sampling.reference("translate"), max_tokens=9))
+    status, out, err = run("translate", "clip.wav", "--max-tokens", "9")
+    assert (status, err) == (0, "") and json.loads(out) == {
+        "file": "clip.wav", "to": "zh", "text": written.text.strip(), "stop": written.stop}
+    assert run("translate", "clip.wav", "--text", "--max-tokens", "9")[1].strip() == written.text.strip()
+
+
+# ---- what is refused, in one line, with nothing written ----
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["speak", ""], "text to read"), (["speak", "<|EOT|>"], "'<|EOT|>' in it is a token"),
+    (["speak", TEXT, "--voice", "none.wav"], "--voice none.wav: no such file"),
+    (["speak", TEXT, "--voice", "text.wav"], "text.wav: is not audio"),
+    (["speak", TEXT, "--voice", "quiet.wav"], "is silent"),
+    (["speak", TEXT, "--steps", "0"], "n_steps"), (["speak", TEXT, "--seed", "-1"], "seed"),
+    (["speak", TEXT, "--max-tokens", "0"], "max_tokens"), (["respond", "none.wav"], "none.wav: no such file"),
+    (["respond", "text.wav"], "is not audio"), (["translate", "text.wav"], "is not audio"),
+    (["translate", "clip.wav", "--text"], "--text"), (["say-codes", "none"], "none: cannot be read"),
+    (["say-codes", "text.wav"], "expected whole numbers"), (["say-codes", "empty"], "holds no codes"),
+    (["say-codes", "odd"], "whole numbers, found 2.5"), (["say-codes", "high"], "audio code 81 is outside"),
+])  # fmt: skip
+def test_bad_input(run, argv, message):
+    for name, text in (("text.wav", "no sound"), ("empty", " "), ("odd", "[1, 2.5]"), ("high", "1 81")):
+        Path(name).write_text(text)
+    sf.write("quiet.wav", np.zeros(32_000), 16_000)
+    status, out, err = run(*argv, "-o", "a.wav")
+    assert (status, out) == (2, "") and message in one_line(err)
+    assert not Path("a.wav").exists() and not list(Path().glob(".*"))
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["speak", TEXT, "-o", "a.txt"], "suffix"), (["speak", TEXT, "-o", "no/a.wav"], "no such folder"),
+    (["respond", "none.wav", "-o", "a.wav"], "none.wav"), (["translate", "none.wav"], "none.wav"),
+    (["speak", TEXT, "-o", "a.wav", "--voice", "none.wav"], "none.wav"),
+])  # fmt: skip
+def test_files_that_cannot_be_used_are_told_before_the_model_is_read(run, argv, message, monkeypatch):
+    monkeypatch.setattr(SpeechModel, "load", lambda *a, **k: pytest.fail("the model was read"))
+    status, _, err = run(*argv)
+    assert status == 2 and message in one_line(err)
+
+
+def test_a_stream_needs_somewhere_to_go(run):
+    status, _, err = run("translate", "clip.wav", "--stream")
+    assert status == 2 and "without -o" in one_line(err)
+
+
+def test_a_model_without_a_speaking_half_says_what_to_do(run, tiny_checkpoint):
+    for argv in (["speak", TEXT], ["respond", "clip.wav"], ["translate", "clip.wav"]):
+        status, _, err = run(*argv, "-o", "a.wav", "--model", tiny_checkpoint)
+        assert status == 2 and "no speaking half" in one_line(err) and "stepaudio convert" in err
+    assert run("translate", "clip.wav", "--max-tokens", "3", "--model", tiny_checkpoint)[0] == 0  # text needs none

@@ -1,0 +1,26 @@
+"""What a test reads off matplotlib Axes."""
+
+from matplotlib.colors import to_rgb
+
+
+def legend(ax):
+    return [t.get_text() for t in ax.get_legend().get_texts()]
+
+
+def image(ax):
+    return ax.images[0].get_array() if ax.images else ax.collections[0].get_array()
+
+
+def bar_label(ax):
+    """What the shades mean: the label of the only other axes of the figure that has no x label."""
+    return [a.get_ylabel() for a in ax.figure.axes if a.get_label() == "<colorbar>"][0]
+
+
+def is_grey(ax):
+    lines = [c for line in ax.get_lines() for c in (line.get_color(), line.get_markerfacecolor(),
+                                                    line.get_markeredgecolor()) if c != "none"]
+    patches = [p.get_facecolor()[:3] for p in ax.patches if p.get_fill()]
+    patches += [p.get_edgecolor()[:3] for p in ax.patches]
+    shaded = [m for m in (*ax.images, *ax.collections) if m.get_array() is not None]
+    maps = [m.cmap(x)[:3] for m in shaded for x in (0.0, 0.5, 1.0)]
+    return all(len({round(v, 6) for v in to_rgb(c)}) == 1 for c in (*lines, *patches, *maps))
