@@ -5,9 +5,6 @@ frames/s -> 12.5 prompt rows/s. Speaking: 25 codes/s.
 """
 
 
-
-
-
 def exact_div(a: int, b: int) -> int:
     """Integer quotient that must leave no remainder."""
     assert a % b == 0, f"{a} is not a multiple of {b}"

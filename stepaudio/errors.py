@@ -5,9 +5,6 @@ for our own mistakes; anything that arrives from outside ends in one of these.
 """
 
 
-
-
-
 class StepAudioError(Exception):
     """Root of all errors raised on purpose by this package."""
 

@@ -39,15 +39,27 @@ CPU_BATCH, GPU_BATCH = 8, 32  # pieces decoded together unless the caller says o
 class StepAudio2:
     """A loaded model. Make one with `StepAudio2.load`; it holds no state between calls."""
 
-    def __init__(self, net: StepAudioNet, tokenizer: Tokenizer | None, report: WeightReport, usable: bool = True,
-                 pipeline: Pipeline | None = None):
+    def __init__(
+        self,
+        net: StepAudioNet,
+        tokenizer: Tokenizer | None,
+        report: WeightReport,
+        usable: bool = True,
+        pipeline: Pipeline | None = None,
+    ):
         self.net, self.tokenizer, self.report, self._usable = net, tokenizer, report, usable
         self.pipeline = pipeline or Pipeline()
 
     @classmethod
-    def load(cls, path: str | Path | None = None, *, tokenizer: str | Path | None = "beside",
-             dtype: mx.Dtype | None = None,
-             rename: dict[str, str] | None = None, allow_random: bool = False) -> StepAudio2:
+    def load(
+        cls,
+        path: str | Path | None = None,
+        *,
+        tokenizer: str | Path | None = "beside",
+        dtype: mx.Dtype | None = None,
+        rename: dict[str, str] | None = None,
+        allow_random: bool = False,
+    ) -> StepAudio2:
         """Read a folder in the published layout.
 
         Parameters
@@ -87,10 +99,20 @@ class StepAudio2:
 
     # ------------------------------------------------------------ transcription
 
-    def transcribe(self, source, *, sampling: Sampling | None = None, cache: CachePolicy | None = None,
-                   max_tokens: int = MAX_TOKENS, on_loop: str = "report", prompt: str | tuple = ASR_SYSTEM,
-                   downmix: str = "first", sample_rate: float | None = None, batch: int | None = None,
-                   progress: bool | None = None) -> Transcript:
+    def transcribe(
+        self,
+        source,
+        *,
+        sampling: Sampling | None = None,
+        cache: CachePolicy | None = None,
+        max_tokens: int = MAX_TOKENS,
+        on_loop: str = "report",
+        prompt: str | tuple = ASR_SYSTEM,
+        downmix: str = "first",
+        sample_rate: float | None = None,
+        batch: int | None = None,
+        progress: bool | None = None,
+    ) -> Transcript:
         """What is said in a recording of any length.
 
         Parameters
@@ -109,8 +131,16 @@ class StepAudio2:
         """
         began = time.perf_counter()
         samples = self.pipeline.load(source, downmix=downmix, sample_rate=sample_rate)
-        result = self.transcribe_many([samples], sampling=sampling, cache=cache, max_tokens=max_tokens, on_loop=on_loop,
-                                      prompt=prompt, batch=batch, progress=progress)[0]
+        result = self.transcribe_many(
+            [samples],
+            sampling=sampling,
+            cache=cache,
+            max_tokens=max_tokens,
+            on_loop=on_loop,
+            prompt=prompt,
+            batch=batch,
+            progress=progress,
+        )[0]
         return timed(result, time.perf_counter() - began)
 
     transcribe_long = transcribe  # any length goes the same way
@@ -119,10 +149,18 @@ class StepAudio2:
         """`transcribe` for an array; options as there."""
         return self.transcribe(samples, sample_rate=sample_rate, **options)
 
-    def transcribe_many(self, recordings: Sequence[np.ndarray], *, sampling: Sampling | None = None,
-                        cache: CachePolicy | None = None, max_tokens: int = MAX_TOKENS, on_loop: str = "report",
-                        prompt: str | tuple = ASR_SYSTEM, batch: int | None = None,
-                        progress: bool | None = None) -> list[Transcript]:
+    def transcribe_many(
+        self,
+        recordings: Sequence[np.ndarray],
+        *,
+        sampling: Sampling | None = None,
+        cache: CachePolicy | None = None,
+        max_tokens: int = MAX_TOKENS,
+        on_loop: str = "report",
+        prompt: str | tuple = ASR_SYSTEM,
+        batch: int | None = None,
+        progress: bool | None = None,
+    ) -> list[Transcript]:
         """Several recordings (float32, 16 kHz) together: pieces of like length share a batch."""
         self._ready()
         options = self._options(sampling, cache, max_tokens, on_loop)
@@ -133,8 +171,15 @@ class StepAudio2:
         def decode(pieces: list[np.ndarray]) -> list[Run]:
             return self._run([self._listen(p, prompt) for p in self._together(pieces)], options)
 
-        return transcribe_many(recordings, decode, self._spell, self._stop_ids(),
-                               batch or (CPU_BATCH if on_cpu() else GPU_BATCH), limit / SAMPLE_RATE, progress)
+        return transcribe_many(
+            recordings,
+            decode,
+            self._spell,
+            self._stop_ids(),
+            batch or (CPU_BATCH if on_cpu() else GPU_BATCH),
+            limit / SAMPLE_RATE,
+            progress,
+        )
 
     def _encoder_samples(self) -> int:
         """Most samples whose mel frames fit the encoder's positions."""
@@ -161,8 +206,9 @@ class StepAudio2:
         try:
             before, after = (tuple(map(operator.index, ids)) for ids in system)
         except (TypeError, ValueError):
-            raise PromptError("prompt: expected a text, or two lists of ids, before and after the audio; found "
-                              f"{system!r:.120}") from None
+            raise PromptError(
+                f"prompt: expected a text, or two lists of ids, before and after the audio; found {system!r:.120}"
+            ) from None
         filler = [*after, *before, 0][0]  # any id will do where the rows go, their embeddings are replaced
         prompt = Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
         return self._request(prompt, [rows])
@@ -201,9 +247,17 @@ class StepAudio2:
         x = self.net.embed(np.array(prompt.ids), slots, heard)[0]
         return Request(prompt.ids, x, tuple((s.start, s.length) for s in prompt.slots))
 
-    def stream(self, messages: Sequence, *, sampling: Sampling | None = None, cache: CachePolicy | None = None,
-               max_tokens: int = MAX_TOKENS, on_loop: str = "report", stop: Sequence[str] = (),
-               tap: Tap = no_tap) -> Iterator[Step]:
+    def stream(
+        self,
+        messages: Sequence,
+        *,
+        sampling: Sampling | None = None,
+        cache: CachePolicy | None = None,
+        max_tokens: int = MAX_TOKENS,
+        on_loop: str = "report",
+        stop: Sequence[str] = (),
+        tap: Tap = no_tap,
+    ) -> Iterator[Step]:
         """The steps of one answer as they are made.
 
         messages : as in `request`.
@@ -241,8 +295,15 @@ class StepAudio2:
         if not isinstance(stop, (list, tuple)) or not all(isinstance(s, str) and s for s in stop):
             raise DecodeError(f"stop: expected a list of non-empty strings, found {stop!r}")
         watch = (lambda: StopStrings(self._words(), stop)) if stop else None
-        return Options(self.pipeline.sampling(sampling or Sampling.planned()), cache or CachePolicy(), max_tokens,
-                       self._stop_ids(), on_loop, watch, audio)
+        return Options(
+            self.pipeline.sampling(sampling or Sampling.planned()),
+            cache or CachePolicy(),
+            max_tokens,
+            self._stop_ids(),
+            on_loop,
+            watch,
+            audio,
+        )
 
     def _run(self, requests: Sequence[Request], options: Options) -> list[Run]:
         """All requests: in one batch where the cache limit allows it, else one after another."""
@@ -265,15 +326,19 @@ class StepAudio2:
 
     def _words(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise PromptError("this needs a tokenizer, and the model was loaded with tokenizer=None: load it with one, "
-                              "or give `transcribe` its prompt as two lists of ids (--prompt-ids)")
+            raise PromptError(
+                "this needs a tokenizer, and the model was loaded with tokenizer=None: load it with one, "
+                "or give `transcribe` its prompt as two lists of ids (--prompt-ids)"
+            )
         return self.tokenizer
 
     def _ready(self) -> None:
         if not self._usable:
-            raise WeightsError(f"the checkpoint is incomplete and will not run on random weights: "
-                               f"{self.report.summary}. "
-                               "Load it whole, or pass allow_random=True if random weights are what you want")
+            raise WeightsError(
+                f"the checkpoint is incomplete and will not run on random weights: "
+                f"{self.report.summary}. "
+                "Load it whole, or pass allow_random=True if random weights are what you want"
+            )
 
 
 class StopStrings:

@@ -20,8 +20,9 @@ def data_folder() -> Path:
     for folder in (here / "data", here.parent / "data"):
         if folder.is_dir():
             return folder
-    raise DataError(f"no data folder inside or beside {here}; expected data/nano and data/speech: is the "
-                    "installation whole?")
+    raise DataError(
+        f"no data folder inside or beside {here}; expected data/nano and data/speech: is the installation whole?"
+    )
 
 
 def default_checkpoint() -> Path:
@@ -31,8 +32,10 @@ def default_checkpoint() -> Path:
         return Path(named).expanduser()
     nano = data_folder() / "nano"
     if not (nano / "config.json").is_file():
-        raise DataError(f"{nano}: no bundled model here. Give a checkpoint folder in the published layout "
-                        f"(--model DIR, or {CHECKPOINT_VARIABLE}=DIR), or train one: see data/recipe/README.md")
+        raise DataError(
+            f"{nano}: no bundled model here. Give a checkpoint folder in the published layout "
+            f"(--model DIR, or {CHECKPOINT_VARIABLE}=DIR), or train one: see data/recipe/README.md"
+        )
     return nano
 
 

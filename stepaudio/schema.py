@@ -102,9 +102,7 @@ def known_keys(data: object, cls: type, path: str, extra: Sequence[str] = ()) ->
     names = {f.name for f in fields(cls)} | set(extra)
     unknown = sorted(set(data) - names)
     if unknown:
-        raise ConfigError(
-            f"{path}: unknown key {', '.join(map(str, unknown))}; known are {', '.join(sorted(names))}"
-        )
+        raise ConfigError(f"{path}: unknown key {', '.join(map(str, unknown))}; known are {', '.join(sorted(names))}")
     return dict(data)
 
 

@@ -171,8 +171,7 @@ class SpeechModel:
 
     def question(self, audio, system: str = DEFAULT_SYSTEM) -> Conversation:
         """A recording as the human's turn, and a spoken answer opened."""
-        turns = [Message("system", system), Message("human", [{"type": "audio"}]),
-                 open_answer(True)]
+        turns = [Message("system", system), Message("human", [{"type": "audio"}]), open_answer(True)]
         return _with_audio(turns, audio)
 
     def translation(self, audio, to: str = "zh") -> Conversation:
@@ -189,16 +188,22 @@ class SpeechModel:
         synthesizer = self.synthesizer
         voice = synthesizer.voice(voice)
         answers = tuple(self.model.generate_with_audio(c, **_decoding(options)) for c in conversations)
-        sounds = tuple(synthesizer.decode(a.codes, voice, noise=options.seed, source_noise=options.seed,
-                                          options=options.voicing.flow) for a in answers)
+        sounds = tuple(
+            synthesizer.decode(
+                a.codes, voice, noise=options.seed, source_noise=options.seed, options=options.voicing.flow
+            )
+            for a in answers
+        )
         return Spoken(answers, sounds, synthesizer.sample_rate)
 
-    def stream(self, conversations: Sequence[Conversation], voice,
-               options: SpeechOptions = DEFAULT) -> Iterator[SpokenChunk]:
+    def stream(
+        self, conversations: Sequence[Conversation], voice, options: SpeechOptions = DEFAULT
+    ) -> Iterator[SpokenChunk]:
         """The same as it comes: sound follows the codes by one chunk and the look-ahead. Every answer begins anew in
         the voice, which is read once."""
-        state = self.synthesizer.begin(self.synthesizer.voice(voice), noise=options.seed, source_noise=options.seed,
-                                       options=options.voicing)
+        state = self.synthesizer.begin(
+            self.synthesizer.voice(voice), noise=options.seed, source_noise=options.seed, options=options.voicing
+        )
         return self._stream(conversations, state, options)
 
     def _stream(self, conversations, state: StreamState, options: SpeechOptions) -> Iterator[SpokenChunk]:
@@ -236,8 +241,12 @@ class _Listener:
 
 
 def _decoding(options: SpeechOptions) -> dict:
-    return {"sampling": options.sampling, "cache": options.cache, "max_tokens": options.max_tokens,
-            "on_loop": options.on_loop}
+    return {
+        "sampling": options.sampling,
+        "cache": options.cache,
+        "max_tokens": options.max_tokens,
+        "on_loop": options.on_loop,
+    }
 
 
 def _with_audio(turns: Sequence[Message], audio) -> list[Message]:

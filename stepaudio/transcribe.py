@@ -64,8 +64,15 @@ Decode = Callable[[list[np.ndarray]], list[Run]]
 Spell = Callable[[Sequence[int]], str | None]
 
 
-def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spell, stop_ids: frozenset[int],
-                    batch: int, max_seconds: float = CHUNK_SECONDS, progress: bool | None = None) -> list[Transcript]:
+def transcribe_many(
+    recordings: Sequence[np.ndarray],
+    decode: Decode,
+    spell: Spell,
+    stop_ids: frozenset[int],
+    batch: int,
+    max_seconds: float = CHUNK_SECONDS,
+    progress: bool | None = None,
+) -> list[Transcript]:
     """Transcribe recordings together, `batch` pieces of similar length at a time.
 
     recordings : float32 samples at 16 kHz. `wall_seconds` of each is its share, by length, of the batches it was in.
@@ -105,8 +112,15 @@ def transcribe_many(recordings: Sequence[np.ndarray], decode: Decode, spell: Spe
 def _segment(start: int, stop: int, run: Run, spell: Spell, stop_ids: frozenset[int]) -> Segment:
     ids = run.ids[:-1] if run.stop == "eos" and run.ids[-1] in stop_ids else run.ids
     text = spell(ids)
-    return Segment(start / SAMPLE_RATE, stop / SAMPLE_RATE, None if text is None else text.strip(), tuple(ids),
-                   run.stop or "length", run.mean_logprob, None if run.loop is None else asdict(run.loop))
+    return Segment(
+        start / SAMPLE_RATE,
+        stop / SAMPLE_RATE,
+        None if text is None else text.strip(),
+        tuple(ids),
+        run.stop or "length",
+        run.mean_logprob,
+        None if run.loop is None else asdict(run.loop),
+    )
 
 
 def _join(segments: list[Segment], n_samples: int, wall: float) -> Transcript:

@@ -1,6 +1,6 @@
 """Writes `assets/exported`: files that PyTorch itself wrote, and what its nets said. Run by hand, needs torch and onnx.
 
-    python tests/make_exported.py
+python tests/make_exported.py
 """
 
 from collections import OrderedDict

@@ -17,8 +17,12 @@ def bar_label(ax):
 
 
 def is_grey(ax):
-    lines = [c for line in ax.get_lines() for c in (line.get_color(), line.get_markerfacecolor(),
-                                                    line.get_markeredgecolor()) if c != "none"]
+    lines = [
+        c
+        for line in ax.get_lines()
+        for c in (line.get_color(), line.get_markerfacecolor(), line.get_markeredgecolor())
+        if c != "none"
+    ]
     patches = [p.get_facecolor()[:3] for p in ax.patches if p.get_fill()]
     patches += [p.get_edgecolor()[:3] for p in ax.patches]
     shaded = [m for m in (*ax.images, *ax.collections) if m.get_array() is not None]

@@ -248,8 +248,6 @@ def campplus_graph(tensors: dict[str, np.ndarray], dilations: tuple[int, ...], f
     return graph
 
 
-
-
 # ---- a whole folder, tiny ----
 
 FLOW = {

@@ -176,9 +176,7 @@ def test_extra_tensors_are_told_and_left_alone(folder, capsys, tiny_model):
 def test_a_transposed_tensor_gets_its_repair(folder, capsys):
     respell(
         folder,
-        lambda t: t.update(
-            {"encoder.conv1.weight": np.ascontiguousarray(t["encoder.conv1.weight"].swapaxes(1, 2))}
-        ),
+        lambda t: t.update({"encoder.conv1.weight": np.ascontiguousarray(t["encoder.conv1.weight"].swapaxes(1, 2))}),
     )
     with pytest.warns(UserWarning, match="conv1"):
         model = StepAudio2.load(folder)

@@ -62,9 +62,7 @@ def without(share: float):
 def test_load_takes_every_tensor(tiny_checkpoint, tiny_model):
     stored = load_file(tiny_checkpoint / "model.safetensors")
     assert tiny_model.report.whole and set(tiny_model.report.loaded) == set(stored)
-    np.testing.assert_array_equal(
-        np.array(tiny_model.net.lm_head.weight.astype(mx.float32)), stored["lm_head.weight"]
-    )
+    np.testing.assert_array_equal(np.array(tiny_model.net.lm_head.weight.astype(mx.float32)), stored["lm_head.weight"])
 
 
 def test_dtype_on_demand(tiny_checkpoint):
@@ -148,9 +146,7 @@ def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
     assert length == n and list(request.ids[start : start + n]) == [patch] * n
     assert request.ids[start - 1] == tiny_model.tokenizer.audio_start
     rows = tiny_model.net.hear([log_mel(x)])[0]
-    np.testing.assert_allclose(
-        np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5)
     plain = tiny_model.net.embed(np.array(request.ids))[0]
     outside = [i for i in range(len(request.ids)) if not start <= i < start + n]
     np.testing.assert_array_equal(np.array(request.embeddings)[outside], np.array(plain)[outside])
@@ -213,9 +209,7 @@ def test_missing_recording_in_a_message(tiny_model, tmp_path):
 def test_text_and_codes_split_the_ids_as_the_reference_does(tiny_model):
     t = tiny_model.tokenizer
     found = tiny_model.generate_with_audio(ASK, max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
-    assert found.codes == tuple(
-        i - t.first_audio_code for i in found.ids if 0 <= i - t.first_audio_code < tiny.N_AUDIO
-    )
+    assert found.codes == tuple(i - t.first_audio_code for i in found.ids if 0 <= i - t.first_audio_code < tiny.N_AUDIO)
     assert found.codes and found.text == t.decode([i for i in found.ids if i < t.audio_start], skip_special=True)
     text = tiny_model.generate_text(ASK, max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
     assert text.codes == () and text.ids == found.ids and text.text == found.text

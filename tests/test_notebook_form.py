@@ -111,8 +111,9 @@ def opens_and_closes_as_agreed(notebook, _):
     """A question, its answer and what is needed; at the end asserts, and what was not shown."""
     first, last = prose(notebook)[0], prose(notebook)[-1]
     faults = [] if re.match(r"# [^\n]+\?\n", first) else ["the title is no question"]
-    faults += [f"the first cell lacks {part}" for part in ("**Answer.**", "**Needs.**", "**Explains.**")
-               if part not in first]
+    faults += [
+        f"the first cell lacks {part}" for part in ("**Answer.**", "**Needs.**", "**Explains.**") if part not in first
+    ]
     if "## Check yourself" not in "\n".join(prose(notebook)) or "## What this did not show" not in last:
         faults.append("it does not end in Check yourself and What this did not show")
     return faults
@@ -120,15 +121,28 @@ def opens_and_closes_as_agreed(notebook, _):
 
 def of_no_machine(notebook, stored):
     """No path of a machine, no package installed from a cell, no state of a widget, no other kernel."""
-    faults = [f"mentions {word}" for word in ("/home/", "/root/", "/work/", "/Users/", "/tmp/", "pip install")
-              if word in stored]
+    faults = [
+        f"mentions {word}"
+        for word in ("/home/", "/root/", "/work/", "/Users/", "/tmp/", "pip install")
+        if word in stored
+    ]
     if notebook["metadata"].get("kernelspec", {}).get("name") != "python3" or "widgets" in notebook["metadata"]:
         faults.append("expected the kernel python3 and no stored widget state")
     return faults
 
 
-RULES = [executed_in_order, no_stray_error, small, known_tags, prose_between_code, mostly_compared, short_cells,
-         short_audio, opens_and_closes_as_agreed, of_no_machine]
+RULES = [
+    executed_in_order,
+    no_stray_error,
+    small,
+    known_tags,
+    prose_between_code,
+    mostly_compared,
+    short_cells,
+    short_audio,
+    opens_and_closes_as_agreed,
+    of_no_machine,
+]
 
 
 def faults(path: Path) -> list[str]:
@@ -189,8 +203,24 @@ def spoil(notebook, how):
         code[1]["source"] = "open('" + "/ho" + "me/me/a.wav')"
 
 
-@pytest.mark.parametrize("how", ["count", "error", "stderr", "bytes", "unknown tags", "without prose", "compared",
-                                 "lines", "columns", "s of sound", "no question", "Check yourself", "mentions"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "count",
+        "error",
+        "stderr",
+        "bytes",
+        "unknown tags",
+        "without prose",
+        "compared",
+        "lines",
+        "columns",
+        "s of sound",
+        "no question",
+        "Check yourself",
+        "mentions",
+    ],
+)
 def test_a_spoilt_notebook_is_refused(tmp_path, how):
     if not NOTEBOOKS:
         pytest.skip("needs a notebook to spoil")
@@ -206,9 +236,21 @@ def test_a_spoilt_notebook_is_refused(tmp_path, how):
 
 def compared(path: Path) -> subprocess.CompletedProcess:
     """nbval on one notebook, as `make notebooks` runs it."""
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-sanitize-with",
-               str(ROOT / "tests" / "nb_sanitize.cfg"), "-q", "-p", "no:cacheprovider", "-c",
-               str(ROOT / "pyproject.toml"), str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--nbval-current-env",
+        "--nbval-sanitize-with",
+        str(ROOT / "tests" / "nb_sanitize.cfg"),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        str(path),
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 

@@ -49,7 +49,7 @@ def test_prompts_are_those_of_the_examples(goldens, shared):
     instruction, text = chats["base_tts"]["messages"]
     ids = build_prompt(reading_turns(text.removesuffix("<tts_start>"), words), words).ids
     said = [i for i in ids if i in chats["base_tts"]["ids"]]
-    assert said == words.encode(instruction) + chats["base_tts"]["ids"][len(words.encode(instruction)):]
+    assert said == words.encode(instruction) + chats["base_tts"]["ids"][len(words.encode(instruction)) :]
 
 
 def test_a_second_question_follows_the_spoken_answer(goldens, shared, model):
@@ -114,8 +114,9 @@ def test_a_text_is_read_piece_by_piece(model, synthesizer, voices):
 def test_respond_and_translate(model, voices):
     audio = tiny.noise(1)
     spoken = model.respond(audio, voices[0], LONG)
-    assert spoken.answers[0] == model.model.generate_with_audio(model.question(audio), sampling=LONG.sampling,
-                                                                max_tokens=90)
+    assert spoken.answers[0] == model.model.generate_with_audio(
+        model.question(audio), sampling=LONG.sampling, max_tokens=90
+    )
     assert len(spoken.wave) == 960 * len(spoken.answers[0].codes)
     aloud = model.translate_speech(audio, voices[0], "en", LONG)
     assert aloud.answers[0].ids != spoken.answers[0].ids
@@ -194,7 +195,10 @@ def test_without_its_speaking_half(tiny_checkpoint, voices):
 
 
 def test_recordings_that_are_none(model, voices):
-    for ask in (lambda: model.respond("none.wav", voices[0]), lambda: model.translate("none.wav"),
-                lambda: model.synthesize("the cat", "none.wav")):
+    for ask in (
+        lambda: model.respond("none.wav", voices[0]),
+        lambda: model.translate("none.wav"),
+        lambda: model.synthesize("the cat", "none.wav"),
+    ):
         with pytest.raises(AudioError, match="none.wav"):
             ask()

@@ -101,9 +101,7 @@ def test_loops_are_counted_and_told():
 
 
 def test_no_tokenizer_means_no_text_even_for_silence():
-    found = transcribe_many(
-        [tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1
-    )
+    found = transcribe_many([tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1)
     assert [t.text for t in found] == [None, None] and found[1].segments[0].text is None
 
 

@@ -57,5 +57,8 @@ def random_net(net, seed=0):
 
 def make_prompt(seed=0, P=7):
     rng = np.random.default_rng(seed)
-    return Prompt(rng.integers(0, 30, (1, P)), mx.array(rng.normal(size=(1, 2 * P, M)).astype(np.float32)),
-                  mx.array(rng.normal(size=(1, 5)).astype(np.float32)))
+    return Prompt(
+        rng.integers(0, 30, (1, P)),
+        mx.array(rng.normal(size=(1, 2 * P, M)).astype(np.float32)),
+        mx.array(rng.normal(size=(1, 5)).astype(np.float32)),
+    )

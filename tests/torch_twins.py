@@ -117,8 +117,7 @@ class CamPlus(nn.Module):
         self.head, self.xvector = Head(c.fcm_channels), nn.Sequential()
         tdnn = Unit(conv1(c.head_channels, c.init_channels, 5, stride=2), Norm(c.init_channels))
         self.xvector.add_module("tdnn", tdnn)
-        for i, ((layers, kernel, dilation), (into, grown, out)) in enumerate(
-                zip(c.blocks, c.widths(), strict=True), 1):
+        for i, ((layers, kernel, dilation), (into, grown, out)) in enumerate(zip(c.blocks, c.widths(), strict=True), 1):
             self.xvector.add_module(f"block{i}", Layers(c, into, layers, kernel, dilation))
             self.xvector.add_module(f"transit{i}", Unit(conv1(grown, out, 1), Norm(grown), linear_first=False))
         self.xvector.add_module("out_nonlinear", Norm(out))

@@ -18,10 +18,27 @@ from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
 
 
 def tiny_config(vocab: int = 48, layers: int = 2, max_cache_len: int = 4096) -> StepAudioConfig:
-    text = TextConfig(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
-                      num_hidden_layers=layers, vocab_size=vocab, rms_norm_eps=1e-6, rope_theta=1000.0)
-    audio = AudioEncoderConfig(n_mels=8, n_audio_ctx=64, n_audio_state=16, n_audio_head=2, n_audio_layer=2,
-                               llm_dim=32, kernel_size=3, adapter_stride=2, adapter_hidden=24)
+    text = TextConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=layers,
+        vocab_size=vocab,
+        rms_norm_eps=1e-6,
+        rope_theta=1000.0,
+    )
+    audio = AudioEncoderConfig(
+        n_mels=8,
+        n_audio_ctx=64,
+        n_audio_state=16,
+        n_audio_head=2,
+        n_audio_layer=2,
+        llm_dim=32,
+        kernel_size=3,
+        adapter_stride=2,
+        adapter_hidden=24,
+    )
     return StepAudioConfig(text, audio, max_cache_len=max_cache_len)
 
 
@@ -58,10 +75,27 @@ def chain_net(after: dict[int, dict[int, float]]) -> StepAudioNet:
 
 def golden_net(tensors: dict[str, np.ndarray]) -> StepAudioNet:
     """The net of the golden decoder; the part that hears is a stub where its weights were left out."""
-    text = TextConfig(hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2,
-                      num_hidden_layers=4, vocab_size=512, rms_norm_eps=1e-6, rope_theta=1e6)
-    audio = AudioEncoderConfig(n_mels=8, n_audio_ctx=8, n_audio_state=8, n_audio_head=1, n_audio_layer=1,
-                               llm_dim=96, kernel_size=3, adapter_stride=2, adapter_hidden=8)
+    text = TextConfig(
+        hidden_size=96,
+        intermediate_size=160,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        num_hidden_layers=4,
+        vocab_size=512,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+    )
+    audio = AudioEncoderConfig(
+        n_mels=8,
+        n_audio_ctx=8,
+        n_audio_state=8,
+        n_audio_head=1,
+        n_audio_layer=1,
+        llm_dim=96,
+        kernel_size=3,
+        adapter_stride=2,
+        adapter_hidden=8,
+    )
     net = StepAudioNet(StepAudioConfig(text, audio))
     names = [n for n in tensors if n.startswith(("w.model.", "w.lm_head."))]
     weights = [(n[2:], mx.array(tensors[n])) for n in names]
@@ -78,7 +112,7 @@ def remembered(p: int, kept: set[int], max_len: int | None) -> list[int]:
     if max_len is None:
         return list(range(p + 1))
     others = [j for j in range(p + 1) if j not in kept]
-    recent = others[-(max_len - len(kept)):]
+    recent = others[-(max_len - len(kept)) :]
     return sorted([j for j in range(p + 1) if j in kept] + recent)
 
 
@@ -98,7 +132,7 @@ def rotate(x: np.ndarray, position: np.ndarray, base: float) -> np.ndarray:
     """Halves convention: channel i turns with i + D/2 by position / base^(2i/D). x (…, D), position (…)."""
     D = x.shape[-1]
     angle = position[..., None] * base ** (-2.0 * np.arange(D // 2) / D)
-    a, b = x[..., : D // 2], x[..., D // 2:]
+    a, b = x[..., : D // 2], x[..., D // 2 :]
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
 
 
@@ -162,7 +196,7 @@ def rules_twin(logits, seen, repetition=1.0, frequency=0.0, presence=0.0, no_rep
 
 def _completes(history: list[int], token: int, n: int) -> bool:
     would_be = (history + [token])[-n:]
-    return len(would_be) == n and any(history[i: i + n] == would_be for i in range(len(history) - n + 1))
+    return len(would_be) == n and any(history[i : i + n] == would_be for i in range(len(history) - n + 1))
 
 
 # ------------------------------------------------------------------------------------------ loops

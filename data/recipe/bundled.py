@@ -47,19 +47,34 @@ VERY_LONG = [
 
 # name, voice, the sentences, and how they are joined and stored
 CLIPS = [
-    ("free_michael", "am_michael",
-     ["The ferry to the island leaves at noon, so bring a coat and something warm to drink."], {}),
+    (
+        "free_michael",
+        "am_michael",
+        ["The ferry to the island leaves at noon, so bring a coat and something warm to drink."],
+        {},
+    ),
     ("free_emma", "bf_emma", ["My grandmother kept every letter in a tin box beneath the stairs."], {}),
     ("free_nicole", "af_nicole", ["Please read the second page again, a little more slowly."], {}),
-    ("free_george_8k", "bm_george",
-     ["Nobody could say when the clock in the tower had last told the truth."], {"rate": 8000}),
-    ("free_michael_44k_stereo", "am_michael",
-     ["Turn left after the bakery, and you will see the station in front of you."],
-     {"rate": 44100, "stereo": True}),
+    (
+        "free_george_8k",
+        "bm_george",
+        ["Nobody could say when the clock in the tower had last told the truth."],
+        {"rate": 8000},
+    ),
+    (
+        "free_michael_44k_stereo",
+        "am_michael",
+        ["Turn left after the bakery, and you will see the station in front of you."],
+        {"rate": 44100, "stereo": True},
+    ),
     ("free_belinda", "en-us+belinda", ["The green bicycle by the gate belongs to my cousin."], {}),
     ("digits_george", "bm_george", ["Seven oh four, nine nine two, three one zero eight."], {}),
-    ("repeat_michael", "am_michael",
-     ["No, no, no, it is far, far away. Knock, knock, knock. And again, and again, and again."], {}),
+    (
+        "repeat_michael",
+        "am_michael",
+        ["No, no, no, it is far, far away. Knock, knock, knock. And again, and again, and again."],
+        {},
+    ),
     ("word_emma", "bf_emma", ["Lantern."], {}),
     ("long_george", "bm_george", LONG, {"pause": 0.45}),
     ("long_emma", "bf_emma", VERY_LONG, {"pause": 1.0}),
@@ -88,8 +103,11 @@ class Kokoro:
         phonemes = self.phonemes[voice[0] == "b"](sentence)
         ids = [self.vocabulary[p] for p in phonemes if p in self.vocabulary]
         styles = np.fromfile(os.path.join(self.folder, voice + ".bin"), np.float32).reshape(-1, 1, 256)
-        feeds = {"tokens": np.asarray([[0, *ids, 0]], np.int64), "style": styles[len(ids) - 1],
-                 "speed": np.ones(1, np.float32)}
+        feeds = {
+            "tokens": np.asarray([[0, *ids, 0]], np.int64),
+            "style": styles[len(ids) - 1],
+            "speed": np.ones(1, np.float32),
+        }
         return self.session.run(None, feeds)[0].ravel(), 24000
 
 
@@ -184,8 +202,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kokoro", required=True, help="the ONNX model of Kokoro-82M")
     parser.add_argument("--voices", required=True, help="folder of its voices, NAME.bin")
-    parser.add_argument("--human", required=True,
-                        help="folder of pocketsphinx-testdata's librivox clips and their transcription")
+    parser.add_argument(
+        "--human", required=True, help="folder of pocketsphinx-testdata's librivox clips and their transcription"
+    )
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     shelf = Shelf(args.out)
@@ -193,8 +212,7 @@ def main():
     with open(os.path.join(args.human, "transcription"), encoding="utf-8") as file:
         for text, name in re.findall(r"<s> (.*?) </s> \((.*?)\)", file.read()):
             audio, rate = soundfile.read(os.path.join(args.human, name + ".wav"), dtype="int16")
-            shelf.store("human_" + name[-4:], audio, rate, text, "LibriVox reader", "human", "public domain",
-                        "human")
+            shelf.store("human_" + name[-4:], audio, rate, text, "LibriVox reader", "human", "public domain", "human")
 
     engines = {"kokoro": Kokoro(args.kokoro, args.voices), "espeak-ng": Espeak()}
     for name, voice, sentences, how in CLIPS:

@@ -58,10 +58,10 @@ def finish(audio, rate, shift, rng):
         return None
     audio = audio - audio.mean()
     frame = 160
-    power = (audio[:len(audio) // frame * frame].reshape(-1, frame) ** 2).mean(axis=1)
+    power = (audio[: len(audio) // frame * frame].reshape(-1, frame) ** 2).mean(axis=1)
     if power.max() < 1e-7:
         return None
-    loud = np.flatnonzero(power > power.max() * 10 ** -4.2)
+    loud = np.flatnonzero(power > power.max() * 10**-4.2)
     start = max(0, loud[0] * frame - int(rng.uniform(0.06, 0.3) * RATE))
     end = min(len(audio), (loud[-1] + 1) * frame + int(rng.uniform(0.1, 0.35) * RATE))
     audio = audio[start:end]
@@ -74,14 +74,31 @@ def finish(audio, rate, shift, rng):
 def encode(audio):
     """A clip as an Ogg Opus file: by opusenc (Debian opus-tools) where there is one, which is quicker."""
     if shutil.which("opusenc"):
-        command = ["opusenc", "--quiet", "--raw", "--raw-rate", str(RATE), "--raw-chan", "1",
-                   "--bitrate", str(OPUS_BITS / 1000), "--comp", "3", "--padding", "0", "--discard-comments",
-                   "--max-delay", "1000", "-", "-"]
+        command = [
+            "opusenc",
+            "--quiet",
+            "--raw",
+            "--raw-rate",
+            str(RATE),
+            "--raw-chan",
+            "1",
+            "--bitrate",
+            str(OPUS_BITS / 1000),
+            "--comp",
+            "3",
+            "--padding",
+            "0",
+            "--discard-comments",
+            "--max-delay",
+            "1000",
+            "-",
+            "-",
+        ]
         pcm = (np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes()
         done = subprocess.run(command, input=pcm, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
         return done.stdout
     buffer = io.BytesIO()
-    level = 1 - (OPUS_BITS - 6000) / 250000                                   # how libsndfile counts bits a second
+    level = 1 - (OPUS_BITS - 6000) / 250000  # how libsndfile counts bits a second
     soundfile.write(buffer, audio, RATE, format="OGG", subtype="OPUS", compression_level=level)
     return buffer.getvalue()
 
@@ -99,7 +116,7 @@ def work(job):
     engine, voice, lines, seed = job
     rng = random.Random(seed)
     kind = CLASSES[engine]
-    todo = [(line["say"], {**kind.settings(rng), "seed": rng.randrange(2 ** 31)}) for line in lines]
+    todo = [(line["say"], {**kind.settings(rng), "seed": rng.randrange(2**31)}) for line in lines]
     made = []
     for line, (_, how), sound in zip(lines, todo, kind(voice).speak(todo), strict=True):
         if sound is None:
@@ -113,10 +130,21 @@ def work(job):
         if not plausible(seconds, how["rate"], line["text"]):
             made.append((None, {"engine": engine}))
             continue
-        made.append((encode(audio), {"id": line["id"], "text": line["text"], "engine": engine,
-                                     "voice": how.get("voice", voice), "seconds": round(seconds, 3),
-                                     "rate": round(how["rate"], 3), "pitch": round(how["pitch"], 3),
-                                     "formant": round(how["formant"], 3)}))
+        made.append(
+            (
+                encode(audio),
+                {
+                    "id": line["id"],
+                    "text": line["text"],
+                    "engine": engine,
+                    "voice": how.get("voice", voice),
+                    "seconds": round(seconds, 3),
+                    "rate": round(how["rate"], 3),
+                    "pitch": round(how["pitch"], 3),
+                    "formant": round(how["formant"], 3),
+                },
+            )
+        )
     return made
 
 
@@ -127,8 +155,10 @@ def join(lines, rng, share=0.12, most=28):
         sizes = [len(part["text"].split()) for part in (*out[-1:], line)]
         if out and rng.random() < share and sum(sizes) <= most and min(sizes) >= 3:
             last = out.pop()
-            line = {"id": last["id"] + "+" + line["id"],
-                    **{key: last[key] + " " + line[key] for key in ("text", "say")}}
+            line = {
+                "id": last["id"] + "+" + line["id"],
+                **{key: last[key] + " " + line[key] for key in ("text", "say")},
+            }
         out.append(line)
     return out
 
@@ -209,8 +239,11 @@ def run(jobs, packs, args):
     began, waiting = time.time(), []
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         while True:
-            full = (sum(packs.done.values()) >= args.hours * 3600 or packs.written >= args.mib * 2**20
-                    or jobs.at >= len(jobs.lines))
+            full = (
+                sum(packs.done.values()) >= args.hours * 3600
+                or packs.written >= args.mib * 2**20
+                or jobs.at >= len(jobs.lines)
+            )
             while not full and len(waiting) < args.workers + 1:
                 key, guess, job = jobs.next()
                 waiting.append((key, guess, pool.apply_async(work, (job,))))
@@ -226,8 +259,11 @@ def run(jobs, packs, args):
                 jobs.flying[key] -= guess
                 packs.add(key, result.get())
             if jobs.number % 25 == 0:
-                print(f"{time.time() - began:.0f} s: {sum(packs.done.values()) / 3600:.2f} h, "
-                      f"{packs.written / 2**20:.1f} MiB", flush=True)
+                print(
+                    f"{time.time() - began:.0f} s: {sum(packs.done.values()) / 3600:.2f} h, "
+                    f"{packs.written / 2**20:.1f} MiB",
+                    flush=True,
+                )
 
 
 def shares(args):
@@ -250,8 +286,11 @@ def main():
     parser.add_argument("--pack-mib", type=float, default=12.5, help="size of one pack")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--backwards", action="store_true",
-                        help="take the texts from the end (where another maker takes them from the start)")
+    parser.add_argument(
+        "--backwards",
+        action="store_true",
+        help="take the texts from the end (where another maker takes them from the start)",
+    )
     parser.add_argument("--held", action="store_true", help="the voices kept for scoring")
     parser.add_argument("--only", help="engines, with commas between")
     args = parser.parse_args()

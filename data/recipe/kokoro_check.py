@@ -40,8 +40,11 @@ def open_export(path):
 
 def ask_export(session, ids, style, entry):
     """-> audio, durations; its audio lacks the overlap-add weight of 1.5"""
-    feed = {"tokens": np.array([ids]), "style": style.numpy()[None],
-            "speed": np.array([entry.get("speed", 1.0)], np.float32)}
+    feed = {
+        "tokens": np.array([ids]),
+        "style": style.numpy()[None],
+        "speed": np.array([entry.get("speed", 1.0)], np.float32),
+    }
     audio, frames = session.run(None, feed)
     return audio.reshape(-1) / 1.5, frames.reshape(1, -1)
 
@@ -80,9 +83,12 @@ def main():
         theirs, durations = ask_export(other, ids, style, entry) if args.onnx else speak(other, entry)
         ours, own = speak(model, entry, durations)
         differences.append(np.abs(bands(ours) - bands(theirs)).mean())
-        print(f"{entry['id']}: {(own != durations).sum()} of {len(ids)} durations differ (at most by "
-              f"{np.abs(own - durations).max()}), levels {ours.std():.4f} {theirs.std():.4f}, "
-              f"band difference {differences[-1]:.3f}", flush=True)
+        print(
+            f"{entry['id']}: {(own != durations).sum()} of {len(ids)} durations differ (at most by "
+            f"{np.abs(own - durations).max()}), levels {ours.std():.4f} {theirs.std():.4f}, "
+            f"band difference {differences[-1]:.3f}",
+            flush=True,
+        )
     print(f"mean band difference {np.mean(differences):.3f}")
 
 

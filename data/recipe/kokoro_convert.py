@@ -40,7 +40,7 @@ def layer_name(output):
     name = ".".join(parts).replace("decoder.decoder.", "decoder.", 1)
     for block in ("F0.", "N.", "shared", "F0_proj", "N_proj"):
         if name.startswith("encoder." + block):
-            name = "predictor." + name[len("encoder."):]
+            name = "predictor." + name[len("encoder.") :]
     name = name.removeprefix("encoder.")
     return short(name)
 

@@ -55,8 +55,12 @@ def pick_speed(rng):
 
 def pick_manner(rng):
     """What `kokoro_model.PLAIN` names, and the unevenness of lengths: how one person, in one mood, speaks."""
-    manner = {"pitch": min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45), "spread": rng.uniform(0.5, 1.6),
-              "jitter": rng.uniform(0, 0.3), "energy": rng.uniform(0.5, 1.6)}
+    manner = {
+        "pitch": min(max(math.exp(rng.gauss(0, 0.15)), 0.7), 1.45),
+        "spread": rng.uniform(0.5, 1.6),
+        "jitter": rng.uniform(0, 0.3),
+        "energy": rng.uniform(0.5, 1.6),
+    }
     if rng.random() < 0.45:
         manner["blur"] = rng.uniform(0.4, 1.7)
     if rng.random() < 0.25:
@@ -107,8 +111,20 @@ def main():
             if not 1 <= len(phonemes) <= args.max_phonemes:
                 continue
             manner = pick_manner(rng) | ({"prosody": pick_voice(rng)} if rng.random() < 0.5 else {})
-            out.write(json.dumps({"id": item["id"], "text": item["text"], "phonemes": phonemes, "voice": voice,
-                                  "speed": speed, **manner}, ensure_ascii=False) + "\n")
+            out.write(
+                json.dumps(
+                    {
+                        "id": item["id"],
+                        "text": item["text"],
+                        "phonemes": phonemes,
+                        "voice": voice,
+                        "speed": speed,
+                        **manner,
+                    },
+                    ensure_ascii=False,
+                )
+                + "\n"
+            )
             written += 1
             seconds += (len(phonemes) + 2) * SECONDS_PER_PHONEME / speed
             if seconds > args.hours * 3600:

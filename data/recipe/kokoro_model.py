@@ -56,11 +56,10 @@ class Kokoro:
             w[name] = value.to(self.device)
         self.w = w
         self.vocab = json.loads(bytes(arrays["vocab"]).decode())
-        self.voices = {
-            n[6:]: torch.from_numpy(arrays[n]).float() for n in arrays.files if n.startswith("voice/")
+        self.voices = {n[6:]: torch.from_numpy(arrays[n]).float() for n in arrays.files if n.startswith("voice/")}
+        self.lstms = {
+            n[: -len(".weight_ih_l0")]: self._lstm(n[: -len(".weight_ih_l0")]) for n in w if n.endswith(".weight_ih_l0")
         }
-        self.lstms = {n[: -len(".weight_ih_l0")]: self._lstm(n[: -len(".weight_ih_l0")])
-                      for n in w if n.endswith(".weight_ih_l0")}
         k = torch.arange(20, dtype=torch.float64)
         window = 0.5 - 0.5 * torch.cos(TWO_PI * k / 20)
         angle = TWO_PI * torch.arange(11, dtype=torch.float64)[:, None] * k / 20
@@ -110,8 +109,9 @@ class Kokoro:
         """Instance norm over time, scaled and shifted by the style: one batch-norm over batch x channels."""
         b, c, t = x.shape
         gamma, beta = self.linear(name + ".fc", style).chunk(2, 1)
-        y = torch.batch_norm(x.reshape(1, b * c, t), (1 + gamma).flatten(), beta.flatten(), None, None,
-                             True, 0.0, 1e-5, False)
+        y = torch.batch_norm(
+            x.reshape(1, b * c, t), (1 + gamma).flatten(), beta.flatten(), None, None, True, 0.0, 1e-5, False
+        )
         return y.view(b, c, t)
 
     def albert(self, ids):
@@ -123,14 +123,22 @@ class Kokoro:
         x = F.layer_norm(x, (128,), w[emb + "LayerNorm.weight"], w[emb + "LayerNorm.bias"], 1e-12)
         x = self.linear("bert.embedding_hidden_mapping_in", x)
         for _ in range(12):
-            q, k, v = (self.linear("albert.attention." + n, x).view(b, t, 12, 64).transpose(1, 2)
-                       for n in ("query", "key", "value"))
+            q, k, v = (
+                self.linear("albert.attention." + n, x).view(b, t, 12, 64).transpose(1, 2)
+                for n in ("query", "key", "value")
+            )
             a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, 768)
-            x = F.layer_norm(x + self.linear("albert.attention.dense", a), (768,),
-                             w["albert.attention.LayerNorm.weight"], w["albert.attention.LayerNorm.bias"], 1e-12)
+            x = F.layer_norm(
+                x + self.linear("albert.attention.dense", a),
+                (768,),
+                w["albert.attention.LayerNorm.weight"],
+                w["albert.attention.LayerNorm.bias"],
+                1e-12,
+            )
             y = self.linear("albert.ffn_output", F.gelu(self.linear("albert.ffn", x), approximate="tanh"))
-            x = F.layer_norm(x + y, (768,), w["albert.full_layer_layer_norm.weight"],
-                             w["albert.full_layer_layer_norm.bias"], 1e-12)
+            x = F.layer_norm(
+                x + y, (768,), w["albert.full_layer_layer_norm.weight"], w["albert.full_layer_layer_norm.bias"], 1e-12
+            )
         return x
 
     def text_encoder(self, ids):
@@ -149,8 +157,9 @@ class Kokoro:
         pool = self.w.get(name + ".pool.weight")
         if pool is not None:
             shortcut = shortcut.repeat_interleave(2, dim=2)
-            x = F.conv_transpose1d(x, pool, self.w[name + ".pool.bias"], stride=2, padding=1,
-                                   output_padding=1, groups=pool.shape[0])
+            x = F.conv_transpose1d(
+                x, pool, self.w[name + ".pool.bias"], stride=2, padding=1, output_padding=1, groups=pool.shape[0]
+            )
         if name + ".conv1x1.weight" in self.w:
             shortcut = self.conv(name + ".conv1x1", shortcut)
         x = self.conv(name + ".conv1", x, padding=1)
@@ -210,8 +219,9 @@ class Kokoro:
         for k, (stride, pad) in enumerate(((10, 5), (6, 3))):
             side = self.conv(g + f"noise_convs.{k}", har, *((6, 3) if k == 0 else (1, 0)))
             side = self.snake_block(g + f"noise_res.{k}", side, style)
-            x = F.conv_transpose1d(F.leaky_relu(x, 0.1), w[g + f"ups.{k}.weight"], w[g + f"ups.{k}.bias"],
-                                   stride=stride, padding=pad)
+            x = F.conv_transpose1d(
+                F.leaky_relu(x, 0.1), w[g + f"ups.{k}.weight"], w[g + f"ups.{k}.bias"], stride=stride, padding=pad
+            )
             if k == 1:
                 x = F.pad(x, (1, 0), mode="reflect")
             x = x + side
@@ -221,7 +231,7 @@ class Kokoro:
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], 1)
         audio = F.conv_transpose1d(spectrum, self.synthesis, stride=5)
         weight = F.conv_transpose1d(torch.ones_like(spectrum[:1, :1]), self.window2, stride=5)
-        return (audio[:, 0, 10:-10] / weight[0, :, 10:-10])
+        return audio[:, 0, 10:-10] / weight[0, :, 10:-10]
 
     def bend(self, f0, manner):
         """Pitch curves (B, 1, 2F), moved, stretched and roughened; `manner` has a (B, 1, 1) for each name of PLAIN."""

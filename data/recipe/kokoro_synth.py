@@ -80,8 +80,18 @@ class Writer:
         text = []
         for entry, samples in clips:
             self.pcm.write(samples.tobytes())
-            text.append(json.dumps({"id": entry["id"], "offset": self.offset, "n_samples": len(samples),
-                                    "ids": entry["ids"], "durations": entry["durations"]}) + "\n")
+            text.append(
+                json.dumps(
+                    {
+                        "id": entry["id"],
+                        "offset": self.offset,
+                        "n_samples": len(samples),
+                        "ids": entry["ids"],
+                        "durations": entry["durations"],
+                    }
+                )
+                + "\n"
+            )
             self.offset += len(samples)
         self.pcm.flush()
         self.lines.write("".join(text).encode())
@@ -142,9 +152,14 @@ def speak(model, resample, batch, noise, peak):
     durations = pad([torch.tensor(e["durations"]) for e in batch], batch_first=True)
     index = kokoro_model.frame_index(durations).to(model.device)
     manner = {name: [e.get(name, usual) for e in batch] for name, usual in kokoro_model.PLAIN.items()}
-    audio = model.synthesise(index, torch.stack([e["style"] for e in batch]),
-                             pad([e["for_pitch"] for e in batch], batch_first=True),
-                             pad([e["for_sound"] for e in batch], batch_first=True), noise, manner)
+    audio = model.synthesise(
+        index,
+        torch.stack([e["style"] for e in batch]),
+        pad([e["for_pitch"] for e in batch], batch_first=True),
+        pad([e["for_sound"] for e in batch], batch_first=True),
+        noise,
+        manner,
+    )
     audio = resample(audio)
     audio = audio * (peak / audio.abs().amax(1, keepdim=True).clamp(min=1e-4))
     samples = (audio * 32767).round().short().cpu().numpy()
@@ -180,8 +195,11 @@ def main():
         entries = [json.loads(line) for k, line in enumerate(f) if k % parts == part]
     writer = Writer(args.out, part)
     entries = [e for e in entries if e["id"] not in writer.done]
-    print(f"[{part}] {len(entries)} to speak, {len(writer.done)} done before, "
-          f"ready after {time.monotonic() - START:.1f} s", flush=True)
+    print(
+        f"[{part}] {len(entries)} to speak, {len(writer.done)} done before, "
+        f"ready after {time.monotonic() - START:.1f} s",
+        flush=True,
+    )
 
     first = last = time.monotonic()
     seconds = clips = 0
@@ -199,15 +217,20 @@ def main():
             seconds += len(batch) * batch[0]["frames"] * 0.025
             if time.monotonic() - last > 10:
                 last = time.monotonic()
-                print(f"[{part}] {clips} clips, {seconds / 3600:.2f} h, {seconds / (last - first):.0f} x real time",
-                      flush=True)
+                print(
+                    f"[{part}] {clips} clips, {seconds / 3600:.2f} h, {seconds / (last - first):.0f} x real time",
+                    flush=True,
+                )
         for e in entries[k : k + args.block]:
             e.clear()  # frees the encodings
         if not finished:
             break
     spent = max(time.monotonic() - first, 1e-6)
-    print(f"[{part}] {'finished' if finished else 'stopped'}: {clips} clips, {seconds / 3600:.2f} h, "
-          f"{seconds / spent:.1f} x real time, {spent:.0f} s", flush=True)
+    print(
+        f"[{part}] {'finished' if finished else 'stopped'}: {clips} clips, {seconds / 3600:.2f} h, "
+        f"{seconds / spent:.1f} x real time, {spent:.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

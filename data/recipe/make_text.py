@@ -38,14 +38,25 @@ from phrases import digits, grammar, repeats
 from readers import from_fortunes, from_gcide, from_plays, from_prose, from_rdata, from_wordnet
 from spelling import ONES, to_say, to_text
 
-WANTED = {"rdata": 12000, "prose": 1200, "verses": 5000, "plays": 4000, "wordnet-example": 8000,
-          "wordnet-gloss": 2500, "gcide": 4500, "fortunes": 1500, "grammar": 8000, "digits": 6000, "repeats": 2500,
-          "words": 4000}
+WANTED = {
+    "rdata": 12000,
+    "prose": 1200,
+    "verses": 5000,
+    "plays": 4000,
+    "wordnet-example": 8000,
+    "wordnet-gloss": 2500,
+    "gcide": 4500,
+    "fortunes": 1500,
+    "grammar": 8000,
+    "digits": 6000,
+    "repeats": 2500,
+    "words": 4000,
+}
 
 
 def six_grams(text, n=6):
     words = text.split()
-    return {" ".join(words[i:i + n]) for i in range(len(words) - n + 1)}
+    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 class Collector:
@@ -93,7 +104,7 @@ def salads(words, rng, each):
     at = 0
     while at < len(deck):
         size = rng.randint(3, 10)
-        yield " ".join(deck[at:at + size])
+        yield " ".join(deck[at : at + size])
         at += size
 
 
@@ -189,17 +200,23 @@ class Maker:
             counts["digits"] += train.fill([word] * 30, "digits", 30, checked=False, low=1, again=True)
         rest = want["digits"] - counts["digits"]
         counts["digits"] += train.fill(forever(digits, rng), "digits", rest, checked=False, low=2)
-        plain = [line["say"] for line in train.lines
-                 if line["source"] == "tatoeba" and 2 <= len(line["text"].split()) <= 8]
+        plain = [
+            line["say"] for line in train.lines if line["source"] == "tatoeba" and 2 <= len(line["text"].split()) <= 8
+        ]
         makes = forever(repeats, rng, plain or ["It is late."])
         counts["repeats"] = train.fill(makes, "repeats", want["repeats"], checked=False, low=2)
 
     def words(self):
         """Word salads, single words and pairs of words."""
         train, rng, known, want = self.train, self.rng, self.known, self.want["words"]
-        words = [word for word in read(self.args.frequent).split()
-                 if re.match(r"^[a-z]+('[a-z]+)?$", word) and re.search(r"[aeiouy]", word) and
-                 (len(word) > 2 or word in {"a", "i", "o"} or word in known) and (not known or word in known)]
+        words = [
+            word
+            for word in read(self.args.frequent).split()
+            if re.match(r"^[a-z]+('[a-z]+)?$", word)
+            and re.search(r"[aeiouy]", word)
+            and (len(word) > 2 or word in {"a", "i", "o"} or word in known)
+            and (not known or word in known)
+        ]
         common = words[:12000]
         self.counts["salad"] = train.fill(salads(common, rng, 4), "salad", 10**9, checked=False)
         singles = common[:3000] + rng.sample(words[3000:20000], min(1500, max(0, len(words) - 3000)))

@@ -12,7 +12,7 @@ def sentences(paragraph):
     """Cut a paragraph at the ends of its sentences."""
     start = 0
     for match in re.finditer(r"[.!?;]['\"”’)]*\s+", paragraph):
-        piece = paragraph[start:match.end()].strip()
+        piece = paragraph[start : match.end()].strip()
         if ABBREVIATIONS.search(piece):
             continue
         yield piece
@@ -28,8 +28,9 @@ def clauses(sentence, rng, most=25):
     parts, current, goal = [], [], rng.randint(4, 20)
     for piece in re.split(r"(?<=[,:;])\s+|\s*--\s*", sentence):
         length = len(piece.split())
-        if current and (sum(len(p.split()) for p in current) + length > most or
-                        sum(len(p.split()) for p in current) >= goal):
+        if current and (
+            sum(len(p.split()) for p in current) + length > most or sum(len(p.split()) for p in current) >= goal
+        ):
             parts.append(" ".join(current))
             current, goal = [], rng.randint(4, 20)
         current.append(piece)
@@ -42,7 +43,7 @@ def from_prose(text, rng):
     """Readings from running text whose paragraphs are apart by empty lines."""
     start = re.search(r"\*\*\* ?START OF.*\n", text)
     end = re.search(r"\*\*\* ?END OF|End of (the )?Project Gutenberg", text)
-    text = text[start.end() if start else 0:end.start() if end else len(text)]
+    text = text[start.end() if start else 0 : end.start() if end else len(text)]
     for paragraph in re.split(r"\r?\n\s*\r?\n", text):
         paragraph = " ".join(paragraph.split())
         if len(paragraph.split()) < 4 or paragraph.isupper():
@@ -68,17 +69,17 @@ def from_rdata(path, wanted):
     blob, at, number = open(path, "rb").read(), 0, 0
     while at < len(blob):
         stream = zlib.decompressobj()
-        data = stream.decompress(blob[at + 4:])
+        data = stream.decompress(blob[at + 4 :])
         at = len(blob) - len(stream.unused_data)
         if number in wanted:
             lines, i = [], 0
             while True:
-                header = re.compile(rb"\0[\0\4\x08][\0\x80]\t").search(data, i)      # of one string
+                header = re.compile(rb"\0[\0\4\x08][\0\x80]\t").search(data, i)  # of one string
                 if not header or header.end() + 4 > len(data):
                     break
                 i = header.end() + 4
-                size = max(int.from_bytes(data[i - 4:i], "big", signed=True), 0)
-                lines.append(data[i:i + size].decode("utf-8", "replace"))
+                size = max(int.from_bytes(data[i - 4 : i], "big", signed=True), 0)
+                lines.append(data[i : i + size].decode("utf-8", "replace"))
                 i += size
             yield "\n".join(lines)
         number += 1

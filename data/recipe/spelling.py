@@ -2,11 +2,20 @@
 
 import re
 
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-        "sixteen seventeen eighteen nineteen").split()
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
-            "nine": "ninth", "twelve": "twelfth"}
+ORDINALS = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
 
 
 def cardinal(n):
@@ -76,11 +85,41 @@ def spell_numbers(line):
     return None if re.search(r"\d", line) else line
 
 
-SPOKEN_TITLES = (("Mr.", "Mister"), ("Mrs.", "Missus"), ("Dr.", "Doctor"), ("Messrs.", "Messieurs"),
-                 ("Mr", "Mister"), ("Mrs", "Missus"), ("Dr", "Doctor"), ("Esq.", "Esquire"), ("&", "and"))
-PLAIN = str.maketrans({"‘": "'", "’": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": ",", "…": ",",
-                       "é": "e", "è": "e", "ê": "e", "ï": "i", "ö": "o", "ç": "c", "à": "a", "æ": "ae",
-                       "_": "", "*": "", "\u00a0": " ", "\u202f": " "})
+SPOKEN_TITLES = (
+    ("Mr.", "Mister"),
+    ("Mrs.", "Missus"),
+    ("Dr.", "Doctor"),
+    ("Messrs.", "Messieurs"),
+    ("Mr", "Mister"),
+    ("Mrs", "Missus"),
+    ("Dr", "Doctor"),
+    ("Esq.", "Esquire"),
+    ("&", "and"),
+)
+PLAIN = str.maketrans(
+    {
+        "‘": "'",
+        "’": "'",
+        "`": "'",
+        "“": '"',
+        "”": '"',
+        "–": "-",
+        "—": ",",
+        "…": ",",
+        "é": "e",
+        "è": "e",
+        "ê": "e",
+        "ï": "i",
+        "ö": "o",
+        "ç": "c",
+        "à": "a",
+        "æ": "ae",
+        "_": "",
+        "*": "",
+        "\u00a0": " ",
+        "\u202f": " ",
+    }
+)
 SAYABLE = re.compile(r"^[A-Za-z' ,.;:!?-]+$")
 
 
@@ -94,7 +133,7 @@ def to_say(raw):
         return None
     line = re.sub(r"\s*-{2,}\s*", ", ", line)
     line = re.sub(r'["()\[\]]', "", line)
-    line = re.sub(r"(?<![A-Za-z])'|'(?![A-Za-z])", "", line)       # quotation marks, not apostrophes
+    line = re.sub(r"(?<![A-Za-z])'|'(?![A-Za-z])", "", line)  # quotation marks, not apostrophes
     line = re.sub(r"\.{2,}", ",", line)
     line = re.sub(r"\s+([,.;:!?])", r"\1", line)
     line = re.sub(r"([,;:])[,.;:]+", r"\1", line)

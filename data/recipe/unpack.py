@@ -43,8 +43,9 @@ def main():
     for text in (options.packs / "index.jsonl").read_text().splitlines():
         line = json.loads(text)
         by_pack.setdefault(line["pack"], []).append(line)
-    jobs = [(options.packs / name, lines, options.out) for name, lines in by_pack.items()
-            if (options.packs / name).exists()]
+    jobs = [
+        (options.packs / name, lines, options.out) for name, lines in by_pack.items() if (options.packs / name).exists()
+    ]
     with multiprocessing.Pool(options.workers) as pool:
         total = sum(pool.map(decode, jobs, chunksize=1))
     print(f"{total / 16_000 / 3600:.2f} h from {len(jobs)} packs")

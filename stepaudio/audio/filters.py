@@ -47,6 +47,7 @@ def povey(n: int) -> np.ndarray:
     window.flags.writeable = False
     return window
 
+
 N_MELS = 128
 MEL_KNEE_HZ = 1000.0  # Slaney's scale: linear below, logarithmic above
 MELS_PER_HZ = 3 / 200

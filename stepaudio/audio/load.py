@@ -29,8 +29,9 @@ LENGTH_UNKNOWN = 1 << 60  # libsndfile reports its largest count for a stream wi
 PCM_ZERO_AND_SCALE = {"uint8": (128, 2**7), "int8": (0, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 
 
-def load_audio(source, *, downmix: str = "first", sample_rate: float | None = None,
-               to: int = SAMPLE_RATE) -> np.ndarray:
+def load_audio(
+    source, *, downmix: str = "first", sample_rate: float | None = None, to: int = SAMPLE_RATE
+) -> np.ndarray:
     """Read a recording as mono samples at 16 kHz, whatever its rate, channels and sample type.
 
     The native-rate signal is never whole in memory: blocks are read, reduced to one channel, resampled by a
@@ -106,8 +107,10 @@ def _load_file(path: Path, downmix: str, to: int) -> np.ndarray:
         promised = file.frames if file.frames < LENGTH_UNKNOWN else 0
     watch.verdict()
     if promised - watch.n > MIN_SECONDS * rate:
-        raise AudioError(f"{path}: the header promises {promised} samples, {watch.n} could be read; the file is "
-                         f"cut off: fetch it again, or convert what is left to wav")
+        raise AudioError(
+            f"{path}: the header promises {promised} samples, {watch.n} could be read; the file is "
+            f"cut off: fetch it again, or convert what is left to wav"
+        )
     return samples
 
 
@@ -135,8 +138,10 @@ def _open(path: Path) -> sf.SoundFile:
     try:
         return _ForwardFile(path)
     except (RuntimeError, OSError, TypeError, ValueError) as error:
-        raise AudioError(f"{path}: is not audio that libsndfile reads ({one_line(error)}); expected wav, flac, "
-                         f"ogg, mp3 or the like: convert it first, for example with ffmpeg") from None
+        raise AudioError(
+            f"{path}: is not audio that libsndfile reads ({one_line(error)}); expected wav, flac, "
+            f"ogg, mp3 or the like: convert it first, for example with ffmpeg"
+        ) from None
 
 
 def _file_blocks(file: sf.SoundFile, path: Path, downmix: str) -> Iterator[np.ndarray]:
@@ -170,16 +175,21 @@ def as_array(source) -> np.ndarray:
     try:
         array = np.asarray(source)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise AudioError(f"array: not a rectangular array of numbers ({one_line(error)}); "
-                         f"expected float32 samples of shape (n,) or (n, channels)") from None
+        raise AudioError(
+            f"array: not a rectangular array of numbers ({one_line(error)}); "
+            f"expected float32 samples of shape (n,) or (n, channels)"
+        ) from None
     if array.dtype.kind != "f" and array.dtype.name not in PCM_ZERO_AND_SCALE:
-        raise AudioError(f"array: {array.dtype} samples have no known full scale; expected float in [-1, 1] or "
-                         f"{', '.join(PCM_ZERO_AND_SCALE)} PCM: convert first")
+        raise AudioError(
+            f"array: {array.dtype} samples have no known full scale; expected float in [-1, 1] or "
+            f"{', '.join(PCM_ZERO_AND_SCALE)} PCM: convert first"
+        )
     if array.ndim not in (1, 2) or array.shape[1:] == (0,):
         raise AudioError(f"array: expected shape (n,) or (n, channels), found {array.shape}; pass one recording")
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
-        raise AudioError(f"array: shape {array.shape} has more channels than samples; expected (n, channels): "
-                         f"transpose it")
+        raise AudioError(
+            f"array: shape {array.shape} has more channels than samples; expected (n, channels): transpose it"
+        )
     return array
 
 
@@ -249,15 +259,21 @@ class _Watch:
         if self.n == 0:
             raise AudioError(f"{self.name}: holds no samples; expected at least {MIN_SECONDS} s of audio")
         if self.n_bad:
-            raise AudioError(f"{self.name}: {self.n_bad} of {self.n} samples are NaN or Inf, the first at index "
-                             f"{self.first_bad}; repair or export the recording again")
+            raise AudioError(
+                f"{self.name}: {self.n_bad} of {self.n} samples are NaN or Inf, the first at index "
+                f"{self.first_bad}; repair or export the recording again"
+            )
         if self.n < MIN_SECONDS * self.rate or self.n * SAMPLE_RATE < N_FFT * self.rate:
-            raise AudioError(f"{self.name}: {self.n} sample{'s' * (self.n > 1)} at {self.rate:g} Hz last "
-                             f"{self.n / self.rate:.4f} s; expected at least {MIN_SECONDS} s")
+            raise AudioError(
+                f"{self.name}: {self.n} sample{'s' * (self.n > 1)} at {self.rate:g} Hz last "
+                f"{self.n / self.rate:.4f} s; expected at least {MIN_SECONDS} s"
+            )
         if self.peak > MAX_PEAK:
             scale = 2**15 if self.peak <= 2**15 else 2**31
-            raise AudioError(f"{self.name}: peak {self.peak:.6g}, expected float samples in [-1, 1] (at most "
-                             f"{MAX_PEAK:g}); if these are integer PCM values, divide them by {scale}")
+            raise AudioError(
+                f"{self.name}: peak {self.peak:.6g}, expected float samples in [-1, 1] (at most "
+                f"{MAX_PEAK:g}); if these are integer PCM values, divide them by {scale}"
+            )
 
 
 def checked_rate(rate, name: str) -> float:

@@ -49,8 +49,9 @@ class AudioWriter:
 
 
 @contextmanager
-def audio_writer(path: str | os.PathLike, sample_rate: int, channels: int = 1,
-                 peak: float = 1.0) -> Iterator[AudioWriter]:
+def audio_writer(
+    path: str | os.PathLike, sample_rate: int, channels: int = 1, peak: float = 1.0
+) -> Iterator[AudioWriter]:
     """Open a file that is written block by block, and appears under its name only when it is whole.
 
     Until then it lies beside it as `.NAME.part…`, and is removed if anything goes wrong.
@@ -78,8 +79,11 @@ def audio_writer(path: str | os.PathLike, sample_rate: int, channels: int = 1,
     is_float = path.name.lower().endswith(FLOAT_SUFFIX)
     gain = 1.0 if is_float else 1.0 / max(1.0, peak)
     if gain < 1:
-        warnings.warn(f"{path}: sound may reach {peak:.4g} of full scale; all of it is written at "
-                      f"{20 * math.log10(gain):.1f} dB, so that nothing clips", stacklevel=3)
+        warnings.warn(
+            f"{path}: sound may reach {peak:.4g} of full scale; all of it is written at "
+            f"{20 * math.log10(gain):.1f} dB, so that nothing clips",
+            stacklevel=3,
+        )
     with _told(path):
         file = sf.SoundFile(part, "w", int(rate), channels, "FLOAT" if is_float else None)
     try:
@@ -132,8 +136,10 @@ def save_audio(path: str | os.PathLike, samples, sample_rate: int = SAMPLE_RATE,
         raise AudioError(f"{path}: expected float samples in [-1, 1], found {array.dtype} of shape {array.shape}")
     peak = float(np.abs(array).max())
     if too_loud == "refuse" and 1 < peak < math.inf and not path.name.lower().endswith(FLOAT_SUFFIX):
-        raise AudioError(f"{path}: peak {peak:.6g} is beyond full scale and would clip; divide the samples by it, say "
-                         f"too_loud='scale', or write {FLOAT_SUFFIX}")
+        raise AudioError(
+            f"{path}: peak {peak:.6g} is beyond full scale and would clip; divide the samples by it, say "
+            f"too_loud='scale', or write {FLOAT_SUFFIX}"
+        )
     channels = 1 if array.ndim == 1 else array.shape[1]
     step = BLOCK_VALUES // channels
     with audio_writer(path, sample_rate, channels, peak if math.isfinite(peak) else 1.0) as writer:
@@ -145,8 +151,9 @@ def check_target(path: str | os.PathLike) -> Path:
     """The path, if sound can be written there: a known suffix, and a folder to lie in. `AudioError` otherwise."""
     path = Path(path)
     if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() == ".raw":
-        raise AudioError(f"{path}: unknown audio suffix {path.suffix!r}; use .wav, {FLOAT_SUFFIX} (float), .flac, .ogg "
-                         "or .mp3")
+        raise AudioError(
+            f"{path}: unknown audio suffix {path.suffix!r}; use .wav, {FLOAT_SUFFIX} (float), .flac, .ogg or .mp3"
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise AudioError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'no such folder'})")
     return path

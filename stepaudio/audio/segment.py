@@ -63,8 +63,10 @@ def cut_points(
     samples = _checked(samples)
     limit, search = int(max_seconds * SAMPLE_RATE), int(search_seconds * SAMPLE_RATE)
     if not MIN_SECONDS * SAMPLE_RATE <= search <= limit / 2:
-        raise ConfigError(f"search_seconds: expected {MIN_SECONDS} to half of max_seconds ({max_seconds / 2:g}), "
-                          f"found {search_seconds:g}")
+        raise ConfigError(
+            f"search_seconds: expected {MIN_SECONDS} to half of max_seconds ({max_seconds / 2:g}), "
+            f"found {search_seconds:g}"
+        )
     if samples.size <= limit:
         return [(0, samples.size)]
     level = _smoothed_db(samples)
@@ -97,8 +99,10 @@ def is_silent(samples: np.ndarray) -> bool:
 def _checked(samples: np.ndarray) -> np.ndarray:
     samples = np.asarray(samples)
     if samples.ndim != 1 or samples.dtype.kind != "f" or samples.size == 0:
-        raise AudioError(f"expected float samples of shape (n,), found {samples.dtype} {samples.shape}; load_audio "
-                         f"makes such samples")
+        raise AudioError(
+            f"expected float samples of shape (n,), found {samples.dtype} {samples.shape}; load_audio "
+            f"makes such samples"
+        )
     return samples
 
 

@@ -55,8 +55,12 @@ def preload_blas() -> str | None:
     if loaded or not sys.platform.startswith("linux") or cuda_installed():
         return loaded
     if "mlx.core" in sys.modules:
-        warnings.warn("mlx was imported before stepaudio, so no fast BLAS could be put under it: import stepaudio "
-                      "first, or matrix products run about 30 times slower", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            "mlx was imported before stepaudio, so no fast BLAS could be put under it: import stepaudio "
+            "first, or matrix products run about 30 times slower",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         return None
     for path in _candidates():
         if _load_cblas(path):
@@ -65,9 +69,12 @@ def preload_blas() -> str | None:
     named = os.environ.get(BLAS_VARIABLE)
     if named != "none":
         reason = f"{BLAS_VARIABLE}={named} is no CBLAS library that can be loaded" if named else "no fast BLAS found"
-        warnings.warn(f"{reason}: matrix products run about 30 times slower. Install the extra stepaudio[cpu] "
-                      f"(mkl), or Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library",
-                      RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{reason}: matrix products run about 30 times slower. Install the extra stepaudio[cpu] "
+            f"(mkl), or Debian's libopenblas0-pthread, or point {BLAS_VARIABLE} at a CBLAS library",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return None
 
 

@@ -12,9 +12,14 @@ BELOW = "0.5f * (1.0f + erff(v * 0.70710678f))"  # Phi(v)
 @lru_cache(maxsize=2)
 def _kernel(name: str, inputs: tuple[str, ...], body: str):
     kernel = mx.fast.cuda_kernel(name=name, input_names=inputs, output_names=["y"], source=ELEMENT + body)
-    return lambda *arrays: kernel(inputs=arrays, template=[("T", arrays[0].dtype)], grid=(arrays[0].size, 1, 1),
-                                  threadgroup=(THREADS, 1, 1), output_shapes=[arrays[0].shape],
-                                  output_dtypes=[arrays[0].dtype])[0]
+    return lambda *arrays: kernel(
+        inputs=arrays,
+        template=[("T", arrays[0].dtype)],
+        grid=(arrays[0].size, 1, 1),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[arrays[0].shape],
+        output_dtypes=[arrays[0].dtype],
+    )[0]
 
 
 @mx.custom_function

@@ -44,6 +44,12 @@ def info() -> dict:
     backend = "cpu" if on_cpu() else ("cuda" if cuda_installed() else "metal")
     otherwise = "Accelerate" if sys.platform == "darwin" else "MLX's own (slow)" if backend == "cpu" else "unused"
     library = blas.loaded or otherwise
-    return {"backend": backend, "device": str(mx.default_device()), "blas": library,
-            "dtype": str(default_dtype()).removeprefix("mlx.core."), "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}", "versions": versions}
+    return {
+        "backend": backend,
+        "device": str(mx.default_device()),
+        "blas": library,
+        "dtype": str(default_dtype()).removeprefix("mlx.core."),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }

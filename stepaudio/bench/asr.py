@@ -85,8 +85,10 @@ class Contest:
     def theirs(self, threads: int) -> Turn:
         """PyTorch, one clip at a time."""
         stop, most = self.options.stop_ids, self.options.max_tokens
-        answers = [self.rival.hear(mel, r.ids, r.spans[0][0], stop, most, threads)
-                   for mel, r in zip(self.mels, self.requests, strict=True)]
+        answers = [
+            self.rival.hear(mel, r.ids, r.spans[0][0], stop, most, threads)
+            for mel, r in zip(self.mels, self.requests, strict=True)
+        ]
         return Turn([tuple(ids) for ids, _ in answers], np.array([seconds for _, seconds in answers]))
 
     def measure(self, repeats: int) -> None:
@@ -111,8 +113,12 @@ class Contest:
             self.rival.close()
 
 
-def run(manifest: str | Path | None = None, model: str | Path | StepAudio2 | None = None, repeats: int = 3,
-        prompt=ASR_SYSTEM) -> int:
+def run(
+    manifest: str | Path | None = None,
+    model: str | Path | StepAudio2 | None = None,
+    repeats: int = 3,
+    prompt=ASR_SYSTEM,
+) -> int:
     """Compare and print. Returns 0, or 1 if any two ways of running gave different ids.
 
     manifest, model : by default what is bundled. prompt : as in `StepAudio2.transcribe`.
@@ -125,10 +131,13 @@ def run(manifest: str | Path | None = None, model: str | Path | StepAudio2 | Non
     contest = Contest(model, pieces, prompt)
     try:
         found = backend.info()
-        print(f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}, BLAS {found['blas']}\n"
-              f"{len(pieces)} clips, {sum(map(len, pieces)) / SAMPLE_RATE:.0f} s of sound, greedy, at most "
-              f"{MAX_IDS} ids a "
-              f"clip\nratios of time: least, median, most of {repeats} repeats\n", flush=True)
+        print(
+            f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}, BLAS {found['blas']}\n"
+            f"{len(pieces)} clips, {sum(map(len, pieces)) / SAMPLE_RATE:.0f} s of sound, greedy, at most "
+            f"{MAX_IDS} ids a "
+            f"clip\nratios of time: least, median, most of {repeats} repeats\n",
+            flush=True,
+        )
         contest.measure(repeats)
         print(table(contest), flush=True)
         same = compare_caches(contest, repeats)
@@ -172,14 +181,20 @@ def manifest_ratios(ours: list[Turn], theirs: list[Turn]) -> np.ndarray:
 def clip_ratios(ours: list[Turn], theirs: list[Turn]) -> np.ndarray:
     """(repeats, 4): per stage, the median over the clips of each clip's ratio. Stages of no time are left out."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.array([np.nanmedian(with_total(a.seconds) / with_total(b.seconds), axis=0)
-                         for a, b in zip(ours, theirs, strict=True)])
+        return np.array(
+            [
+                np.nanmedian(with_total(a.seconds) / with_total(b.seconds), axis=0)
+                for a, b in zip(ours, theirs, strict=True)
+            ]
+        )
 
 
 def line(name: str, ratios: np.ndarray) -> str:
     """One row of the table; ratios (repeats, stages)."""
-    cells = [f"{low:6.2f} {mid:6.2f} {high:6.2f}" for low, mid, high in zip(
-        ratios.min(0), np.median(ratios, axis=0), ratios.max(0), strict=True)]
+    cells = [
+        f"{low:6.2f} {mid:6.2f} {high:6.2f}"
+        for low, mid, high in zip(ratios.min(0), np.median(ratios, axis=0), ratios.max(0), strict=True)
+    ]
     return f"{name:34}" + "  ".join(cells)
 
 
@@ -190,8 +205,10 @@ def table(contest: Contest) -> str:
     if contest.rival:
         best = min(THREADS, key=lambda t: np.median([turn.seconds.sum() for turn in turns[f"torch {t}"]]))
         rival = turns[f"torch {best}"]
-        rows += [line("one clip, ours / PyTorch", clip_ratios(turns["alone"], rival)),
-                 line(f"manifest in batches of {CPU_BATCH} / PyTorch", manifest_ratios(turns["batch"], rival))]
+        rows += [
+            line("one clip, ours / PyTorch", clip_ratios(turns["alone"], rival)),
+            line(f"manifest in batches of {CPU_BATCH} / PyTorch", manifest_ratios(turns["batch"], rival)),
+        ]
     ratios = manifest_ratios(turns["batch"], turns["alone"])
     rows.append(line(f"batches of {CPU_BATCH} / one by one, both ours", ratios))
     if contest.rival:
@@ -216,9 +233,13 @@ def compare_caches(contest: Contest, repeats: int) -> bool:
     def cached(heard: Request) -> tuple[int, ...]:
         return collect(generate(contest.model.net, [heard], options), 1)[0].ids
 
-    ways = {"published": (lambda: cached(contest._heard([mel])[0]),
-                          lambda: without_cache(contest.model, lambda: contest._heard([mel])[0], CACHE_IDS)),
-            "decoder": (lambda: cached(request), lambda: without_cache(contest.model, lambda: request, CACHE_IDS))}
+    ways = {
+        "published": (
+            lambda: cached(contest._heard([mel])[0]),
+            lambda: without_cache(contest.model, lambda: contest._heard([mel])[0], CACHE_IDS),
+        ),
+        "decoder": (lambda: cached(request), lambda: without_cache(contest.model, lambda: request, CACHE_IDS)),
+    }
     same = True
     for name, (quick, slow) in ways.items():
         ratios = []

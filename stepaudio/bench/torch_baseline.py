@@ -78,11 +78,22 @@ class TorchModel:
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         text = config["text_config"]
-        names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers",
-                 "vocab_size", "rms_norm_eps")
+        names = (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_hidden_layers",
+            "vocab_size",
+            "rms_norm_eps",
+        )
         positions = text.get("max_position_embeddings") or text.get("max_seq_len") or 32_768
-        qwen = Qwen2Config(**{n: text[n] for n in names}, max_position_embeddings=positions, tie_word_embeddings=False,
-                           rope_parameters={"rope_type": "default", "rope_theta": text["rope_theta"]})
+        qwen = Qwen2Config(
+            **{n: text[n] for n in names},
+            max_position_embeddings=positions,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": text["rope_theta"]},
+        )
         self._w = {name: torch.from_numpy(array) for name, array in weights.items()}
         self._audio = config["audio_encoder_config"]
         self._llm = Qwen2ForCausalLM(qwen).eval()
@@ -145,8 +156,10 @@ class TorchModel:
 
         B, S, C = x.shape
         h = self._norm(f"{name}.attn_ln", x)
-        q, k, v = (self._linear(f"{name}.attn.{part}", h).view(B, S, self._audio["n_audio_head"], -1).transpose(1, 2)
-                   for part in ("query", "key", "value"))
+        q, k, v = (
+            self._linear(f"{name}.attn.{part}", h).view(B, S, self._audio["n_audio_head"], -1).transpose(1, 2)
+            for part in ("query", "key", "value")
+        )
         y = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, S, C)
         x = x + self._linear(f"{name}.attn.out", y)
         return x + self._linear(f"{name}.mlp.2", gelu(self._linear(f"{name}.mlp.0", self._norm(f"{name}.mlp_ln", x))))

@@ -45,8 +45,13 @@ def measured(work: Callable[[], tuple[list[float], float]]) -> Cost:
     mx.reset_peak_memory()
     wall, processor = time.perf_counter(), time.process_time()
     ends, sound = work()
-    return Cost(ends[-1] - wall, time.process_time() - processor, mx.get_peak_memory(),
-                tuple(np.diff([wall, *ends]).tolist()), sound)
+    return Cost(
+        ends[-1] - wall,
+        time.process_time() - processor,
+        mx.get_peak_memory(),
+        tuple(np.diff([wall, *ends]).tolist()),
+        sound,
+    )
 
 
 class Trial:
@@ -103,11 +108,15 @@ def run(model: str | Path | None = None, repeats: int = 3, size: str = "publishe
 def report(weights: str, trial: Trial, reading: float, whole: list[Cost], streamed: list[Cost]) -> str:
     """The table; `whole` and `streamed` in pairs."""
     found, prompt = backend.info(), len(trial.voice.codes) / 25
-    held = [sum(a.nbytes for _, a in tree_flatten(getattr(trial.synthesizer.parts, c).parameters()))
-            for c in COMPONENTS]
-    rows = [f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
-            f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {trial.options.flow.n_steps} Euler steps, "
-            f"chunks of {trial.options.chunk_codes} codes; least, median, most of {len(whole)} repeats", ""]
+    held = [
+        sum(a.nbytes for _, a in tree_flatten(getattr(trial.synthesizer.parts, c).parameters())) for c in COMPONENTS
+    ]
+    rows = [
+        f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
+        f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {trial.options.flow.n_steps} Euler steps, "
+        f"chunks of {trial.options.chunk_codes} codes; least, median, most of {len(whole)} repeats",
+        "",
+    ]
 
     def row(name: str, values) -> None:
         values = np.array(list(values))
@@ -126,8 +135,11 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
     row("  streamed / whole, of these", (b.processor / a.processor for a, b in zip(whole, streamed, strict=True)))
     row("peak memory, whole (MiB, weights included)", (c.peak / MIB for c in whole))
     row("peak memory, streamed (MiB, weights included)", (c.peak / MIB for c in streamed))
-    rows += [f"weights: {sum(held) / MIB:.0f} MiB ("
-             + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(COMPONENTS, held, strict=True)) + ")",
-             f"making the voice from its clip took {reading / prompt:.2f} s for a second, once and cold",
-             "no row for PyTorch: the reference nets of this half come in no package that could be run here"]
+    rows += [
+        f"weights: {sum(held) / MIB:.0f} MiB ("
+        + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(COMPONENTS, held, strict=True))
+        + ")",
+        f"making the voice from its clip took {reading / prompt:.2f} s for a second, once and cold",
+        "no row for PyTorch: the reference nets of this half come in no package that could be run here",
+    ]
     return "\n".join(rows)

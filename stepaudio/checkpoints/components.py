@@ -57,5 +57,8 @@ def net_layout(config: Config) -> dict[str, Shape]:
     """Name -> shape of every tensor that the net holds, and a converted file with it."""
     layout = hift_layout(config, merged=True) if isinstance(config, HiftConfig) else published_layout(config)
     axes = kernel_axes(config)
-    return {name: tuple(shape[i] for i in axes[name]) if name in axes else shape
-            for name, shape in layout.items() if not name.endswith(COUNTER)}
+    return {
+        name: tuple(shape[i] for i in axes[name]) if name in axes else shape
+        for name, shape in layout.items()
+        if not name.endswith(COUNTER)
+    }

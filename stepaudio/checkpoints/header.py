@@ -280,9 +280,7 @@ def _shard_as_indexed(index: Path, shard: str, shard_of: dict[str, str]) -> dict
     if lacking:
         raise WeightsError(f"{index}: says that {shard} holds {listed(lacking)}, which it does not; the index lies")
     if unnamed:
-        raise WeightsError(
-            f"{index}: does not say that {shard} holds {listed(unnamed)}, which it does; the index lies"
-        )
+        raise WeightsError(f"{index}: does not say that {shard} holds {listed(unnamed)}, which it does; the index lies")
     return infos
 
 

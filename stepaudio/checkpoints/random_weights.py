@@ -28,29 +28,66 @@ LEVEL, CALM = 0.5, 0.25  # added to log magnitudes, and a factor of what makes t
 
 
 def _flow(width: int, heads: int, blocks: int, up_blocks: int, depth: int, speaker: int) -> FlowConfig:
-    encoder = {"input_size": width, "output_size": width, "input_layer": "linear", "pre_lookahead_len": 3,
-               "num_blocks": blocks, "num_up_blocks": up_blocks, "up_stride": 2, "up_scale_factor": 2,
-               "attention_heads": heads, "pos_enc_layer_type": "rel_pos_espnet",
-               "selfattention_layer_type": "rel_selfattn", "key_bias": True, "linear_units": 4 * width,
-               "dropout_rate": 0.1, "positional_dropout_rate": 0.1, "attention_dropout_rate": 0.1,
-               "normalize_before": True}
-    estimator = {"in_channels": 320, "out_channels": 80, "mlp_ratio": 4.0, "depth": depth, "num_heads": heads,
-                 "head_dim": width // heads, "hidden_size": width}
-    return FlowConfig.from_dict({"input_size": width, "output_size": 80, "spk_embed_dim": speaker,
-                                 "output_type": "mel", "vocab_size": 6561, "encoder": encoder,
-                                 "decoder": {"inference_cfg_rate": 0.7, "estimator": estimator}})
+    encoder = {
+        "input_size": width,
+        "output_size": width,
+        "input_layer": "linear",
+        "pre_lookahead_len": 3,
+        "num_blocks": blocks,
+        "num_up_blocks": up_blocks,
+        "up_stride": 2,
+        "up_scale_factor": 2,
+        "attention_heads": heads,
+        "pos_enc_layer_type": "rel_pos_espnet",
+        "selfattention_layer_type": "rel_selfattn",
+        "key_bias": True,
+        "linear_units": 4 * width,
+        "dropout_rate": 0.1,
+        "positional_dropout_rate": 0.1,
+        "attention_dropout_rate": 0.1,
+        "normalize_before": True,
+    }
+    estimator = {
+        "in_channels": 320,
+        "out_channels": 80,
+        "mlp_ratio": 4.0,
+        "depth": depth,
+        "num_heads": heads,
+        "head_dim": width // heads,
+        "hidden_size": width,
+    }
+    return FlowConfig.from_dict(
+        {
+            "input_size": width,
+            "output_size": 80,
+            "spk_embed_dim": speaker,
+            "output_type": "mel",
+            "vocab_size": 6561,
+            "encoder": encoder,
+            "decoder": {"inference_cfg_rate": 0.7, "estimator": estimator},
+        }
+    )
 
 
 def sizes(size: str = "small") -> dict[str, Config]:
     """The configs of the four nets, by component: "small", or "published" (those of Step-Audio 2 mini)."""
     if size == "published":
-        return {"tokenizer": S3Config(), "speaker": SpeakerConfig(), "flow": _flow(512, 8, 6, 4, 16, 192),
-                "hift": HiftConfig()}
+        return {
+            "tokenizer": S3Config(),
+            "speaker": SpeakerConfig(),
+            "flow": _flow(512, 8, 6, 4, 16, 192),
+            "hift": HiftConfig(),
+        }
     if size == "small":
-        speaker = SpeakerConfig(embedding_size=32, growth_rate=8, bn_size=2, init_channels=16,
-                                blocks=((2, 3, 1), (2, 3, 2)), fcm_channels=4)
-        return {"tokenizer": S3Config(n_audio_state=64, n_audio_head=4, n_audio_layer=2), "speaker": speaker,
-                "flow": _flow(64, 4, 2, 1, 2, 32), "hift": HiftConfig(base_channels=32, f0_cond_channels=32)}
+        speaker = SpeakerConfig(
+            embedding_size=32, growth_rate=8, bn_size=2, init_channels=16, blocks=((2, 3, 1), (2, 3, 2)), fcm_channels=4
+        )
+        return {
+            "tokenizer": S3Config(n_audio_state=64, n_audio_head=4, n_audio_layer=2),
+            "speaker": speaker,
+            "flow": _flow(64, 4, 2, 1, 2, 32),
+            "hift": HiftConfig(base_channels=32, f0_cond_channels=32),
+        }
     raise ConfigError(f"size: expected 'small' or 'published', found {size!r}")
 
 

@@ -12,8 +12,12 @@ def s3_layout(config: S3Config) -> dict[str, Shape]:
     Source: the state dict of s3tokenizer's `S3TokenizerV2`, which its ONNX reader fills.
     """
     C = config.n_audio_state
-    layout = {"encoder.conv1.weight": (C, config.n_mels, CONV_TAPS), "encoder.conv1.bias": (C,),
-              "encoder.conv2.weight": (C, C, CONV_TAPS), "encoder.conv2.bias": (C,)}
+    layout = {
+        "encoder.conv1.weight": (C, config.n_mels, CONV_TAPS),
+        "encoder.conv1.bias": (C,),
+        "encoder.conv2.weight": (C, C, CONV_TAPS),
+        "encoder.conv2.bias": (C,),
+    }
     for i in range(config.n_audio_layer):
         for name, shape in _block_layout(C, config.fsmn_kernel).items():
             layout[f"encoder.blocks.{i}.{name}"] = shape

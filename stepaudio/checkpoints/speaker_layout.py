@@ -72,8 +72,10 @@ def _dense_layer(name: str, config: SpeakerConfig, into: int, kernel: int) -> di
         f"{name}.linear1.weight": (C, into, 1),
         **_norm(f"{name}.nonlinear2.batchnorm", C),
         f"{cam}.linear_local.weight": (growth, C, kernel),
-        f"{cam}.linear1.weight": (inner, C, 1), f"{cam}.linear1.bias": (inner,),
-        f"{cam}.linear2.weight": (growth, inner, 1), f"{cam}.linear2.bias": (growth,),
+        f"{cam}.linear1.weight": (inner, C, 1),
+        f"{cam}.linear1.bias": (inner,),
+        f"{cam}.linear2.weight": (growth, inner, 1),
+        f"{cam}.linear2.bias": (growth,),
     }
 
 

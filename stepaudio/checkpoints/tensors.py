@@ -14,9 +14,24 @@ import numpy as np
 from ..errors import DataError, WeightsError
 from .header import TensorInfo, printable, read_header
 
-STORED = {name: np.dtype(kind) for name, kind in {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4",
-    "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8"}.items()}
+STORED = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "BOOL": "?",
+        "U8": "u1",
+        "I8": "i1",
+        "U16": "<u2",
+        "I16": "<i2",
+        "F16": "<f2",
+        "BF16": "<u2",
+        "U32": "<u4",
+        "I32": "<i4",
+        "F32": "<f4",
+        "U64": "<u8",
+        "I64": "<i8",
+        "F64": "<f8",
+    }.items()
+}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -33,6 +48,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             flat = (flat.astype(np.uint32) << 16).view(np.float32)
         arrays[name] = flat.reshape(info.shape)
     return arrays
+
 
 KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2",
          "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip

@@ -51,12 +51,14 @@ def flow_layout(config: FlowConfig) -> dict[str, Shape]:
 def _conformer(c: ConformerConfig) -> dict[str, Shape]:
     C = c.output_size
     layout = {
-        **_linear("encoder.embed.out.0", C, c.input_size), **_norm("encoder.embed.out.1", C),
+        **_linear("encoder.embed.out.0", C, c.input_size),
+        **_norm("encoder.embed.out.1", C),
         **_norm("encoder.after_norm", C),
         **_conv("encoder.pre_lookahead_layer.conv1", C, C, c.pre_lookahead_len + 1),
         **_conv("encoder.pre_lookahead_layer.conv2", C, C, LOOKAHEAD_MEMORY + 1),
         **_conv("encoder.up_layer.conv", C, C, 2 * c.up_stride + 1),
-        **_linear("encoder.up_embed.out.0", C, c.input_size), **_norm("encoder.up_embed.out.1", C),
+        **_linear("encoder.up_embed.out.0", C, c.input_size),
+        **_norm("encoder.up_embed.out.1", C),
     }
     for stack, n in (("encoders", c.num_blocks), ("up_encoders", c.num_up_blocks)):
         for i in range(n):
@@ -67,37 +69,49 @@ def _conformer(c: ConformerConfig) -> dict[str, Shape]:
 def _conformer_layer(name: str, c: ConformerConfig) -> dict[str, Shape]:
     C, head = c.output_size, (c.attention_heads, c.output_size // c.attention_heads)
     return {
-        f"{name}.self_attn.pos_bias_u": head, f"{name}.self_attn.pos_bias_v": head,
-        **_linear(f"{name}.self_attn.linear_q", C, C), **_linear(f"{name}.self_attn.linear_k", C, C, c.key_bias),
-        **_linear(f"{name}.self_attn.linear_v", C, C), **_linear(f"{name}.self_attn.linear_out", C, C),
+        f"{name}.self_attn.pos_bias_u": head,
+        f"{name}.self_attn.pos_bias_v": head,
+        **_linear(f"{name}.self_attn.linear_q", C, C),
+        **_linear(f"{name}.self_attn.linear_k", C, C, c.key_bias),
+        **_linear(f"{name}.self_attn.linear_v", C, C),
+        **_linear(f"{name}.self_attn.linear_out", C, C),
         **_linear(f"{name}.self_attn.linear_pos", C, C, bias=False),
         **_linear(f"{name}.feed_forward.w_1", c.linear_units, C),
         **_linear(f"{name}.feed_forward.w_2", C, c.linear_units),
-        **_norm(f"{name}.norm_ff", C), **_norm(f"{name}.norm_mha", C),
+        **_norm(f"{name}.norm_ff", C),
+        **_norm(f"{name}.norm_mha", C),
     }
 
 
 def _estimator(name: str, c: DitConfig) -> dict[str, Shape]:
     C = c.hidden_size
     layout = {
-        **_linear(f"{name}.t_embedder.mlp.0", C, TIME_CHANNELS), **_linear(f"{name}.t_embedder.mlp.2", C, C),
+        **_linear(f"{name}.t_embedder.mlp.0", C, TIME_CHANNELS),
+        **_linear(f"{name}.t_embedder.mlp.2", C, C),
         **_linear(f"{name}.in_proj", C, c.in_channels),
     }
     for i in range(c.depth):
         layout |= _dit_block(f"{name}.blocks.{i}", c)
-    return {**layout, **_linear(f"{name}.final_layer.adaLN_modulation.1", 2 * C, C),
-            **_linear(f"{name}.final_layer.linear", c.out_channels, C)}
+    return {
+        **layout,
+        **_linear(f"{name}.final_layer.adaLN_modulation.1", 2 * C, C),
+        **_linear(f"{name}.final_layer.linear", c.out_channels, C),
+    }
 
 
 def _dit_block(name: str, c: DitConfig) -> dict[str, Shape]:
     C, inner = c.hidden_size, c.num_heads * c.head_dim
     return {
-        **_linear(f"{name}.attn.to_q", inner, C), **_linear(f"{name}.attn.to_k", inner, C),
+        **_linear(f"{name}.attn.to_q", inner, C),
+        **_linear(f"{name}.attn.to_k", inner, C),
         **_linear(f"{name}.attn.to_v", inner, C),
-        **_norm(f"{name}.attn.q_norm", c.head_dim), **_norm(f"{name}.attn.k_norm", c.head_dim),
+        **_norm(f"{name}.attn.q_norm", c.head_dim),
+        **_norm(f"{name}.attn.k_norm", c.head_dim),
         **_linear(f"{name}.attn.proj", C, inner),
-        **_linear(f"{name}.mlp.fc1", c.mlp_size, C), **_linear(f"{name}.mlp.fc2", C, c.mlp_size),
-        **_conv(f"{name}.conv.block.1", C, C, KERNEL), **_norm(f"{name}.conv.block.3", C),
+        **_linear(f"{name}.mlp.fc1", c.mlp_size, C),
+        **_linear(f"{name}.mlp.fc2", C, c.mlp_size),
+        **_conv(f"{name}.conv.block.1", C, C, KERNEL),
+        **_norm(f"{name}.conv.block.3", C),
         **_conv(f"{name}.conv.block.6", C, C, KERNEL),
         **_linear(f"{name}.adaLN_modulation.1", MODULATIONS * C, C),
     }
@@ -106,8 +120,12 @@ def _dit_block(name: str, c: DitConfig) -> dict[str, Shape]:
 def flow_kernels(config: FlowConfig) -> dict[str, Shape]:
     """Names of the flow's convolution kernels, each with the order of axes that turns it into the net's."""
     depth = config.decoder.estimator.depth
-    names = ["encoder.pre_lookahead_layer.conv1", "encoder.pre_lookahead_layer.conv2", "encoder.up_layer.conv",
-             *(f"decoder.estimator.blocks.{i}.conv.block.{j}" for i in range(depth) for j in (1, 6))]
+    names = [
+        "encoder.pre_lookahead_layer.conv1",
+        "encoder.pre_lookahead_layer.conv2",
+        "encoder.up_layer.conv",
+        *(f"decoder.estimator.blocks.{i}.conv.block.{j}" for i in range(depth) for j in (1, 6)),
+    ]
     return {f"{name}.weight": CONV for name in names}
 
 
@@ -123,10 +141,15 @@ def hift_layout(config: HiftConfig, merged: bool = False) -> dict[str, Shape]:
         layout |= _normed(f"ups.{i}", C, 2 * C, config.upsample_kernel_sizes[i], transposed=True)
         stride = config.source_strides[i]
         layout |= _conv(f"source_downs.{i}", C, bins2, 1 if stride == 1 else 2 * stride)
-        layout |= _resblock(f"source_resblocks.{i}", C, config.source_resblock_kernel_sizes[i],
-                            len(config.source_resblock_dilation_sizes[i]))
-        for j, (kernel, dilations) in enumerate(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes,
-                                                    strict=True)):
+        layout |= _resblock(
+            f"source_resblocks.{i}",
+            C,
+            config.source_resblock_kernel_sizes[i],
+            len(config.source_resblock_dilation_sizes[i]),
+        )
+        for j, (kernel, dilations) in enumerate(
+            zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+        ):
             layout |= _resblock(f"resblocks.{i * per_stage + j}", C, kernel, len(dilations))
     layout |= _normed("conv_post", bins2, config.stage_channels[-1], EDGE_KERNEL)
     for i in range(F0_LAYERS):
@@ -216,5 +239,4 @@ def _check(tensors: Mapping[str, np.ndarray], layout: dict[str, Shape], what: st
 
 
 def _turned(tensors: Mapping[str, np.ndarray], kernels: dict[str, Shape]) -> list[tuple[str, mx.array]]:
-    return [(n, mx.array(np.transpose(a, kernels[n]) if n in kernels else np.asarray(a)))
-            for n, a in tensors.items()]
+    return [(n, mx.array(np.transpose(a, kernels[n]) if n in kernels else np.asarray(a))) for n, a in tensors.items()]

@@ -65,8 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     weights = verbs.add_parser("weights", help="account for every tensor of a checkpoint, from its headers")
     weights.add_argument("path", nargs="?", help="folder or file; default: the bundled model")
     weights.add_argument("--values", action="store_true", help="also read the data: NaN, constant, untrained look")
-    weights.add_argument("--rename", action="append", default=[], metavar="FOUND=PUBLISHED",
-                         help="read tensors (or a prefix ending in a dot) under another name")
+    weights.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="FOUND=PUBLISHED",
+        help="read tensors (or a prefix ending in a dot) under another name",
+    )
     weights.add_argument("--json", action="store_true")
     weights.set_defaults(run=run_weights)
 
@@ -86,8 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--manifest", help="recordings; default: the bundled ones")
     bench.add_argument("--model")
     bench.add_argument("--repeats", type=int, default=3)
-    bench.add_argument("--speaking", action="store_true",
-                       help="the speaking half instead, of --model, or of the published sizes with drawn weights")
+    bench.add_argument(
+        "--speaking",
+        action="store_true",
+        help="the speaking half instead, of --model, or of the published sizes with drawn weights",
+    )
     bench.set_defaults(run=run_bench)
 
     sweep = verbs.add_parser("sweep", help="a grid of clips, settings, seeds and defects; resumes where it stopped")

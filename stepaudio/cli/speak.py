@@ -66,16 +66,30 @@ def _model_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _sound_options(verb: argparse.ArgumentParser, needed: bool) -> None:
-    verb.add_argument("-o", "--output", metavar="FILE", required=needed,
-                      help="16-bit sound by its suffix, .f32.wav for floats, - for raw floats on standard output")
-    verb.add_argument("--voice", metavar="CLIP", default="female",
-                      help=f"3 to 10 s of one person, a saved voice, or one of {', '.join(VOICES)} (bundled)")
+    verb.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=needed,
+        help="16-bit sound by its suffix, .f32.wav for floats, - for raw floats on standard output",
+    )
+    verb.add_argument(
+        "--voice",
+        metavar="CLIP",
+        default="female",
+        help=f"3 to 10 s of one person, a saved voice, or one of {', '.join(VOICES)} (bundled)",
+    )
     verb.add_argument("--stream", action="store_true", help="write sound as it comes, and tell when the first came")
     verb.add_argument("--steps", type=int, default=10, help="Euler steps of the flow")
-    verb.add_argument("--noise", choices=("cache", "position"), default="cache",
-                      help="of a stream: as the reference, or none twice")
-    verb.add_argument("--fade", choices=("hamming", "even"), default="hamming",
-                      help="of a stream: as the reference (joints up to 8 %% louder), or even")
+    verb.add_argument(
+        "--noise", choices=("cache", "position"), default="cache", help="of a stream: as the reference, or none twice"
+    )
+    verb.add_argument(
+        "--fade",
+        choices=("hamming", "even"),
+        default="hamming",
+        help="of a stream: as the reference (joints up to 8 %% louder), or even",
+    )
 
 
 # ---------------------------------------------------------------- the verbs
@@ -103,9 +117,15 @@ def _translate(options) -> int:
         raise ConfigError("--stream: there is no sound without -o")
     audio_seconds(options.file)
     found = SpeechModel.load(options.model, speak=False).translate(
-        options.file, options.to, _speech_options(options, "translate"))
-    print(found.text.strip() if options.text else json.dumps(
-        {"file": options.file, "to": options.to, "text": found.text.strip(), "stop": found.stop}, ensure_ascii=False))
+        options.file, options.to, _speech_options(options, "translate")
+    )
+    print(
+        found.text.strip()
+        if options.text
+        else json.dumps(
+            {"file": options.file, "to": options.to, "text": found.text.strip(), "stop": found.stop}, ensure_ascii=False
+        )
+    )
     return 0
 
 
@@ -119,8 +139,14 @@ def _say_codes(options) -> int:
     voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
     noise = {"noise": options.seed, "source_noise": options.seed}
     if options.stream:
-        chunks = list(_watched(synthesizer.stream(codes, voice, options=voicing, **noise), options, account,
-                               synthesizer.loudest(voicing)))
+        chunks = list(
+            _watched(
+                synthesizer.stream(codes, voice, options=voicing, **noise),
+                options,
+                account,
+                synthesizer.loudest(voicing),
+            )
+        )
         told = chunks[-1] if chunks else synthesizer.decode(codes, voice)  # nothing but padding
     else:
         told = synthesizer.decode(codes, voice, options=voicing.flow, **noise)
@@ -133,16 +159,21 @@ def _voiced(options, model, conversations, speech) -> int:
     synthesizer = model.synthesizer
     voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
     if options.stream:
-        chunks = _watched(model.stream(conversations, voice, speech), options, account,
-                          synthesizer.loudest(speech.voicing))
+        chunks = _watched(
+            model.stream(conversations, voice, speech), options, account, synthesizer.loudest(speech.voicing)
+        )
         answers = [chunk.answer for chunk in chunks if chunk.answer]
     else:
         spoken = model.speak(conversations, voice, speech)
         list(_watched(spoken.sounds, options, account))
         answers = spoken.answers
-    return account.tell(text=" ".join(t for a in answers if (t := (a.text or "").strip())),
-                        codes=sum(len(a.codes) for a in answers), padding=sum(a.n_padding for a in answers),
-                        stop=[a.stop for a in answers], voice=voice.key)
+    return account.tell(
+        text=" ".join(t for a in answers if (t := (a.text or "").strip())),
+        codes=sum(len(a.codes) for a in answers),
+        padding=sum(a.n_padding for a in answers),
+        stop=[a.stop for a in answers],
+        voice=voice.key,
+    )
 
 
 # ---------------------------------------------------------------- what they share
@@ -196,8 +227,9 @@ def read_codes(path: str) -> list[int]:
     try:
         codes = json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: expected whole numbers, as a JSON list or between blanks, found "
-                        f"{text[:60]!r}") from None
+        raise DataError(
+            f"{path}: expected whole numbers, as a JSON list or between blanks, found {text[:60]!r}"
+        ) from None
     if not codes:
         raise DataError(f"{path}: holds no codes")
     return codes
@@ -217,10 +249,14 @@ class _Account:
 
     def tell(self, **more) -> int:
         """Print the run as one JSON object; the exit status."""
-        found = {"file": self.target if self.n_samples else None, "seconds": round(self.n_samples / self.rate, 3),
-                 "sample_rate": self.rate, **more,
-                 "first_sound_seconds": None if self.first is None else round(self.first, 3),
-                 "wall_seconds": round(time.perf_counter() - self.began, 3)}
+        found = {
+            "file": self.target if self.n_samples else None,
+            "seconds": round(self.n_samples / self.rate, 3),
+            "sample_rate": self.rate,
+            **more,
+            "first_sound_seconds": None if self.first is None else round(self.first, 3),
+            "wall_seconds": round(time.perf_counter() - self.began, 3),
+        }
         print(json.dumps(found, ensure_ascii=False), file=sys.stderr if self.target == STDOUT else sys.stdout)
         if not self.n_samples:
             print("stepaudio: no sound: the answer holds no audio codes; nothing was written", file=sys.stderr)

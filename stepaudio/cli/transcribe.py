@@ -23,8 +23,11 @@ def run_transcribe(options) -> int:
             if not options.text:
                 print(json.dumps({"file": name, "error": str(error)}, ensure_ascii=False), flush=True)
             continue
-        shown = found.text if options.text and found.text is not None else json.dumps(
-            {"file": name, **found.to_dict()}, ensure_ascii=False)
+        shown = (
+            found.text
+            if options.text and found.text is not None
+            else json.dumps({"file": name, **found.to_dict()}, ensure_ascii=False)
+        )
         print(shown, flush=True)
     return 1 if failed else 0
 

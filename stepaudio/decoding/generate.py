@@ -102,8 +102,9 @@ def generate(net: StepAudioNet, requests: Sequence[Request], options: Options, t
     while True:
         ahead = _choose(sampler, _logits_after(net, pending[0], cache, tap)) if _any_may_go_on(live) else None
         ids, logprobs = np.array(pending[0]).tolist(), np.array(pending[1]).tolist()  # the one wait of a step
-        steps = [(row, row.judge(t, p, cache.nbytes))
-                 for row, t, p in zip(rows, ids, logprobs, strict=True) if row in live]
+        steps = [
+            (row, row.judge(t, p, cache.nbytes)) for row, t, p in zip(rows, ids, logprobs, strict=True) if row in live
+        ]
         yield from (step for _, step in steps)
         for row, step in steps:
             if step.stop:
@@ -131,13 +132,17 @@ def fits_one_batch(lengths: Sequence[int], options: Options, default_len: int) -
 def _check(net: StepAudioNet, requests: Sequence[Request], options: Options) -> None:
     for i, r in enumerate(requests):
         if len(r.ids) == 0 or r.embeddings.shape[0] != len(r.ids):
-            raise DecodeError(f"request {i}: {len(r.ids)} prompt ids and {r.embeddings.shape[0]} embeddings; expected "
-                              "the "
-                              "same number, at least 1")
+            raise DecodeError(
+                f"request {i}: {len(r.ids)} prompt ids and {r.embeddings.shape[0]} embeddings; expected "
+                "the "
+                "same number, at least 1"
+            )
     if len(requests) > 1 and not fits_one_batch([len(r.ids) for r in requests], options, net.config.max_cache_len):
         limit = options.cache.limit(net.config.max_cache_len)
-        raise DecodeError(f"a batch shares one full cache, but a limit of {limit} "
-                          "positions could be reached: run the prompts one by one, raise the limit or lower max_tokens")
+        raise DecodeError(
+            f"a batch shares one full cache, but a limit of {limit} "
+            "positions could be reached: run the prompts one by one, raise the limit or lower max_tokens"
+        )
 
 
 def _cache(net: StepAudioNet, requests: Sequence[Request], options: Options):

@@ -38,12 +38,24 @@ class Penalties:
 
     def __post_init__(self):
         _need(0 < self.repetition < np.inf, "repetition penalty", "above 0, finite", self.repetition)
-        _need(np.isfinite([self.frequency, self.presence]).all(), "frequency and presence penalty", "finite",
-              (self.frequency, self.presence))
-        _need(isinstance(self.no_repeat_ngram, int) and self.no_repeat_ngram >= 0, "no_repeat_ngram",
-              "0 (off) or a length", self.no_repeat_ngram)
-        _need(self.window is None or isinstance(self.window, int) and self.window > 0, "penalty window",
-              "a whole number of at least 1 id, or None", self.window)
+        _need(
+            np.isfinite([self.frequency, self.presence]).all(),
+            "frequency and presence penalty",
+            "finite",
+            (self.frequency, self.presence),
+        )
+        _need(
+            isinstance(self.no_repeat_ngram, int) and self.no_repeat_ngram >= 0,
+            "no_repeat_ngram",
+            "0 (off) or a length",
+            self.no_repeat_ngram,
+        )
+        _need(
+            self.window is None or isinstance(self.window, int) and self.window > 0,
+            "penalty window",
+            "a whole number of at least 1 id, or None",
+            self.window,
+        )
 
     @property
     def off(self) -> bool:

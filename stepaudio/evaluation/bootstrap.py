@@ -66,16 +66,12 @@ def pick(rows, **wanted) -> list[dict]:
         left = [row for row in rows if row[column] == value]
         if not left:
             values = sorted({str(row[column]) for row in rows})
-            raise DataError(
-                f"no row with {column} {value!r}; there are {', '.join(values[:12]) or 'no rows at all'}"
-            )
+            raise DataError(f"no row with {column} {value!r}; there are {', '.join(values[:12]) or 'no rows at all'}")
         rows = left
     return rows
 
 
-def interval(
-    rows, measure: str = "wer", *, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def interval(rows, measure: str = "wer", *, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """Bootstrap interval of a rate over the clips of `rows`.
 
     Parameters
@@ -163,9 +159,7 @@ def _check_balance(runs: Counter, sums: Mapping) -> None:
     for clip, seed in runs:
         seeds[clip].add(seed)
     if len({frozenset(s) for s in seeds.values()}) > 1:
-        raise DataError(
-            "the clips were not all run with the same seeds: finish the sweep, or pick seeds that all have"
-        )
+        raise DataError("the clips were not all run with the same seeds: finish the sweep, or pick seeds that all have")
 
 
 def _bootstrap(

@@ -30,10 +30,16 @@ class Score:
     def to_dict(self) -> dict:
         if self.transcript is None:
             return {"file": str(self.clip.file), "error": self.error}
-        return {"file": str(self.clip.file), "text": self.clip.text, "heard": self.transcript.text,
-                "words": self.words, "errors": self.errors, "loops": self.transcript.loops,
-                "audio_seconds": round(self.transcript.audio_seconds, 3),
-                "wall_seconds": round(self.transcript.wall_seconds, 3)}
+        return {
+            "file": str(self.clip.file),
+            "text": self.clip.text,
+            "heard": self.transcript.text,
+            "words": self.words,
+            "errors": self.errors,
+            "loops": self.transcript.loops,
+            "audio_seconds": round(self.transcript.audio_seconds, 3),
+            "wall_seconds": round(self.transcript.wall_seconds, 3),
+        }
 
 
 def evaluate(model, clips: list[Clip], *, downmix: str = "first", **options) -> Iterator[Score]:
@@ -72,9 +78,16 @@ def totals(scores: list[Score], known_words: set[str] | None = None) -> dict:
     good = [s for s in scores if s.transcript is not None]
     words, errors = sum(s.words for s in good), sum(s.errors for s in good)
     audio = sum(s.transcript.audio_seconds for s in good)
-    line = {"wer": _share(errors, words), "clips": len(good), "loops": sum(s.transcript.loops > 0 for s in good),
-            "rtf": _share(sum(s.transcript.wall_seconds for s in good), audio), "words": words, "errors": errors,
-            "audio_seconds": round(audio, 2), "failed": len(scores) - len(good)}
+    line = {
+        "wer": _share(errors, words),
+        "clips": len(good),
+        "loops": sum(s.transcript.loops > 0 for s in good),
+        "rtf": _share(sum(s.transcript.wall_seconds for s in good), audio),
+        "words": words,
+        "errors": errors,
+        "audio_seconds": round(audio, 2),
+        "failed": len(scores) - len(good),
+    }
     if known_words is not None:
         known = [s for s in good if s.words and set(normalise(s.clip.text).split()) <= known_words]
         line["wer_known"] = _share(sum(s.errors for s in known), sum(s.words for s in known))

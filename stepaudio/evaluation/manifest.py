@@ -30,8 +30,11 @@ def read_manifest(path: str | Path) -> list[Clip]:
         raise DataError(f"{path}: not readable as a table ({error})") from None
     head = text.splitlines()[0] if text.strip() else ""
     comma = "\t" not in head
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if comma else "\t",
-                            quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter="," if comma else "\t",
+        quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE,
+    )
     try:
         if not {"file", "text"} <= set(reader.fieldnames or ()):
             found = ", ".join(reader.fieldnames or ()) or "nothing"

@@ -113,9 +113,7 @@ def id_compression_ratio(ids: Sequence[int], n_ids: int) -> float:
     width = max(1, -(-(n_ids - 1).bit_length() // 8))
     found = np.asarray(list(ids), dtype=np.int64)
     if found.size and (found.min() < 0 or found.max() >= n_ids):
-        raise DataError(
-            f"compression ratio: expected ids from 0 to {n_ids - 1}, found {found.min()} to {found.max()}"
-        )
+        raise DataError(f"compression ratio: expected ids from 0 to {n_ids - 1}, found {found.min()} to {found.max()}")
     return _ratio(found.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
 
 
@@ -161,9 +159,7 @@ def token_logprobs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     """(T, V) logits and the T ids that were chosen -> (T,) natural log-probabilities of them."""
     logits, ids = np.asarray(logits, dtype=np.float64), np.asarray(ids, dtype=np.int64)
     if logits.ndim != 2 or len(logits) != len(ids):
-        raise DataError(
-            f"log-probabilities: expected logits (T, V) for T ids, found {logits.shape} for {len(ids)} ids"
-        )
+        raise DataError(f"log-probabilities: expected logits (T, V) for T ids, found {logits.shape} for {len(ids)} ids")
     return np.take_along_axis(log_softmax(logits), ids[:, None], axis=1)[:, 0]
 
 

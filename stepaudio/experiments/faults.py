@@ -43,6 +43,7 @@ class Defect:
 
 def wrong_mel(**choices: str) -> Apply:
     """Another front end; `choices` are fields of `WrongMel`."""
+
     def apply(model: StepAudio2) -> StepAudio2:
         mel = model.pipeline.mel
         return _around(model, mel=replace(mel if isinstance(mel, WrongMel) else WrongMel(), **choices))
@@ -53,8 +54,10 @@ def wrong_mel(**choices: str) -> Apply:
 def mean_downmix(model: StepAudio2) -> StepAudio2:
     """The mean of the channels, whatever was asked for. Mono recordings stay as they are."""
     load = model.pipeline.load
-    return _around(model, load=lambda source, *, downmix="first", sample_rate=None:
-                   load(source, downmix="mean", sample_rate=sample_rate))
+    return _around(
+        model,
+        load=lambda source, *, downmix="first", sample_rate=None: load(source, downmix="mean", sample_rate=sample_rate),
+    )
 
 
 def short_pieces(seconds: float) -> Apply:
@@ -64,6 +67,7 @@ def short_pieces(seconds: float) -> Apply:
 
 def fixed_repetition(penalty: float) -> Apply:
     """One repetition penalty over the generated ids in place of all other penalties, whatever was asked for."""
+
     def instead(sampling: Sampling) -> Sampling:
         fixed = Penalties(repetition=penalty)
         return replace(sampling, text=fixed, audio=fixed)
@@ -110,6 +114,7 @@ def without_audio_end(prompt: Prompt) -> Prompt:
 
 def wrong_prompt(**choices: bool) -> Apply:
     """Another prompt builder; `choices` are fields of `WrongPrompt`."""
+
     def apply(model: StepAudio2) -> StepAudio2:
         build = model.pipeline.build_prompt
         build = build if isinstance(build, WrongPrompt) else WrongPrompt()
@@ -178,6 +183,7 @@ def partly_loaded(share: float, seed: int = 0) -> Apply:
 
 def lost(prefix: str, seed: int = 0) -> Apply:
     """The tensors whose published names start with `prefix` as in a fresh net, e.g. "model.layers.1."."""
+
     def apply(model: StepAudio2) -> StepAudio2:
         names = [name for name in expected_layout(model.config) if name.startswith(prefix)]
         if not names:
@@ -194,8 +200,9 @@ def _with_fresh(model: StepAudio2, names: Sequence[str], seed: int) -> StepAudio
     if odd:
         raise ConfigError(f"partly loaded: {odd[0]} is quantised or moved; apply this first, as `broken` does")
     keys = mx.random.split(mx.random.key(seed), max(1, len(names)))
-    net.load_weights([(name, _fresh(name, have[name], key)) for name, key in zip(names, keys, strict=False)],
-                     strict=False)
+    net.load_weights(
+        [(name, _fresh(name, have[name], key)) for name, key in zip(names, keys, strict=False)], strict=False
+    )
     return model.altered(net=net)
 
 
@@ -213,6 +220,7 @@ def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
 def fewer_bits(bits: int, group_size: int = 32) -> Apply:
     """Weights of all linear layers in groups that share scale and offset, `bits` each; embeddings and convolutions
     stay. Method: MLX's affine quantisation (`mlx.nn.quantize`)."""
+
     def apply(model: StepAudio2) -> StepAudio2:
         net = twin(model.net)
         chosen = []
@@ -233,24 +241,38 @@ def fewer_bits(bits: int, group_size: int = 32) -> Apply:
 # ---------------------------------------------------------------- the switches
 
 DEFECTS: dict[str, Defect] = {
-    "mel_scale": Defect("mel filters", "Slaney's scale, filters of equal area",
-                        "HTK's scale, filters of equal height", wrong_mel(scale="htk")),
-    "framing": Defect("STFT frames", "centred, mirrored ends, periodic Hann window",
-                      "not centred, symmetric Hann window, two frames fewer", wrong_mel(framing="uncentred")),
+    "mel_scale": Defect(
+        "mel filters",
+        "Slaney's scale, filters of equal area",
+        "HTK's scale, filters of equal height",
+        wrong_mel(scale="htk"),
+    ),
+    "framing": Defect(
+        "STFT frames",
+        "centred, mirrored ends, periodic Hann window",
+        "not centred, symmetric Hann window, two frames fewer",
+        wrong_mel(framing="uncentred"),
+    ),
     "downmix": Defect("channels", "channel 0", "mean of the channels", mean_downmix),
     "chunk": Defect("longest piece of audio", "25 s", "15 s", short_pieces(15)),
     "padding_mask": Defect("keys past the end of a clip", "masked in the encoder", "not masked", no_padding_mask),
-    "chatml": Defect("turn grammar", "<|BOT|>human … <|EOT|>", "<|im_start|>user … <|im_end|>",
-                     wrong_prompt(chatml=True)),
-    "audio_end": Defect("end of audio", "<audio_end> after the rows", "no <audio_end>",
-                        wrong_prompt(audio_end=False)),
-    "system_text": Defect("system turn", "says what to do with the audio", "no system turn",
-                          wrong_prompt(system=False)),
-    "penalty_scope": Defect("repetition penalty", "none to transcribe; 1.05 over prompt and answer to chat",
-                            "1.3, over the answer only, whatever was asked for", fixed_repetition(1.3)),
+    "chatml": Defect(
+        "turn grammar", "<|BOT|>human … <|EOT|>", "<|im_start|>user … <|im_end|>", wrong_prompt(chatml=True)
+    ),
+    "audio_end": Defect("end of audio", "<audio_end> after the rows", "no <audio_end>", wrong_prompt(audio_end=False)),
+    "system_text": Defect(
+        "system turn", "says what to do with the audio", "no system turn", wrong_prompt(system=False)
+    ),
+    "penalty_scope": Defect(
+        "repetition penalty",
+        "none to transcribe; 1.05 over prompt and answer to chat",
+        "1.3, over the answer only, whatever was asked for",
+        fixed_repetition(1.3),
+    ),
     # What follows changes nets, in an order that works: values, then structure, then how values are held.
-    "partly_loaded": Defect("tensors of the checkpoint", "all of them", "nine in ten, the rest random",
-                            partly_loaded(0.9)),
+    "partly_loaded": Defect(
+        "tensors of the checkpoint", "all of them", "nine in ten, the rest random", partly_loaded(0.9)
+    ),
     "norm_pool": Defect("end of the encoder", "pool, then norm", "norm, then pool", norm_before_pool),
     "bits_8": Defect("weights of linear layers", "16 bits", "8 bits in groups of 32", fewer_bits(8)),
     "bits_4": Defect("weights of linear layers", "16 bits", "4 bits in groups of 32", fewer_bits(4)),
@@ -282,12 +304,16 @@ def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
     names = [] if names == ["none"] else names
     unknown = unknown_defects(names)
     if unknown:
-        raise ConfigError(f"no defect is called {unknown[0]!r}; expected none or names joined by +, of: "
-                          f"{', '.join(DEFECTS)}, {LOST}PREFIX")
+        raise ConfigError(
+            f"no defect is called {unknown[0]!r}; expected none or names joined by +, of: "
+            f"{', '.join(DEFECTS)}, {LOST}PREFIX"
+        )
     clashes = [sorted(group) for group in ALTERNATIVES if len(group & set(names)) > 1]
     if clashes or len(set(names)) < len(names):
-        raise ConfigError(f"defects {'+'.join(names)}: expected each once" + (
-            f", and at most one of {', '.join(clashes[0])}" if clashes else ""))
+        raise ConfigError(
+            f"defects {'+'.join(names)}: expected each once"
+            + (f", and at most one of {', '.join(clashes[0])}" if clashes else "")
+        )
     order = list(DEFECTS)
     for name in sorted(names, key=lambda n: order.index(n if n in DEFECTS else "partly_loaded")):
         model = (DEFECTS[name].apply if name in DEFECTS else lost(name.removeprefix(LOST)))(model)

@@ -50,8 +50,10 @@ class WrongMel:
 
     def __post_init__(self):
         if self.scale not in SCALES or self.framing not in FRAMINGS:
-            raise ConfigError(f"wrong mel: expected a scale of {', '.join(SCALES)} and a framing of "
-                              f"{', '.join(FRAMINGS)}, found {self.scale!r} and {self.framing!r}")
+            raise ConfigError(
+                f"wrong mel: expected a scale of {', '.join(SCALES)} and a framing of "
+                f"{', '.join(FRAMINGS)}, found {self.scale!r} and {self.framing!r}"
+            )
 
     def __call__(self, samples: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
         filters = htk_filterbank(n_mels) if self.scale == "htk" else mel_filterbank(SAMPLE_RATE, N_FFT, n_mels)

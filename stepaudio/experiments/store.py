@@ -113,9 +113,7 @@ def complete(row: Mapping) -> dict:
     """The row with all columns in order, absent ones empty; refuses a column there is none of."""
     unknown = set(row) - set(COLUMNS)
     if unknown:
-        raise DataError(
-            f"a run returned unknown columns {', '.join(sorted(unknown))}; known are {', '.join(COLUMNS)}"
-        )
+        raise DataError(f"a run returned unknown columns {', '.join(sorted(unknown))}; known are {', '.join(COLUMNS)}")
     empty = {"str": "", "json": [], "int": None, "float": None}
     return {name: row.get(name, empty[kind]) for name, kind in COLUMNS.items()}
 
@@ -154,9 +152,7 @@ def read_store(path: str | Path) -> Table:
 
 
 def _read_lines(file: Path) -> Iterator[dict]:
-    for number, line in enumerate(
-        file.read_bytes().split(b"\n")[:-1], 1
-    ):  # behind the last newline: nothing, or torn
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):  # behind the last newline: nothing, or torn
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or set(row) != set(COLUMNS):
@@ -263,9 +259,7 @@ def _from_parquet(path: Path) -> Table:
 def _check_columns(found: list[str], path: Path) -> None:
     if list(found) != list(COLUMNS):
         odd = sorted(set(found) ^ set(COLUMNS)) or ["their order"]
-        raise DataError(
-            f"{path}: not a table of this version of the package; columns differ in {', '.join(odd[:5])}"
-        )
+        raise DataError(f"{path}: not a table of this version of the package; columns differ in {', '.join(odd[:5])}")
 
 
 def _to_cell(value, kind: str) -> str:

@@ -1,4 +1,1 @@
 """The laboratory: looking inside, breaking on purpose, drawing. Imported by nothing below it."""
-
-
-

@@ -43,8 +43,10 @@ def logit_lens(net, residual: np.ndarray, top: int = 1) -> Lens:
     """
     width, vocabulary = net.config.text_config.hidden_size, net.config.text_config.vocab_size
     if residual.ndim != 2 or residual.shape[1] != width or not 1 <= top <= vocabulary:
-        raise ConfigError(f"logit lens: expected residuals (positions, {width}) and top from 1 to {vocabulary}, "
-                          f"found {residual.shape} and {top}")
+        raise ConfigError(
+            f"logit lens: expected residuals (positions, {width}) and top from 1 to {vocabulary}, "
+            f"found {residual.shape} and {top}"
+        )
     ids, logprobs = [], []
     for start in range(0, len(residual), LENS_POSITIONS):
         x = mx.array(residual[start : start + LENS_POSITIONS]).astype(net.model.norm.weight.dtype)
@@ -78,8 +80,9 @@ class AudioReading(NamedTuple):
         return self.weights.sum(axis=1)
 
 
-def audio_attention(trace: Trace, layers: Sequence[int] | None = None,
-                    heads: Sequence[int] | None = None) -> AudioReading:
+def audio_attention(
+    trace: Trace, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+) -> AudioReading:
     """Which 80 ms were being read when each id was chosen: mean over the chosen layers and heads.
 
     Parameters
@@ -101,8 +104,10 @@ def audio_attention(trace: Trace, layers: Sequence[int] | None = None,
     recorded = [int(m[1]) for name in trace.recorder.names if (m := pattern.fullmatch(name))]
     layers = recorded if layers is None else list(layers)
     if not layers or not len(trace.row_positions):
-        raise ConfigError("attention to audio: expected a prompt with audio and a recording of layer*.attention, "
-                          f"found {len(trace.row_positions)} audio rows and layers {recorded}")
+        raise ConfigError(
+            "attention to audio: expected a prompt with audio and a recording of layer*.attention, "
+            f"found {len(trace.row_positions)} audio rows and layers {recorded}"
+        )
     passes = [trace.writing(f"layer{i}.attention") for i in layers]
     n_heads = passes[0][0].shape[1]
     chosen = list(range(n_heads)) if heads is None else list(heads)

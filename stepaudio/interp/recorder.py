@@ -75,8 +75,17 @@ def activation_names(config: StepAudioConfig) -> dict[str, Meaning]:
 def axis_sizes(config: StepAudioConfig) -> dict[str, int]:
     """Length of every axis that the config decides; B, T, S, P, R, n and L depend on the run."""
     text, audio = config.text_config, config.audio_encoder_config
-    return {"1": 1, "M": audio.n_mels, "C": audio.n_audio_state, "A": audio.n_audio_head, "D": text.hidden_size,
-            "H": text.num_attention_heads, "G": text.num_key_value_heads, "K": text.head_dim, "V": text.vocab_size}
+    return {
+        "1": 1,
+        "M": audio.n_mels,
+        "C": audio.n_audio_state,
+        "A": audio.n_audio_head,
+        "D": text.hidden_size,
+        "H": text.num_attention_heads,
+        "G": text.num_key_value_heads,
+        "K": text.head_dim,
+        "V": text.vocab_size,
+    }
 
 
 def last_query(array: mx.array) -> mx.array:
@@ -107,14 +116,21 @@ class Recorder:
         While recording, when the limit would be passed; nothing beyond it is computed.
     """
 
-    def __init__(self, config: StepAudioConfig, names: Sequence[str] = ("*",),
-                 reduce: Mapping[str, Reducer] | None = None, byte_limit: int = BYTE_LIMIT):
+    def __init__(
+        self,
+        config: StepAudioConfig,
+        names: Sequence[str] = ("*",),
+        reduce: Mapping[str, Reducer] | None = None,
+        byte_limit: int = BYTE_LIMIT,
+    ):
         names = (names,) if isinstance(names, str) else tuple(names)
         known = activation_names(config)
         for pattern in (*names, *(reduce or {})):
             if not any(fnmatchcase(name, pattern) for name in known):
-                raise ConfigError(f"no activation is called {pattern!r}; expected a pattern over "
-                                  f"{', '.join(GLOSSARY)}, with {{i}} a number from 0")
+                raise ConfigError(
+                    f"no activation is called {pattern!r}; expected a pattern over "
+                    f"{', '.join(GLOSSARY)}, with {{i}} a number from 0"
+                )
         if byte_limit < 1:
             raise ConfigError(f"byte_limit: expected at least 1 byte, found {byte_limit}")
         self._wanted = frozenset(n for n in known if any(fnmatchcase(n, p) for p in names))
@@ -140,9 +156,11 @@ class Recorder:
                 break
         size = 4 * array.size
         if self.nbytes + size > self.byte_limit:
-            raise DecodeError(f"recording {name} {tuple(array.shape)} needs {size:,} bytes, and {self.nbytes:,} of "
-                              f"{self.byte_limit:,} are taken: record fewer names, reduce them (for example with "
-                              "last_query), generate less or raise byte_limit")
+            raise DecodeError(
+                f"recording {name} {tuple(array.shape)} needs {size:,} bytes, and {self.nbytes:,} of "
+                f"{self.byte_limit:,} are taken: record fewer names, reduce them (for example with "
+                "last_query), generate less or raise byte_limit"
+            )
         self.nbytes += size
         kind = np.int32 if name == "positions" else np.float32
         self._arrays[name].append(np.array(array.astype(mx.int32 if kind is np.int32 else mx.float32)))
@@ -243,7 +261,7 @@ class Trace:
 
     def writing(self, name: str) -> list[np.ndarray]:
         """The passes that chose the ids, one array per id."""
-        return self.recorder[name][-len(self.steps):]
+        return self.recorder[name][-len(self.steps) :]
 
     def residual(self, layer: int) -> np.ndarray:
         """(ids, D): what stood in the residual stream after `layer` where each id was chosen."""
@@ -252,8 +270,10 @@ class Trace:
     @property
     def row_seconds(self) -> np.ndarray:
         """(audio rows,) seconds at which each prompt row of 0.08 s begins, for prompts of one recording."""
-        return np.concatenate([i * self.chunk_seconds + np.arange(length) / ROWS_PER_SECOND
-                               for i, (_, length) in enumerate(self.spans)] or [np.zeros(0)])
+        return np.concatenate(
+            [i * self.chunk_seconds + np.arange(length) / ROWS_PER_SECOND for i, (_, length) in enumerate(self.spans)]
+            or [np.zeros(0)]
+        )
 
     @property
     def row_positions(self) -> np.ndarray:
@@ -262,9 +282,17 @@ class Trace:
         return np.concatenate(rows or [np.zeros(0, int)])
 
 
-def record(model, messages: Sequence, names: Sequence[str] = ("*",), *, reduce: Mapping[str, Reducer] | None = None,
-           byte_limit: int = BYTE_LIMIT, sampling=None, cache: CachePolicy | None = None,
-           max_tokens: int = MAX_TOKENS) -> Trace:
+def record(
+    model,
+    messages: Sequence,
+    names: Sequence[str] = ("*",),
+    *,
+    reduce: Mapping[str, Reducer] | None = None,
+    byte_limit: int = BYTE_LIMIT,
+    sampling=None,
+    cache: CachePolicy | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> Trace:
     """Generate one answer and record it.
 
     Parameters

@@ -79,8 +79,15 @@ class Streamed:
         return np.array(waits)
 
 
-def streamed(synthesizer: Synthesizer, codes: Iterable[int], voice: Voice, *, noise: Noise = 0,
-             source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE) -> Streamed:
+def streamed(
+    synthesizer: Synthesizer,
+    codes: Iterable[int],
+    voice: Voice,
+    *,
+    noise: Noise = 0,
+    source_noise: Noise | None = 0,
+    options: StreamOptions = AS_REFERENCE,
+) -> Streamed:
     """Run `Synthesizer.stream` chunk by chunk and keep what it goes by. Codes without padding, at least one.
 
     Raises
@@ -100,15 +107,24 @@ def streamed(synthesizer: Synthesizer, codes: Iterable[int], voice: Voice, *, no
         taken += chunk.shape[1] - (flow.look_ahead if taken else 0)
         first = before.position - before.prompt_frames
         start = before.cache_frames if options.flow.noise == "cache" else before.position
-        chunks.append(ChunkTrace(taken, position, len(wave), first, len(mel), start, before.cache_frames,
-                                 time.perf_counter() - began))
+        chunks.append(
+            ChunkTrace(
+                taken, position, len(wave), first, len(mel), start, before.cache_frames, time.perf_counter() - began
+            )
+        )
         mels.append(mel)
         waves.append(wave)
         position += len(wave)
     if not chunks:
         raise ConfigError("stream: there are no codes")
-    return Streamed(np.concatenate(mels), np.concatenate(waves), tuple(chunks), preparing,
-                    hift.config.samples_per_frame, synthesizer.sample_rate)
+    return Streamed(
+        np.concatenate(mels),
+        np.concatenate(waves),
+        tuple(chunks),
+        preparing,
+        hift.config.samples_per_frame,
+        synthesizer.sample_rate,
+    )
 
 
 def _chunk(flow, hift, codes: np.ndarray, state: StreamState, last: bool):
@@ -119,15 +135,22 @@ def _chunk(flow, hift, codes: np.ndarray, state: StreamState, last: bool):
     return *host, replace(state, flow=flow_state, vocoder=vocoder)
 
 
-def vocoded_in_chunks(synthesizer: Synthesizer, mel: np.ndarray, chunk_frames: int, *,
-                      source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE) -> np.ndarray:
+def vocoded_in_chunks(
+    synthesizer: Synthesizer,
+    mel: np.ndarray,
+    chunk_frames: int,
+    *,
+    source_noise: Noise | None = 0,
+    options: StreamOptions = AS_REFERENCE,
+) -> np.ndarray:
     """Sound (n,) of one mel (T, M) that is given to the vocoder in chunks, as a stream would: the vocoder's share of
     what a stream changes."""
     state, waves = VocoderState(), []
     for start in range(0, len(mel), chunk_frames):
         piece = mx.array(mel[start : start + chunk_frames])[None]
-        wave, state, _ = vocode(synthesizer.parts.hift, piece, state, options, source_noise,
-                                start + chunk_frames >= len(mel))
+        wave, state, _ = vocode(
+            synthesizer.parts.hift, piece, state, options, source_noise, start + chunk_frames >= len(mel)
+        )
         waves.append(np.array(wave[0].astype(mx.float32)))
     return np.concatenate(waves)
 
@@ -165,8 +188,9 @@ class Difference:
         return max(FLOOR_DB, 10 * float(np.log10(powers[0] / powers[1])))
 
 
-def listening_difference(first: np.ndarray, second: np.ndarray, sample_rate: int,
-                         most_seconds: float = 0.5) -> Difference:
+def listening_difference(
+    first: np.ndarray, second: np.ndarray, sample_rate: int, most_seconds: float = 0.5
+) -> Difference:
     """Align two waves by the peak of their cross-correlation and subtract.
 
     Parameters
@@ -178,16 +202,19 @@ def listening_difference(first: np.ndarray, second: np.ndarray, sample_rate: int
     ConfigError : a wave without samples, or a shift below 0.
     """
     if first.ndim != 1 or second.ndim != 1 or not len(first) or not len(second) or most_seconds < 0:
-        raise ConfigError(f"difference: expected two waves (n,) and a shift of at least 0 s, found {first.shape}, "
-                          f"{second.shape} and {most_seconds}")
+        raise ConfigError(
+            f"difference: expected two waves (n,) and a shift of at least 0 s, found {first.shape}, "
+            f"{second.shape} and {most_seconds}"
+        )
     most = min(round(most_seconds * sample_rate), len(first) - 1, len(second) - 1)
     shift = _shift(first, second, most)
     a, b = first[max(0, -shift) :], second[max(0, shift) :]
     n = min(len(a), len(b))
     a, b = a[:n], b[:n]
     power = np.sqrt(np.dot(a, a) * np.dot(b, b))
-    return Difference(shift, float(np.dot(a, b) / power) if power > 0 else float(np.array_equal(a, b)), a, b, a - b,
-                      sample_rate)
+    return Difference(
+        shift, float(np.dot(a, b) / power) if power > 0 else float(np.array_equal(a, b)), a, b, a - b, sample_rate
+    )
 
 
 def _shift(first: np.ndarray, second: np.ndarray, most: int) -> int:
@@ -202,8 +229,9 @@ def _shift(first: np.ndarray, second: np.ndarray, most: int) -> int:
 def mel_distance_db(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(T,) mean absolute difference of two natural-log mels (T, M) in dB, frame by frame."""
     if first.shape != second.shape or first.ndim != 2:
-        raise ConfigError(f"mel distance: expected two mels of one shape (T, M), found {first.shape} and "
-                          f"{second.shape}")
+        raise ConfigError(
+            f"mel distance: expected two mels of one shape (T, M), found {first.shape} and {second.shape}"
+        )
     return np.abs(first - second).mean(axis=1) * DB_PER_NEPER
 
 
@@ -234,8 +262,15 @@ class Gap:
     correlation: float
 
 
-def gap(synthesizer: Synthesizer, codes: list[int], voice: Voice, *, noise: Noise = 0,
-        source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE) -> tuple[Gap, Streamed]:
+def gap(
+    synthesizer: Synthesizer,
+    codes: list[int],
+    voice: Voice,
+    *,
+    noise: Noise = 0,
+    source_noise: Noise | None = 0,
+    options: StreamOptions = AS_REFERENCE,
+) -> tuple[Gap, Streamed]:
     """How far a stream is from the whole, and the stream. Codes as `streamed`."""
     whole = synthesizer.decode(codes, voice, noise=noise, source_noise=source_noise, options=options.flow)
     run = streamed(synthesizer, codes, voice, noise=noise, source_noise=source_noise, options=options)
@@ -246,8 +281,16 @@ def gap(synthesizer: Synthesizer, codes: list[int], voice: Voice, *, noise: Nois
     waves = listening_difference(whole.wave, run.wave, run.sample_rate, 0)
     heard, alone = (float(heard_distance_db(whole.wave, w, run.sample_rate).mean()) for w in (run.wave, chunked))
     relative = np.sqrt(np.mean((whole.mel - run.mel) ** 2) / np.mean(whole.mel**2))
-    return Gap(float(per_frame.mean()), _mean(per_frame[near]), _mean(per_frame[~near]), float(relative), heard, alone,
-               waves.relative_db, waves.correlation), run
+    return Gap(
+        float(per_frame.mean()),
+        _mean(per_frame[near]),
+        _mean(per_frame[~near]),
+        float(relative),
+        heard,
+        alone,
+        waves.relative_db,
+        waves.correlation,
+    ), run
 
 
 def near_joints(run: Streamed, seconds: float = 0.1) -> np.ndarray:

@@ -96,19 +96,41 @@ class Stages:
 
     def table(self) -> str:
         """Name, shape, range and rate of each stage."""
-        per_second = {"codes": len(self.codes) * self.sample_rate / len(self.wave), "mu": self.frames_per_second,
-                      "noise": self.frames_per_second, "mel": self.frames_per_second, "f0": self.frames_per_second,
-                      "source": self.sample_rate, "wave": self.sample_rate}
-        arrays = {"codes": self.codes, "mu": self.mu, "noise": self.steps[0], "mel": self.mel, "f0": self.f0,
-                  "source": self.source, "wave": self.wave}
+        per_second = {
+            "codes": len(self.codes) * self.sample_rate / len(self.wave),
+            "mu": self.frames_per_second,
+            "noise": self.frames_per_second,
+            "mel": self.frames_per_second,
+            "f0": self.frames_per_second,
+            "source": self.sample_rate,
+            "wave": self.sample_rate,
+        }
+        arrays = {
+            "codes": self.codes,
+            "mu": self.mu,
+            "noise": self.steps[0],
+            "mel": self.mel,
+            "f0": self.f0,
+            "source": self.source,
+            "wave": self.wave,
+        }
         rows = [f"{'stage':7} {'shape':>12} {'per second':>11} {'least':>9} {'most':>9}"]
-        rows += [f"{name:7} {'×'.join(map(str, a.shape)):>12} {per_second[name]:11.0f} {a.min():9.2f} {a.max():9.2f}"
-                 for name, a in arrays.items()]
+        rows += [
+            f"{name:7} {'×'.join(map(str, a.shape)):>12} {per_second[name]:11.0f} {a.min():9.2f} {a.max():9.2f}"
+            for name, a in arrays.items()
+        ]
         return "\n".join(rows)
 
 
-def stages(synthesizer: Synthesizer, codes, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0,
-           options: FlowOptions = REFERENCE) -> Stages:
+def stages(
+    synthesizer: Synthesizer,
+    codes,
+    voice: Voice,
+    *,
+    noise: Noise = 0,
+    source_noise: Noise | None = 0,
+    options: FlowOptions = REFERENCE,
+) -> Stages:
     """All stages of `Synthesizer.decode`, with the same result at the end.
 
     codes, voice, noise, source_noise, options : as there, but no padding. Raises `DecodeError` for no codes, and what
@@ -117,8 +139,9 @@ def stages(synthesizer: Synthesizer, codes, voice: Voice, *, noise: Noise = 0, s
     voice.check(synthesizer.weights)
     codes = np.asarray(codes)
     if codes.ndim != 1 or codes.size == 0 or codes.dtype.kind not in "iu":
-        raise DecodeError(f"stages: expected codes (n,) of whole numbers, at least one, found {codes.shape} of "
-                          f"{codes.dtype}")
+        raise DecodeError(
+            f"stages: expected codes (n,) of whole numbers, at least one, found {codes.shape} of {codes.dtype}"
+        )
     flow, hift = synthesizer.parts.flow, synthesizer.parts.hift
     seen, skip = {}, len(voice.mel)
 
@@ -130,8 +153,15 @@ def stages(synthesizer: Synthesizer, codes, voice: Voice, *, noise: Noise = 0, s
     wave, _ = hift(made, source_noise, tap=tap)
     start = flow_noise(synthesizer, noise, skip, made.shape[1])
     steps = [start, *(_host(seen[f"euler.x_step{i + 1}"])[skip:] for i in range(options.n_steps))]
-    return Stages(codes, _host(seen["enc.mu"])[skip:], np.stack(steps), _host(seen["f0"]), _host(seen["source"]),
-                  _host(wave), synthesizer.sample_rate)
+    return Stages(
+        codes,
+        _host(seen["enc.mu"])[skip:],
+        np.stack(steps),
+        _host(seen["f0"]),
+        _host(seen["source"]),
+        _host(wave),
+        synthesizer.sample_rate,
+    )
 
 
 def flow_noise(synthesizer: Synthesizer, noise: Noise, start: int, n: int) -> np.ndarray:
@@ -162,9 +192,12 @@ class RoundTrip:
     mel_distance_db: float
 
     def table(self) -> str:
-        rows = [("codes that came back", f"{self.agreement:.1%}"), ("the same by chance", f"{self.by_chance:.1%}"),
-                ("cosine of the speaker vectors", f"{self.speaker_cosine:.3f}"),
-                ("mean difference of the mels", f"{self.mel_distance_db:.1f} dB")]
+        rows = [
+            ("codes that came back", f"{self.agreement:.1%}"),
+            ("the same by chance", f"{self.by_chance:.1%}"),
+            ("cosine of the speaker vectors", f"{self.speaker_cosine:.3f}"),
+            ("mean difference of the mels", f"{self.mel_distance_db:.1f} dB"),
+        ]
         return "\n".join(f"{what:30} {value:>9}" for what, value in rows)
 
 

@@ -39,26 +39,42 @@ class TextConfig:
     rope_scaling: object = None
 
     def __post_init__(self):
-        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-                     "num_hidden_layers", "vocab_size"):
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "num_hidden_layers",
+            "vocab_size",
+        ):
             require(getattr(self, name) > 0, f"text_config.{name}: must be positive, found {getattr(self, name)}")
-        require(self.hidden_size % self.num_attention_heads == 0,
-                 f"text_config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                 f"{self.num_attention_heads}")
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"text_config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+            f"{self.num_attention_heads}",
+        )
         require(self.head_dim % 2 == 0, f"text_config: head size {self.head_dim} is odd; rotary needs pairs")
-        require(self.num_attention_heads % self.num_key_value_heads == 0,
-                 f"text_config: num_attention_heads {self.num_attention_heads} is not a multiple of "
-                 f"num_key_value_heads {self.num_key_value_heads}")
-        require(self.num_attention_groups in (None, self.num_key_value_heads),
-                 f"text_config: num_attention_groups {self.num_attention_groups} contradicts num_key_value_heads "
-                 f"{self.num_key_value_heads}")
-        require(self.rope_scaling is None,
-                 f"text_config.rope_scaling: only null is supported, found {self.rope_scaling!r}")
-        require(self.max_seq_len is None or self.max_position_embeddings in (None, self.max_seq_len),
-                 f"text_config: max_seq_len {self.max_seq_len} contradicts max_position_embeddings "
-                 f"{self.max_position_embeddings}")
-        require(self.rms_norm_eps > 0 and self.rope_theta > 0,
-                 "text_config: rms_norm_eps and rope_theta must be positive")
+        require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"text_config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {self.num_key_value_heads}",
+        )
+        require(
+            self.num_attention_groups in (None, self.num_key_value_heads),
+            f"text_config: num_attention_groups {self.num_attention_groups} contradicts num_key_value_heads "
+            f"{self.num_key_value_heads}",
+        )
+        require(
+            self.rope_scaling is None, f"text_config.rope_scaling: only null is supported, found {self.rope_scaling!r}"
+        )
+        require(
+            self.max_seq_len is None or self.max_position_embeddings in (None, self.max_seq_len),
+            f"text_config: max_seq_len {self.max_seq_len} contradicts max_position_embeddings "
+            f"{self.max_position_embeddings}",
+        )
+        require(
+            self.rms_norm_eps > 0 and self.rope_theta > 0, "text_config: rms_norm_eps and rope_theta must be positive"
+        )
 
     @property
     def head_dim(self) -> int:
@@ -86,8 +102,10 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache, layer: int, tap: Tap | None = None) -> mx.array:
         B, n, _ = x.shape
-        q, k, v = (f(x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3) for f, heads in (
-            (self.q_proj, self._heads), (self.k_proj, self._kv_heads), (self.v_proj, self._kv_heads)))
+        q, k, v = (
+            f(x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3)
+            for f, heads in ((self.q_proj, self._heads), (self.k_proj, self._kv_heads), (self.v_proj, self._kv_heads))
+        )
         q, k, v, mask = cache.update(layer, q, k, v)  # (B, heads, n, size), (B, kv heads, L, size)
         y = softmax_attention(q, k, v, self._scale, mask, tap)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, n, -1))

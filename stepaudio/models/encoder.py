@@ -39,9 +39,13 @@ class AudioEncoderConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             require(value is None or value > 0, f"audio_encoder_config.{f.name}: must be positive, found {value}")
-        require(self.n_audio_state % self.n_audio_head == 0,
-                 f"audio_encoder_config: n_audio_state {self.n_audio_state} is not a multiple of n_audio_head "
-                 f"{self.n_audio_head}")
+        require(
+            self.n_audio_state % self.n_audio_head == 0,
+            f"audio_encoder_config: n_audio_state {self.n_audio_state} is not a multiple of n_audio_head "
+            f"{self.n_audio_head}",
+        )
+
+
 MASKED = -1e10  # what the reference adds to the scores of masked keys
 
 
@@ -56,8 +60,9 @@ class MultiHeadAttention(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
         B, S, C = x.shape
-        q, k, v = (f(x).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3)
-                   for f in (self.query, self.key, self.value))  # (B, heads, S, head size)
+        q, k, v = (
+            f(x).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3) for f in (self.query, self.key, self.value)
+        )  # (B, heads, S, head size)
         scale = (C // self._n_head) ** -0.5
         y = softmax_attention(q, k, v, scale, mask, tap)
         return self.out(y.transpose(0, 2, 1, 3).reshape(B, S, C))
@@ -122,8 +127,10 @@ class AudioEncoder(nn.Module):
         T = mel.shape[2]
         S = (T - 1) // 2 + 1
         if S > self._config.n_audio_ctx:
-            raise AudioError(f"audio of {T} mel frames needs {S} encoder positions, the checkpoint has "
-                             f"{self._config.n_audio_ctx}: cut it into shorter pieces (transcribe does)")
+            raise AudioError(
+                f"audio of {T} mel frames needs {S} encoder positions, the checkpoint has "
+                f"{self._config.n_audio_ctx}: cut it into shorter pieces (transcribe does)"
+            )
         mask = self.key_mask(T, x_len, independent).astype(mel.dtype)
         tap("mask", mask)
         x = gelu(self.conv1(mel.transpose(0, 2, 1)))  # (B, T, C)

@@ -159,8 +159,10 @@ class WindowCache:
         self.max_len, self._window, self._renumber = max_len, max_len - len(self._kept), renumber
         if self._window < 1:
             n = len(self._kept)
-            raise DecodeError(f"cache limit of {max_len} positions cannot hold the {n} positions that must stay "
-                              f"(sinks and pinned audio): raise max_len above {n} or pin less")
+            raise DecodeError(
+                f"cache limit of {max_len} positions cannot hold the {n} positions that must stay "
+                f"(sinks and pinned audio): raise max_len above {n} or pin less"
+            )
         self._rope = rope
         self._keys: list[mx.array | None] = [None] * n_layers
         self._values: list[mx.array | None] = [None] * n_layers
@@ -277,8 +279,7 @@ class CachePolicy:
         """Most positions held, None for no limit."""
         return None if self.kind == "full" else self.max_len or default
 
-    def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN,
-              spans=()) -> FullCache | WindowCache:
+    def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN, spans=()) -> FullCache | WindowCache:
         """A cache for one prompt. `spans`: (start, length) of the audio rows, used by "pinned"."""
         limit = self.limit(default_len)
         if limit is None:

@@ -36,12 +36,15 @@ class StepAudioConfig:
     max_cache_len: int = field(default=MAX_CACHE_LEN)  # ours: cached positions before eviction
 
     def __post_init__(self):
-        require(self.model_type == "step_audio_2",
-                 f"model_type: expected 'step_audio_2', found {self.model_type!r}; is this another model's folder?")
+        require(
+            self.model_type == "step_audio_2",
+            f"model_type: expected 'step_audio_2', found {self.model_type!r}; is this another model's folder?",
+        )
         text, audio = self.text_config, self.audio_encoder_config
-        require(audio.llm_dim == text.hidden_size,
-                 f"audio_encoder_config.llm_dim {audio.llm_dim} contradicts text_config.hidden_size "
-                 f"{text.hidden_size}")
+        require(
+            audio.llm_dim == text.hidden_size,
+            f"audio_encoder_config.llm_dim {audio.llm_dim} contradicts text_config.hidden_size {text.hidden_size}",
+        )
         require(self.max_cache_len > 0, f"max_cache_len: must be positive, found {self.max_cache_len}")
 
     @classmethod
@@ -117,8 +120,9 @@ class StepAudioNet(nn.Module):
             if mel.ndim != 2 or mel.shape[0] != config.n_mels:
                 raise AudioError(f"log mel {i}: expected shape ({config.n_mels}, frames), found {tuple(mel.shape)}")
             if n_rows(mel.shape[1] - 2, config.adapter_stride) < 1:
-                raise AudioError(f"log mel {i}: {mel.shape[1]} frames are too few for one prompt row; "
-                                 "expected 5 or more")
+                raise AudioError(
+                    f"log mel {i}: {mel.shape[1]} frames are too few for one prompt row; expected 5 or more"
+                )
         lengths = [mel.shape[1] for mel in mels]
         batch = np.zeros((len(mels), config.n_mels, max(lengths)), dtype=np.float32)
         for row, mel in zip(batch, mels, strict=True):
@@ -139,21 +143,25 @@ class StepAudioNet(nn.Module):
         vocab = self._config.text_config.vocab_size
         if ids.size and (ids.min() < 0 or ids.max() >= vocab):
             bad = ids[(ids < 0) | (ids >= vocab)][0]
-            raise PromptError(f"id {bad} is outside the vocabulary of {vocab} ids: do tokenizer and model "
-                              "belong together?")
+            raise PromptError(
+                f"id {bad} is outside the vocabulary of {vocab} ids: do tokenizer and model belong together?"
+            )
         if len(slots) != len(features):
             raise PromptError(f"the prompt has {len(slots)} audio slots but {len(features)} pieces of audio were given")
         x = self.model.embed_tokens(mx.array(ids))
         for i, (slot, rows) in enumerate(zip(slots, features, strict=True)):
             if rows.shape[0] == 0:
-                raise PromptError(f"audio slot {i} was given no rows: its audio is too short to be heard, "
-                                  "leave the slot out")
+                raise PromptError(
+                    f"audio slot {i} was given no rows: its audio is too short to be heard, leave the slot out"
+                )
             if rows.shape[0] != slot.length:
                 raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {rows.shape[0]} rows")
             if not (0 <= slot.row < ids.shape[0] and 0 <= slot.start and slot.start + slot.length <= ids.shape[1]):
-                raise PromptError(f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves "
-                                  "the "
-                                  f"prompt of {ids.shape[0]} x {ids.shape[1]} ids")
+                raise PromptError(
+                    f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves "
+                    "the "
+                    f"prompt of {ids.shape[0]} x {ids.shape[1]} ids"
+                )
             x[slot.row, slot.start : slot.start + slot.length] = rows.astype(x.dtype)
         return x
 

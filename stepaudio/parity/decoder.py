@@ -14,9 +14,12 @@ from ..decoding.sampling import Penalties, Sampling
 from ..models.kv_cache import NoCache
 from ..models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 
-GREEDY = {"plain": Penalties(), "rep": Penalties(repetition=1.3, prompt=True),
-          "ngram": Penalties(no_repeat_ngram=3, prompt=True),
-          "both": Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True)}
+GREEDY = {
+    "plain": Penalties(),
+    "rep": Penalties(repetition=1.3, prompt=True),
+    "ngram": Penalties(no_repeat_ngram=3, prompt=True),
+    "both": Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True),
+}
 THROUGH_THE_NET = 1e-3
 
 
@@ -30,8 +33,10 @@ def llm_checks(golden, _tokenizer) -> None:
     for k in golden.names("in.audio", ".ids"):
         _check_audio(golden, net, k, c["token_ids"]["audio_start"])
     _check_rules(golden)
-    golden.leave([n for n in golden.names("out.") if n.startswith("ras.")],
-                 "repetition-aware sampling is CosyVoice's, Step-Audio 2 does not use it")
+    golden.leave(
+        [n for n in golden.names("out.") if n.startswith("ras.")],
+        "repetition-aware sampling is CosyVoice's, Step-Audio 2 does not use it",
+    )
 
 
 def _greedy(net: StepAudioNet, ids: np.ndarray, x: mx.array, n: int, penalties=GREEDY["plain"], eos=()) -> list[int]:
@@ -85,7 +90,8 @@ def _check_rules(golden) -> None:
         (r"topp([\dp]+)", lambda v: keep_top_p(logits, _value(v))),
         (r"minp([\dp]+)", lambda v: keep_min_p(logits, _value(v))),
         (r"freq(-?[\d.]+)_pres(-?[\d.]+)", lambda f, p: penalise(logits, counts, 1.0, float(f), float(p))),
-        (r"counts", lambda: counts), (r"pipeline", lambda: pipeline),
+        (r"counts", lambda: counts),
+        (r"pipeline", lambda: pipeline),
         (r"pipeline_probs", lambda: mx.softmax(pipeline, axis=-1)),
     ]
     for name in golden.names("out.proc."):

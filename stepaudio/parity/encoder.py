@@ -18,10 +18,17 @@ class _Hearing(nn.Module):
 def encoder_checks(golden, _tokenizer) -> None:
     """Every stage of encoder and adapter, for whole batches and for clips alone."""
     c = golden.config
-    config = AudioEncoderConfig(n_mels=c["n_mels"], n_audio_ctx=c["n_ctx"], n_audio_state=c["n_state"],
-                                n_audio_head=c["n_head"], n_audio_layer=c["n_layer"], llm_dim=c["llm_dim"],
-                                kernel_size=c["kernel_size"], adapter_stride=c["adapter_stride"],
-                                adapter_hidden=c["adapter_hidden"])
+    config = AudioEncoderConfig(
+        n_mels=c["n_mels"],
+        n_audio_ctx=c["n_ctx"],
+        n_audio_state=c["n_state"],
+        n_audio_head=c["n_head"],
+        n_audio_layer=c["n_layer"],
+        llm_dim=c["llm_dim"],
+        kernel_size=c["kernel_size"],
+        adapter_stride=c["adapter_stride"],
+        adapter_hidden=c["adapter_hidden"],
+    )
     net = _Hearing(config)
     golden.fill(net)
     for batch in golden.names("in.", ".mel"):
@@ -33,9 +40,15 @@ def _check_batch(golden, net: _Hearing, batch: str) -> None:
     stages: dict[str, mx.array] = {}
     tap = stages.__setitem__
     net.adapter(net.encoder(mel, x_len, tap=tap), tap)
-    found = {**stages, "mask_bias": stages["mask"][:, 0], "encoder": stages["encoded"],
-             "conv1": stages["conv1"].swapaxes(1, 2), "conv2": stages["conv2"].swapaxes(1, 2),
-             "encoder_len": (x_len + 1) // 4, "feat_len": n_rows(x_len, net.stride)}
+    found = {
+        **stages,
+        "mask_bias": stages["mask"][:, 0],
+        "encoder": stages["encoded"],
+        "conv1": stages["conv1"].swapaxes(1, 2),
+        "conv2": stages["conv2"].swapaxes(1, 2),
+        "encoder_len": (x_len + 1) // 4,
+        "feat_len": n_rows(x_len, net.stride),
+    }
     for stage in golden.names(f"out.{batch}."):
         if stage in found:
             golden.compare(f"{batch}.{stage}", found[stage], 0 if stage.endswith("_len") else 1e-4)

@@ -42,8 +42,10 @@ def mel_checks(golden, _tokenizer) -> None:
         golden.compare(f"mel_filters_24k_{name}", bank)
     for name in golden.names("out.token_num"):
         golden.compare("token_num" + name, _row_arithmetic(golden[f"out.token_num{name}"][:, 0]), 0)
-    golden.leave([n for n in golden.names("out.") if n.startswith("resample.")],
-                 "resampling is soxr's, not torchaudio's: another filter on purpose")
+    golden.leave(
+        [n for n in golden.names("out.") if n.startswith("resample.")],
+        "resampling is soxr's, not torchaudio's: another filter on purpose",
+    )
     speaking_mel_checks(golden)
 
 
@@ -56,15 +58,28 @@ def _row_arithmetic(samples: np.ndarray) -> np.ndarray:
         table.append([n, whole, n_prompt_rows(whole), sum(n_prompt_rows(n_mel_frames(p)) for p in pieces)])
     return np.array(table)
 
+
 LOG_MEL_TOLERANCE = 1e-4  # absolute, as for the encoder's front end
 # Kaldi's lowest bands hold one or two bins, unnormalised; where such a band is quiet beside loud ones, the float32
 # transform of the reference itself is 3e-4 away from float64 (root mean square: 7e-6).
 KALDI_TOLERANCE = 1e-3
-FLOW_FRONT_END = {"sample_rate": FLOW_SAMPLE_RATE, "n_fft": FLOW_N_FFT, "win": FLOW_N_FFT,
-                  "hop": FLOW_HOP, "fmin": 0, "fmax": FLOW_FMAX}
-KALDI_FRONT_END = {"sample_frequency": SAMPLE_RATE, "frame_length_ms": N_FFT * 1000 // SAMPLE_RATE,
-                   "frame_shift_ms": HOP * 1000 // SAMPLE_RATE, "fft": KALDI_N_FFT,
-                   "low_freq": KALDI_FMIN, "preemph": PREEMPHASIS, "dither": 0}
+FLOW_FRONT_END = {
+    "sample_rate": FLOW_SAMPLE_RATE,
+    "n_fft": FLOW_N_FFT,
+    "win": FLOW_N_FFT,
+    "hop": FLOW_HOP,
+    "fmin": 0,
+    "fmax": FLOW_FMAX,
+}
+KALDI_FRONT_END = {
+    "sample_frequency": SAMPLE_RATE,
+    "frame_length_ms": N_FFT * 1000 // SAMPLE_RATE,
+    "frame_shift_ms": HOP * 1000 // SAMPLE_RATE,
+    "fft": KALDI_N_FFT,
+    "low_freq": KALDI_FMIN,
+    "preemph": PREEMPHASIS,
+    "dither": 0,
+}
 
 
 def require_same(name: str, config: dict, ours: dict) -> None:
@@ -79,9 +94,11 @@ def speaking_mel_checks(golden) -> None:
     require_same("flow_mel", flow, FLOW_FRONT_END)
     require_same("kaldi", kaldi, KALDI_FRONT_END)
     n_flow, n_kaldi = flow.get("n_mels", FLOW_N_MELS), kaldi.get("num_mel_bins", KALDI_N_MELS)
-    kinds = {"flow_mel": (lambda x: flow_mel(x, n_flow), LOG_MEL_TOLERANCE),
-             "kaldi_fbank": (lambda x: kaldi_fbank(x, n_kaldi, subtract_mean=False), KALDI_TOLERANCE),
-             "kaldi_fbank_cmn": (lambda x: kaldi_fbank(x, n_kaldi), KALDI_TOLERANCE)}
+    kinds = {
+        "flow_mel": (lambda x: flow_mel(x, n_flow), LOG_MEL_TOLERANCE),
+        "kaldi_fbank": (lambda x: kaldi_fbank(x, n_kaldi, subtract_mean=False), KALDI_TOLERANCE),
+        "kaldi_fbank_cmn": (lambda x: kaldi_fbank(x, n_kaldi), KALDI_TOLERANCE),
+    }
     for kind, (compute, tolerance) in kinds.items():
         for name in golden.names("out.", f".{kind}"):
             golden.compare(f"{name}.{kind}", compute(golden[f"in.{name}.wav"]), tolerance, absolute=True)

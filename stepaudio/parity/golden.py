@@ -81,8 +81,11 @@ class Golden:
         name = "out." + expected
         self._seen.add(name)
         want = self[name]
-        got = np.asarray(found.astype(mx.float32) if isinstance(found, mx.array) and mx.issubdtype(
-            found.dtype, mx.floating) else found)
+        got = np.asarray(
+            found.astype(mx.float32)
+            if isinstance(found, mx.array) and mx.issubdtype(found.dtype, mx.floating)
+            else found
+        )
         if got.shape != want.shape:
             note = f"shape {want.shape} expected, {got.shape} found"
             self.rows.append(Row(expected, None, None, tolerance, "off", note))

@@ -22,10 +22,16 @@ from .tokenizer import special_token_checks, tokenizer_checks
 from .voice import s3_checks, speaker_checks
 
 CHECKS: dict[str, Callable[[Golden, Path | None], None]] = {
-    "mel": mel_checks, "encoder_adapter": encoder_checks, "llm": llm_checks,
-    "s3tokenizer": s3_checks, "campplus": speaker_checks,
-    "flow": flow_checks, "hift": hift_checks, "token2wav": token2wav_checks,
-    "tokenizer": tokenizer_checks, "special_tokens": special_token_checks,
+    "mel": mel_checks,
+    "encoder_adapter": encoder_checks,
+    "llm": llm_checks,
+    "s3tokenizer": s3_checks,
+    "campplus": speaker_checks,
+    "flow": flow_checks,
+    "hift": hift_checks,
+    "token2wav": token2wav_checks,
+    "tokenizer": tokenizer_checks,
+    "special_tokens": special_token_checks,
 }
 
 
@@ -83,6 +89,8 @@ def table(name: str, rows: list[Row]) -> str:
     number = lambda x: "-" if x is None else f"{x:.1e}" if x else "0"  # noqa: E731
     lines = [f"{name}"]
     for r in rows:
-        lines.append(f"  {r.stage[:34]:34} abs {number(r.absolute):>8}  rel {number(r.relative):>8}  "
-                     f"tol {number(r.tolerance):>8}  {r.verdict}{'  ' + r.note if r.note else ''}")
+        lines.append(
+            f"  {r.stage[:34]:34} abs {number(r.absolute):>8}  rel {number(r.relative):>8}  "
+            f"tol {number(r.tolerance):>8}  {r.verdict}{'  ' + r.note if r.note else ''}"
+        )
     return "\n".join(lines)

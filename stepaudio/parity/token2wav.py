@@ -43,10 +43,18 @@ def _filled(net: nn.Module, weights: list) -> nn.Module:
 def flow_net(golden) -> tuple[Flow, int]:
     """The flow of a golden file, and its number of Euler steps."""
     c = golden.config
-    config = FlowConfig.from_dict({
-        "input_size": c["encoder"]["input_size"], "output_size": c["output_size"], "output_type": "mel",
-        "spk_embed_dim": c["spk_embed_dim"], "vocab_size": c["vocab_size"], "encoder": c["encoder"],
-        "decoder": {"inference_cfg_rate": c["cfg_rate"], "estimator": c["dit"]}}, "config")
+    config = FlowConfig.from_dict(
+        {
+            "input_size": c["encoder"]["input_size"],
+            "output_size": c["output_size"],
+            "output_type": "mel",
+            "spk_embed_dim": c["spk_embed_dim"],
+            "vocab_size": c["vocab_size"],
+            "encoder": c["encoder"],
+            "decoder": {"inference_cfg_rate": c["cfg_rate"], "estimator": c["dit"]},
+        },
+        "config",
+    )
     return _filled(Flow(config), flow_weights(_published(golden), config)), c["n_timesteps"]
 
 
@@ -96,8 +104,9 @@ def _compare_all(golden, prefix: str, found: dict) -> None:
 def _check_estimator(golden, flow: Flow) -> None:
     stages: dict[str, mx.array] = {}
     x, mu, cond = (_swap(mx.array(golden[f"in.est.{n}"])) for n in ("x", "mu", "cond"))
-    flow.decoder.estimator(x, mu, mx.array(golden["in.est.t"]), mx.array(golden["in.est.spk"]), cond,
-                           tap=stages.__setitem__)
+    flow.decoder.estimator(
+        x, mu, mx.array(golden["in.est.t"]), mx.array(golden["in.est.spk"]), cond, tap=stages.__setitem__
+    )
     _compare_all(golden, "est.", {f"est.{n}": _swap(a) if n == "out" else a for n, a in stages.items()})
 
 
@@ -112,8 +121,9 @@ def _conformer_att(state: FlowState, up: int) -> mx.array:
 
 
 def _estimator_cnn(state: FlowState) -> mx.array:
-    return mx.stack([mx.stack([_swap(mx.concatenate([b.conv1, b.conv2], axis=2)) for b in step])
-                     for step in state.estimator])
+    return mx.stack(
+        [mx.stack([_swap(mx.concatenate([b.conv1, b.conv2], axis=2)) for b in step]) for step in state.estimator]
+    )
 
 
 def _estimator_att(state: FlowState, step: int) -> mx.array:
@@ -121,9 +131,12 @@ def _estimator_att(state: FlowState, step: int) -> mx.array:
 
 
 def _compare_state(golden, name: str, state: FlowState, up: int) -> None:
-    found = {"conformer_cnn": _conformer_cnn(state), "conformer_att": _conformer_att(state, up),
-             "estimator_cnn": _estimator_cnn(state),
-             "estimator_att": mx.stack([_estimator_att(state, 0), _estimator_att(state, -1)])}
+    found = {
+        "conformer_cnn": _conformer_cnn(state),
+        "conformer_att": _conformer_att(state, up),
+        "estimator_cnn": _estimator_cnn(state),
+        "estimator_att": mx.stack([_estimator_att(state, 0), _estimator_att(state, -1)]),
+    }
     _compare_all(golden, f"stream.{name}.", {f"stream.{name}.{part}": a for part, a in found.items()})
 
 
@@ -144,8 +157,11 @@ def _check_stream(golden, flow: Flow, n_steps: int) -> None:
     golden.compare("stream.cache_len", np.array(lengths), 0)
     golden.compare("stream.noise_offset", np.array(offsets), 0)
     if "out.stream.final_att_sample" in golden:  # step 3, block 1, as the reference data chose
-        golden.compare("stream.final_att_sample", _estimator_att(state, min(3, n_steps - 1))[min(
-            1, len(state.estimator[0]) - 1)], MEL_TOLERANCE)
+        golden.compare(
+            "stream.final_att_sample",
+            _estimator_att(state, min(3, n_steps - 1))[min(1, len(state.estimator[0]) - 1)],
+            MEL_TOLERANCE,
+        )
 
 
 def hift_checks(golden, _tokenizer) -> None:
@@ -160,8 +176,13 @@ def hift_checks(golden, _tokenizer) -> None:
     mel, noise = _swap(mx.array(golden["in.mel"])), mx.array(golden["in.noise"])
     wave, source = hift(mel, noise, tap=stages.__setitem__)
     quiet, quiet_source = hift(mel, None)
-    sounds = {"sines": stages["sines"], "source": source[:, None], "wav": wave, "wav_no_noise": quiet,
-              "source_no_noise": quiet_source[:, None]}
+    sounds = {
+        "sines": stages["sines"],
+        "source": source[:, None],
+        "wav": wave,
+        "wav_no_noise": quiet,
+        "source_no_noise": quiet_source[:, None],
+    }
     hift.decode(mel, mx.array(golden["out.source"])[:, 0], stages.__setitem__)
     found = {n: _swap(a) if a.ndim == 3 else a for n, a in stages.items() if n not in sounds}
     for stage in golden.names("out."):

@@ -14,14 +14,22 @@ from .features import require_same
 def s3_checks(golden, _tokenizer) -> None:
     """Every stage of the speech tokenizer for a batch, its codes, and the codes of clips longer than one window."""
     c = golden.config
-    config = S3Config(n_mels=c["n_mels"], n_audio_state=c["n_audio_state"], n_audio_head=c["n_audio_head"],
-                      n_audio_layer=c["n_audio_layer"], stride=c["stride"], n_codebook_size=c["codebook"],
-                      fsmn_kernel=c["fsmn_kernel"], ln_eps=c["ln_eps"])
+    config = S3Config(
+        n_mels=c["n_mels"],
+        n_audio_state=c["n_audio_state"],
+        n_audio_head=c["n_audio_head"],
+        n_audio_layer=c["n_audio_layer"],
+        stride=c["stride"],
+        n_codebook_size=c["codebook"],
+        fsmn_kernel=c["fsmn_kernel"],
+        ln_eps=c["ln_eps"],
+    )
     size = config.n_audio_state // config.n_audio_head
     require_same("s3tokenizer", c, {"tanh_scale": TANH_SCALE, "head_dim": size})
     if "rope" in c and f"theta {ROPE_BASE:.0f}" not in c["rope"]:
-        raise DataError(f"config s3tokenizer.rope: this package has theta {ROPE_BASE:.0f}, the golden file "
-                        f"{c['rope']!r}")
+        raise DataError(
+            f"config s3tokenizer.rope: this package has theta {ROPE_BASE:.0f}, the golden file {c['rope']!r}"
+        )
     net = S3Tokenizer(config)
     golden.fill(net)
     _check_batch(golden, net)
@@ -35,8 +43,13 @@ def _check_batch(golden, net: S3Tokenizer) -> None:
     tap = stages.__setitem__
     codes = np.array(net.quantizer(net.encoder(mx.array(mel), mx.array(lengths), tap), tap))
     n_codes = net.config.n_codes(lengths)
-    found = {**stages, "conv1": stages["conv1"].swapaxes(1, 2), "conv2": stages["conv2"].swapaxes(1, 2),
-             "code_len": n_codes, **{f"attn{i}": stages[f"block{i}.attn"] for i in range(net.config.n_audio_layer)}}
+    found = {
+        **stages,
+        "conv1": stages["conv1"].swapaxes(1, 2),
+        "conv2": stages["conv2"].swapaxes(1, 2),
+        "code_len": n_codes,
+        **{f"attn{i}": stages[f"block{i}.attn"] for i in range(net.config.n_audio_layer)},
+    }
     for stage in golden.names("out."):
         if stage in found:
             golden.compare(stage, found[stage], 0 if stage == "code_len" else 1e-4)
@@ -61,9 +74,22 @@ def _check_long(golden, net: S3Tokenizer, name: str) -> None:
 def speaker_checks(golden, _tokenizer) -> None:
     """Every stage of CAM++ and the embeddings; `head` is of the short clip, and only its first frames are kept."""
     c = golden.config
-    config = SpeakerConfig(**{name: c[name] for name in ("feat_dim", "embedding_size", "growth_rate", "bn_size",
-                                                         "init_channels", "fcm_channels", "bn_eps", "seg_pool")},
-                           blocks=tuple(map(tuple, c["blocks"])))
+    config = SpeakerConfig(
+        **{
+            name: c[name]
+            for name in (
+                "feat_dim",
+                "embedding_size",
+                "growth_rate",
+                "bn_size",
+                "init_channels",
+                "fcm_channels",
+                "bn_eps",
+                "seg_pool",
+            )
+        },
+        blocks=tuple(map(tuple, c["blocks"])),
+    )
     net = SpeakerEncoder(config)
     golden.fill(net)
     stages = {key: _speaker_stages(net, golden[f"in.{key}"]) for key in ("feat", "feat_short")}

@@ -40,8 +40,9 @@ class StreamOptions:
 
     def __post_init__(self):
         if self.chunk_codes < 1 or self.mel_frames < 1:
-            raise ConfigError(f"chunk_codes and mel_frames must be at least 1, found {self.chunk_codes} and "
-                              f"{self.mel_frames}")
+            raise ConfigError(
+                f"chunk_codes and mel_frames must be at least 1, found {self.chunk_codes} and {self.mel_frames}"
+            )
         if self.fade not in ("hamming", "even"):
             raise ConfigError(f"fade: expected 'hamming' or 'even', found {self.fade!r}")
 
@@ -80,8 +81,9 @@ def cross_fade(coming: mx.array, going: mx.array, fade: str = "hamming") -> mx.a
     return mx.concatenate([coming[:, :m] * rising + going * falling, coming[:, m:]], axis=1)
 
 
-def vocode(hift: Hift, mel: mx.array, state: VocoderState, options: StreamOptions, noise: Noise | None,
-           last: bool = False) -> tuple[mx.array, VocoderState, mx.array]:
+def vocode(
+    hift: Hift, mel: mx.array, state: VocoderState, options: StreamOptions, noise: Noise | None, last: bool = False
+) -> tuple[mx.array, VocoderState, mx.array]:
     """Sound of the next frames of a stream.
 
     Parameters
@@ -106,22 +108,31 @@ def vocode(hift: Hift, mel: mx.array, state: VocoderState, options: StreamOption
     return (wave if last else wave[:, :n]), after, raw
 
 
-def speak(flow: Flow, hift: Hift, codes: np.ndarray, prompt: Prompt, noise: Noise, source_noise: Noise | None,
-          options: FlowOptions = REFERENCE) -> tuple[mx.array, mx.array]:
+def speak(
+    flow: Flow,
+    hift: Hift,
+    codes: np.ndarray,
+    prompt: Prompt,
+    noise: Noise,
+    source_noise: Noise | None,
+    options: FlowOptions = REFERENCE,
+) -> tuple[mx.array, mx.array]:
     """All codes (B, N) at once: mel (B, up * N, M) and wave (B, samples) within +-0.99."""
     mel = flow(codes, prompt, noise, options)
     wave, _ = hift(mel, source_noise)
     return mel, wave
 
 
-def begin(flow: Flow, prompt: Prompt, noise: Noise, source_noise: Noise | None,
-          options: StreamOptions = StreamOptions()) -> StreamState:
+def begin(
+    flow: Flow, prompt: Prompt, noise: Noise, source_noise: Noise | None, options: StreamOptions = StreamOptions()
+) -> StreamState:
     """A fresh stream in one voice; see `Flow.begin`."""
     return StreamState(flow.begin(prompt, noise, options.flow), VocoderState(), options, source_noise)
 
 
-def step(flow: Flow, hift: Hift, codes: np.ndarray, state: StreamState,
-         last: bool = False) -> tuple[mx.array, StreamState]:
+def step(
+    flow: Flow, hift: Hift, codes: np.ndarray, state: StreamState, last: bool = False
+) -> tuple[mx.array, StreamState]:
     """Sound (B, n) of the next codes (look-ahead included, as `Flow.step`), and the new state."""
     mel, flow_state = flow.step(codes, state.flow, last)
     wave, vocoder, _ = vocode(hift, mel, state.vocoder, state.options, state.source_noise, last)

@@ -78,9 +78,11 @@ class _Codes:
                 self.n_padding += 1
                 continue
             if not 0 <= code < self._n_known:
-                raise DecodeError(f"audio code {code} is outside 0…{self._n_known - 1} (and no padding, which is "
-                                  f"{N_AUDIO_CODES}…{N_AUDIO_TOKENS - 1}): are these codes, or ids of the language "
-                                  "model?")
+                raise DecodeError(
+                    f"audio code {code} is outside 0…{self._n_known - 1} (and no padding, which is "
+                    f"{N_AUDIO_CODES}…{N_AUDIO_TOKENS - 1}): are these codes, or ids of the language "
+                    "model?"
+                )
             self.n_codes += 1
             yield code
 
@@ -91,15 +93,18 @@ class Synthesizer:
     def __init__(self, parts: Token2Wav):
         self.parts = parts
         flow, hift = parts.flow.config, parts.hift.config
-        for what, one, other in (("mel bands", flow.output_size, hift.in_channels),
-                                 ("numbers of a speaker vector", parts.speaker.config.embedding_size,
-                                  flow.spk_embed_dim)):
+        for what, one, other in (
+            ("mel bands", flow.output_size, hift.in_channels),
+            ("numbers of a speaker vector", parts.speaker.config.embedding_size, flow.spk_embed_dim),
+        ):
             if one != other:
                 raise ConfigError(f"token2wav: the nets do not belong together: {one} and {other} {what}")
         heard = parts.tokenizer.config.n_codebook_size
         if heard > flow.vocab_size:
-            raise ConfigError(f"token2wav: the nets do not belong together: the speech tokenizer gives {heard} codes, "
-                              f"the flow knows {flow.vocab_size}")
+            raise ConfigError(
+                f"token2wav: the nets do not belong together: the speech tokenizer gives {heard} codes, "
+                f"the flow knows {flow.vocab_size}"
+            )
 
     @classmethod
     def load(cls, path: str | Path | None = None, dtype: mx.Dtype | None = None) -> Synthesizer:
@@ -130,8 +135,15 @@ class Synthesizer:
         """A voice from a clip (path or samples at 16 kHz), from a saved file, or as it is; always of these weights."""
         return open_voice(self.parts, source, self.weights)
 
-    def decode(self, codes: Iterable[int], voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0,
-               options: FlowOptions = REFERENCE) -> Sound:
+    def decode(
+        self,
+        codes: Iterable[int],
+        voice: Voice,
+        *,
+        noise: Noise = 0,
+        source_noise: Noise | None = 0,
+        options: FlowOptions = REFERENCE,
+    ) -> Sound:
         """All codes at once, every one seeing all others.
 
         Parameters
@@ -155,15 +167,23 @@ class Synthesizer:
             mel, wave = (np.array(a[0].astype(mx.float32)) for a in both)
         return Sound(wave, self.sample_rate, mel, checked.n_codes, checked.n_padding)
 
-    def begin(self, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0,
-              options: StreamOptions = AS_REFERENCE) -> StreamState:
+    def begin(
+        self, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE
+    ) -> StreamState:
         """The state of a stream in this voice before its first code. It is not changed by streaming, so keep it, and
         the voice is read only once for many streams. Options as `stream`."""
         voice.check(self.weights)
         return begin(self.parts.flow, voice.prompt, noise, source_noise, options)
 
-    def stream(self, codes: Iterable[int], voice: Voice | StreamState, *, noise: Noise = 0,
-               source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE) -> Iterator[SoundChunk]:
+    def stream(
+        self,
+        codes: Iterable[int],
+        voice: Voice | StreamState,
+        *,
+        noise: Noise = 0,
+        source_noise: Noise | None = 0,
+        options: StreamOptions = AS_REFERENCE,
+    ) -> Iterator[SoundChunk]:
         """Sound as codes come: a chunk whenever `chunk_codes` and the look-ahead are there, the rest at the end.
 
         Parameters

@@ -81,8 +81,15 @@ class Voice:
         return Prompt(self.codes[None], mx.array(self.mel)[None], mx.array(self.speaker)[None])
 
     @classmethod
-    def from_clip(cls, parts: Token2Wav, source, *, sample_rate: float | None = None,
-                  max_seconds: float = MAX_SECONDS, weights: str | None = None) -> Voice:
+    def from_clip(
+        cls,
+        parts: Token2Wav,
+        source,
+        *,
+        sample_rate: float | None = None,
+        max_seconds: float = MAX_SECONDS,
+        weights: str | None = None,
+    ) -> Voice:
         """Read a voice from a recording of one person, best of 3 to 10 s.
 
         The mel is cut, or its last frame repeated, to the frames of the codes, as in the reference.
@@ -106,8 +113,10 @@ class Voice:
         seconds = len(heard) / SAMPLE_RATE
         _refuse_long(name, seconds, max_seconds)
         if is_silent(heard):
-            raise AudioError(f"{name}: is silent (below -60 dBFS), and silence is nobody's voice: use a clip in which "
-                             "one person speaks")
+            raise AudioError(
+                f"{name}: is silent (below -60 dBFS), and silence is nobody's voice: use a clip in which "
+                "one person speaks"
+            )
         if seconds < SHORT_SECONDS:
             warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=2)
         codes = parts.tokenizer(log_mel(heard, parts.tokenizer.config.n_mels, padding=0)[None])[0]
@@ -124,8 +133,11 @@ class Voice:
         path = Path(path)
         part = path.with_name(f".{path.stem}.part{os.getpid()}.safetensors")  # MLX appends any other suffix
         try:
-            mx.save_safetensors(str(part), {name: mx.array(getattr(self, name)) for name in DTYPES},
-                                {"format": FORMAT, "weights": self.weights, "key": self.key})
+            mx.save_safetensors(
+                str(part),
+                {name: mx.array(getattr(self, name)) for name in DTYPES},
+                {"format": FORMAT, "weights": self.weights, "key": self.key},
+            )
             os.replace(part, path)
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"{path}: the voice cannot be written ({' '.join(str(error).split())})") from None
@@ -164,8 +176,10 @@ class Voice:
     def check(self, weights: str | None, name: str = "voice") -> None:
         """Refuse with `WeightsError` if nets of another fingerprint made this voice."""
         if weights is not None and weights != self.weights:
-            raise WeightsError(f"{name}: was made by other weights ({self.weights[:12]}) than those that are to speak "
-                               f"({weights[:12]}), for which its codes are other sounds: make it again from its clip")
+            raise WeightsError(
+                f"{name}: was made by other weights ({self.weights[:12]}) than those that are to speak "
+                f"({weights[:12]}), for which its codes are other sounds: make it again from its clip"
+            )
 
 
 def fitted(mel: np.ndarray, n_frames: int) -> np.ndarray:
@@ -189,8 +203,10 @@ def _sorted_weights(net: nn.Module) -> Iterable[tuple[str, mx.array]]:
 
 def _refuse_long(name, seconds: float, most: float) -> None:
     if seconds > most:
-        raise AudioError(f"{name}: {seconds:.1f} s are too long for a voice; expected at most {most:g} s: cut out 3 to "
-                         "10 s in which one person speaks, or raise max_seconds")
+        raise AudioError(
+            f"{name}: {seconds:.1f} s are too long for a voice; expected at most {most:g} s: cut out 3 to "
+            "10 s in which one person speaks, or raise max_seconds"
+        )
 
 
 def open_voice(parts: Token2Wav, source, weights: str | None = None) -> Voice:

@@ -42,8 +42,10 @@ class Message:
         if not isinstance(self.role, str) or ALIASES.get(self.role, self.role) not in ROLES:
             raise PromptError(f"unknown role {self.role!r}; expected one of {', '.join((*ROLES, *ALIASES))}")
         if not (self.content is None or isinstance(self.content, (str, list, tuple))):
-            raise PromptError(f"content of a {self.role} turn: expected text, a list of items or None, found "
-                              f"{type(self.content).__name__}")
+            raise PromptError(
+                f"content of a {self.role} turn: expected text, a list of items or None, found "
+                f"{type(self.content).__name__}"
+            )
         if not isinstance(self.eot, bool):
             raise PromptError(f"eot of a {self.role} turn: expected true or false, found {self.eot!r}")
 
@@ -90,8 +92,10 @@ class Prompt:
         free = 0
         for slot in self.slots:
             if not (free <= slot.start and 0 <= slot.length and slot.start + slot.length <= len(self.ids)):
-                raise PromptError(f"audio rows {slot.start}..{slot.start + slot.length - 1} overlap others or lie "
-                                  f"outside the {len(self.ids)} ids of the prompt")
+                raise PromptError(
+                    f"audio rows {slot.start}..{slot.start + slot.length - 1} overlap others or lie "
+                    f"outside the {len(self.ids)} ids of the prompt"
+                )
             free = slot.start + slot.length
 
     @property
@@ -132,8 +136,10 @@ class _Writer:
     def audio(self) -> None:
         clip, t = self.n_clips, self.tokenizer
         if clip >= len(self.n_rows):
-            raise PromptError(f"audio item {clip} has no rows; n_rows has {len(self.n_rows)} entries, expected one "
-                              "list per audio item")
+            raise PromptError(
+                f"audio item {clip} has no rows; n_rows has {len(self.n_rows)} entries, expected one "
+                "list per audio item"
+            )
         for piece, length in enumerate(self.n_rows[clip]):
             self.slots.append(AudioSlot(len(self.ids) + 1, length, clip, piece))
             self.ids += [t.audio_start, *[t.audio_patch] * length, t.audio_end]
@@ -162,8 +168,9 @@ class _Writer:
 
     def prompt(self) -> Prompt:
         if self.n_clips != len(self.n_rows):
-            raise PromptError(f"n_rows has {len(self.n_rows)} entries, the messages have only "
-                              f"{self.n_clips} audio items")
+            raise PromptError(
+                f"n_rows has {len(self.n_rows)} entries, the messages have only {self.n_clips} audio items"
+            )
         return Prompt(tuple(self.ids), tuple(self.slots))
 
 
@@ -179,8 +186,9 @@ def _checked_rows(n_rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return rows
 
 
-def build_prompt(messages: Sequence[Message | Mapping], tokenizer: Tokenizer,
-                 n_rows: Sequence[Sequence[int]] = ()) -> Prompt:
+def build_prompt(
+    messages: Sequence[Message | Mapping], tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()
+) -> Prompt:
     """The ids of a conversation, and where its audio goes.
 
     Special tokens written in a text become their ids, as in the reference; a caller who passes on foreign
@@ -217,8 +225,9 @@ def build_prompt(messages: Sequence[Message | Mapping], tokenizer: Tokenizer,
     return writer.prompt()
 
 
-def build_base_prompt(pieces: Sequence[str | Mapping], tokenizer: Tokenizer,
-                      n_rows: Sequence[Sequence[int]] = ()) -> Prompt:
+def build_base_prompt(
+    pieces: Sequence[str | Mapping], tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()
+) -> Prompt:
     """The ids for a base model, which knows no turns: texts and items, one after the other.
 
     Parameters, result and errors as in `build_prompt`; `pieces` holds strings and items.

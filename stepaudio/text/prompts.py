@@ -61,8 +61,10 @@ def reading_turns(text: str, tokenizer: Tokenizer) -> list[Message]:
     first = min(tokenizer.special_ids)  # every id from here on is a token with a name of its own
     named = [i for i in tokenizer.encode(text) if i >= first]
     if named:
-        raise PromptError(f"text to read: {tokenizer.decode(named[:1])!r} in it is a token with a meaning of its own "
-                          "and no word: take it out")
+        raise PromptError(
+            f"text to read: {tokenizer.decode(named[:1])!r} in it is a token with a meaning of its own "
+            "and no word: take it out"
+        )
     return [Message("system", READ_ALOUD), Message("human", text), open_answer(True)]
 
 

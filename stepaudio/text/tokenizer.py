@@ -60,8 +60,10 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.n_ids = max([backend.get_vocab_size(with_added_tokens=False), *(i + 1 for i in added)])
         if vocab_rows is not None and vocab_rows < self.n_ids:
-            raise TokenizerError(f"the tokenizer has ids up to {self.n_ids - 1}, the model only {vocab_rows} rows; "
-                                 "take both from the same model")
+            raise TokenizerError(
+                f"the tokenizer has ids up to {self.n_ids - 1}, the model only {vocab_rows} rows; "
+                "take both from the same model"
+            )
         self.vocab_rows = vocab_rows
         self._special = frozenset(i for i, token in added.items() if token.special)
         codes = {int(m[1]): i for i, token in added.items() if (m := AUDIO_NAME.fullmatch(token.content))}
@@ -87,8 +89,14 @@ class Tokenizer:
         return cls(from_single(single) if single.exists() else from_parts(folder), vocab_rows)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = SPECIAL_TOKENS,
-              n_audio: int = N_AUDIO_TOKENS, vocab_rows: int | None = None) -> Tokenizer:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        n_audio: int = N_AUDIO_TOKENS,
+        vocab_rows: int | None = None,
+    ) -> Tokenizer:
         """Learn a small vocabulary; same text rules as the published one, and the same names after it.
 
         Parameters
@@ -102,11 +110,17 @@ class Tokenizer:
             `<audio_0>` ... that follow the special tokens.
         """
         if isinstance(texts, str) or vocab_size < 256 or n_audio < 0:
-            raise TokenizerError(f"expected a list of texts, vocab_size >= 256 and n_audio >= 0, found "
-                                 f"{type(texts).__name__}, {vocab_size}, {n_audio}")
+            raise TokenizerError(
+                f"expected a list of texts, vocab_size >= 256 and n_audio >= 0, found "
+                f"{type(texts).__name__}, {vocab_size}, {n_audio}"
+            )
         backend = blank_object(models.BPE())
-        backend.train_from_iterator(texts, trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, initial_alphabet=sorted(BYTE_OF), show_progress=False))
+        backend.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=vocab_size, min_frequency=2, initial_alphabet=sorted(BYTE_OF), show_progress=False
+            ),
+        )
         tokens = [AddedToken(name, normalized=False, special=name not in NOT_SKIPPED) for name in special_tokens]
         tokens += [AddedToken(f"<audio_{n}>", normalized=True, special=False) for n in range(n_audio)]
         first = backend.get_vocab_size()
@@ -125,10 +139,18 @@ class Tokenizer:
         if pad is not None:
             marks["pad_token"] = {key: value for key, value in added_token(pad).items() if key != "special"}
         table = {str(i): added_token(t) for i, t in added.items()}
-        config = {"add_prefix_space": False, "added_tokens_decoder": table, "additional_special_tokens": extra,
-                  "clean_up_tokenization_spaces": False, "eos_token": EOT, "errors": "replace",
-                  "pad_token": pad.content if pad else None, "split_special_tokens": False,
-                  "tokenizer_class": "Qwen2Tokenizer", "unk_token": None}
+        config = {
+            "add_prefix_space": False,
+            "added_tokens_decoder": table,
+            "additional_special_tokens": extra,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": EOT,
+            "errors": "replace",
+            "pad_token": pad.content if pad else None,
+            "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+        }
         names = {t.content: i for i, t in added.items()}
         for name, data in (("added_tokens", names), ("tokenizer_config", config), ("special_tokens_map", marks)):
             text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"

@@ -24,7 +24,7 @@ STEP_TOKENS = tuple(
     <audio_start> <audio_end> <audio_patch> <audio_patch_pad> <|SC|> <tts_start> <tts_end> <tts_pad>""".split()
 )
 SPECIAL_TOKENS = QWEN_TOKENS + STEP_TOKENS
-NOT_SKIPPED = frozenset(QWEN_TOKENS[QWEN_TOKENS.index("<tool_call>"):])  # stay in the text when specials go
+NOT_SKIPPED = frozenset(QWEN_TOKENS[QWEN_TOKENS.index("<tool_call>") :])  # stay in the text when specials go
 
 # Qwen2's split: contractions, words with one leading mark, single digits, punctuation, line ends, blanks.
 SPLIT = (
@@ -50,10 +50,12 @@ def blank_object(model: models.BPE) -> Backend:
     """A backend around `model` with Qwen2's text rules: NFC, split, bytes."""
     backend = Backend(model)
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -94,8 +96,10 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     merges = [tuple(line.split(" ")) for line in lines[first:]]
     for number, pair in enumerate(merges, start=first + 1):
         if len(pair) != 2 or pair[0] not in vocab or pair[1] not in vocab or pair[0] + pair[1] not in vocab:
-            raise TokenizerError(f"{path}: line {number}: expected two tokens of vocab.json that join to a third, "
-                                 f"found {' '.join(pair)[:60]!r}; {ADVICE}")
+            raise TokenizerError(
+                f"{path}: line {number}: expected two tokens of vocab.json that join to a third, "
+                f"found {' '.join(pair)[:60]!r}; {ADVICE}"
+            )
     return merges
 
 
@@ -103,15 +107,18 @@ def _read_added(config_path: Path) -> dict[int, AddedToken]:
     """id -> added token with its flags, from `added_tokens_decoder` of `tokenizer_config.json`."""
     table = _read_object(config_path).get("added_tokens_decoder")
     if not isinstance(table, dict):
-        raise TokenizerError(f"{config_path}: expected an object added_tokens_decoder, found "
-                             f"{type(table).__name__}; {ADVICE}")
+        raise TokenizerError(
+            f"{config_path}: expected an object added_tokens_decoder, found {type(table).__name__}; {ADVICE}"
+        )
     added = {}
     for key, entry in table.items():
         flags = {name: entry.get(name) for name in FLAGS} if isinstance(entry, dict) else {}
         whole = set(entry) == {"content", *FLAGS} and all(isinstance(v, bool) for v in flags.values())
         if not (whole and key.isdecimal() and isinstance(entry["content"], str) and entry["content"]):
-            raise TokenizerError(f"{config_path}: added_tokens_decoder[{key}]: expected content, "
-                                 f"{', '.join(FLAGS)}, found {str(entry)[:120]}")
+            raise TokenizerError(
+                f"{config_path}: added_tokens_decoder[{key}]: expected content, "
+                f"{', '.join(FLAGS)}, found {str(entry)[:120]}"
+            )
         added[int(key)] = AddedToken(entry["content"], **flags)
     return added
 
@@ -122,8 +129,10 @@ def _refuse_contradiction(path: Path, named: dict, added: dict[int, AddedToken],
     differ = sorted(found ^ {(token.content, i) for i, token in added.items()}, key=str)
     if differ:
         shown = ", ".join(f"{name} = {i}" for name, i in differ[:4])
-        raise TokenizerError(f"{path} contradicts {other} in {len(differ)} entries (each in one of them only): "
-                             f"{shown}; take both files from the same model")
+        raise TokenizerError(
+            f"{path} contradicts {other} in {len(differ)} entries (each in one of them only): "
+            f"{shown}; take both files from the same model"
+        )
 
 
 def added_token(token: AddedToken) -> dict:
@@ -137,8 +146,10 @@ def add_token(backend: Backend, added: dict[int, AddedToken], path: str) -> None
     wrong = [i for i in sorted(added) if i not in table or added_token(table[i]) != added_token(added[i])]
     if wrong:
         n_text = backend.get_vocab_size(with_added_tokens=False)
-        raise TokenizerError(f"{path}: {added[wrong[0]].content} cannot have id {wrong[0]}; expected names "
-                             f"that are no text tokens, with ids from {n_text} on without a gap")
+        raise TokenizerError(
+            f"{path}: {added[wrong[0]].content} cannot have id {wrong[0]}; expected names "
+            f"that are no text tokens, with ids from {n_text} on without a gap"
+        )
 
 
 def from_parts(folder: Path) -> Backend:
@@ -159,12 +170,15 @@ def from_single(path: Path) -> Backend:
     except TokenizerError:
         raise
     except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{path}: expected a tokenizer of the `tokenizers` library, found {error}; "
-                             f"{ADVICE}") from None
+        raise TokenizerError(
+            f"{path}: expected a tokenizer of the `tokenizers` library, found {error}; {ADVICE}"
+        ) from None
     kinds = [type(part).__name__ for part in (backend.model, backend.decoder)]
     if kinds != ["BPE", "ByteLevel"] or _pieces(backend) != _pieces(blank_object(models.BPE())):
-        raise TokenizerError(f"{path}: expected BPE, ByteLevel and Qwen2's text rules (NFC, split, bytes), found "
-                             f"{', '.join(kinds)}, or other rules; {ADVICE}")
+        raise TokenizerError(
+            f"{path}: expected BPE, ByteLevel and Qwen2's text rules (NFC, split, bytes), found "
+            f"{', '.join(kinds)}, or other rules; {ADVICE}"
+        )
     backend.no_truncation()  # either would change ids in silence
     backend.no_padding()
     names = path.with_name("added_tokens.json")

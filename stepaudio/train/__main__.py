@@ -24,8 +24,12 @@ def main() -> None:
     make.add_argument("texts", type=Path)
     make.add_argument("folder", type=Path)
     mean = verbs.add_parser("average", help="the mean of the weights of several trained models, or of saved states")
-    mean.add_argument("models", type=Path, nargs="+", help="folders with config.json and model.safetensors, or all "
-                                                           "with state.safetensors")
+    mean.add_argument(
+        "models",
+        type=Path,
+        nargs="+",
+        help="folders with config.json and model.safetensors, or all with state.safetensors",
+    )
     mean.add_argument("folder", type=Path)
     train = verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout")
     train.add_argument("--corpus", type=Path, nargs="+", required=True)
@@ -42,14 +46,23 @@ def main() -> None:
     train.add_argument("--workers", type=int, default=Recipe.workers)
     train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
     train.add_argument("--pause", type=float, default=float("inf"), help="save and leave after this many seconds")
-    train.add_argument("--weight-noise", type=float, default=Recipe.weight_noise,
-                       help="noise on the weights, as a share of each matrix's root mean square")
+    train.add_argument(
+        "--weight-noise",
+        type=float,
+        default=Recipe.weight_noise,
+        help="noise on the weights, as a share of each matrix's root mean square",
+    )
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
     train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
     train.add_argument("--block", type=int, default=Recipe.block, help="steps between changes of batch shape")
     train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
-    train.add_argument("--shares", type=float, nargs=len(ALL_BUCKETS), default=[b.share for b in ALL_BUCKETS],
-                       help="how often batches of short, middling and long rows are drawn")
+    train.add_argument(
+        "--shares",
+        type=float,
+        nargs=len(ALL_BUCKETS),
+        default=[b.share for b in ALL_BUCKETS],
+        help="how often batches of short, middling and long rows are drawn",
+    )
     train.add_argument("--empty", type=float, default=Recipe.empty, help="share of rows in which nobody speaks")
     options = parser.parse_args()
     if options.verb == "tokenizer":
@@ -62,15 +75,37 @@ def main() -> None:
         return
     tokenizer = Tokenizer.from_folder(options.tokenizer)
     config = nano_config(-(-tokenizer.n_ids // 64) * 64)
-    buckets = tuple(type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, share)
-                    for b, share in zip(ALL_BUCKETS, options.shares, strict=True))
-    recipe = Recipe(steps=options.steps, seconds=options.seconds, peak_rate=options.rate, seed=options.seed,
-                    workers=options.workers, log_every=options.log_every, block=options.block, compile=options.compile,
-                    weight_noise=options.weight_noise, empty=options.empty, buckets=buckets)
-    run(recipe, config, options.corpus, options.tokenizer, options.out, options.texts, options.held_out, options.resume,
+    buckets = tuple(
+        type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, share)
+        for b, share in zip(ALL_BUCKETS, options.shares, strict=True)
+    )
+    recipe = Recipe(
+        steps=options.steps,
+        seconds=options.seconds,
+        peak_rate=options.rate,
+        seed=options.seed,
+        workers=options.workers,
+        log_every=options.log_every,
+        block=options.block,
+        compile=options.compile,
+        weight_noise=options.weight_noise,
+        empty=options.empty,
+        buckets=buckets,
+    )
+    run(
+        recipe,
+        config,
+        options.corpus,
+        options.tokenizer,
+        options.out,
+        options.texts,
+        options.held_out,
+        options.resume,
         options.start,
-        on_save=lambda trainer: export(trainer.average, config, options.out / "model"), elapsed=options.elapsed,
-        pause=options.pause)
+        on_save=lambda trainer: export(trainer.average, config, options.out / "model"),
+        elapsed=options.elapsed,
+        pause=options.pause,
+    )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ def warped_filters() -> mx.array:
     """(9, 201, M) mel filterbanks whose frequencies are scaled, WARPS[4] ~ 1 being close to the true one."""
     true = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS)  # (M, 201)
     bins = np.arange(true.shape[1])
-    return mx.array(np.stack([np.stack([np.interp(bins * w, bins, f, right=0.0) for f in true], 1) for w in WARPS])
-                    .astype(np.float32))
+    return mx.array(
+        np.stack([np.stack([np.interp(bins * w, bins, f, right=0.0) for f in true], 1) for w in WARPS]).astype(
+            np.float32
+        )
+    )
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +96,8 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     wave = breathing(wave, loud, batch)
     size = smooth_size(N + SAMPLE_RATE // 2)
     tail = mx.random.normal((B, SAMPLE_RATE // 2)) * mx.exp(
-        -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None]))
+        -mx.arange(SAMPLE_RATE // 2)[None] / (SAMPLE_RATE * batch["decay"][:, None])
+    )
     tail = tail / mx.sqrt((tail * tail).sum(1, keepdims=True)) * batch["reverb"][:, None]
     response = mx.concatenate([mx.ones((B, 1)), tail[:, 1:]], axis=1)
     spectrum = mx.fft.rfft(wave, n=size) * mx.fft.rfft(response, n=size)

@@ -63,14 +63,17 @@ class BatchMaker:
     DataError : shares that are no shares.
     """
 
-    def __init__(self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1,
-                 empty: float = EMPTY):
+    def __init__(
+        self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1, empty: float = EMPTY
+    ):
         self.corpus, self.prompt, self.buckets, self.seed, self.block = corpus, prompt, buckets, seed, block
         self.empty = empty
         shares = [b.share for b in buckets]
         if not (0 <= empty <= 1 and min(shares) >= 0 and sum(shares) > 0):
-            raise DataError(f"shares of buckets {shares}, of rows without words {empty}; expected none below 0, some "
-                            "bucket above 0, and at most 1 of the rows without words")
+            raise DataError(
+                f"shares of buckets {shares}, of rows without words {empty}; expected none below 0, some "
+                "bucket above 0, and at most 1 of the rows without words"
+            )
         self.share = np.array(shares) / sum(shares)
         sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)
         self.shard_share = sizes / sizes.sum()
@@ -155,8 +158,19 @@ class BatchMaker:
                     spans = _token_spans(clip, self.corpus.encode)
                     if spans is not None:
                         _align_tokens(spoken[b], spans, first, speed)
-        return {"place": place, "answers": answers, "labels": labels, "asks": asks, "begin": begin, "stop": stop,
-                "start": start, "rate": rate, "length": length, "phonemes": phonemes, "spoken": spoken}
+        return {
+            "place": place,
+            "answers": answers,
+            "labels": labels,
+            "asks": asks,
+            "begin": begin,
+            "stop": stop,
+            "start": start,
+            "rate": rate,
+            "length": length,
+            "phonemes": phonemes,
+            "spoken": spoken,
+        }
 
 
 def _word_ranges(clip: dict) -> list[tuple[int, int]] | None:
@@ -198,8 +212,14 @@ def cut_words(clip: dict, ranges: list[tuple[int, int]], first: int, stop: int, 
     frame = round(ALIGNMENT_SECONDS * SAMPLE_RATE)
     text = " ".join(clip["text"].split()[first:stop])
     frames = clip["frames"][a:b]
-    return {"start": clip["start"] + frame * sum(clip["frames"][:a]), "n": frame * sum(frames), "text": text,
-            "ids": encode(text), "phonemes": [0, *clip["phonemes"][a:b], 0], "frames": [0, *frames, 0]}
+    return {
+        "start": clip["start"] + frame * sum(clip["frames"][:a]),
+        "n": frame * sum(frames),
+        "text": text,
+        "ids": encode(text),
+        "phonemes": [0, *clip["phonemes"][a:b], 0],
+        "frames": [0, *frames, 0],
+    }
 
 
 def _align(labels: np.ndarray, clip: dict, first: int, rate: float) -> None:
@@ -263,5 +283,9 @@ def breaths(rng, rows: list[dict]) -> dict:
             n[b, k] = min(int(SAMPLE_RATE * np.exp(rng.uniform(np.log(0.01), np.log(0.6)))), last - first)
             begin[b, k] = first + int(rng.integers(last - first - n[b, k] + 1))
     level = np.where(rng.random(shape) < BREATH_CHANCE, 10 ** (-rng.uniform(3, 30, shape) / 20), 0.0)
-    return {"breath_begin": begin, "breath_length": n, "breath_level": level.astype(np.float32),
-            "breath_hertz": np.exp(rng.uniform(np.log(300), np.log(5000), len(rows))).astype(np.float32)}
+    return {
+        "breath_begin": begin,
+        "breath_length": n,
+        "breath_level": level.astype(np.float32),
+        "breath_hertz": np.exp(rng.uniform(np.log(300), np.log(5000), len(rows))).astype(np.float32),
+    }

@@ -23,8 +23,9 @@ SHARD_SAMPLES = 1 << 30  # device arrays stay below 2^31 elements, so that 32-bi
 class Corpus:
     """Index of all clips, in shards whose samples fit one device array. Loads no samples by itself."""
 
-    def __init__(self, folders: list[Path], encode, texts: Path | None = None, max_seconds: float = 24.0,
-                 seed: int = 0):
+    def __init__(
+        self, folders: list[Path], encode, texts: Path | None = None, max_seconds: float = 24.0, seed: int = 0
+    ):
         spoken = {}
         if texts:
             spoken = {d["id"]: d["text"] for d in map(json.loads, Path(texts).read_text(encoding="utf-8").splitlines())}
@@ -73,6 +74,14 @@ def _read_index(folder: Path, spoken: dict[str, str], max_seconds: float) -> lis
                 continue  # a line that its writer had not finished, perhaps within a character
             n, text = clip["n_samples"], clip.get("text", spoken.get(clip.get("id")))
             if text is not None and clip["offset"] + n <= total and 0.2 <= n / SAMPLE_RATE <= max_seconds:
-                clips.append({"file": pcm, "offset": clip["offset"], "n": n, "text": text,
-                              "phonemes": clip.get("ids"), "frames": clip.get("durations")})
+                clips.append(
+                    {
+                        "file": pcm,
+                        "offset": clip["offset"],
+                        "n": n,
+                        "text": text,
+                        "phonemes": clip.get("ids"),
+                        "frames": clip.get("durations"),
+                    }
+                )
     return clips

@@ -154,8 +154,9 @@ class Trainer:
         if noise:
             wrong = mx.random.randint(0, self.n_text, answers.shape)
             answers = mx.where(mx.random.uniform(shape=answers.shape) < noise, wrong, answers)
-        before, after = (mx.broadcast_to(embedding[ids], (rows.shape[0], ids.size, rows.shape[2]))
-                         for ids in self._around)
+        before, after = (
+            mx.broadcast_to(embedding[ids], (rows.shape[0], ids.size, rows.shape[2])) for ids in self._around
+        )
         sources = mx.concatenate([before, rows, after, one_hot(answers, embedding.shape[0], self.dtype) @ embedding], 1)
         x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
         asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
@@ -288,8 +289,10 @@ def on_device(batch: dict) -> dict:
     arrays = {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
     words = mx.array(np.concatenate([v.reshape(-1).view(np.int32) for v in arrays.values()]))
     parts = mx.split(words, np.cumsum([v.size for v in arrays.values()])[:-1].tolist())
-    return {k: (part.view(mx.float32) if v.dtype == np.float32 else part).reshape(v.shape)
-            for (k, v), part in zip(arrays.items(), parts, strict=True)}
+    return {
+        k: (part.view(mx.float32) if v.dtype == np.float32 else part).reshape(v.shape)
+        for (k, v), part in zip(arrays.items(), parts, strict=True)
+    }
 
 
 def one_hot(index: mx.array, n: int, dtype: mx.Dtype) -> mx.array:
@@ -342,9 +345,20 @@ def sinusoids(length: int, channels: int) -> mx.array:
     return mx.array(np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32))
 
 
-def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_folder: Path, out: Path,
-        texts: Path | None = None, held_out: Path | None = None, resume: Path | None = None, start: Path | None = None,
-        on_save=lambda trainer: None, elapsed: float = 0.0, pause: float = float("inf")) -> Trainer:
+def run(
+    recipe: Recipe,
+    config: StepAudioConfig,
+    folders: list[Path],
+    tokenizer_folder: Path,
+    out: Path,
+    texts: Path | None = None,
+    held_out: Path | None = None,
+    resume: Path | None = None,
+    start: Path | None = None,
+    on_save=lambda trainer: None,
+    elapsed: float = 0.0,
+    pause: float = float("inf"),
+) -> Trainer:
     """Train, log to `out`/log.jsonl, save to `out`. Stops at `recipe.steps` or `recipe.seconds`.
 
     resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
@@ -358,8 +372,14 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
     pool = _workers(recipe, BatchMaker(corpus, prompt, list(recipe.buckets), recipe.seed, recipe.block, recipe.empty))
     _record(out, recipe, config, corpus)
     shards = [_on_device(corpus.samples(i)) for i in range(len(corpus.shards))]
-    say(out, event="corpus", hours=round(corpus.hours, 2), clips=sum(map(len, corpus.shards)), shards=len(shards),
-        seconds=round(time.time() - began, 1))
+    say(
+        out,
+        event="corpus",
+        hours=round(corpus.hours, 2),
+        clips=sum(map(len, corpus.shards)),
+        shards=len(shards),
+        seconds=round(time.time() - began, 1),
+    )
     trainer = Trainer(recipe, config, prompt, tokenizer.text_limit)
     if resume and trainer.resume(resume):
         say(out, event="resumed", step=trainer.step_number)
@@ -381,9 +401,17 @@ def run(recipe: Recipe, config: StepAudioConfig, folders: list[Path], tokenizer_
         recent.append(trainer.step(shards[batch["shard"]], batch, progress))
         if len(recent) == recipe.log_every:
             means = np.array([[float(x) for x in shown] for shown in recent]).mean(0)
-            say(out, step=trainer.step_number, text=means[0], phoneme=means[1], spoken=means[2], right=means[3],
-                per_second=recipe.log_every / (time.time() - mark), progress=progress,
-                peak_gb=mx.get_peak_memory() / 1e9)
+            say(
+                out,
+                step=trainer.step_number,
+                text=means[0],
+                phoneme=means[1],
+                spoken=means[2],
+                right=means[3],
+                per_second=recipe.log_every / (time.time() - mark),
+                progress=progress,
+                peak_gb=mx.get_peak_memory() / 1e9,
+            )
             recent, mark = [], time.time()
             if judge and trainer.step_number % 1000 == 0:
                 loss, right = trainer.evaluate(*judge)
@@ -418,8 +446,14 @@ def _record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) 
     words = Counter(word for clip in clips for word in clip["text"].split())
     lines = sorted(words.items(), key=lambda item: (-item[1], item[0]))
     (out / "words.txt").write_text("".join(f"{word}\t{count}\n" for word, count in lines), encoding="utf-8")
-    facts = {"recipe": asdict(recipe), "config": config.to_dict(), "hours": round(corpus.hours, 2), "clips": len(clips),
-             "words": sum(words.values()), "distinct_words": len(words)}
+    facts = {
+        "recipe": asdict(recipe),
+        "config": config.to_dict(),
+        "hours": round(corpus.hours, 2),
+        "clips": len(clips),
+        "words": sum(words.values()),
+        "distinct_words": len(words),
+    }
     (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

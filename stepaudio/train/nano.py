@@ -31,11 +31,29 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Tokenizer:
 
 def nano_config(vocab_rows: int) -> StepAudioConfig:
     """About 13.5 M parameters: the published architecture at a fifth of its width and fewer layers."""
-    text = TextConfig(hidden_size=256, intermediate_size=640, num_attention_heads=4, num_key_value_heads=2,
-                      num_hidden_layers=4, vocab_size=vocab_rows, rms_norm_eps=1e-6, rope_theta=1e6,
-                      num_attention_groups=2, max_seq_len=16384, max_position_embeddings=16384)
-    audio = AudioEncoderConfig(n_mels=128, n_audio_ctx=1500, n_audio_state=256, n_audio_head=4, n_audio_layer=6,
-                               llm_dim=256, kernel_size=3, adapter_stride=2)
+    text = TextConfig(
+        hidden_size=256,
+        intermediate_size=640,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=4,
+        vocab_size=vocab_rows,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        num_attention_groups=2,
+        max_seq_len=16384,
+        max_position_embeddings=16384,
+    )
+    audio = AudioEncoderConfig(
+        n_mels=128,
+        n_audio_ctx=1500,
+        n_audio_state=256,
+        n_audio_head=4,
+        n_audio_layer=6,
+        llm_dim=256,
+        kernel_size=3,
+        adapter_stride=2,
+    )
     return StepAudioConfig(text, audio)
 
 

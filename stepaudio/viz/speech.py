@@ -32,12 +32,21 @@ def interleave_raster(found: Interleaving, title: str) -> tuple:
     top.set_yticks(range(len(KINDS)), KINDS)
     top.set(title=title, ylabel="kind of id", ylim=(len(KINDS) - 0.5, -0.5))
     per_text = f"{found.codes_per_text:.1f} codes for a text id" if found.n_text else "no text"
-    below.step(steps, found.seconds, where="post", color=canvas.DARK,
-               label=f"sound ({per_text})\n{found.unvoiced_text} text ids after it")
+    below.step(
+        steps,
+        found.seconds,
+        where="post",
+        color=canvas.DARK,
+        label=f"sound ({per_text})\n{found.unvoiced_text} text ids after it",
+    )
     if found.end_is_missing:
         for ax in (top, below):
-            ax.axvline(len(steps) - 0.5, linestyle="--", color=canvas.MIDDLE,
-                       label=f"no end mark (stop: {found.stop})" if ax is below else None)
+            ax.axvline(
+                len(steps) - 0.5,
+                linestyle="--",
+                color=canvas.MIDDLE,
+                label=f"no end mark (stop: {found.stop})" if ax is below else None,
+            )
     below.set(xlabel="step (ids written)", ylabel="sound written (s)", xlim=(-0.5, len(steps)))
     canvas.legend(top)
     canvas.legend(below)
@@ -56,12 +65,19 @@ def stages(found: Stages, title: str) -> tuple:
     (Axes, Axes, Axes, Axes)
     """
     codes, mu, mel, wave = made = canvas.stacked(4, 7.0, (1, 2, 2, 1))
-    codes.plot((np.arange(len(found.codes)) + 0.5) / CODES_PER_SECOND, found.codes, "o", markersize=2.5,
-               color=canvas.DARK)
+    codes.plot(
+        (np.arange(len(found.codes)) + 0.5) / CODES_PER_SECOND, found.codes, "o", markersize=2.5, color=canvas.DARK
+    )
     codes.set(title=title, ylabel="code\n(number)")
     for ax, array, name in ((mu, found.mu, "conformer"), (mel, found.mel, "mel")):
-        drawn = ax.imshow(array.T, origin="lower", aspect="auto", cmap=canvas.IMAGE, interpolation="nearest",
-                          extent=(0, len(array) / found.frames_per_second, -0.5, array.shape[1] - 0.5))
+        drawn = ax.imshow(
+            array.T,
+            origin="lower",
+            aspect="auto",
+            cmap=canvas.IMAGE,
+            interpolation="nearest",
+            extent=(0, len(array) / found.frames_per_second, -0.5, array.shape[1] - 0.5),
+        )
         ax.set_ylabel(f"{name}\n(band)")
         canvas.shade(drawn, ax, "natural log\nof amplitude")
     wave.plot(*outline(found.wave, found.sample_rate), color=canvas.DARK, linewidth=0.6)
@@ -69,8 +85,9 @@ def stages(found: Stages, title: str) -> tuple:
     return tuple(made)
 
 
-def pitch_and_source(found: Stages, title: str, *, start: float = 0.0, seconds: float = 0.1,
-                     voiced_above: float = 10.0) -> tuple:
+def pitch_and_source(
+    found: Stages, title: str, *, start: float = 0.0, seconds: float = 0.1, voiced_above: float = 10.0
+) -> tuple:
     """The pitch of every frame, and a short stretch of the source that follows from it.
 
     Parameters
@@ -84,8 +101,10 @@ def pitch_and_source(found: Stages, title: str, *, start: float = 0.0, seconds: 
         Pitch over all of the time, source over the stretch: two axes of seconds.
     """
     total = len(found.source) / found.sample_rate
-    canvas.need(0 <= start < total and seconds > 0, f"source: expected a stretch within 0 to {total:.2f} s, found "
-                                                    f"{seconds} s from {start} s")
+    canvas.need(
+        0 <= start < total and seconds > 0,
+        f"source: expected a stretch within 0 to {total:.2f} s, found {seconds} s from {start} s",
+    )
     pitch, source = canvas.stacked(2, 4.2, shared=False)
     at = (np.arange(len(found.f0)) + 0.5) / found.frames_per_second
     voiced = float((found.f0 > voiced_above).mean())
@@ -117,8 +136,9 @@ def wave_difference(found: Difference, title: str, *, names=("first", "second"))
     wave.plot(*outline(found.difference, rate), color=canvas.DARK, linewidth=0.6)
     wave.set(title=title, ylabel=f"{names[0]} - {names[1]}\n(full scale 1)")
     shades = (canvas.DARK, canvas.MIDDLE, canvas.DARK)
-    for name, x, line, shade in zip((*names, "difference"), (found.first, found.second, found.difference),
-                                    canvas.LINES, shades, strict=False):
+    for name, x, line, shade in zip(
+        (*names, "difference"), (found.first, found.second, found.difference), canvas.LINES, shades, strict=False
+    ):
         values = level_db(x, rate)
         level.plot((np.arange(len(values)) + 0.5) * LEVEL_FRAME, values, line, color=shade, label=name)
     level.set(xlabel="time (s)", ylabel="level (dB of full scale)", xlim=(0, len(found.first) / rate))
@@ -145,16 +165,31 @@ def stream_timeline(run: Streamed, title: str, *, codes_per_second: float, ax=No
     for i, (chunk, at, wait) in enumerate(zip(run.chunks, ready, waits, strict=True)):
         there = chunk.codes_taken / codes_per_second
         clock = at if clock is None else clock + wait
-        spans = ((before, there, "white", "codes come"), (at - chunk.seconds, at, canvas.MIDDLE, "computing"),
-                 (clock, clock + chunk.n_samples / run.sample_rate, canvas.DARK, "heard"))
+        spans = (
+            (before, there, "white", "codes come"),
+            (at - chunk.seconds, at, canvas.MIDDLE, "computing"),
+            (clock, clock + chunk.n_samples / run.sample_rate, canvas.DARK, "heard"),
+        )
         for start, stop, shade, label in spans:
-            ax.barh(i, stop - start, left=start, height=0.7, color=shade, edgecolor=canvas.DARK, linewidth=0.6,
-                    label=label if i == 0 else None)
+            ax.barh(
+                i,
+                stop - start,
+                left=start,
+                height=0.7,
+                color=shade,
+                edgecolor=canvas.DARK,
+                linewidth=0.6,
+                label=label if i == 0 else None,
+            )
         before, clock = there, clock + chunk.n_samples / run.sample_rate
     ax.axvline(ready[0], linestyle=":", color=canvas.DARK, label=f"first sound after {ready[0]:.2f} s")
     ax.set_yticks(range(len(run.chunks)))
-    ax.set(title=title, xlabel="time since the first code was asked for (s)", ylabel="chunk (number)",
-           ylim=(len(run.chunks) - 0.5, -0.5))
+    ax.set(
+        title=title,
+        xlabel="time since the first code was asked for (s)",
+        ylabel="chunk (number)",
+        ylim=(len(run.chunks) - 0.5, -0.5),
+    )
     canvas.legend(ax)
     return ax
 
@@ -170,13 +205,19 @@ def distance_along(distances: Mapping[str, np.ndarray], run: Streamed, title: st
     -------
     Axes
     """
-    canvas.need(1 <= len(distances) <= len(canvas.LINES), f"expected 1 to {len(canvas.LINES)} curves, found "
-                                                          f"{len(distances)}")
+    canvas.need(
+        1 <= len(distances) <= len(canvas.LINES), f"expected 1 to {len(canvas.LINES)} curves, found {len(distances)}"
+    )
     per_second = run.sample_rate / run.frame_samples
     ax = canvas.axes(ax)
     for (name, values), line, shade in zip(distances.items(), canvas.LINES, canvas.SHADES, strict=False):
-        ax.plot((np.arange(len(values)) + 0.5) / per_second, values, line, color=shade,
-                label=f"{name} (mean {values.mean():.2f} dB)")
+        ax.plot(
+            (np.arange(len(values)) + 0.5) / per_second,
+            values,
+            line,
+            color=shade,
+            label=f"{name} (mean {values.mean():.2f} dB)",
+        )
     for i, chunk in enumerate(run.chunks[1:]):
         ax.axvline(chunk.first_frame / per_second, color=canvas.LIGHT, zorder=0, label=None if i else "joint")
     ax.set(title=title, xlabel="time (s)", ylabel="distance of the mels (dB)", ylim=(0, None))
@@ -201,8 +242,13 @@ def noise_used(runs: Mapping[str, Streamed], title: str, *, ax=None):
         per_second = run.sample_rate / run.frame_samples
         at = np.concatenate([np.arange(c.first_frame, c.first_frame + c.n_frames) for c in run.chunks])
         frames = np.concatenate([np.arange(c.noise_start, c.noise_start + c.n_frames) for c in run.chunks])
-        ax.plot((at + 0.5) / per_second, frames, line, color=shade,
-                label=f"{name} ({len(frames) - len(np.unique(frames))} frames again)")
+        ax.plot(
+            (at + 0.5) / per_second,
+            frames,
+            line,
+            color=shade,
+            label=f"{name} ({len(frames) - len(np.unique(frames))} frames again)",
+        )
     ax.set(title=title, xlabel="time (s)", ylabel="frame of the noise (number)")
     canvas.legend(ax)
     return ax

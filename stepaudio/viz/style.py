@@ -29,8 +29,9 @@ def stacked(n: int, height: float, ratios: tuple[float, ...] | None = None, *, s
         from matplotlib import pyplot
     except ImportError:
         raise ConfigError("plots need matplotlib, which is not installed: install stepaudio[notebook]") from None
-    figure, made = pyplot.subplots(n, 1, figsize=(WIDTH, height), sharex=shared, squeeze=False, layout="constrained",
-                                   height_ratios=ratios)
+    figure, made = pyplot.subplots(
+        n, 1, figsize=(WIDTH, height), sharex=shared, squeeze=False, layout="constrained", height_ratios=ratios
+    )
     return list(made[:, 0])
 
 

@@ -69,15 +69,31 @@ def _draw(ax, grid: np.ndarray) -> None:
     from matplotlib.colors import ListedColormap
     from matplotlib.lines import Line2D
 
-    ax.pcolormesh(np.ma.masked_invalid(grid), cmap=ListedColormap(OUTCOME_SHADES), vmin=-0.5, vmax=3.5,
-                  edgecolors="white", linewidth=1)
+    ax.pcolormesh(
+        np.ma.masked_invalid(grid),
+        cmap=ListedColormap(OUTCOME_SHADES),
+        vmin=-0.5,
+        vmax=3.5,
+        edgecolors="white",
+        linewidth=1,
+    )
     handles = []
     for i, (name, color, mark) in enumerate(zip(OUTCOMES, OUTCOME_SHADES, OUTCOME_MARKS, strict=True)):
         y, x = np.nonzero(grid == i)
         if mark and len(x):
             ax.plot(x + 0.5, y + 0.5, mark, color="white", markersize=5)
-        handles.append(Line2D([], [], marker="s", linestyle="none", markersize=9, markeredgecolor="0.3",
-                              color=color, label=f"{name} ({len(x)})"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="s",
+                linestyle="none",
+                markersize=9,
+                markeredgecolor="0.3",
+                color=color,
+                label=f"{name} ({len(x)})",
+            )
+        )
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     ax.invert_yaxis()
 
@@ -95,8 +111,10 @@ def histograms(arrays: Mapping[str, np.ndarray], title: str, *, bins: int = 80, 
     Axes
         Density on a logarithmic axis: the tails are what tells a trained tensor from a fresh one.
     """
-    canvas.need(1 <= len(arrays) <= len(canvas.LINES) and bins >= 1,
-                f"histograms: expected 1 to {len(canvas.LINES)} and bins >= 1, found {len(arrays)} and {bins}")
+    canvas.need(
+        1 <= len(arrays) <= len(canvas.LINES) and bins >= 1,
+        f"histograms: expected 1 to {len(canvas.LINES)} and bins >= 1, found {len(arrays)} and {bins}",
+    )
     flat = {name: np.asarray(a, np.float32).ravel() for name, a in arrays.items()}
     finite = {name: a[np.isfinite(a)] for name, a in flat.items()}
     canvas.need(all(a.size for a in finite.values()), "histograms: a tensor has no finite value")
@@ -106,8 +124,13 @@ def histograms(arrays: Mapping[str, np.ndarray], title: str, *, bins: int = 80, 
     for (name, values), line, color in zip(finite.items(), canvas.LINES, canvas.SHADES, strict=False):
         bad = flat[name].size - values.size
         density, _ = np.histogram(values, edges, density=True)
-        ax.stairs(density, edges, linestyle=line, edgecolor=color,
-                  label=f"{name} (deviation {values.std():.3g}{f', {bad} not finite' if bad else ''})")
+        ax.stairs(
+            density,
+            edges,
+            linestyle=line,
+            edgecolor=color,
+            label=f"{name} (deviation {values.std():.3g}{f', {bad} not finite' if bad else ''})",
+        )
     ax.set_yscale("log")
     ax.set(title=title, xlabel="value of a weight (without unit)", ylabel="density (1 / unit of value)")
     ax.legend()

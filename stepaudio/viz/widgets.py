@@ -184,8 +184,11 @@ def _decode(model: StepAudio2, clip: Clip, penalties: Penalties, cache: CachePol
     loop = find_loop(segment.ids)
     circles = f"goes in circles of {loop.period} ids from id {loop.onset}" if loop else "no loop"
     speed = len(segment.ids) / heard.wall_seconds
-    lines = [f"Said: {clip.text or '(nothing)'}", f"Heard: {heard.text or '(nothing)'}",
-             f"{errors} errors in {words} words; {circles}; ended by {segment.stop}; {speed:.0f} ids/s"]
+    lines = [
+        f"Said: {clip.text or '(nothing)'}",
+        f"Heard: {heard.text or '(nothing)'}",
+        f"{errors} errors in {words} words; {circles}; ended by {segment.stop}; {speed:.0f} ids/s",
+    ]
     if not segment.ids:
         return "".join(map(_paragraph, lines)), b""
     ax = plots.loop_raster(segment.ids, "Every id of this run", loop=loop)
@@ -244,6 +247,8 @@ def _tensor(name: str, array: mx.array) -> tuple[str, bytes]:
     values = np.array(array.reshape(-1)[::step].astype(mx.float32))
     read = f" (every {step}th value)" if step > 1 else ""
     dtype = str(array.dtype).removeprefix("mlx.core.")
-    text = (f"{name}: {mlx_shape(name, tuple(array.shape))}, {dtype}, {array.size:,} values{read}; mean "
-            f"{values.mean():.4g}, deviation {values.std():.4g}, from {values.min():.4g} to {values.max():.4g}")
+    text = (
+        f"{name}: {mlx_shape(name, tuple(array.shape))}, {dtype}, {array.size:,} values{read}; mean "
+        f"{values.mean():.4g}, deviation {values.std():.4g}, from {values.min():.4g} to {values.max():.4g}"
+    )
     return _paragraph(text), canvas.png(plots.histograms({name: values}, "How its values are spread"))

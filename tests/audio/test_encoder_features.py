@@ -118,9 +118,15 @@ def test_float64_and_strided_input():
     assert np.array_equal(log_mel(samples[:, 1].astype(np.float32)), want)
 
 
-@pytest.mark.parametrize("bad", [
-    np.zeros((2, 8000), np.float32), np.zeros(8000, np.int16), np.zeros(0, np.float32), np.float32(1.0),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((2, 8000), np.float32),
+        np.zeros(8000, np.int16),
+        np.zeros(0, np.float32),
+        np.float32(1.0),
+    ],
+)
 def test_refuses_what_is_not_mono_float(bad):
     with pytest.raises(AudioError, match="log_mel"):
         log_mel(bad)

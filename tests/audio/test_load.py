@@ -34,8 +34,24 @@ def sparse_wav(path, seconds: int, rate: int, channels: int, bits: int = 16):
     """A silent PCM file that takes no room on the disk."""
     frame, size = channels * bits // 8, seconds * rate * channels * bits // 8
     with open(path, "wb") as file:
-        file.write(struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, channels, rate,
-                               rate * frame, frame, bits, b"data", size))
+        file.write(
+            struct.pack(
+                "<4sI4s4sIHHIIHH4sI",
+                b"RIFF",
+                36 + size,
+                b"WAVE",
+                b"fmt ",
+                16,
+                1,
+                channels,
+                rate,
+                rate * frame,
+                frame,
+                bits,
+                b"data",
+                size,
+            )
+        )
         file.truncate(44 + size)
     return path
 
@@ -110,9 +126,15 @@ def test_overshoot_passes_unchanged():
     assert load_audio(sine(1, amplitude=3.0)).max() == sine(1, amplitude=3.0).max()
 
 
-@pytest.mark.parametrize(("dtype", "zero", "scale"), [
-    ("uint8", 128, 128), ("int8", 0, 128), ("int16", 0, 2**15), ("int32", 0, 2**31),
-])
+@pytest.mark.parametrize(
+    ("dtype", "zero", "scale"),
+    [
+        ("uint8", 128, 128),
+        ("int8", 0, 128),
+        ("int16", 0, 2**15),
+        ("int32", 0, 2**31),
+    ],
+)
 def test_integer_pcm_is_divided_by_its_full_scale(dtype, zero, scale):
     lowest = np.full(1600, np.iinfo(dtype).min, dtype)
     assert (load_audio(lowest) == -1).all()
@@ -164,13 +186,16 @@ def test_no_such_file(tmp_path):
         load_audio(tmp_path / "absent.wav")
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("empty.wav", b"", "0 bytes"),
-    ("text.wav", b"This is not a recording.\n" * 100, "not audio"),
-    ("header.wav", b"RIFF\x24\x00\x00\x00WAVE", "not audio"),
-    ("headerless.raw", bytes(4000), "not audio"),
-    ("zeros.wav", bytes(4000), "not audio"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.wav", b"", "0 bytes"),
+        ("text.wav", b"This is not a recording.\n" * 100, "not audio"),
+        ("header.wav", b"RIFF\x24\x00\x00\x00WAVE", "not audio"),
+        ("headerless.raw", bytes(4000), "not audio"),
+        ("zeros.wav", bytes(4000), "not audio"),
+    ],
+)
 def test_not_audio(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     for function in (load_audio, audio_seconds):
@@ -190,9 +215,7 @@ def test_places_that_are_no_file(tmp_path):
             load_audio(tmp_path / "pipe.wav")
 
 
-@pytest.mark.parametrize(
-    ("n", "message"), [(0, "no samples"), (1, "1 sample at"), (399, "0.0249 s"), (1599, "0.1 s")]
-)
+@pytest.mark.parametrize(("n", "message"), [(0, "no samples"), (1, "1 sample at"), (399, "0.0249 s"), (1599, "0.1 s")])
 def test_too_short(tmp_path, n, message):
     for source in (write(tmp_path / "a.wav", np.zeros(n)), np.zeros(n, np.float32)):
         with pytest.raises(AudioError, match=message):
@@ -247,21 +270,24 @@ def test_unscaled_integers_in_float(peak, divisor):
         load_audio(np.concatenate([sine(1, amplitude=peak * 1.01), np.zeros(2 * audio.BLOCK_VALUES, np.float32)]))
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    (np.zeros((2, 16_000), np.float32), "transpose"),
-    (np.zeros((1, 16_000), np.float32), "transpose"),
-    (np.zeros((16_000, 2, 1), np.float32), "shape"),
-    (np.zeros((16_000, 0), np.float32), "shape"),
-    (np.float32(0.5), "shape"),
-    ([0] * 16_000, "int64 samples have no known full scale"),
-    (np.zeros(16_000, bool), "bool"),
-    (np.zeros(16_000, complex), "complex"),
-    ([[0.0], [0.0, 1.0]], "rectangular"),
-    (["a", "b"], "full scale"),
-    (b"RIFF", "full scale"),
-    (None, "full scale"),
-    ([], "no samples"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((2, 16_000), np.float32), "transpose"),
+        (np.zeros((1, 16_000), np.float32), "transpose"),
+        (np.zeros((16_000, 2, 1), np.float32), "shape"),
+        (np.zeros((16_000, 0), np.float32), "shape"),
+        (np.float32(0.5), "shape"),
+        ([0] * 16_000, "int64 samples have no known full scale"),
+        (np.zeros(16_000, bool), "bool"),
+        (np.zeros(16_000, complex), "complex"),
+        ([[0.0], [0.0, 1.0]], "rectangular"),
+        (["a", "b"], "full scale"),
+        (b"RIFF", "full scale"),
+        (None, "full scale"),
+        ([], "no samples"),
+    ],
+)
 def test_bad_arrays(bad, message):
     with pytest.raises(AudioError, match=message):
         load_audio(bad)
@@ -306,20 +332,23 @@ def test_save_channels_and_rate(tmp_path):
     assert rate == 24_000 and np.abs(got - samples).max() <= 2**-15
 
 
-@pytest.mark.parametrize(("name", "samples", "rate", "message"), [
-    ("a.wav", sine(1, amplitude=1.25), RATE, "peak 1.25 is beyond full scale and would clip; divide"),
-    ("a.wav", np.array([0, np.nan]), RATE, "NaN or Inf"),
-    ("a.wav", np.array([0, -np.inf]), RATE, "NaN or Inf"),
-    ("a.wav", np.zeros(9, np.int16), RATE, "expected float"),
-    ("a.wav", np.zeros(0), RATE, "expected float"),
-    ("a.wav", np.zeros((2, 99)), RATE, "transpose"),
-    ("a.wav", sine(1), 0, "sample rate"),
-    ("a.wav", sine(1), 16_000.5, "whole rates"),
-    ("a.txt", sine(1), RATE, "suffix"),
-    ("a", sine(1), RATE, "suffix"),
-    ("a.mp3", sine(1), 12_345, "cannot be written"),
-    ("absent/a.wav", sine(1), RATE, "cannot be written"),
-])
+@pytest.mark.parametrize(
+    ("name", "samples", "rate", "message"),
+    [
+        ("a.wav", sine(1, amplitude=1.25), RATE, "peak 1.25 is beyond full scale and would clip; divide"),
+        ("a.wav", np.array([0, np.nan]), RATE, "NaN or Inf"),
+        ("a.wav", np.array([0, -np.inf]), RATE, "NaN or Inf"),
+        ("a.wav", np.zeros(9, np.int16), RATE, "expected float"),
+        ("a.wav", np.zeros(0), RATE, "expected float"),
+        ("a.wav", np.zeros((2, 99)), RATE, "transpose"),
+        ("a.wav", sine(1), 0, "sample rate"),
+        ("a.wav", sine(1), 16_000.5, "whole rates"),
+        ("a.txt", sine(1), RATE, "suffix"),
+        ("a", sine(1), RATE, "suffix"),
+        ("a.mp3", sine(1), 12_345, "cannot be written"),
+        ("absent/a.wav", sine(1), RATE, "cannot be written"),
+    ],
+)
 def test_save_refuses(tmp_path, name, samples, rate, message):
     with pytest.raises(AudioError, match=message):
         save_audio(tmp_path / name, samples, rate)
@@ -329,8 +358,10 @@ def test_save_refuses(tmp_path, name, samples, rate, message):
 def test_another_rate_on_demand(tmp_path, rate):
     """A tone stays the tone it is, from a file and from samples; nothing is copied where nothing changes."""
     want = sine(1, 24_000)
-    for got in (load_audio(write(tmp_path / "a.wav", sine(1, rate), rate, "FLOAT"), to=24_000),
-                load_audio(sine(1, rate), sample_rate=rate, to=24_000)):
+    for got in (
+        load_audio(write(tmp_path / "a.wav", sine(1, rate), rate, "FLOAT"), to=24_000),
+        load_audio(sine(1, rate), sample_rate=rate, to=24_000),
+    ):
         assert len(got) == 24_000 and np.abs(got - want)[400:-400].max() < 1e-3
     assert load_audio(want, sample_rate=24_000, to=24_000) is want
     for wrong in (0, -1, "fast", None):

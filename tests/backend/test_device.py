@@ -102,9 +102,7 @@ def test_mlx_came_first(linux, monkeypatch):
 
 @pytest.mark.parametrize("why", ["mac", "cuda"])
 def test_where_none_is_needed(linux, monkeypatch, why):
-    monkeypatch.setattr(
-        *((sys, "platform", "darwin") if why == "mac" else (blas, "cuda_installed", lambda: True))
-    )
+    monkeypatch.setattr(*((sys, "platform", "darwin") if why == "mac" else (blas, "cuda_installed", lambda: True)))
     assert blas.preload_blas() is None and linux[1] == []
 
 
@@ -167,8 +165,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt") or blas.cuda_installed(),
-                    reason="needs glibc and MLX's CPU backend")
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt") or blas.cuda_installed(), reason="needs glibc and MLX's CPU backend"
+)
 def test_large_arrays_are_not_mapped_afresh():
     """Four arrays of 6000 pages, made again and again: without the setting each faults for its pages."""
     faults = {}

@@ -50,9 +50,14 @@ def test_silu(form):
     assert worst(silu(mx.array(RANGE)), silu_twin(RANGE)) < STATED
 
 
-@pytest.mark.parametrize(("fit", "limit", "exact"), [
-    (cpu_ops.PHI, cpu_ops.PHI_LIMIT, lambda x: 0.5 * math.erf(x / math.sqrt(2))),
-    (cpu_ops.SIGMOID, cpu_ops.SIGMOID_LIMIT, lambda x: 0.5 * math.tanh(x / 2))], ids=["normal", "logistic"])
+@pytest.mark.parametrize(
+    ("fit", "limit", "exact"),
+    [
+        (cpu_ops.PHI, cpu_ops.PHI_LIMIT, lambda x: 0.5 * math.erf(x / math.sqrt(2))),
+        (cpu_ops.SIGMOID, cpu_ops.SIGMOID_LIMIT, lambda x: 0.5 * math.tanh(x / 2)),
+    ],
+    ids=["normal", "logistic"],
+)
 def test_fits_keep_their_stated_error(fit, limit, exact):
     got = np.array(cpu_ops.rational(mx.array(RANGE), fit, limit), dtype=np.float64)
     assert np.abs(got - [exact(float(v)) for v in RANGE]).max() < STATED
@@ -139,9 +144,13 @@ def masks(B, H, n, L):
     hidden[..., 0] = 0
     everything, nothing = np.ones((B, H, n, L), bool), np.zeros((B, H, n, L))
     end = np.arange(L)[None, :] <= np.arange(L - n, L)[:, None]
-    return {"none": (None, everything, nothing), "causal": ("causal", everything & end, nothing),
-            "bool": (mx.array(some), everything & some, nothing), "additive": (mx.array(bias), everything, bias),
-            "keys": (mx.array(hidden), everything, nothing + hidden)}
+    return {
+        "none": (None, everything, nothing),
+        "causal": ("causal", everything & end, nothing),
+        "bool": (mx.array(some), everything & some, nothing),
+        "additive": (mx.array(bias), everything, bias),
+        "keys": (mx.array(hidden), everything, nothing + hidden),
+    }
 
 
 @pytest.mark.parametrize("kernel", ["fused", "few", "many"])

@@ -77,8 +77,10 @@ def test_ratios_by_hand():
     theirs = [bench.Turn([], np.array([[2.0, 2, 2], [2, 2, 2]]))]
     np.testing.assert_allclose(bench.manifest_ratios(ours, theirs), [[1, 1, 1, 1]])
     np.testing.assert_allclose(bench.clip_ratios(ours, theirs), [[1, 1, 1, 1]])
-    np.testing.assert_allclose(bench.clip_ratios([bench.Turn([], np.array([[6.0, 1, 1]]))],
-                                                 [bench.Turn([], np.array([[2.0, 1, 1]]))]), [[3, 1, 1, 2]])
+    np.testing.assert_allclose(
+        bench.clip_ratios([bench.Turn([], np.array([[6.0, 1, 1]]))], [bench.Turn([], np.array([[2.0, 1, 1]]))]),
+        [[3, 1, 1, 2]],
+    )
 
 
 def test_refusals(tmp_path, manifest, tiny_model):
@@ -133,8 +135,12 @@ def test_attention(n, L, kind):
     causal = np.arange(L)[None, :] <= np.arange(L - n, L)[:, None]
     seen = causal & (np.arange(L) >= np.array([0, L - n - 5 if n < L else 0])[:, None, None])[:, None]
     added = np.where(np.arange(L) < L - 4, 0.0, -1e10).astype(np.float32)[None, None, None]
-    mask, given = {"none": (np.ones((1, L), bool), None), "causal": (causal, "causal"),
-                   "seen": (seen, mx.array(seen)), "added": (added, mx.array(added))}[kind]
+    mask, given = {
+        "none": (np.ones((1, L), bool), None),
+        "causal": (causal, "causal"),
+        "seen": (seen, mx.array(seen)),
+        "added": (added, mx.array(added)),
+    }[kind]
     found = ops.softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.25, given)
     np.testing.assert_allclose(np.array(found), softmax_by_hand(q, k, v, 0.25, mask), atol=1e-5)
 

@@ -44,8 +44,12 @@ def test_published_sizes_are_those_of_flow_yaml(shared):
 def test_published_sizes_count_as_published():
     """The parameters that the published layout holds: those in the nets' own form, without norms' counters."""
     count = {c: sum(int(np.prod(s)) for s in net_layout(config).values()) for c, config in sizes("published").items()}
-    assert {c: round(n / 1e6, 1) for c, n in count.items()} == {"tokenizer": 123.7, "speaker": 6.9, "flow": 155.8,
-                                                                "hift": 20.8}
+    assert {c: round(n / 1e6, 1) for c, n in count.items()} == {
+        "tokenizer": 123.7,
+        "speaker": 6.9,
+        "flow": 155.8,
+        "hift": 20.8,
+    }
 
 
 def test_small_nets_speak_at_the_published_rates(small):

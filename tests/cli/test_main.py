@@ -88,9 +88,7 @@ def test_bad_file_in_plain_text_leaves_stdout_alone(run, wav, tmp_path):
 def test_silence(run, tmp_path):
     sf.write(tmp_path / "q.wav", np.zeros(32_000), 16_000)
     status, out, _ = run("transcribe", tmp_path / "q.wav")
-    assert (
-        status == 0 and json.loads(out[0])["text"] == "" and json.loads(out[0])["segments"][0]["stop"] == "silence"
-    )
+    assert status == 0 and json.loads(out[0])["text"] == "" and json.loads(out[0])["segments"][0]["stop"] == "silence"
     assert run("transcribe", "--text", tmp_path / "q.wav")[1] == [""]
 
 
@@ -150,9 +148,7 @@ def test_sampling_reaches_the_decoder(run, wav, tiny_model):
     )
     seeded = ["--temperature", "1.3", "--top-k", "20", "--seed", "4"]
     assert (
-        sampled(run, wav, *seeded)
-        == sampled(run, wav, *seeded)
-        == direct(Sampling(temperature=1.3, top_k=20, seed=4))
+        sampled(run, wav, *seeded) == sampled(run, wav, *seeded) == direct(Sampling(temperature=1.3, top_k=20, seed=4))
     )
     one = Penalties(repetition=1.5, frequency=0.7, presence=0.2, no_repeat_ngram=2, window=9, prompt=True)
     found = sampled(
@@ -277,9 +273,9 @@ def test_evaluate_counts_what_it_could_not_read(run, wav, tmp_path):
 
 def test_evaluate_by_known_words(run, wav, tmp_path):
     (tmp_path / "w.txt").write_text("yes\t3\n", encoding="utf-8")
-    out = run(
-        "evaluate", table(tmp_path, "file\ttext\na.wav\tYes!\na.wav\tno\n"), "--words", tmp_path / "w.txt", *FEW
-    )[1]
+    out = run("evaluate", table(tmp_path, "file\ttext\na.wav\tYes!\na.wav\tno\n"), "--words", tmp_path / "w.txt", *FEW)[
+        1
+    ]
     assert json.loads(out[-1])["clips_known"] == 1
 
 
@@ -353,9 +349,7 @@ def test_info(run):
     status, out, _ = run("info", "--json")
     found = json.loads(out[0])
     assert (
-        status == 0
-        and {"backend", "blas", "dtype", "versions"} <= set(found)
-        and found["versions"]["mlx"][0].isdigit()
+        status == 0 and {"backend", "blas", "dtype", "versions"} <= set(found) and found["versions"]["mlx"][0].isdigit()
     )
     status, out, _ = run("info")
     assert status == 0 and {line.split()[0] for line in out} == set(found)

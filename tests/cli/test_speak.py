@@ -83,9 +83,13 @@ def test_a_stream_into_16_bits_is_quieter_and_says_so(run):
 
 
 def test_raw_floats_on_standard_output(run, model, speaking_checkpoint):
-    done = subprocess.run([sys.executable, "-m", "stepaudio", "speak", TEXT, "-o", "-", "--voice", "clip.wav", *RUN],
-                          capture_output=True, cwd=Path.cwd(), timeout=120,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    done = subprocess.run(
+        [sys.executable, "-m", "stepaudio", "speak", TEXT, "-o", "-", "--voice", "clip.wav", *RUN],
+        capture_output=True,
+        cwd=Path.cwd(),
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     want = model.synthesize(TEXT, tiny.noise(2), options()).wave
     assert done.returncode == 0 and np.array_equal(np.frombuffer(done.stdout, "<f4"), want)
     assert json.loads(done.stderr)["file"] == "-"
@@ -114,10 +118,14 @@ def test_codes_that_are_padding_alone(run):
 def test_a_saved_voice(run, model):
     model.synthesizer.voice("clip.wav").save("v.safetensors")
     Path("codes").write_text("1 2 3")
-    clip, saved = (json.loads(run("say-codes", "codes", "-o", "a.wav", "--voice", v, *QUICK)[1])
-                   for v in ("clip.wav", "v.safetensors"))
-    assert clip["voice"] == saved["voice"] and clip["voice"] != json.loads(
-        run("say-codes", "codes", "-o", "a.wav", *QUICK)[1])["voice"]
+    clip, saved = (
+        json.loads(run("say-codes", "codes", "-o", "a.wav", "--voice", v, *QUICK)[1])
+        for v in ("clip.wav", "v.safetensors")
+    )
+    assert (
+        clip["voice"] == saved["voice"]
+        and clip["voice"] != json.loads(run("say-codes", "codes", "-o", "a.wav", *QUICK)[1])["voice"]
+    )
 
 
 def test_respond_and_translate(run, model):
@@ -130,7 +138,11 @@ def test_respond_and_translate(run, model):
     written = model.translate("clip.wav", "zh", SpeechOptions(Sampling.reference("translate"), max_tokens=9))
     status, out, err = run("translate", "clip.wav", "--max-tokens", "9")
     assert (status, err) == (0, "") and json.loads(out) == {
-        "file": "clip.wav", "to": "zh", "text": written.text.strip(), "stop": written.stop}
+        "file": "clip.wav",
+        "to": "zh",
+        "text": written.text.strip(),
+        "stop": written.stop,
+    }
     assert run("translate", "clip.wav", "--text", "--max-tokens", "9")[1].strip() == written.text.strip()
 
 

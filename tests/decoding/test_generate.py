@@ -32,11 +32,15 @@ def run(net, ids, sampling=GREEDY, spans=(), **options) -> Run:
 # ------------------------------------------------------------------------------- the reference's ids
 
 
-@pytest.mark.parametrize(("name", "penalties"), [
-    ("plain", Penalties()), ("rep", Penalties(repetition=1.3, prompt=True)),
-    ("ngram", Penalties(no_repeat_ngram=3, prompt=True)),
-    ("both", Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True)),
-])
+@pytest.mark.parametrize(
+    ("name", "penalties"),
+    [
+        ("plain", Penalties()),
+        ("rep", Penalties(repetition=1.3, prompt=True)),
+        ("ngram", Penalties(no_repeat_ngram=3, prompt=True)),
+        ("both", Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True)),
+    ],
+)
 def test_greedy_ids_equal_the_reference(name, penalties):
     want = TENSORS[f"out.greedy.{name}"].tolist()
     got = run(GOLDEN, TENSORS["in.text.ids"][0], Sampling(text=penalties), max_tokens=len(want))
@@ -60,11 +64,14 @@ def test_greedy_ids_after_audio_equal_the_reference(k):
 # ------------------------------------------------------------------------------- a twin without a cache
 
 
-POLICIES = {"full": (CachePolicy("full"), (), None), "window": (CachePolicy("window", 19), (), 19),
-            "sinks": (CachePolicy("sinks", 19), range(4), 19),
-            "sinks renumbered": (CachePolicy("sinks", 19, positions="renumbered"), range(4), 19),
-            "pinned": (CachePolicy("pinned", 19), [*range(4), *range(9, 16)], 19),
-            "pinned renumbered": (CachePolicy("pinned", 19, 2, "renumbered"), [0, 1, *range(9, 16)], 19)}
+POLICIES = {
+    "full": (CachePolicy("full"), (), None),
+    "window": (CachePolicy("window", 19), (), 19),
+    "sinks": (CachePolicy("sinks", 19), range(4), 19),
+    "sinks renumbered": (CachePolicy("sinks", 19, positions="renumbered"), range(4), 19),
+    "pinned": (CachePolicy("pinned", 19), [*range(4), *range(9, 16)], 19),
+    "pinned renumbered": (CachePolicy("pinned", 19, 2, "renumbered"), [0, 1, *range(9, 16)], 19),
+}
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()], ids=["greedy", "planned"])
@@ -126,16 +133,19 @@ def prompts(n: int) -> list[np.ndarray]:
     return [rng.integers(0, 48, k) for k in rng.integers(1, 40, n)]
 
 
-SAMPLINGS = {"greedy": GREEDY, "planned": Sampling(), "sampled": Sampling.greedy(temperature=1.0, top_k=20, seed=5),
-             "planned and sampled": Sampling(temperature=0.8, top_p=0.95, seed=1),
-             "chat": Sampling.reference("chat")}
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "planned": Sampling(),
+    "sampled": Sampling.greedy(temperature=1.0, top_k=20, seed=5),
+    "planned and sampled": Sampling(temperature=0.8, top_p=0.95, seed=1),
+    "chat": Sampling.reference("chat"),
+}
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("on_loop", ["report", "stop", "escape"])
 def test_batch_equals_single(sampling, on_loop):
-    options = Options(sampling, max_tokens=48, stop_ids=frozenset([3, 17, 40]), on_loop=on_loop,
-                      audio_range=(30, 48))
+    options = Options(sampling, max_tokens=48, stop_ids=frozenset([3, 17, 40]), on_loop=on_loop, audio_range=(30, 48))
     requests = [request(NET, p) for p in prompts(7)]
     alone = [collect(generate(NET, [r], options), 1)[0] for r in requests]
     together = collect(generate(NET, requests, options), 7)
@@ -168,7 +178,8 @@ STUCK = {7: {7: 9.0, 10: 4.0}}
 def test_eos_and_length():
     net = chain_net(COUNTING)
     assert run(net, [0], max_tokens=9, stop_ids=frozenset([4, 9])) == Run(
-        (1, 2, 3, 4), run(net, [0], max_tokens=4).logprobs, "eos", None, run(net, [0], max_tokens=4).kv_bytes)
+        (1, 2, 3, 4), run(net, [0], max_tokens=4).logprobs, "eos", None, run(net, [0], max_tokens=4).kv_bytes
+    )
     assert run(net, [0], max_tokens=3, stop_ids=frozenset([4])).stop == "length"
     assert run(net, [0], max_tokens=4, stop_ids=frozenset([4])).stop == "eos"  # rather than length
 
@@ -187,6 +198,7 @@ def test_stop_function_is_made_for_each_row():
             seen = []
             made.append(seen)
             return lambda token: seen.append(token) or len(seen) == n
+
         return make
 
     net = chain_net(COUNTING)
@@ -252,10 +264,18 @@ def test_audio_range_reaches_the_sampler():
 # ------------------------------------------------------------------------------- what cannot be done
 
 
-@pytest.mark.parametrize("option", [
-    {"max_tokens": 0}, {"max_tokens": -5}, {"max_tokens": 2.5}, {"max_tokens": "9"}, {"on_loop": "sometimes"},
-    {"on_loop": None},
-], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": -5},
+        {"max_tokens": 2.5},
+        {"max_tokens": "9"},
+        {"on_loop": "sometimes"},
+        {"on_loop": None},
+    ],
+    ids=str,
+)
 def test_refuses_options_out_of_range(option):
     with pytest.raises(DecodeError, match=next(iter(option))):
         Options(**option)
@@ -276,9 +296,12 @@ def test_refuses_prompts_that_do_not_fit_their_embeddings():
 def test_a_batch_must_fit_under_the_cache_limit():
     assert Options().max_tokens == 2048
     for lengths, max_tokens, cache, fits in (
-            ([5, 8], 8, CachePolicy("sinks", 16), True), ([5, 9], 8, CachePolicy("sinks", 16), False),
-            ([5, 9], 8, CachePolicy("full"), True), ([5, 9], 8, CachePolicy("window"), False),
-            ([5, 8], 8, CachePolicy("window"), True)):
+        ([5, 8], 8, CachePolicy("sinks", 16), True),
+        ([5, 9], 8, CachePolicy("sinks", 16), False),
+        ([5, 9], 8, CachePolicy("full"), True),
+        ([5, 9], 8, CachePolicy("window"), False),
+        ([5, 8], 8, CachePolicy("window"), True),
+    ):
         options = Options(GREEDY, cache, max_tokens)
         assert fits_one_batch(lengths, options, 16) == fits
         net, requests = tiny_net(max_cache_len=16), [request(NET, range(n)) for n in lengths]

@@ -60,12 +60,20 @@ def test_a_loop_that_ended_is_still_reported():
     assert answers[-4].period == 2 and answers[-3:] == [None] * 3 and answers[:31] == [None] * 31
 
 
-@pytest.mark.parametrize("ids", [
-    [4] * 31,  # "no no no", a row of equal digits
-    [1, 2, 3] * 10 + [9], list(range(12)) * 3,  # a chorus of three
-    [1, 1, 2, 2, 3, 3] * 3 + [4], list(range(100)), [], [1],
-    (list(range(40)) * 3)[:-1],
-], ids=lambda ids: f"{len(ids)} ids")
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [4] * 31,  # "no no no", a row of equal digits
+        [1, 2, 3] * 10 + [9],
+        list(range(12)) * 3,  # a chorus of three
+        [1, 1, 2, 2, 3, 3] * 3 + [4],
+        list(range(100)),
+        [],
+        [1],
+        (list(range(40)) * 3)[:-1],
+    ],
+    ids=lambda ids: f"{len(ids)} ids",
+)
 def test_what_is_rightly_repeated_is_left_alone(ids):
     assert find_loop(ids) is None and loop_twin(ids, **USUAL) is None
 

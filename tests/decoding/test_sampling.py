@@ -54,7 +54,7 @@ RULES = {
 
 @pytest.mark.parametrize("name", sorted(n[9:] for n in TENSORS if n.startswith("out.proc.")))
 def test_rules_equal_the_reference(name):
-    (match, rule), = [(m, r) for p, r in RULES.items() if (m := re.fullmatch(p, name))]
+    ((match, rule),) = [(m, r) for p, r in RULES.items() if (m := re.fullmatch(p, name))]
     got, want = np.array(rule(*match.groups())), TENSORS[f"out.proc.{name}"]
     assert np.array_equal(np.isneginf(got), np.isneginf(want))
     finite = np.isfinite(want)
@@ -90,23 +90,34 @@ def survivors(logits: mx.array) -> list[int]:
     return np.flatnonzero(np.isfinite(np.array(logits)[0])).tolist()
 
 
-@pytest.mark.parametrize(("p", "kept"), [
-    (1e-9, [0]), (0.01, [0]), (0.49, [0]), (0.51, [0, 1]), (0.79, [0, 1]), (0.81, [0, 1, 2]), (0.94, [0, 1, 2]),
-    (0.96, [0, 1, 2, 3]),
-])
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [
+        (1e-9, [0]),
+        (0.01, [0]),
+        (0.49, [0]),
+        (0.51, [0, 1]),
+        (0.79, [0, 1]),
+        (0.81, [0, 1, 2]),
+        (0.94, [0, 1, 2]),
+        (0.96, [0, 1, 2, 3]),
+    ],
+)
 def test_top_p_by_hand(p, kept):
     assert survivors(keep_top_p(logs(P), p)) == kept
     assert survivors(keep_top_p(logs(P[::-1]), p)) == [3 - k for k in kept][::-1]
 
 
-@pytest.mark.parametrize(("p", "kept"), [
-    (0.05, [0, 1, 2, 3]), (0.11, [0, 1, 2]), (0.31, [0, 1]), (0.59, [0, 1]), (0.61, [0]), (1.0, [0])])
+@pytest.mark.parametrize(
+    ("p", "kept"), [(0.05, [0, 1, 2, 3]), (0.11, [0, 1, 2]), (0.31, [0, 1]), (0.59, [0, 1]), (0.61, [0]), (1.0, [0])]
+)
 def test_min_p_by_hand(p, kept):
     assert survivors(keep_min_p(logs(P), p)) == kept
 
 
-@pytest.mark.parametrize(("k", "kept"), [
-    (1, [1]), (2, [1, 2, 3]), (3, [1, 2, 3]), (4, [0, 1, 2, 3]), (99, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("k", "kept"), [(1, [1]), (2, [1, 2, 3]), (3, [1, 2, 3]), (4, [0, 1, 2, 3]), (99, [0, 1, 2, 3])]
+)
 def test_top_k_by_hand(k, kept):
     assert survivors(keep_top_k(row([1, 5, 3, 3]), k)) == kept
 
@@ -123,8 +134,15 @@ def test_penalties_by_hand():
 
 
 def test_ngrams_by_hand():
-    ban = lambda ids, n, length=None: np.flatnonzero(np.isneginf(np.array(ban_repeated_ngrams(  # noqa: E731
-        row([0, 0, 0, 0]), mx.array([ids]), mx.array([len(ids) if length is None else length]), n))[0])).tolist()
+    ban = lambda ids, n, length=None: np.flatnonzero(
+        np.isneginf(
+            np.array(
+                ban_repeated_ngrams(  # noqa: E731
+                    row([0, 0, 0, 0]), mx.array([ids]), mx.array([len(ids) if length is None else length]), n
+                )
+            )[0]
+        )
+    ).tolist()
     assert ban([0, 1, 2, 0, 1], 3) == [2]
     assert ban([0, 1, 2, 0, 1, 3, 0, 1], 3) == [2, 3]
     assert ban([0, 1, 2], 3) == [] and ban([0, 1], 3) == [] and ban([0], 3) == []
@@ -168,10 +186,17 @@ def ids_of(sampler: Sampler, logits: mx.array, n: int) -> list[list[int]]:
 def test_rules_equal_a_plain_twin_on_random_histories(seed):
     rng = np.random.default_rng(seed)
     V, audio = 12, (8, 12)
-    text, codes = (Penalties(float(rng.choice([1, 1.3, 0.8])), float(rng.choice([0, 0.7, -0.2])),
-                             float(rng.choice([0, 0.4])), int(rng.integers(0, 4)),
-                             None if rng.random() < 0.5 else int(rng.integers(1, 20)), bool(rng.integers(2)))
-                   for _ in range(2))
+    text, codes = (
+        Penalties(
+            float(rng.choice([1, 1.3, 0.8])),
+            float(rng.choice([0, 0.7, -0.2])),
+            float(rng.choice([0, 0.4])),
+            int(rng.integers(0, 4)),
+            None if rng.random() < 0.5 else int(rng.integers(1, 20)),
+            bool(rng.integers(2)),
+        )
+        for _ in range(2)
+    )
     prompts = [rng.integers(0, V, n).tolist() for n in (0, 3, 9)]
     sampler = Sampler(Sampling(text=text, audio=codes), prompts, audio)
     said: list[list[int]] = [[] for _ in prompts]
@@ -182,7 +207,7 @@ def test_rules_equal_a_plain_twin_on_random_histories(seed):
             want = logits[r].astype(float)
             for p, mine in ((text, lambda t: t < 8), (codes, lambda t: t >= 8)):
                 seen = [t for t in (prompt if p.prompt else []) + said[r] if mine(t)]
-                seen = seen[-p.window:] if p.window else seen
+                seen = seen[-p.window :] if p.window else seen
                 want = np.array(rules_twin(want, seen, p.repetition, p.frequency, p.presence, p.no_repeat_ngram))
             finite = np.isfinite(want)
             assert np.array_equal(np.isfinite(got[r]), finite)
@@ -205,7 +230,7 @@ def test_history_is_packed_and_grows():
     table, length = np.array(history.ids), np.array(history.length)
     assert length.tolist() == [len(w) for w in want] and length[2] == 1300 > 2 * sampler.HISTORY_BLOCK
     for r in range(3):
-        assert table[r, : length[r]].tolist() == want[r] and (table[r, length[r]:] == -1).all()
+        assert table[r, : length[r]].tolist() == want[r] and (table[r, length[r] :] == -1).all()
         recent = np.array(history.recent(5))[r]
         assert recent[recent >= 0].tolist() == want[r][-5:] and np.flatnonzero(recent >= 0)[-1] == length[r] - 1
     history.keep_rows(mx.array([2, 0]))
@@ -287,8 +312,11 @@ def test_global_seed_does_not_matter():
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("s", [Sampling.greedy(temperature=1.0), Sampling(temperature=0.8, top_k=20), Sampling()],
-                         ids=["drawn", "planned and drawn", "planned"])
+@pytest.mark.parametrize(
+    "s",
+    [Sampling.greedy(temperature=1.0), Sampling(temperature=0.8, top_k=20), Sampling()],
+    ids=["drawn", "planned and drawn", "planned"],
+)
 def test_rows_are_independent_of_company(s):
     together = ids_of(Sampler(s, [[1], [2], [3]]), LOGITS, 40)
     assert together == [ids_of(Sampler(s, [[i + 1]]), LOGITS[i : i + 1], 40)[0] for i in range(3)]
@@ -364,15 +392,33 @@ def test_override():
         Sampling().override({"beam_width": 3})
 
 
-@pytest.mark.parametrize(("kind", "option"), [
-    (Sampling, {"temperature": -0.1}), (Sampling, {"temperature": math.nan}), (Sampling, {"top_k": -1}),
-    (Sampling, {"top_k": 2.5}), (Sampling, {"top_p": 0.0}), (Sampling, {"top_p": 1.1}), (Sampling, {"min_p": -0.1}),
-    (Sampling, {"min_p": 1.5}), (Penalties, {"repetition": 0.0}), (Penalties, {"repetition": -1.0}),
-    (Penalties, {"frequency": math.inf}), (Penalties, {"presence": math.nan}), (Penalties, {"no_repeat_ngram": -1}),
-    (Penalties, {"no_repeat_ngram": 1.5}), (Penalties, {"window": 0}), (Penalties, {"window": 1.5}),
-    (Penalties, {"repetition": math.inf}), (Sampling, {"temperature": math.inf}), (Sampling, {"seed": -1}),
-    (Sampling, {"seed": 2**64}), (Sampling, {"seed": 1.5}),
-], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (Sampling, {"temperature": -0.1}),
+        (Sampling, {"temperature": math.nan}),
+        (Sampling, {"top_k": -1}),
+        (Sampling, {"top_k": 2.5}),
+        (Sampling, {"top_p": 0.0}),
+        (Sampling, {"top_p": 1.1}),
+        (Sampling, {"min_p": -0.1}),
+        (Sampling, {"min_p": 1.5}),
+        (Penalties, {"repetition": 0.0}),
+        (Penalties, {"repetition": -1.0}),
+        (Penalties, {"frequency": math.inf}),
+        (Penalties, {"presence": math.nan}),
+        (Penalties, {"no_repeat_ngram": -1}),
+        (Penalties, {"no_repeat_ngram": 1.5}),
+        (Penalties, {"window": 0}),
+        (Penalties, {"window": 1.5}),
+        (Penalties, {"repetition": math.inf}),
+        (Sampling, {"temperature": math.inf}),
+        (Sampling, {"seed": -1}),
+        (Sampling, {"seed": 2**64}),
+        (Sampling, {"seed": 1.5}),
+    ],
+    ids=str,
+)
 def test_refuses_options_out_of_range(kind, option):
     (name,) = option
     with pytest.raises(DecodeError, match=name.split("_")[0]):

@@ -56,9 +56,7 @@ def test_covers_a_known_difference_as_often_as_it_says(measure):
     for _ in range(300):
         words = np.full(50, 12)
         hard = rng.uniform(0.2, 0.6, 50)
-        draw = (
-            (lambda p, words=words: rng.binomial(words, p)) if measure == "wer" else (lambda p: rng.random(50) < p)
-        )
+        draw = (lambda p, words=words: rng.binomial(words, p)) if measure == "wer" else (lambda p: rng.random(50) < p)
         a, b = draw(hard - 0.1), draw(hard)
         given = {"errors": a, "loops": None} if measure == "wer" else {"errors": np.zeros(50), "loops": a}
         other = {"errors": b, "loops": None} if measure == "wer" else {"errors": np.zeros(50), "loops": b}

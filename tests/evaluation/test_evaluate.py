@@ -213,7 +213,5 @@ def test_through_the_tiny_model(tiny_model, tmp_path):
     sf.write(tmp_path / "a.wav", x, 16_000, subtype="FLOAT")
     heard = tiny_model.transcribe(x, max_tokens=9).text
     sf.write(tmp_path / "b.wav", np.zeros(16_000), 16_000)
-    found = list(
-        evaluate(tiny_model, [Clip(tmp_path / "a.wav", heard), Clip(tmp_path / "b.wav", "")], max_tokens=9)
-    )
+    found = list(evaluate(tiny_model, [Clip(tmp_path / "a.wav", heard), Clip(tmp_path / "b.wav", "")], max_tokens=9))
     assert [s.errors for s in found] == [0, 0] and found[1].transcript.segments[0].stop == "silence"

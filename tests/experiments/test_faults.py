@@ -46,15 +46,25 @@ def fingerprint(model, stereo):
     """What a defect could touch, measured: rows, prompt ids, sampling, all weights."""
     request = model.request(transcription(stereo))
     options = model._options(GREEDY, None, 8, "off")
-    return {"ids": np.array(request.ids), "embeddings": np.array(request.embeddings), "sampling": options.sampling,
-            "spans": request.spans, "weights": values(model)}
+    return {
+        "ids": np.array(request.ids),
+        "embeddings": np.array(request.embeddings),
+        "sampling": options.sampling,
+        "spans": request.spans,
+        "weights": values(model),
+    }
 
 
 def same(a, b):
     keys = a["weights"].keys() == b["weights"].keys()
-    return (keys and all(np.array_equal(a["weights"][k], b["weights"][k]) for k in a["weights"])
-            and np.array_equal(a["ids"], b["ids"]) and np.array_equal(a["embeddings"], b["embeddings"])
-            and a["sampling"] == b["sampling"] and a["spans"] == b["spans"])
+    return (
+        keys
+        and all(np.array_equal(a["weights"][k], b["weights"][k]) for k in a["weights"])
+        and np.array_equal(a["ids"], b["ids"])
+        and np.array_equal(a["embeddings"], b["embeddings"])
+        and a["sampling"] == b["sampling"]
+        and a["spans"] == b["spans"]
+    )
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -103,13 +113,22 @@ def test_pairs_keep_both_effects(tiny_model):
     assert model.pipeline.mel == WrongMel("htk", "uncentred")
     assert model.pipeline.build_prompt == defects.WrongPrompt(chatml=True, system=False, audio_end=False)
     mask = model.net.encoder.key_mask(9, mx.array([7]), True)
-    assert mask.shape == (1, 1, 1, 5) and not mask.any() and isinstance(model.net.encoder.after_norm, type(
-        broken(tiny_model, "norm_pool").net.encoder.after_norm))
+    assert (
+        mask.shape == (1, 1, 1, 5)
+        and not mask.any()
+        and isinstance(model.net.encoder.after_norm, type(broken(tiny_model, "norm_pool").net.encoder.after_norm))
+    )
 
 
-@pytest.mark.parametrize("names, message", [("mel", "no defect is called 'mel'"), ("chunk+chunk", "each once"),
-                                            ("bits_4+bits_8", "at most one of bits_4, bits_8"),
-                                            (["none", "chunk"], "no defect is called 'none'")])
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("mel", "no defect is called 'mel'"),
+        ("chunk+chunk", "each once"),
+        ("bits_4+bits_8", "at most one of bits_4, bits_8"),
+        (["none", "chunk"], "no defect is called 'none'"),
+    ],
+)
 def test_nonsense_is_refused(tiny_model, names, message):
     with pytest.raises(ConfigError, match=message):
         broken(tiny_model, names)
@@ -210,11 +229,11 @@ def test_the_prompt_builder_with_no_wrong_choice_is_the_faithful_one(tiny_model)
 def test_chatml_prompt(tiny_model):
     prompt = built(broken(tiny_model, "chatml"))
     audio = "<audio_start>" + "<audio_patch>" * 5 + "<audio_end>"
-    text = (f"<|im_start|>system\n{ASR_SYSTEM}<|im_end|>\n<|im_start|>user\n{audio}<|im_end|>\n"
-            "<|im_start|>assistant\n")
+    text = f"<|im_start|>system\n{ASR_SYSTEM}<|im_end|>\n<|im_start|>user\n{audio}<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_model.tokenizer.decode(prompt.ids) == text
     assert {prompt.ids[i] for s in prompt.slots for i in range(s.start, s.start + s.length)} == {
-        tiny_model.tokenizer.audio_patch}
+        tiny_model.tokenizer.audio_patch
+    }
 
 
 def test_prompt_without_audio_end(tiny_model):

@@ -31,8 +31,12 @@ def test_every_run_of_the_grid_is_there_once(stored):
     found = sorted((r["clip"], r["setting"], r["seed"], r["defect"]) for r in rows)
     clips = sorted({r["clip"] for r in rows})
     assert len(clips) >= 40 and found == sorted(
-        (clip, setting, seed, defect) for clip in clips for setting in grid["settings"]
-        for seed in grid.get("seeds", [0]) for defect in grid.get("defects", ["none"]))
+        (clip, setting, seed, defect)
+        for clip in clips
+        for setting in grid["settings"]
+        for seed in grid.get("seeds", [0])
+        for defect in grid.get("defects", ["none"])
+    )
     assert not any(r["error"] for r in rows)
 
 
@@ -53,7 +57,8 @@ def test_runs_heard_the_clips_that_are_there(stored):
     if grid["clips"] != "clips/manifest.tsv":
         pytest.skip("its recordings are joined anew, not stored")
     assert {r["clip"]: (r["clip_hash"], r["expected"]) for r in rows} == {
-        name: (file_hash(CLIPS / name), text) for name, text in texts().items()}
+        name: (file_hash(CLIPS / name), text) for name, text in texts().items()
+    }
 
 
 def test_clips_are_those_of_the_manifest():

@@ -338,9 +338,7 @@ def test_two_ranks_give_the_table_of_one(grid_file, grid, tmp_path):
     lines = [rank_file(store, r, 2).read_bytes().count(b"\n") for r in range(2)]
     assert lines == [len(grid) // 2] * 2 and not store.exists()
     assert timeless(read_store(store)) == timeless(sweep_worker.sweep(grid, tmp_path / "one.jsonl"))
-    assert timeless(sweep_worker.sweep(grid, store)) == timeless(
-        read_store(store)
-    )  # one process finds nothing left
+    assert timeless(sweep_worker.sweep(grid, store)) == timeless(read_store(store))  # one process finds nothing left
     assert store.read_bytes() == b""
 
 
@@ -419,9 +417,7 @@ def test_rows_equal_what_the_model_says_by_itself(heard_grid, heard_table, tiny_
 def test_same_seed_same_ids_and_other_seeds_differ(heard_grid, heard_table, tmp_path):
     assert timeless(heard_table) == timeless(run_sweep(heard_grid, tmp_path / "b.jsonl", progress=False))
     ids = {(r["setting"], r["clip"], r["seed"]): r["ids"] for r in heard_table.rows}
-    assert (
-        ids["hot", "0.wav", 1] != ids["hot", "0.wav", 2] and ids["greedy", "0.wav", 1] == ids["greedy", "0.wav", 2]
-    )
+    assert ids["hot", "0.wav", 1] != ids["hot", "0.wav", 2] and ids["greedy", "0.wav", 1] == ids["greedy", "0.wav", 2]
 
 
 def test_defects_break_their_own_rows_only(heard_grid, heard_table, tmp_path):

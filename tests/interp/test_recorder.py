@@ -46,8 +46,14 @@ def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
     """Lengths come from the config, the audio and the prompt, never from the arrays themselves."""
     frames = n_mel_frames(round(SECONDS * tiny.RATE))
     after_conv = -(-frames // 2)
-    heard = {**probes.axis_sizes(tiny_model.config), "B": 1, "T": frames, "S": after_conv, "P": after_conv // 2,
-             "R": (after_conv // 2 - 1) // 2 + 1}
+    heard = {
+        **probes.axis_sizes(tiny_model.config),
+        "B": 1,
+        "T": frames,
+        "S": after_conv,
+        "P": after_conv // 2,
+        "R": (after_conv // 2 - 1) // 2 + 1,
+    }
     for name, meaning in probes.activation_names(tiny_model.config).items():
         arrays = trace[name]
         decoder = re.match(r"layer|positions|norm|logits", name) is not None
@@ -107,8 +113,14 @@ def test_the_filter_keeps_only_what_it_names(tiny_model, messages):
 
 
 def test_a_reducer_bounds_what_is_kept(tiny_model, messages, trace):
-    reduced = probes.record(tiny_model, messages, "layer*.attention", sampling=GREEDY, max_tokens=N_IDS,
-                            reduce={"layer0.*": probes.last_query, "layer1.*": probes.head_mean})
+    reduced = probes.record(
+        tiny_model,
+        messages,
+        "layer*.attention",
+        sampling=GREEDY,
+        max_tokens=N_IDS,
+        reduce={"layer0.*": probes.last_query, "layer1.*": probes.head_mean},
+    )
     for i in range(N_IDS):
         newest = trace["layer0.attention"][i][:, :, -1:]
         np.testing.assert_allclose(reduced["layer0.attention"][i], newest, atol=1e-6)
@@ -145,8 +157,11 @@ def test_asking_for_what_was_not_recorded(tiny_model, messages):
 # ---- caches ----
 
 
-POLICIES = [CachePolicy("window", 24), CachePolicy("sinks", 24, sinks=3),
-            CachePolicy("sinks", 24, positions="renumbered")]
+POLICIES = [
+    CachePolicy("window", 24),
+    CachePolicy("sinks", 24, sinks=3),
+    CachePolicy("sinks", 24, positions="renumbered"),
+]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p.kind}-{p.positions}")
@@ -164,8 +179,14 @@ def test_watching_a_cache_changes_nothing_and_positions_name_its_slots(tiny_mode
 
 def test_values_of_a_slot_are_those_of_its_position(tiny_model, messages, trace):
     """Layer 0 sees embeddings only, so the value at a position does not depend on what was forgotten."""
-    window = probes.record(tiny_model, messages, ("layer0.values", "positions"), sampling=GREEDY, max_tokens=N_IDS,
-                           cache=CachePolicy("window", 24))
+    window = probes.record(
+        tiny_model,
+        messages,
+        ("layer0.values", "positions"),
+        sampling=GREEDY,
+        max_tokens=N_IDS,
+        cache=CachePolicy("window", 24),
+    )
     whole = trace["layer0.values"][-1][0]
     for i in range(N_IDS):
         if window.ids[:i] != trace.ids[:i]:
@@ -229,8 +250,14 @@ def test_attention_to_audio_is_the_mean_over_layers_and_heads(trace):
 
 def test_audio_that_was_forgotten_has_no_weight(tiny_model, messages):
     """A window shorter than what follows the audio: nothing of it can be read."""
-    trace = probes.record(tiny_model, messages, ("*attention", "positions"), cache=CachePolicy("window", 8),
-                          sampling=GREEDY, max_tokens=N_IDS)
+    trace = probes.record(
+        tiny_model,
+        messages,
+        ("*attention", "positions"),
+        cache=CachePolicy("window", 8),
+        sampling=GREEDY,
+        max_tokens=N_IDS,
+    )
     reading = readings.audio_attention(trace)
     for i in range(N_IDS):
         reachable = trace.row_positions > trace.n_prompt - 1 + i - 8

@@ -41,8 +41,19 @@ def answer(spelt: str, stop: str = "eos") -> Generation:
 
 def test_interleaving_by_hand():
     found = speaking.interleaving(answer("mttcccpcctt", "length"))
-    assert [speaking.KINDS[k] for k in found.kinds] == ["marker", "text", "text", "codes", "codes", "codes", "padding",
-                                                        "codes", "codes", "text", "text"]
+    assert [speaking.KINDS[k] for k in found.kinds] == [
+        "marker",
+        "text",
+        "text",
+        "codes",
+        "codes",
+        "codes",
+        "padding",
+        "codes",
+        "codes",
+        "text",
+        "text",
+    ]
     np.testing.assert_allclose(found.seconds * 25, [0, 0, 0, 0, 1, 2, 3, 3, 4, 5, 5])
     assert (found.n_text, found.n_codes, found.n_padding, found.codes_per_text) == (4, 5, 1, 1.25)
     assert found.unvoiced_text == 2 and found.end_is_missing
@@ -114,8 +125,11 @@ def test_round_trip_is_the_way_by_hand(synthesizer):
     assert found.agreement == np.mean(found.before.codes == again.codes)
     assert found.mel_distance_db == pytest.approx(8.6859 * np.abs(found.before.mel - again.mel).mean(), rel=1e-4)
     assert [line.split()[-2 if line.endswith("dB") else -1] for line in found.table().splitlines()] == [
-        f"{found.agreement:.1%}", f"{found.by_chance:.1%}", f"{found.speaker_cosine:.3f}",
-        f"{found.mel_distance_db:.1f}"]
+        f"{found.agreement:.1%}",
+        f"{found.by_chance:.1%}",
+        f"{found.speaker_cosine:.3f}",
+        f"{found.mel_distance_db:.1f}",
+    ]
 
 
 def test_a_voice_compared_with_itself_and_with_another():
@@ -157,15 +171,18 @@ def test_where_the_noise_of_a_stream_begins(synthesizer, voices, run):
     prompt = len(voices[0].mel)
     assert [c.noise_start for c in run.chunks] == [prompt, prompt + 50, prompt + 100, prompt + 100, prompt + 100]
     assert [c.cache_frames for c in run.chunks] == [c.noise_start for c in run.chunks]
-    by_place = streaming.streamed(synthesizer, codes(110), voices[0],
-                                  options=StreamOptions(FlowOptions(2, noise="position")))
+    by_place = streaming.streamed(
+        synthesizer, codes(110), voices[0], options=StreamOptions(FlowOptions(2, noise="position"))
+    )
     assert [c.noise_start for c in by_place.chunks] == [prompt + 50 * i for i in range(5)]
     few = noise_frames(0, 0, prompt + 150, 4)  # all that the reference's way ever asks for
-    assert np.array_equal(run.mel, streaming.streamed(synthesizer, codes(110), voices[0], noise=few,
-                                                      options=STREAM).mel)
+    assert np.array_equal(
+        run.mel, streaming.streamed(synthesizer, codes(110), voices[0], noise=few, options=STREAM).mel
+    )
     with pytest.raises(DecodeError, match="too short|at least"):
-        streaming.streamed(synthesizer, codes(110), voices[0], noise=few,
-                           options=StreamOptions(FlowOptions(2, noise="position")))
+        streaming.streamed(
+            synthesizer, codes(110), voices[0], noise=few, options=StreamOptions(FlowOptions(2, noise="position"))
+        )
 
 
 def traced(*chunks) -> streaming.Streamed:

@@ -23,8 +23,16 @@ NAMES = {"mask": "mask_bias", "encoded": "encoder"}  # ours -> the golden file's
 class Hearing(nn.Module):
     def __init__(self, positions: int):
         super().__init__()
-        config = AudioEncoderConfig(n_mels=128, n_audio_ctx=positions, n_audio_state=64, n_audio_head=4,
-                                    n_audio_layer=3, llm_dim=96, kernel_size=3, adapter_stride=2)
+        config = AudioEncoderConfig(
+            n_mels=128,
+            n_audio_ctx=positions,
+            n_audio_state=64,
+            n_audio_head=4,
+            n_audio_layer=3,
+            llm_dim=96,
+            kernel_size=3,
+            adapter_stride=2,
+        )
         self.encoder, self.adapter = AudioEncoder(config), Adapter(config)
 
 
@@ -58,7 +66,7 @@ def test_stages_equal_the_reference(batch, stage):
     got = found["mask"][:, 0] if stage == "mask" else found[stage]
     got = got.swapaxes(1, 2) if stage == "conv2" else got
     want = TENSORS[f"out.{batch}.{NAMES.get(stage, stage)}"]
-    assert (np.array_equal(got, want) if stage == "mask" else off(got, want) < TOLERANCE)
+    assert np.array_equal(got, want) if stage == "mask" else off(got, want) < TOLERANCE
 
 
 @pytest.mark.parametrize("batch", ["A", "B"])

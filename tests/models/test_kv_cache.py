@@ -18,8 +18,13 @@ N, LIMIT = 61, 19
 SPANS = ((7, 5), (30, 3))  # audio rows: one near the start, one that comes after the limit is reached
 KEPT = {"window": set(), "sinks": {0, 1, 2, 3}, "pinned": {0, 1, 2, 3, *range(7, 12), *range(30, 33)}}
 KINDS = [("full", "absolute"), *((k, p) for k in KEPT for p in ("absolute", "renumbered"))]
-PIECES = {"one by one": [1], "whole": [N], "odd": [5, 1, 7, 3, 11], "long prefill, then decode": [45] + [1] * N,
-          "longer than the limit": [20, 2]}
+PIECES = {
+    "one by one": [1],
+    "whole": [N],
+    "odd": [5, 1, 7, 3, 11],
+    "long prefill, then decode": [45] + [1] * N,
+    "longer than the limit": [20, 2],
+}
 TOLERANCE = 1e-4  # of the root mean square of the logits; float32 against float64
 
 
@@ -192,24 +197,33 @@ def test_rope_at_any_positions_equals_the_fused_kernel():
     x = mx.array(np.random.default_rng(0).normal(size=(2, 3, 6, 8)).astype(np.float32))
     for offset in (0, 1, 700, 16_000):
         assert np.abs(np.array(rope(x, offset) - rope.at(x, np.arange(offset, offset + 6)))).max() < 3e-3 * (
-            1 if offset > 1000 else 1e-1)
+            1 if offset > 1000 else 1e-1
+        )
     assert rope.at(x.astype(mx.bfloat16), np.arange(6)).dtype == mx.bfloat16
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "ring"}, "full, window, sinks or pinned"),
-    ({"positions": "relative"}, "absolute or renumbered"),
-    ({"kind": "full", "positions": "renumbered"}, "nothing to renumber"),
-    ({"max_len": 0}, "at least 1"), ({"max_len": -3}, "at least 1"), ({"max_len": 8.5}, "a whole number"),
-    ({"max_len": "8"}, "a whole number"), ({"sinks": -1}, "0 or more"), ({"sinks": 1.5}, "0 or more"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "ring"}, "full, window, sinks or pinned"),
+        ({"positions": "relative"}, "absolute or renumbered"),
+        ({"kind": "full", "positions": "renumbered"}, "nothing to renumber"),
+        ({"max_len": 0}, "at least 1"),
+        ({"max_len": -3}, "at least 1"),
+        ({"max_len": 8.5}, "a whole number"),
+        ({"max_len": "8"}, "a whole number"),
+        ({"sinks": -1}, "0 or more"),
+        ({"sinks": 1.5}, "0 or more"),
+    ],
+)
 def test_refuses_what_makes_no_sense(options, message):
     with pytest.raises(DecodeError, match=message):
         CachePolicy(**options)
 
 
-@pytest.mark.parametrize(("kind", "limit", "spans"), [
-    ("sinks", 4, ()), ("sinks", 1, ()), ("pinned", 12, ((7, 8),)), ("pinned", 3, ())])
+@pytest.mark.parametrize(
+    ("kind", "limit", "spans"), [("sinks", 4, ()), ("sinks", 1, ()), ("pinned", 12, ((7, 8),)), ("pinned", 3, ())]
+)
 def test_refuses_a_limit_that_the_kept_fill(kind, limit, spans):
     with pytest.raises(DecodeError, match=f"limit of {limit} positions cannot hold"):
         build(kind, "absolute", limit, spans)
@@ -236,11 +250,15 @@ def decode_bytes(n_tokens: int, kind: str, positions: str) -> tuple[set[int], li
     return reported, active
 
 
-@pytest.mark.parametrize(("n_tokens", "kind", "positions"), [
-    (1500, "window", "absolute"), (1500, "pinned", "renumbered"),
-    pytest.param(20_000, "sinks", "absolute", marks=pytest.mark.slow),
-    pytest.param(20_000, "pinned", "renumbered", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("n_tokens", "kind", "positions"),
+    [
+        (1500, "window", "absolute"),
+        (1500, "pinned", "renumbered"),
+        pytest.param(20_000, "sinks", "absolute", marks=pytest.mark.slow),
+        pytest.param(20_000, "pinned", "renumbered", marks=pytest.mark.slow),
+    ],
+)
 def test_memory_stays_flat(n_tokens, kind, positions):
     reported, active = decode_bytes(n_tokens, kind, positions)
     assert reported == {2 * 64 * 2 * 8 * 4}  # keys and values, 64 positions, 2 heads of 8 channels, float32

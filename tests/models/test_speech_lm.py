@@ -71,15 +71,20 @@ def test_several_rows_each_with_their_own_audio():
     assert np.array_equal(TINY.embed(ids), TINY.model.embed_tokens.weight[mx.array(ids)])  # the table is untouched
 
 
-@pytest.mark.parametrize(("slots", "rows", "message"), [
-    ([Slot(0, 2, 3)], [4], "audio slot 0 has 3 positions, its audio 4 rows"),
-    ([Slot(0, 2, 3)], [2], "audio slot 0 has 3 positions, its audio 2 rows"),
-    ([Slot(0, 8, 3)], [3], "leaves the prompt of 1 x 10 ids"),
-    ([Slot(0, -1, 3)], [3], "leaves the prompt"), ([Slot(1, 2, 3)], [3], "leaves the prompt"),
-    ([Slot(-1, 2, 3)], [3], "leaves the prompt"),
-    ([Slot(0, 2, 0)], [0], "audio slot 0 was given no rows"),
-    ([Slot(0, 2, 3)], [], "1 audio slots but 0 pieces"), ([], [3], "0 audio slots but 1 pieces"),
-])
+@pytest.mark.parametrize(
+    ("slots", "rows", "message"),
+    [
+        ([Slot(0, 2, 3)], [4], "audio slot 0 has 3 positions, its audio 4 rows"),
+        ([Slot(0, 2, 3)], [2], "audio slot 0 has 3 positions, its audio 2 rows"),
+        ([Slot(0, 8, 3)], [3], "leaves the prompt of 1 x 10 ids"),
+        ([Slot(0, -1, 3)], [3], "leaves the prompt"),
+        ([Slot(1, 2, 3)], [3], "leaves the prompt"),
+        ([Slot(-1, 2, 3)], [3], "leaves the prompt"),
+        ([Slot(0, 2, 0)], [0], "audio slot 0 was given no rows"),
+        ([Slot(0, 2, 3)], [], "1 audio slots but 0 pieces"),
+        ([], [3], "0 audio slots but 1 pieces"),
+    ],
+)
 def test_refuses_audio_that_does_not_fit(slots, rows, message):
     with pytest.raises(PromptError, match=message):
         TINY.embed(np.arange(10), slots, [mx.zeros((n, 32)) for n in rows])
@@ -96,12 +101,18 @@ def test_refuses_ids_outside_the_vocabulary(ids):
     TINY.embed(np.array([0, 47]))
 
 
-@pytest.mark.parametrize(("mels", "message"), [
-    ([], "no audio"), ([mel(20, 7)], r"log mel 0: expected shape \(8, frames\), found \(7, 20\)"),
-    ([mel(20), mel(20).T], r"log mel 1: expected shape \(8, frames\), found \(20, 8\)"),
-    ([mel(20)[None]], "expected shape"), ([mel(20), mel(4)], "log mel 1: 4 frames are too few"),
-    ([mel(20)[:, :0]], "0 frames are too few"), ([mel(129)], "needs 65 encoder positions"),
-])
+@pytest.mark.parametrize(
+    ("mels", "message"),
+    [
+        ([], "no audio"),
+        ([mel(20, 7)], r"log mel 0: expected shape \(8, frames\), found \(7, 20\)"),
+        ([mel(20), mel(20).T], r"log mel 1: expected shape \(8, frames\), found \(20, 8\)"),
+        ([mel(20)[None]], "expected shape"),
+        ([mel(20), mel(4)], "log mel 1: 4 frames are too few"),
+        ([mel(20)[:, :0]], "0 frames are too few"),
+        ([mel(129)], "needs 65 encoder positions"),
+    ],
+)
 def test_refuses_mels_it_cannot_hear(mels, message):
     with pytest.raises(AudioError, match=message):
         TINY.hear(mels)

@@ -159,9 +159,7 @@ def rule_arrays():
 
 
 def text_files(folder, tokenizer: Tokenizer):
-    pairs = [
-        {"text": t, "ids": tokenizer.encode(t), "decode": t, "decode_skip_special": t} for t in tiny.SENTENCES[:4]
-    ]
+    pairs = [{"text": t, "ids": tokenizer.encode(t), "decode": t, "decode_skip_special": t} for t in tiny.SENTENCES[:4]]
     t = tokenizer
     chat = {
         "name": "one",
@@ -173,9 +171,7 @@ def text_files(folder, tokenizer: Tokenizer):
     (folder / "tokenizer_pairs.json").write_text(
         json.dumps({"component": "tokenizer", "pairs": pairs, "decode_only": [], "chats": [chat]})
     )
-    special = [
-        {"token": name, "id": t.id(name), "special": True} for name in ("<|BOT|>", "<|EOT|>", "<audio_start>")
-    ]
+    special = [{"token": name, "id": t.id(name), "special": True} for name in ("<|BOT|>", "<|EOT|>", "<audio_start>")]
     first = t.first_audio_code
     (folder / "special_tokens.json").write_text(
         json.dumps(
@@ -209,9 +205,7 @@ def judge(tiny_checkpoint, capsys):
         files = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
         bad = {
             f["file"]: [
-                (r["stage"], r["verdict"], r["note"])
-                for r in f["rows"]
-                if r["verdict"] not in ("ok", "not covered")
+                (r["stage"], r["verdict"], r["note"]) for r in f["rows"] if r["verdict"] not in ("ok", "not covered")
             ]
             for f in files
         }
@@ -337,23 +331,17 @@ SPOILS = {
     "component of a wrong type": lambda m: sidecar(m, "llm", lambda d: d.update(component=["llm"])),
     "no config": lambda m: sidecar(m, "llm", lambda d: d.pop("config") and None),
     "config is null": lambda m: sidecar(m, "llm", lambda d: d.update(config=None)),
-    "sizes of another net": lambda m: sidecar(
-        m, "llm", lambda d: d["config"]["text_config"].update(hidden_size=40)
-    ),
+    "sizes of another net": lambda m: sidecar(m, "llm", lambda d: d["config"]["text_config"].update(hidden_size=40)),
     "a zero size": lambda m: sidecar(m, "llm", lambda d: d["config"]["text_config"].update(num_attention_heads=0)),
     "unknown key": lambda m: sidecar(m, "llm", lambda d: d["config"]["text_config"].update(depth=3)),
     "a weight too few": lambda m: respell(m, "llm", lambda a: a.pop("w.model.norm.weight") is None),
-    "a weight too many": lambda m: respell(
-        m, "llm", lambda a: a.update({"w.model.extra": np.zeros(3, np.float32)})
-    ),
+    "a weight too many": lambda m: respell(m, "llm", lambda a: a.update({"w.model.extra": np.zeros(3, np.float32)})),
     "an input too few": lambda m: respell(m, "llm", lambda a: a.pop("in.text.ids") is None),
     "an output too few": lambda m: respell(m, "llm", lambda a: a.pop("out.greedy.plain") is None),
     "ids beyond the vocabulary": lambda m: respell(
         m, "llm", lambda a: a.update({"in.text.ids": np.full((1, 5), 10**6)})
     ),
-    "no expectation left": lambda m: respell(
-        m, "mel", lambda a: [a.pop(n) for n in list(a) if n.startswith("out.")]
-    ),
+    "no expectation left": lambda m: respell(m, "mel", lambda a: [a.pop(n) for n in list(a) if n.startswith("out.")]),
     "an odd dtype": lambda m: respell(m, "mel", double),
 }
 

@@ -37,11 +37,16 @@ def joined(chunks) -> np.ndarray:
 @pytest.fixture
 def reference(goldens):
     """The golden chain as a synthesizer (what makes voices is random and not used), its voice, codes and noise."""
-    files = {n: Golden(json.loads((goldens / f"{n}.json").read_text())["config"],
-                       load_file(goldens / f"{n}.safetensors")) for n in ("flow", "hift", "token2wav")}
+    files = {
+        n: Golden(json.loads((goldens / f"{n}.json").read_text())["config"], load_file(goldens / f"{n}.safetensors"))
+        for n in ("flow", "hift", "token2wav")
+    }
     flow, n_steps = flow_net(files["flow"])
-    speaker = SpeakerEncoder(SpeakerConfig(embedding_size=192, growth_rate=2, bn_size=2, init_channels=4,
-                                           blocks=((1, 3, 1),), fcm_channels=2))
+    speaker = SpeakerEncoder(
+        SpeakerConfig(
+            embedding_size=192, growth_rate=2, bn_size=2, init_channels=4, blocks=((1, 3, 1),), fcm_channels=2
+        )
+    )
     small = S3Config(n_audio_state=16, n_audio_head=2, n_audio_layer=1, n_codebook_size=243)
     made = Synthesizer(Token2Wav(S3Tokenizer(small), speaker, flow, hift_net(files["hift"])))
     golden = files["token2wav"]
@@ -186,14 +191,31 @@ def test_noise_that_is_none(synthesizer, voices):
 
 
 def test_nets_that_do_not_belong_together(synthesizer):
-    parts, other = synthesizer.parts, SpeakerEncoder(SpeakerConfig(feat_dim=16, embedding_size=7, growth_rate=4,
-                                                                   bn_size=2, init_channels=6, blocks=((2, 3, 1),),
-                                                                   fcm_channels=4))
+    parts, other = (
+        synthesizer.parts,
+        SpeakerEncoder(
+            SpeakerConfig(
+                feat_dim=16,
+                embedding_size=7,
+                growth_rate=4,
+                bn_size=2,
+                init_channels=6,
+                blocks=((2, 3, 1),),
+                fcm_channels=4,
+            )
+        ),
+    )
     with pytest.raises(ConfigError, match="7 and 6 numbers of a speaker vector"):
         Synthesizer(Token2Wav(parts.tokenizer, other, parts.flow, parts.hift))
     with pytest.raises(ConfigError, match="gives 243 codes, the flow knows 81"):
-        Synthesizer(Token2Wav(S3Tokenizer(S3Config(n_audio_state=16, n_audio_head=2, n_audio_layer=1,
-                                                   n_codebook_size=243)), parts.speaker, parts.flow, parts.hift))
+        Synthesizer(
+            Token2Wav(
+                S3Tokenizer(S3Config(n_audio_state=16, n_audio_head=2, n_audio_layer=1, n_codebook_size=243)),
+                parts.speaker,
+                parts.flow,
+                parts.hift,
+            )
+        )
 
 
 def test_a_model_without_a_speaking_half(tiny_checkpoint, monkeypatch):

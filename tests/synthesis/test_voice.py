@@ -157,8 +157,11 @@ def test_broken_files_are_refused(voices, tmp_path):
     with pytest.raises(WeightsError, match="is damaged"):
         Voice.load(path)
     metadata = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
-    for change, message in (({"format": "stepaudio voice 2"}, "format"), ({"key": "0" * 64}, "is damaged"),
-                            ({"weights": "0" * 64}, "is damaged")):
+    for change, message in (
+        ({"format": "stepaudio voice 2"}, "format"),
+        ({"key": "0" * 64}, "is damaged"),
+        ({"weights": "0" * 64}, "is damaged"),
+    ):
         save_file(tensors, path, metadata | change)
         with pytest.raises(WeightsError, match=message):
             Voice.load(path)

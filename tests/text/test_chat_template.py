@@ -89,10 +89,20 @@ def test_the_chatml_template_beside_the_tokenizer_is_not_used(shared, published)
 
 
 def test_turns_read_back_as_written(small):
-    made = build_prompt([Message("system", "s"), Message("user", "u"), Message("input", [text("i")]),
-                         Message("tool_json_schemas", "{}"), Message("assistant", "a", eot=False)], small)
-    assert small.decode(made.ids) == ("<|BOT|>system\ns<|EOT|><|BOT|>human\nu<|EOT|><|BOT|>input\ni<|EOT|>"
-                                      "<|BOT|>tool_json_schemas\n{}<|EOT|><|BOT|>assistant\na")
+    made = build_prompt(
+        [
+            Message("system", "s"),
+            Message("user", "u"),
+            Message("input", [text("i")]),
+            Message("tool_json_schemas", "{}"),
+            Message("assistant", "a", eot=False),
+        ],
+        small,
+    )
+    assert small.decode(made.ids) == (
+        "<|BOT|>system\ns<|EOT|><|BOT|>human\nu<|EOT|><|BOT|>input\ni<|EOT|>"
+        "<|BOT|>tool_json_schemas\n{}<|EOT|><|BOT|>assistant\na"
+    )
     assert made.slots == ()
 
 
@@ -122,7 +132,7 @@ def test_audio_becomes_marked_rows_in_order(small):
     made = build_prompt([Message("human", [text("a"), AUDIO, AUDIO]), OPEN], small, n_rows)
     start, patch, end = small.audio_start, small.audio_patch, small.audio_end
     head = len(small.encode("<|BOT|>human\n")) + 1
-    assert list(made.ids[head:head + 11]) == [start, patch, patch, patch, end, start, end, start, patch, patch, end]
+    assert list(made.ids[head : head + 11]) == [start, patch, patch, patch, end, start, end, start, patch, patch, end]
     assert made.slots == (AudioSlot(head + 1, 3, 0, 0), AudioSlot(head + 6, 0, 0, 1), AudioSlot(head + 8, 2, 1, 0))
 
 
@@ -141,30 +151,33 @@ def test_token_items_go_in_as_they_are(small):
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("messages", "match"), [
-    ([{"role": "tool", "content": "x"}], "unknown role 'tool'.*tool_json_schemas"),
-    ([{"role": None, "content": "x"}], "unknown role None"),
-    ([{"role": "human", "content": 3}], "content of a human turn.*int"),
-    ([{"role": "human", "content": {"type": "text", "text": "x"}}], "content of a human turn.*dict"),
-    ([{"role": "human", "content": "x", "eot": "no"}], "eot of a human turn"),
-    ([{"role": "human", "content": "x", "eos": False}], "expected a message with role"),
-    ([{"role": "human"}], "expected a message with role"),
-    (["hello"], "expected a message with role"),
-    ("hello", "expected a list of messages"),
-    ({"role": "human", "content": "x"}, "expected a list of messages"),
-    ([{"role": "human", "content": ["x"]}], "expected an item of type text, token, audio"),
-    ([{"role": "human", "content": [{"type": "image"}]}], "expected an item of type"),
-    ([{"role": "human", "content": [{"type": "text", "txt": "x"}]}], "expected an item of type"),
-    ([{"role": "human", "content": [{"type": ["text"]}]}], "expected an item of type"),
-    ([{"role": "human", "content": [{"type": "text"}]}], "key 'text' is missing"),
-    ([{"role": "human", "content": [{"type": "text", "text": 3}]}], "expected text, found 3"),
-    ([{"role": "human", "content": "\ud800"}], "lone surrogates"),
-    ([{"role": "human", "content": [tokens(-1)]}], "token item: id -1"),
-    ([{"role": "human", "content": [tokens(1.5)]}], "token item: expected an id, found 1.5"),
-    ([{"role": "human", "content": [{"type": "token", "token": "12"}]}], "token item: expected a list"),
-    ([{"role": "human", "content": [{"type": "token", "token": 12}]}], "token item: expected a list"),
-    ([], "prompt is empty"),
-])
+@pytest.mark.parametrize(
+    ("messages", "match"),
+    [
+        ([{"role": "tool", "content": "x"}], "unknown role 'tool'.*tool_json_schemas"),
+        ([{"role": None, "content": "x"}], "unknown role None"),
+        ([{"role": "human", "content": 3}], "content of a human turn.*int"),
+        ([{"role": "human", "content": {"type": "text", "text": "x"}}], "content of a human turn.*dict"),
+        ([{"role": "human", "content": "x", "eot": "no"}], "eot of a human turn"),
+        ([{"role": "human", "content": "x", "eos": False}], "expected a message with role"),
+        ([{"role": "human"}], "expected a message with role"),
+        (["hello"], "expected a message with role"),
+        ("hello", "expected a list of messages"),
+        ({"role": "human", "content": "x"}, "expected a list of messages"),
+        ([{"role": "human", "content": ["x"]}], "expected an item of type text, token, audio"),
+        ([{"role": "human", "content": [{"type": "image"}]}], "expected an item of type"),
+        ([{"role": "human", "content": [{"type": "text", "txt": "x"}]}], "expected an item of type"),
+        ([{"role": "human", "content": [{"type": ["text"]}]}], "expected an item of type"),
+        ([{"role": "human", "content": [{"type": "text"}]}], "key 'text' is missing"),
+        ([{"role": "human", "content": [{"type": "text", "text": 3}]}], "expected text, found 3"),
+        ([{"role": "human", "content": "\ud800"}], "lone surrogates"),
+        ([{"role": "human", "content": [tokens(-1)]}], "token item: id -1"),
+        ([{"role": "human", "content": [tokens(1.5)]}], "token item: expected an id, found 1.5"),
+        ([{"role": "human", "content": [{"type": "token", "token": "12"}]}], "token item: expected a list"),
+        ([{"role": "human", "content": [{"type": "token", "token": 12}]}], "token item: expected a list"),
+        ([], "prompt is empty"),
+    ],
+)
 def test_bad_messages_are_refused(small, messages, match):
     with pytest.raises(PromptError, match=match):
         build_prompt(messages, small)
@@ -177,15 +190,18 @@ def test_a_token_beyond_the_vocabulary_is_refused(small, rows):
         build_base_prompt([tokens(small.n_ids + (rows or 0))], tokenizer)
 
 
-@pytest.mark.parametrize(("n_rows", "match"), [
-    ([], "audio item 0 has no rows"),
-    ([[]], "audio item 0: expected a count"),
-    ([[3, -1]], "audio item 0: expected a count"),
-    ([[3], [4]], "2 entries.*only 1 audio"),
-    ([3], "expected a list of row counts"),
-    ([[2.5]], "expected a list of row counts"),
-    (None, "expected a list of row counts"),
-])
+@pytest.mark.parametrize(
+    ("n_rows", "match"),
+    [
+        ([], "audio item 0 has no rows"),
+        ([[]], "audio item 0: expected a count"),
+        ([[3, -1]], "audio item 0: expected a count"),
+        ([[3], [4]], "2 entries.*only 1 audio"),
+        ([3], "expected a list of row counts"),
+        ([[2.5]], "expected a list of row counts"),
+        (None, "expected a list of row counts"),
+    ],
+)
 def test_rows_that_do_not_fit_the_audio_are_refused(small, n_rows, match):
     with pytest.raises(PromptError, match=match):
         build_prompt([Message("human", [AUDIO])], small, n_rows)
@@ -197,9 +213,15 @@ def test_a_prompt_without_a_tokenizer_is_refused():
     assert Prompt((5, 6)).n_prompt == 2
 
 
-@pytest.mark.parametrize("slots", [
-    (AudioSlot(2, 3, 0),), (AudioSlot(-1, 1, 0),), (AudioSlot(0, -1, 0),), (AudioSlot(0, 2, 0), AudioSlot(1, 1, 1)),
-])
+@pytest.mark.parametrize(
+    "slots",
+    [
+        (AudioSlot(2, 3, 0),),
+        (AudioSlot(-1, 1, 0),),
+        (AudioSlot(0, -1, 0),),
+        (AudioSlot(0, 2, 0), AudioSlot(1, 1, 1)),
+    ],
+)
 def test_slots_outside_or_over_each_other_are_refused(slots):
     with pytest.raises(PromptError, match="overlap others or lie outside the 4 ids"):
         Prompt((1, 2, 3, 4), slots)

@@ -79,9 +79,22 @@ def test_names_flags_and_ids_are_the_published_ones(published, goldens):
 
 def test_codes_and_padding_of_the_published_range(published):
     assert [published.audio_code(i) for i in (0, 151695, 151696, 158256, 158257, 158351, 158352)] == [
-        None, None, 0, 6560, None, None, None]
+        None,
+        None,
+        0,
+        6560,
+        None,
+        None,
+        None,
+    ]
     assert [published.is_audio(i) for i in (151695, 151696, 158256, 158257, 158351, 158352)] == [
-        False, True, True, True, True, False]
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert [published.is_audio_padding(i) for i in (158256, 158257, 158351, 158352)] == [False, True, True, False]
 
 
@@ -114,6 +127,7 @@ def test_train_save_load_gives_the_same_ids(small, folder):
 def test_the_order_of_the_added_tokens_in_the_file_does_not_matter(small, folder):
     def turn_round(config):
         config["added_tokens_decoder"] = dict(reversed(config["added_tokens_decoder"].items()))
+
     edit(folder / "tokenizer_config.json", turn_round)
     assert Tokenizer.from_folder(folder).id("<audio_5>") == small.id("<audio_5>")
 
@@ -161,8 +175,10 @@ def test_detokenizer_joined_equals_decode(small, skip):
     halves = [small.encode("你")[0], *small.encode("😀"), *small.encode("é")]
     for _ in range(3000):
         any_id = draw.randrange(tokenizer.vocab_rows)
-        ids = [draw.choice((draw.randrange(256), any_id, draw.choice(halves), small.eot))
-               for _ in range(draw.randrange(14))]
+        ids = [
+            draw.choice((draw.randrange(256), any_id, draw.choice(halves), small.eot))
+            for _ in range(draw.randrange(14))
+        ]
         stream = Detokenizer(tokenizer, skip)
         pieces = [stream.push(i) for i in ids]
         assert "".join(pieces) + stream.finish() == tokenizer.decode(ids, skip), ids
@@ -264,6 +280,7 @@ def shift_added(folder, by):
     def move(config):
         table = config["added_tokens_decoder"]
         config["added_tokens_decoder"] = {str(int(k) + by): v for k, v in table.items()}
+
     edit(folder / "tokenizer_config.json", move)
 
 
@@ -289,6 +306,7 @@ def test_an_added_token_without_its_flags_is_refused(small, folder, entry):
         old = config["added_tokens_decoder"][key]
         whole = isinstance(entry, dict) and "content" not in entry
         config["added_tokens_decoder"][key] = old | entry if whole else entry
+
     edit(folder / "tokenizer_config.json", change)
     with pytest.raises(TokenizerError, match=rf"added_tokens_decoder\[{key}\]"):
         Tokenizer.from_folder(folder)

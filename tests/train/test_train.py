@@ -316,9 +316,7 @@ def test_everything_lies_inside_the_row(maker):
     for batch, b, placed in rows_of(maker):
         bucket, k = BUCKETS[batch["bucket"]], len(placed)
         assert batch["length"][b] <= bucket.samples
-        assert (batch["stop"][b][:k] <= batch["length"][b]).all() and (
-            placed[1:] >= batch["stop"][b][:k][:-1]
-        ).all()
+        assert (batch["stop"][b][:k] <= batch["length"][b]).all() and (placed[1:] >= batch["stop"][b][:k][:-1]).all()
 
 
 def test_a_row_without_words_holds_nobody_else_s(maker, monkeypatch):
@@ -382,8 +380,14 @@ def test_spoken_ids_pair_with_their_words(tokenizer, encode, shelf):
 
 def test_words_are_cut_where_they_are_spoken(encode):
     """Phonemes and samples of a part are those of the whole, at the same place."""
-    clip = {"start": 1000, "n": 400 * 20, "text": "the cat sat", "ids": encode("the cat sat"),
-            "phonemes": [0, 40, 41, 16, 42, 5, 16, 43, 44, 0], "frames": [3, 1, 2, 1, 4, 1, 2, 2, 1, 3]}
+    clip = {
+        "start": 1000,
+        "n": 400 * 20,
+        "text": "the cat sat",
+        "ids": encode("the cat sat"),
+        "phonemes": [0, 40, 41, 16, 42, 5, 16, 43, 44, 0],
+        "frames": [3, 1, 2, 1, 4, 1, 2, 2, 1, 3],
+    }
     ranges = batches._word_ranges(clip)
     assert ranges == [(1, 3), (4, 5), (7, 9)]
     spoken = np.repeat(clip["phonemes"], clip["frames"])
@@ -461,9 +465,9 @@ def test_adamw_is_the_textbook_s(trainer):
 def test_learning_rate():
     recipe = loop.Recipe(peak_rate=1.0, warmup=10)
     assert recipe.rate(0, 0) == pytest.approx(0.1) and recipe.rate(0, 99) == pytest.approx(1)
-    assert recipe.rate(1, 99) == pytest.approx(0.01) == recipe.rate(2, 99) and recipe.rate(
-        0.5, 99
-    ) == pytest.approx(0.505)
+    assert recipe.rate(1, 99) == pytest.approx(0.01) == recipe.rate(2, 99) and recipe.rate(0.5, 99) == pytest.approx(
+        0.505
+    )
     assert type(recipe.rate(0.3, 4)) is float  # NumPy's scalars take arrays of MLX for their own
 
 
@@ -542,8 +546,7 @@ def test_clean_loss_is_that_of_the_facade(trainer, tokenizer, shelf, maker, tmp_
         "length": 9600,
     }
     arrays = {
-        k: mx.array(v)
-        for k, v in BatchMaker(shelf, transcription_ids(tokenizer), [one], 0)._stack([row], one).items()
+        k: mx.array(v) for k, v in BatchMaker(shelf, transcription_ids(tokenizer), [one], 0)._stack([row], one).items()
     }
     mels = augment.log_mel_batch(
         augment.gather_wave(mx.array(shelf.samples(0)), arrays, one.samples),

@@ -60,34 +60,45 @@ def test_whatever_changes_the_words_stay_as_many_and_none_is_lost(ways):
         assert words[-1].endswith(".")
 
 
-@pytest.mark.parametrize(("full", "weak"), [
-    ("ˌænd sˈO", "ən sˈO"),        # and so
-    ("kˈʌp ʌv tˈi", "kˈʌp əv tˈi"),  # cup of tea
-    ("fˈɜɹst tˈIm", "fˈɜɹs tˈIm"),   # first time: t between consonants is lost
-    ("dˈɪd ju nˈO", "dˈɪʤ jə nˈO"),  # did you: d and j become one
-    ("ɡˈɛt ˈAt", "ɡˈɛT ˈAt"),        # get eight: t between vowels is flapped
-    ("wˌʌt fɔɹ.", "wət fɔɹ."),       # what for: at the end of a sentence the full form stays
-    ("ɡˈUd bˈI", "ɡˈUd bˈI"),        # nothing to be lost
-])
+@pytest.mark.parametrize(
+    ("full", "weak"),
+    [
+        ("ˌænd sˈO", "ən sˈO"),  # and so
+        ("kˈʌp ʌv tˈi", "kˈʌp əv tˈi"),  # cup of tea
+        ("fˈɜɹst tˈIm", "fˈɜɹs tˈIm"),  # first time: t between consonants is lost
+        ("dˈɪd ju nˈO", "dˈɪʤ jə nˈO"),  # did you: d and j become one
+        ("ɡˈɛt ˈAt", "ɡˈɛT ˈAt"),  # get eight: t between vowels is flapped
+        ("wˌʌt fɔɹ.", "wət fɔɹ."),  # what for: at the end of a sentence the full form stays
+        ("ɡˈUd bˈI", "ɡˈUd bˈI"),  # nothing to be lost
+    ],
+)
 def test_weak_forms_and_lost_sounds(ways, full, weak):
     assert ways.lax(full, Always()) == weak
 
 
-@pytest.mark.parametrize(("change", "least", "most"), [
-    ("lax", 450, 550), ("other_stresses", 120, 220),
-    ("with_accent", 230, 430),  # two in five, but not every habit has its sound in the sentence
-    ("slips", 250, 360)])
+@pytest.mark.parametrize(
+    ("change", "least", "most"),
+    [
+        ("lax", 450, 550),
+        ("other_stresses", 120, 220),
+        ("with_accent", 230, 430),  # two in five, but not every habit has its sound in the sentence
+        ("slips", 250, 360),
+    ],
+)
 def test_the_stated_share_of_clips_is_changed(ways, change, least, most):
     changed = sum(getattr(ways, change)(SENTENCE, random.Random(seed)) != SENTENCE for seed in range(1000))
     assert least < changed < most
 
 
-@pytest.mark.parametrize(("said", "slipped"), [
-    ("pɹˈɛzᵊnt", "ˈɪsᵊ"),    # sounds in clusters are lost, the others come out as neighbours
-    ("ə mˈæn", "ə mˈan"),    # a word of one sound is not lost
-    ("əbˈWt", "pˈOt"),       # an unstressed vowel is lost, a stressed one is not
-    ("tˈu, mˈi", "tˈʊ, mˈɪ"),  # a lone consonant stays, and so do marks and stresses
-])
+@pytest.mark.parametrize(
+    ("said", "slipped"),
+    [
+        ("pɹˈɛzᵊnt", "ˈɪsᵊ"),  # sounds in clusters are lost, the others come out as neighbours
+        ("ə mˈæn", "ə mˈan"),  # a word of one sound is not lost
+        ("əbˈWt", "pˈOt"),  # an unstressed vowel is lost, a stressed one is not
+        ("tˈu, mˈi", "tˈʊ, mˈɪ"),  # a lone consonant stays, and so do marks and stresses
+    ],
+)
 def test_slips(ways, said, slipped):
     assert ways.slips(said, Careless()) == slipped
 

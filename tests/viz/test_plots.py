@@ -123,10 +123,12 @@ def test_a_run_without_a_loop_is_not_shaded():
 
 
 def test_wer_against_loops():
-    ax = plots.wer_against_loops({"planned": (0.02, 0, 0.05, 0.3, 0.25, 0.36),
-                                  "none": (0.1, 0.06, 0.2, 0.28, 0.24, 0.33)}, TITLE)
-    for container, x, y, spans in zip(ax.containers, (2, 10), (30, 28), (((0, 5), (25, 36)), ((6, 20), (24, 33))),
-                                      strict=True):
+    ax = plots.wer_against_loops(
+        {"planned": (0.02, 0, 0.05, 0.3, 0.25, 0.36), "none": (0.1, 0.06, 0.2, 0.28, 0.24, 0.33)}, TITLE
+    )
+    for container, x, y, spans in zip(
+        ax.containers, (2, 10), (30, 28), (((0, 5), (25, 36)), ((6, 20), (24, 33))), strict=True
+    ):
         point, _, bars = container
         assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((x, y))
         across, upright = (b.get_segments()[0] for b in bars)
@@ -169,16 +171,21 @@ def report(**changes):
     layer = ["self_attn.q_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight"]
     names = [f"model.layers.{i}.{n}" for i in (0, 1, 10) for n in layer]
     names += ["encoder.conv1.weight", "encoder.blocks.0.attn.query.weight", "adapter.conv.weight", "lm_head.weight"]
-    lost = {n for found in changes.values() for n in (getattr(m, "name", m[0] if isinstance(m, tuple) else m)
-                                                      for m in found)}
+    lost = {
+        n
+        for found in changes.values()
+        for n in (getattr(m, "name", m[0] if isinstance(m, tuple) else m) for m in found)
+    }
     counts = ComponentReport("model", len(names), 0, 0, 0, 0, 0, 0, {})
     return WeightReport("here", (counts,), tuple(n for n in names if n not in lost), **changes)
 
 
 def test_weight_map_of_the_decoder():
-    found = report(missing=("model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"),
-                   misshaped=(Misshaped("model.layers.10.mlp.up_proj.weight", (1,), (2,), "none found"),),
-                   wrong_dtype=(("model.layers.0.input_layernorm.weight", "I8"),))
+    found = report(
+        missing=("model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"),
+        misshaped=(Misshaped("model.layers.10.mlp.up_proj.weight", (1,), (2,), "none found"),),
+        wrong_dtype=(("model.layers.0.input_layernorm.weight", "I8"),),
+    )
     ax = plots.weight_map(found, TITLE)
     columns, rows = ([t.get_text() for t in a] for a in (ax.get_xticklabels(), ax.get_yticklabels()))
     assert rows == ["0", "1", "10"]  # numbers, not strings
@@ -234,20 +241,23 @@ def test_the_caller_may_bring_the_axes():
     assert len(pyplot.get_fignums()) == 1
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: plots.waveform_and_mel(np.zeros((2, 2)), np.zeros((2, 2)), TITLE),
-    lambda: plots.filterbanks({}, TITLE),
-    lambda: plots.mel_difference(np.zeros((3, 4)), np.zeros((2, 4)), TITLE),
-    lambda: plots.audio_attention(np.zeros((2, 3)), np.zeros(3), ["one"], TITLE),
-    lambda: plots.loop_raster([], TITLE, loop=Loop(1, 0, 4)),
-    lambda: plots.wer_against_loops({"x": (0.1, 0.2, 0.3, 0.1, 0.0, 0.2)}, TITLE),
-    lambda: plots.wer_against_bytes({"x": (1024, 0.1, 0.2, 0.3)}, TITLE),
-    lambda: plots.wer_against_bytes({}, TITLE),
-    lambda: plots.memory(np.ones(2), np.ones(2), np.ones(2), np.ones(3), TITLE),
-    lambda: plots.weight_map(WeightReport("here"), TITLE),
-    lambda: plots.weight_map(report(), TITLE, stack="vocoder"),
-    lambda: plots.histograms({"x": np.array([np.nan])}, TITLE),
-])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.waveform_and_mel(np.zeros((2, 2)), np.zeros((2, 2)), TITLE),
+        lambda: plots.filterbanks({}, TITLE),
+        lambda: plots.mel_difference(np.zeros((3, 4)), np.zeros((2, 4)), TITLE),
+        lambda: plots.audio_attention(np.zeros((2, 3)), np.zeros(3), ["one"], TITLE),
+        lambda: plots.loop_raster([], TITLE, loop=Loop(1, 0, 4)),
+        lambda: plots.wer_against_loops({"x": (0.1, 0.2, 0.3, 0.1, 0.0, 0.2)}, TITLE),
+        lambda: plots.wer_against_bytes({"x": (1024, 0.1, 0.2, 0.3)}, TITLE),
+        lambda: plots.wer_against_bytes({}, TITLE),
+        lambda: plots.memory(np.ones(2), np.ones(2), np.ones(2), np.ones(3), TITLE),
+        lambda: plots.weight_map(WeightReport("here"), TITLE),
+        lambda: plots.weight_map(report(), TITLE, stack="vocoder"),
+        lambda: plots.histograms({"x": np.array([np.nan])}, TITLE),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(draw):
     with pytest.raises(ConfigError):
         draw()
@@ -255,10 +265,12 @@ def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(draw):
 
 
 def test_matplotlib_is_imported_only_when_something_is_drawn_and_missed_in_one_line():
-    code = ("import sys; sys.modules['matplotlib'] = None\n"
-            "from stepaudio import viz as plots\n"
-            "from stepaudio.errors import ConfigError\n"
-            "try: plots.loop_raster([1], 'x')\n"
-            "except ConfigError as error: print(error)\n")
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from stepaudio import viz as plots\n"
+        "from stepaudio.errors import ConfigError\n"
+        "try: plots.loop_raster([1], 'x')\n"
+        "except ConfigError as error: print(error)\n"
+    )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert "stepaudio[notebook]" in done.stdout

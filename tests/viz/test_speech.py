@@ -27,13 +27,22 @@ def closed():
 
 def made(frames: int = 50) -> Stages:
     f0 = np.where(np.arange(frames) < frames // 2, 120.0, 0.0)
-    return Stages(RNG.integers(0, 6561, frames // 2), RNG.normal(size=(frames, 8)), RNG.normal(size=(3, frames, 8)), f0,
-                  RNG.normal(0, 0.1, frames * 480), RNG.normal(0, 0.1, frames * 480), RATE)
+    return Stages(
+        RNG.integers(0, 6561, frames // 2),
+        RNG.normal(size=(frames, 8)),
+        RNG.normal(size=(3, frames, 8)),
+        f0,
+        RNG.normal(0, 0.1, frames * 480),
+        RNG.normal(0, 0.1, frames * 480),
+        RATE,
+    )
 
 
 def run(noise_start=(10, 60, 60)) -> Streamed:
-    chunks = [ChunkTrace(28 + 25 * i, 20_160 * i, 20_160, 50 * i, 50, start, start, 0.2)
-              for i, start in enumerate(noise_start)]
+    chunks = [
+        ChunkTrace(28 + 25 * i, 20_160 * i, 20_160, 50 * i, 50, start, start, 0.2)
+        for i, start in enumerate(noise_start)
+    ]
     return Streamed(np.zeros((150, 8)), np.zeros(60_480), tuple(chunks), 0.1, 480, RATE)
 
 
@@ -135,13 +144,16 @@ def test_noise_used():
     assert len({line.get_linestyle() for line in ax.get_lines()}) == 2 and ax.get_title() == TITLE
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: plots.pitch_and_source(made(), TITLE, start=1.0),
-    lambda: plots.pitch_and_source(made(), TITLE, seconds=0),
-    lambda: plots.stream_timeline(run(), TITLE, codes_per_second=0),
-    lambda: plots.distance_along({}, run(), TITLE),
-    lambda: plots.noise_used({}, TITLE),
-])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.pitch_and_source(made(), TITLE, start=1.0),
+        lambda: plots.pitch_and_source(made(), TITLE, seconds=0),
+        lambda: plots.stream_timeline(run(), TITLE, codes_per_second=0),
+        lambda: plots.distance_along({}, run(), TITLE),
+        lambda: plots.noise_used({}, TITLE),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(draw):
     with pytest.raises(ConfigError):
         draw()

@@ -60,8 +60,10 @@ def clips(tmp_path_factory):
     for name, samples in sounds.items():
         save_audio(folder / name, samples)
     (folder / "broken.wav").write_bytes(b"no sound")
-    return [Clip(folder / name, text) for name, text in
-            [("a.wav", "the cat & the mat"), ("b.wav", "time"), ("still.wav", ""), ("broken.wav", "x")]]
+    return [
+        Clip(folder / name, text)
+        for name, text in [("a.wav", "the cat & the mat"), ("b.wav", "time"), ("still.wav", ""), ("broken.wav", "x")]
+    ]
 
 
 # ---- recordings ----
@@ -184,7 +186,9 @@ def test_no_figure_stays_open(tiny_model, clips):
 
 
 def test_only_this_module_imports_ipywidgets_and_only_when_called():
-    code = ("import sys; sys.modules['ipywidgets'] = None; import stepaudio.viz.widgets as w\n"
-            "try: w.clip_viewer()\nexcept w.ConfigError as e: print(e)")
+    code = (
+        "import sys; sys.modules['ipywidgets'] = None; import stepaudio.viz.widgets as w\n"
+        "try: w.clip_viewer()\nexcept w.ConfigError as e: print(e)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "install stepaudio[notebook]" in done.stdout

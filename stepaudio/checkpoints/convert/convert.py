@@ -76,8 +76,10 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     names = (FLOW_YAML, *SOURCES.values())
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise WeightsError(f"{folder}: {listed(missing)} missing; expected a published model's folder with "
-                           f"{FOLDER}/ in it, or that folder itself")
+        raise WeightsError(
+            f"{folder}: {listed(missing)} missing; expected a published model's folder with "
+            f"{FOLDER}/ in it, or that folder itself"
+        )
     target = Path(out) if out is not None else folder
     sources = {name: _fingerprint(folder / name) for name in names}
     found = _earlier(target, sources)
@@ -94,8 +96,9 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
-        raise WeightsError(f"{target}: the conversion could not be written ({error}); `--out` names another folder"
-                           ) from None
+        raise WeightsError(
+            f"{target}: the conversion could not be written ({error}); `--out` names another folder"
+        ) from None
     return Conversion(read_manifest(target), True)
 
 

@@ -36,9 +36,11 @@ def _untag(flow: object, name: str) -> dict:
 
 def _of_class(node: object, expected: str, path: str) -> dict:
     found = node.get(TAG) if isinstance(node, dict) else None
-    require(found == expected,
-             f"{path}: expected !new:{expected}, found {found or node!r}; is this another model's file?")
+    require(
+        found == expected, f"{path}: expected !new:{expected}, found {found or node!r}; is this another model's file?"
+    )
     return {k: v for k, v in node.items() if k != TAG}
+
 
 TAG = "!new"  # key under which a mapping keeps its class name
 _LINE = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?:\s+(?P<value>\S.*?))?\s*$")

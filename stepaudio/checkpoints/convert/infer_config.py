@@ -32,8 +32,12 @@ Shapes = Mapping[str, Shape]
 
 def _size(shapes: Shapes, *witnesses: tuple[str, int]) -> int:
     """What most witnesses say; each is a pattern of names and an axis of their tensors. The first breaks a tie."""
-    said = [shape[axis] for pattern, axis in witnesses for name, shape in shapes.items()
-            if len(shape) > axis and shape[axis] > 0 and re.fullmatch(pattern, name)]
+    said = [
+        shape[axis]
+        for pattern, axis in witnesses
+        for name, shape in shapes.items()
+        if len(shape) > axis and shape[axis] > 0 and re.fullmatch(pattern, name)
+    ]
     if not said:
         shown = witnesses[0][0].replace("\\", "")
         raise WeightsError(f"{shown} is missing, and sizes cannot be told without it; is it another model?")
@@ -145,8 +149,10 @@ def _rates(shapes: Shapes, stages: int, hop: int) -> tuple[int, ...]:
     strides = [max(1, _size(shapes, (rf"source_downs\.{i}\.weight", 2)) // 2) for i in range(stages)]
     first, rest = divmod(FLOW_HOP, strides[0] * hop) if strides else (0, 1)
     if rest or any(a % b for a, b in zip(strides, strides[1:], strict=False)):
-        raise ConfigError(f"hift: source strides {strides} and hop {hop} do not make {FLOW_HOP} samples a mel frame; "
-                          "is it the vocoder of another model?")
+        raise ConfigError(
+            f"hift: source strides {strides} and hop {hop} do not make {FLOW_HOP} samples a mel frame; "
+            "is it the vocoder of another model?"
+        )
     return (first, *(a // b for a, b in zip(strides, strides[1:], strict=False)))
 
 

@@ -69,8 +69,9 @@ def read_onnx(path: str | Path) -> Graph:
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, IndexError, TypeError, struct.error) as error:
         # TypeError: a field has another wire type than ONNX gives it
-        raise WeightsError(f"{path}: not readable as ONNX, or cut short ({str(error)[:80]}); download it again"
-                           ) from None
+        raise WeightsError(
+            f"{path}: not readable as ONNX, or cut short ({str(error)[:80]}); download it again"
+        ) from None
 
 
 # ---- protobuf ----
@@ -163,8 +164,10 @@ def _graph(data, place, path: Path, nodes: list, initialisers: dict, constants: 
         elif number == 5:
             tensor, numbers = _tensor(data, value, path)
             if depth and numbers is None:
-                raise WeightsError(f"initialiser {printable(tensor.name)} lies in a branch, where the published graphs "
-                                   "have none; is it another model?")
+                raise WeightsError(
+                    f"initialiser {printable(tensor.name)} lies in a branch, where the published graphs "
+                    "have none; is it another model?"
+                )
             if tensor.name in initialisers:
                 raise WeightsError(f"initialiser {printable(tensor.name)} is there twice")
             initialisers[tensor.name] = tensor
@@ -225,11 +228,14 @@ def _tensor(data, place, path: Path) -> tuple[StoredTensor, tuple[int, ...] | No
         elif number == 7:
             numbers += _ints(data, value)
         elif number == 13 or (number == 14 and value == 1):
-            raise WeightsError(f"the data of {printable(name) or 'a tensor'} lies in another file; expected one file "
-                               "that holds everything")
+            raise WeightsError(
+                f"the data of {printable(name) or 'a tensor'} lies in another file; expected one file "
+                "that holds everything"
+            )
     if kind not in DTYPES and name:
-        raise WeightsError(f"initialiser {printable(name)} has the data type {kind}; known are "
-                           f"{listed(DTYPES.values(), 99)}")
+        raise WeightsError(
+            f"initialiser {printable(name)} has the data type {kind}; known are {listed(DTYPES.values(), 99)}"
+        )
     if min(dims, default=0) < 0:
         raise WeightsError(f"initialiser {printable(name)} has the shape {tuple(dims)}")
     shape, dtype = tuple(dims), DTYPES.get(kind, "U8")
@@ -239,6 +245,7 @@ def _tensor(data, place, path: Path) -> tuple[StoredTensor, tuple[int, ...] | No
         numbers = numbers or list(struct.unpack(f"<{(end - start) // 8}q", data[start:end]))
         return StoredTensor(name, shape, dtype, nbytes, path, start), tuple(numbers)
     if end - start != nbytes and name:
-        raise WeightsError(f"initialiser {printable(name)}: {dtype} of shape {shape} needs {nbytes} bytes, found "
-                           f"{end - start}")
+        raise WeightsError(
+            f"initialiser {printable(name)}: {dtype} of shape {shape} needs {nbytes} bytes, found {end - start}"
+        )
     return StoredTensor(name, shape, dtype, nbytes, path, start), None

@@ -25,8 +25,10 @@ PLACES = {"Conv": {1: "weight", 2: "bias"}, "Gemm": {1: "weight", 2: "bias"}, "M
           "BatchNormalization": {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"}}  # fmt: skip
 S3_NAMES = (  # what the graph calls it -> what the published state dict does
     (re.compile(r"^(?:encoders?\.)?(?=conv[12]\.|blocks\.)"), "encoder."),
-    (re.compile(r"^quantizer\.(?:rq\.)?(?:project_in|project_down|_codebook\.project_down)(?=\.)"),
-     "quantizer._codebook.project_down"),
+    (
+        re.compile(r"^quantizer\.(?:rq\.)?(?:project_in|project_down|_codebook\.project_down)(?=\.)"),
+        "quantizer._codebook.project_down",
+    ),
 )
 
 
@@ -60,19 +62,24 @@ def named_tensors(graph: Graph, kind: str) -> dict[str, StoredTensor]:
         used.add(tensor.name)
         if tensor.dtype not in ("F32", "F16", "BF16", "F64"):
             if len(tensor.shape) > 1:
-                raise WeightsError(f"{node.where} takes {printable(tensor.name)} of type {tensor.dtype}; a quantised "
-                                   "graph is not supported, only floating-point weights")
+                raise WeightsError(
+                    f"{node.where} takes {printable(tensor.name)} of type {tensor.dtype}; a quantised "
+                    "graph is not supported, only floating-point weights"
+                )
             continue  # shapes, axes and indices
         if tensor.shape in ((), (1,)) and own.rpartition(".")[2] not in KINDS:
             continue  # constants of the arithmetic, an exponent or an epsilon
         name = _name(node, place, own, kind)
         if name is None or node.op not in (*PLACES, "Transpose"):
-            raise WeightsError(f"{node.where} takes {printable(tensor.name)} of shape {tensor.shape}, which has no "
-                               "place in the published net; is it another model?")
+            raise WeightsError(
+                f"{node.where} takes {printable(tensor.name)} of shape {tensor.shape}, which has no "
+                "place in the published net; is it another model?"
+            )
         tensor = _as_published(node, place, tensor)
         if name in found and found[name] != tensor:
-            raise WeightsError(f"{node.where}: {printable(found[name].name)} and {printable(tensor.name)} would both "
-                               f"become {name}")
+            raise WeightsError(
+                f"{node.where}: {printable(found[name].name)} and {printable(tensor.name)} would both become {name}"
+            )
         found[name] = tensor
     for name, tensor in graph.initialisers.items():
         if name not in used and (tensor.dtype in ("F32", "F16", "BF16", "F64") or name.endswith(KINDS[-1])):

@@ -107,8 +107,7 @@ def _graph(file: Path, component: str) -> PublishedPart:
 
 
 def _folded(config: SpeakerConfig, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Convolutions whose batch norm is in them. In a graph where any is, one that lacks bias and norm lacks the bias.
-    """
+    """Convolutions whose batch norm is in them. In a graph where any is, one that lacks bias and norm lacks the bias."""
     bare = {conv: norm for conv, norm in foldable(config).items()
             if not any(f"{norm}.{kind}" in tensors for kind in NORM_KINDS)}  # fmt: skip
     return bare if any(f"{conv}.bias" in tensors for conv in bare) else {}

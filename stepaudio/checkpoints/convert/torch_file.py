@@ -75,13 +75,21 @@ class _Inert(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module, name) not in ALLOWED:
-            raise WeightsError(f"wants to call {printable(f'{module}.{name}')}, which no file of weights needs; "
-                               "nothing was run. Do not use this file")
+            raise WeightsError(
+                f"wants to call {printable(f'{module}.{name}')}, which no file of weights needs; "
+                "nothing was run. Do not use this file"
+            )
         return ALLOWED[module, name]
 
     def persistent_load(self, pid) -> _Storage:
-        if (not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or pid[1] not in ITEM_BYTES
-                or not isinstance(pid[2], str) or not _is_count(pid[4])):
+        if (
+            not isinstance(pid, tuple)
+            or len(pid) != 5
+            or pid[0] != "storage"
+            or pid[1] not in ITEM_BYTES
+            or not isinstance(pid[2], str)
+            or not _is_count(pid[4])
+        ):
             raise WeightsError(f"names a storage in an unknown way: {str(pid)[:80]}")
         return _Storage(pid[1], pid[2], pid[4])
 
@@ -115,8 +123,10 @@ def check_storages(path: str | Path) -> None:
                 while left and (block := stream.read(min(BLOCK, left))):
                     total, left = zlib.crc32(block, total), left - len(block)
             if total != entry.CRC:
-                raise WeightsError(f"{printable(entry.filename)} does not have the checksum that the archive "
-                                   "says; the file is damaged, download it again")
+                raise WeightsError(
+                    f"{printable(entry.filename)} does not have the checksum that the archive "
+                    "says; the file is damaged, download it again"
+                )
 
 
 @contextmanager
@@ -172,8 +182,9 @@ def _unpickled(raw: bytes) -> object:
     except WeightsError:
         raise
     except Exception as error:  # a broken pickle raises nearly anything
-        raise WeightsError(f"its description is no pickle of tensors ({type(error).__name__}: {str(error)[:80]})"
-                           ) from None
+        raise WeightsError(
+            f"its description is no pickle of tensors ({type(error).__name__}: {str(error)[:80]})"
+        ) from None
 
 
 def _entries(root: object) -> tuple[dict[str, _Tensor], dict[str, str]]:
@@ -209,8 +220,9 @@ def _place(archive: zipfile.ZipFile, stream, name: str, storage: _Storage) -> in
         raise WeightsError(f"storage {printable(name)} is missing; the archive is damaged") from None
     needed = storage.n_items * ITEM_BYTES[storage.dtype]
     if entry.compress_type != zipfile.ZIP_STORED:
-        raise WeightsError(f"storage {printable(name)} is compressed, which PyTorch never does; save it "
-                           "again with PyTorch")
+        raise WeightsError(
+            f"storage {printable(name)} is compressed, which PyTorch never does; save it again with PyTorch"
+        )
     if entry.file_size < needed:
         raise WeightsError(f"storage {printable(name)} has {entry.file_size} bytes, {needed} are promised")
     return _data_start(stream, entry)
@@ -222,8 +234,9 @@ def _stored(name: str, tensor: _Tensor, path: Path, start: int) -> StoredTensor:
     if not sizes or len(shape) != len(strides) or not _is_count(offset):
         raise WeightsError(f"tensor {printable(name)} has no valid shape and strides")
     if offset + span(shape, strides) > storage.n_items:
-        raise WeightsError(f"tensor {printable(name)} of shape {shape} reaches beyond its storage of "
-                           f"{storage.n_items} items")
+        raise WeightsError(
+            f"tensor {printable(name)} of shape {shape} reaches beyond its storage of {storage.n_items} items"
+        )
     item = ITEM_BYTES[storage.dtype]
     view = None if strides == c_order(shape) else strides
     return StoredTensor(name, shape, storage.dtype, prod(shape) * item, path, start + offset * item, view)

@@ -1,4 +1,1 @@
 """Codes to a voice, and a voice to codes."""
-
-
-

@@ -49,8 +49,7 @@ class SpeakerConfig:
         if self.feat_dim % BAND_STRIDE:
             raise ConfigError(f"speaker encoder: feat_dim {self.feat_dim} is not a multiple of {BAND_STRIDE}")
         if not self.blocks or any(len(b) != 3 or min(b) <= 0 or b[1] % 2 == 0 for b in self.blocks):
-            raise ConfigError(f"speaker encoder: blocks must hold (layers, odd kernel, dilation), found "
-                              f"{self.blocks}")
+            raise ConfigError(f"speaker encoder: blocks must hold (layers, odd kernel, dilation), found {self.blocks}")
 
     @property
     def bn_channels(self) -> int:
@@ -157,8 +156,14 @@ class FCM(nn.Module):
 class TDNN(nn.Module):
     def __init__(self, config: SpeakerConfig):
         super().__init__()
-        self.linear = nn.Conv1d(config.head_channels, config.init_channels, TDNN_TAPS, stride=TDNN_STRIDE,
-                                padding=TDNN_TAPS // 2, bias=False)
+        self.linear = nn.Conv1d(
+            config.head_channels,
+            config.init_channels,
+            TDNN_TAPS,
+            stride=TDNN_STRIDE,
+            padding=TDNN_TAPS // 2,
+            bias=False,
+        )
         self.nonlinear = Nonlinear(config.init_channels, config.bn_eps)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -299,11 +304,15 @@ class SpeakerEncoder(nn.Module):
         """
         F = self._config.feat_dim
         if features.ndim != 3 or features.shape[2] != F or features.shape[0] == 0:
-            raise AudioError(f"speaker encoder: expected features of shape (clips, frames, {F}), found "
-                             f"{tuple(features.shape)}; kaldi_fbank(samples)[None] makes such of one clip")
+            raise AudioError(
+                f"speaker encoder: expected features of shape (clips, frames, {F}), found "
+                f"{tuple(features.shape)}; kaldi_fbank(samples)[None] makes such of one clip"
+            )
         if features.shape[1] < MIN_FRAMES:
-            raise AudioError(f"speaker encoder: {features.shape[1]} feature frames are too few to tell a voice; "
-                             f"expected {MIN_FRAMES} or more: use a longer clip")
+            raise AudioError(
+                f"speaker encoder: {features.shape[1]} feature frames are too few to tell a voice; "
+                f"expected {MIN_FRAMES} or more: use a longer clip"
+            )
         x = self.head(mx.array(features).astype(self.head.conv1.weight.dtype))
         tap("head", x)
         x = self.xvector(x, tap)

@@ -46,15 +46,39 @@ class ConformerConfig:
 
     def __post_init__(self):
         path = "encoder"
-        require_positive(self, path, ("input_size", "output_size", "pre_lookahead_len", "num_blocks", "num_up_blocks",
-                               "up_stride", "attention_heads", "linear_units"))
+        require_positive(
+            self,
+            path,
+            (
+                "input_size",
+                "output_size",
+                "pre_lookahead_len",
+                "num_blocks",
+                "num_up_blocks",
+                "up_stride",
+                "attention_heads",
+                "linear_units",
+            ),
+        )
         # After upsampling a layer of the same input_size is applied to output_size channels.
-        require_only(self, path, {"input_layer": "linear", "pos_enc_layer_type": "rel_pos_espnet",
-                           "selfattention_layer_type": "rel_selfattn", "normalize_before": True,
-                           "input_size": self.output_size, "up_scale_factor": float(self.up_stride)})
-        require(self.output_size % self.attention_heads == 0 and self.output_size % 2 == 0,
-                 f"{path}: output_size {self.output_size} must be even and a multiple of attention_heads "
-                 f"{self.attention_heads}")
+        require_only(
+            self,
+            path,
+            {
+                "input_layer": "linear",
+                "pos_enc_layer_type": "rel_pos_espnet",
+                "selfattention_layer_type": "rel_selfattn",
+                "normalize_before": True,
+                "input_size": self.output_size,
+                "up_scale_factor": float(self.up_stride),
+            },
+        )
+        require(
+            self.output_size % self.attention_heads == 0 and self.output_size % 2 == 0,
+            f"{path}: output_size {self.output_size} must be even and a multiple of attention_heads "
+            f"{self.attention_heads}",
+        )
+
 
 BLOCK_EPS = 1e-12  # ESPnet's; the embedding and the last norm have PyTorch's 1e-5
 LOOKAHEAD_MEMORY = 2  # past frames that the second look-ahead convolution sees
@@ -208,8 +232,9 @@ class UpsampleConformer(nn.Module):
         self.up_encoders = [ConformerLayer(config) for _ in range(config.num_up_blocks)]
         self._ahead = config.pre_lookahead_len
 
-    def __call__(self, x: mx.array, past: ConformerState | None = None, last: bool = True,
-                 tap: Tap = no_tap) -> tuple[mx.array, ConformerState]:
+    def __call__(
+        self, x: mx.array, past: ConformerState | None = None, last: bool = True, tap: Tap = no_tap
+    ) -> tuple[mx.array, ConformerState]:
         """Encode a whole sequence, or the next chunk of one.
 
         Parameters

@@ -40,6 +40,7 @@ class DitConfig:
     def mlp_size(self) -> int:
         return int(self.hidden_size * self.mlp_ratio)
 
+
 BLOCK_EPS = 1e-6  # of the norms without weights; those with weights have PyTorch's 1e-5
 KERNEL = 3
 TIME_CHANNELS = 256
@@ -115,8 +116,9 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, past: BlockState | None) -> tuple[mx.array, mx.array, mx.array]:
         B, T, _ = x.shape
-        q, k, v = (f(x).reshape(B, T, self._n_head, -1).transpose(0, 2, 1, 3)
-                   for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (
+            f(x).reshape(B, T, self._n_head, -1).transpose(0, 2, 1, 3) for f in (self.to_q, self.to_k, self.to_v)
+        )
         q, k = self.q_norm(q), self.k_norm(k)
         if past is not None:  # in front, as in the reference: trimming counts from there
             k, v = mx.concatenate([k, past.k], axis=2), mx.concatenate([v, past.v], axis=2)
@@ -142,8 +144,15 @@ def _transpose(x: mx.array) -> mx.array:
 class CausalConvBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.block = [_transpose, nn.Conv1d(channels, channels, KERNEL), _transpose,
-                      nn.LayerNorm(channels, eps=1e-5), mish, _transpose, nn.Conv1d(channels, channels, KERNEL)]
+        self.block = [
+            _transpose,
+            nn.Conv1d(channels, channels, KERNEL),
+            _transpose,
+            nn.LayerNorm(channels, eps=1e-5),
+            mish,
+            _transpose,
+            nn.Conv1d(channels, channels, KERNEL),
+        ]
 
     def __call__(self, x: mx.array, past: BlockState | None) -> tuple[mx.array, mx.array, mx.array]:
         _, conv1, _, norm, activate, _, conv2 = self.block
@@ -165,8 +174,9 @@ class DitBlock(nn.Module):
 
     def __call__(self, x: mx.array, c: mx.array, past: BlockState | None) -> tuple[mx.array, BlockState]:
         activate, linear = self.adaLN_modulation
-        (shift_a, scale_a, gate_a, shift_m, scale_m, gate_m,
-         shift_c, scale_c, gate_c) = mx.split(linear(activate(c)), MODULATIONS, axis=-1)
+        (shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, shift_c, scale_c, gate_c) = mx.split(
+            linear(activate(c)), MODULATIONS, axis=-1
+        )
         y, k, v = self.attn(modulate(x, shift_a, scale_a), past)
         x = x + gate_a * y
         y, tail1, tail2 = self.conv(modulate(x, shift_c, scale_c), past)
@@ -195,8 +205,16 @@ class DiT(nn.Module):
         self.blocks = [DitBlock(config) for _ in range(config.depth)]
         self.final_layer = FinalLayer(config.hidden_size, config.out_channels)
 
-    def __call__(self, x: mx.array, mu: mx.array, t: mx.array, speaker: mx.array, cond: mx.array,
-                 past: DitState | None = None, tap: Tap = no_tap) -> tuple[mx.array, DitState]:
+    def __call__(
+        self,
+        x: mx.array,
+        mu: mx.array,
+        t: mx.array,
+        speaker: mx.array,
+        cond: mx.array,
+        past: DitState | None = None,
+        tap: Tap = no_tap,
+    ) -> tuple[mx.array, DitState]:
         """Velocity of x at time t.
 
         Parameters

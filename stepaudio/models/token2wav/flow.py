@@ -39,8 +39,9 @@ class FlowConfig:
     def __post_init__(self):
         require_positive(self, "flow", ("input_size", "output_size", "spk_embed_dim", "vocab_size"))
         require_only(self, "flow", {"output_type": "mel", "input_size": self.encoder.input_size})
-        require_only(self.decoder.estimator, "estimator", {"in_channels": 4 * self.output_size,
-                                                    "out_channels": self.output_size})
+        require_only(
+            self.decoder.estimator, "estimator", {"in_channels": 4 * self.output_size, "out_channels": self.output_size}
+        )
 
     @classmethod
     def from_dict(cls, data: dict, name: str = "flow") -> FlowConfig:
@@ -87,8 +88,9 @@ class FlowOptions:
 
     def __post_init__(self):
         if self.n_steps < 1 or self.recent_frames < 1:
-            raise ConfigError(f"n_steps and recent_frames must be at least 1, found {self.n_steps} and "
-                              f"{self.recent_frames}")
+            raise ConfigError(
+                f"n_steps and recent_frames must be at least 1, found {self.n_steps} and {self.recent_frames}"
+            )
         if self.noise not in ("cache", "position"):
             raise ConfigError(f"noise: expected 'cache' or 'position', found {self.noise!r}")
         if self.memory not in ("reference", "recent"):
@@ -153,12 +155,16 @@ class Flow(nn.Module):
         """Codes (B, n) -> (B, n, C). Raises `DecodeError` for a code outside the codebook or an empty row."""
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.size == 0 or codes.dtype.kind not in "iu":
-            raise DecodeError(f"audio codes: expected a non-empty (rows, codes) array of integers, found shape "
-                              f"{codes.shape} of {codes.dtype}")
+            raise DecodeError(
+                f"audio codes: expected a non-empty (rows, codes) array of integers, found shape "
+                f"{codes.shape} of {codes.dtype}"
+            )
         bad = codes[(codes < 0) | (codes >= self._config.vocab_size)]
         if bad.size:
-            raise DecodeError(f"audio code {bad[0]} is outside 0…{self._config.vocab_size - 1}: drop padding codes "
-                              "before they come here")
+            raise DecodeError(
+                f"audio code {bad[0]} is outside 0…{self._config.vocab_size - 1}: drop padding codes "
+                "before they come here"
+            )
         return self.input_embedding(mx.array(codes.astype(np.int32)))
 
     def project_speaker(self, speaker: mx.array) -> mx.array:
@@ -176,12 +182,15 @@ class Flow(nn.Module):
         expected = ((B, self.up * P, self._config.output_size), (B, self._config.spk_embed_dim))
         found = (tuple(mel.shape), tuple(speaker.shape))
         if found != expected:
-            raise DecodeError(f"voice prompt of {P} codes: expected mel {expected[0]} and speaker {expected[1]}, "
-                              f"found {found[0]} and {found[1]}")
+            raise DecodeError(
+                f"voice prompt of {P} codes: expected mel {expected[0]} and speaker {expected[1]}, "
+                f"found {found[0]} and {found[1]}"
+            )
         return Prompt(codes, mel.astype(self.dtype), speaker)
 
-    def __call__(self, codes: np.ndarray, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE,
-                 tap: Tap = no_tap) -> mx.array:
+    def __call__(
+        self, codes: np.ndarray, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE, tap: Tap = no_tap
+    ) -> mx.array:
         """Mel of all codes at once.
 
         Parameters
@@ -201,8 +210,9 @@ class Flow(nn.Module):
         """
         prompt, codes = self._checked(prompt), np.asarray(codes)
         if codes.ndim != 2 or len(codes) != len(prompt.codes) or codes.size == 0:
-            raise DecodeError(f"audio codes: expected {len(prompt.codes)} non-empty rows of integers, found shape "
-                              f"{codes.shape}")
+            raise DecodeError(
+                f"audio codes: expected {len(prompt.codes)} non-empty rows of integers, found shape {codes.shape}"
+            )
         speaker = self.project_speaker(prompt.speaker)
         tap("spk", speaker)
         h, _ = self.encoder(self.embed(np.concatenate([prompt.codes, codes], axis=1)), tap=_named(tap, "enc."))
@@ -220,8 +230,10 @@ class Flow(nn.Module):
         reference has it; so a prompt needs at least `look_ahead` codes (else `DecodeError`)."""
         prompt = self._checked(prompt)
         if prompt.codes.shape[1] < self.look_ahead:
-            raise DecodeError(f"voice prompt of {prompt.codes.shape[1]} codes: streaming needs "
-                              f"{self.look_ahead} or more; use a longer clip")
+            raise DecodeError(
+                f"voice prompt of {prompt.codes.shape[1]} codes: streaming needs "
+                f"{self.look_ahead} or more; use a longer clip"
+            )
         codes = np.concatenate([prompt.codes, prompt.codes[:, : self.look_ahead]], axis=1)
         speaker = self.project_speaker(prompt.speaker)
         _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None)
@@ -245,16 +257,20 @@ class Flow(nn.Module):
         DecodeError : codes outside the codebook; a chunk that is not last and too short; noise that is too short.
         """
         if not last and np.shape(codes)[-1] <= self.look_ahead:
-            raise DecodeError(f"a chunk of {np.shape(codes)[-1]} codes holds nothing beyond the "
-                              f"{self.look_ahead} of look-ahead: wait for more codes, or say that it is the last")
+            raise DecodeError(
+                f"a chunk of {np.shape(codes)[-1]} codes holds nothing beyond the "
+                f"{self.look_ahead} of look-ahead: wait for more codes, or say that it is the last"
+            )
         start = state.cache_frames if state.options.noise == "cache" else state.position
-        x, conformer, estimator = self._advance(codes, last, state.speaker, None, state.noise, start,
-                                                state.options.n_steps, state)
+        x, conformer, estimator = self._advance(
+            codes, last, state.speaker, None, state.noise, start, state.options.n_steps, state
+        )
         n = x.shape[1]
         estimator = tuple(tuple(_trim(block, n, state) for block in step) for step in estimator)
         mx.eval(x, conformer.arrays, [a for step in estimator for block in step for a in block.arrays])
-        return x, FlowState(conformer, estimator, state.speaker, state.noise, state.options, state.prompt_frames,
-                            state.position + n)
+        return x, FlowState(
+            conformer, estimator, state.speaker, state.noise, state.options, state.prompt_frames, state.position + n
+        )
 
     def _advance(self, codes, last, speaker, cond, noise, start, n_steps, state: FlowState | None):
         h, conformer = self.encoder(self.embed(codes), state and state.conformer, last)

@@ -28,8 +28,10 @@ class CfmConfig:
     estimator: DitConfig
 
     def __post_init__(self):
-        require(self.inference_cfg_rate >= 0, f"decoder.inference_cfg_rate: must not be negative, found "
-                                               f"{self.inference_cfg_rate}")
+        require(
+            self.inference_cfg_rate >= 0,
+            f"decoder.inference_cfg_rate: must not be negative, found {self.inference_cfg_rate}",
+        )
 
 
 def time_grid(n_steps: int) -> np.ndarray:
@@ -54,8 +56,17 @@ class CausalConditionalCFM(nn.Module):
         self.estimator = DiT(config.estimator)
         self._rate = config.inference_cfg_rate
 
-    def __call__(self, x: mx.array, mu: mx.array, speaker: mx.array, cond: mx.array, n_steps: int,
-                 past: tuple[DitState, ...] | None = None, keep: bool = False, tap: Tap = no_tap):
+    def __call__(
+        self,
+        x: mx.array,
+        mu: mx.array,
+        speaker: mx.array,
+        cond: mx.array,
+        n_steps: int,
+        past: tuple[DitState, ...] | None = None,
+        keep: bool = False,
+        tap: Tap = no_tap,
+    ):
         """Solve from noise x at t = 0 to a mel at t = 1 by Euler's method.
 
         Parameters

@@ -32,8 +32,10 @@ class IstftConfig:
 
     def __post_init__(self):
         require_positive(self, "istft", ("n_fft", "hop_len"))
-        require(self.n_fft % 2 == 0 and self.hop_len <= self.n_fft // 2,
-                 f"istft: n_fft {self.n_fft} must be even and at least twice hop_len {self.hop_len}")
+        require(
+            self.n_fft % 2 == 0 and self.hop_len <= self.n_fft // 2,
+            f"istft: n_fft {self.n_fft} must be even and at least twice hop_len {self.hop_len}",
+        )
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,37 @@ class HiftConfig:
     magnitude_clip: float = 100.0
 
     def __post_init__(self):
-        require_positive(self, "hift", ("in_channels", "base_channels", "f0_cond_channels", "sampling_rate", "audio_limit",
-                                 "magnitude_clip"))
+        require_positive(
+            self,
+            "hift",
+            ("in_channels", "base_channels", "f0_cond_channels", "sampling_rate", "audio_limit", "magnitude_clip"),
+        )
         for field in fields(self):
             if field.type.startswith("tuple"):
                 whole_numbers(getattr(self, field.name), field.type.count("tuple"), f"hift.{field.name}")
         require(self.sampling_rate != 22_050, "hift: at 22050 Hz the reference has another source; not supported")
         stages = len(self.upsample_rates)
-        require(stages > 0 and len(self.upsample_kernel_sizes) == stages == len(self.source_resblock_kernel_sizes)
-                 == len(self.source_resblock_dilation_sizes),
-                 "hift: upsample_rates, upsample_kernel_sizes and the source_resblock lists must be equally long")
-        require(len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes) > 0,
-                 "hift: resblock_kernel_sizes and resblock_dilation_sizes must have the same length")
-        require(self.base_channels % 2**stages == 0,
-                 f"hift: base_channels {self.base_channels} cannot be halved {stages} times")
+        require(
+            stages > 0
+            and len(self.upsample_kernel_sizes)
+            == stages
+            == len(self.source_resblock_kernel_sizes)
+            == len(self.source_resblock_dilation_sizes),
+            "hift: upsample_rates, upsample_kernel_sizes and the source_resblock lists must be equally long",
+        )
+        require(
+            len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes) > 0,
+            "hift: resblock_kernel_sizes and resblock_dilation_sizes must have the same length",
+        )
+        require(
+            self.base_channels % 2**stages == 0,
+            f"hift: base_channels {self.base_channels} cannot be halved {stages} times",
+        )
         for rate, kernel in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
-            require(kernel >= rate and (kernel - rate) % 2 == 0,
-                     f"hift: upsampling kernel {kernel} and rate {rate} must differ by an even number")
+            require(
+                kernel >= rate and (kernel - rate) % 2 == 0,
+                f"hift: upsampling kernel {kernel} and rate {rate} must differ by an even number",
+            )
         kernels = (*self.resblock_kernel_sizes, *self.source_resblock_kernel_sizes)
         require(all(k % 2 == 1 for k in kernels), f"hift: residual kernels must be odd, found {kernels}")
 
@@ -104,6 +120,7 @@ class HiftConfig:
         if "istft" in data:
             data["istft"] = fill(IstftConfig, data["istft"], f"{name}.istft")
         return fill(cls, data, name)
+
 
 F0_LAYERS = 5
 F0_KERNEL = 3
@@ -133,8 +150,9 @@ class ResBlock(nn.Module):
         self.activations2 = [Snake(channels) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
-        for act1, conv1, act2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2,
-                                            strict=True):
+        for act1, conv1, act2, conv2 in zip(
+            self.activations1, self.convs1, self.activations2, self.convs2, strict=True
+        ):
             x = x + conv2(act2(conv1(act1(x))))
         return x
 
@@ -245,10 +263,13 @@ class Hift(nn.Module):
             stride = config.source_strides[i]
             taps, padding = (1, 0) if stride == 1 else (2 * stride, stride // 2)
             self.source_downs.append(Conv1d(bins2, C, taps, stride=stride, padding=padding))
-            self.source_resblocks.append(ResBlock(C, config.source_resblock_kernel_sizes[i],
-                                                  config.source_resblock_dilation_sizes[i]))
-            self.resblocks += [ResBlock(C, k, d) for k, d in zip(config.resblock_kernel_sizes,
-                                                                 config.resblock_dilation_sizes, strict=True)]
+            self.source_resblocks.append(
+                ResBlock(C, config.source_resblock_kernel_sizes[i], config.source_resblock_dilation_sizes[i])
+            )
+            self.resblocks += [
+                ResBlock(C, k, d)
+                for k, d in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+            ]
         self.conv_post = Conv1d(config.stage_channels[-1], bins2, EDGE_KERNEL, padding=EDGE_KERNEL // 2)
         self.f0_predictor = F0Predictor(config.in_channels, config.f0_cond_channels)
         self._config = config
@@ -257,8 +278,14 @@ class Hift(nn.Module):
     def config(self) -> HiftConfig:
         return self._config
 
-    def __call__(self, mel: mx.array, noise: Noise | None, cache_source: mx.array | None = None, start: int = 0,
-                 tap: Tap = no_tap) -> tuple[mx.array, mx.array]:
+    def __call__(
+        self,
+        mel: mx.array,
+        noise: Noise | None,
+        cache_source: mx.array | None = None,
+        start: int = 0,
+        tap: Tap = no_tap,
+    ) -> tuple[mx.array, mx.array]:
         """Mel to sound.
 
         Parameters
@@ -274,8 +301,9 @@ class Hift(nn.Module):
         wave (B, n) within +-audio_limit and source (B, n), n = T * samples_per_frame.
         """
         if mel.ndim != 3 or mel.shape[1] < 1 or mel.shape[2] != self._config.in_channels:
-            raise DecodeError(f"vocoder: expected a mel of shape (rows, frames, {self._config.in_channels}), found "
-                              f"{tuple(mel.shape)}")
+            raise DecodeError(
+                f"vocoder: expected a mel of shape (rows, frames, {self._config.in_channels}), found {tuple(mel.shape)}"
+            )
         mel = mel.astype(self.conv_pre.weight.dtype)
         f0 = self.f0_predictor(mel)
         tap("f0", f0)

@@ -29,11 +29,15 @@ def noise_frames(noise: Noise, start: int, n: int, width: int) -> mx.array:
         if noise < 0:
             raise DecodeError(f"noise: a seed must not be negative, found {noise}")
         first, last = start // NOISE_BLOCK, (start + max(n, 1) - 1) // NOISE_BLOCK
-        blocks = [np.random.default_rng((int(noise), width, b)).standard_normal((NOISE_BLOCK, width), np.float32)
-                  for b in range(first, last + 1)]
+        blocks = [
+            np.random.default_rng((int(noise), width, b)).standard_normal((NOISE_BLOCK, width), np.float32)
+            for b in range(first, last + 1)
+        ]
         offset = start - first * NOISE_BLOCK
         return mx.array(np.concatenate(blocks)[None, offset : offset + n])
     if noise.ndim != 3 or noise.shape[0] != 1 or noise.shape[2] != width or noise.shape[1] < start + n:
-        raise DecodeError(f"noise: expected shape (1, at least {start + n}, {width}), found {tuple(noise.shape)}; "
-                          "pass a longer array or a seed")
+        raise DecodeError(
+            f"noise: expected shape (1, at least {start + n}, {width}), found {tuple(noise.shape)}; "
+            "pass a longer array or a seed"
+        )
     return mx.array(noise)[:, start : start + n]

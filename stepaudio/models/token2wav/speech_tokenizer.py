@@ -49,11 +49,14 @@ class S3Config:
             if getattr(self, f.name) <= 0:
                 raise ConfigError(f"s3 tokenizer: {f.name} must be positive, found {getattr(self, f.name)}")
         if self.n_audio_state % (2 * self.n_audio_head):
-            raise ConfigError(f"s3 tokenizer: n_audio_state {self.n_audio_state} must be a multiple of twice "
-                              f"n_audio_head {self.n_audio_head}: rotary turns pairs of channels")
+            raise ConfigError(
+                f"s3 tokenizer: n_audio_state {self.n_audio_state} must be a multiple of twice "
+                f"n_audio_head {self.n_audio_head}: rotary turns pairs of channels"
+            )
         if LEVELS**self.n_dims != self.n_codebook_size:
-            raise ConfigError(f"s3 tokenizer: n_codebook_size must be a power of {LEVELS}, found "
-                              f"{self.n_codebook_size}")
+            raise ConfigError(
+                f"s3 tokenizer: n_codebook_size must be a power of {LEVELS}, found {self.n_codebook_size}"
+            )
 
     @property
     def n_dims(self) -> int:
@@ -82,8 +85,9 @@ class FSMNMultiHeadAttention(MultiHeadAttention):
     def __call__(self, x: mx.array, length: mx.array, tap: Tap | None = None) -> mx.array:
         B, S, C = x.shape
         values = self.value(x)
-        q, k, v = (y.reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3)
-                   for y in (self.query(x), self.key(x), values))  # (B, heads, S, head size)
+        q, k, v = (
+            y.reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(x), values)
+        )  # (B, heads, S, head size)
         size = C // self._n_head
         q, k = (mx.fast.rope(y, size, traditional=False, base=ROPE_BASE, scale=1.0, offset=0) for y in (q, k))
         mask = (mx.arange(S)[None, :] < length[:, None])[:, None, None, :]  # keys only, as in the reference
@@ -210,15 +214,19 @@ class S3Tokenizer(nn.Module):
     def _encode(self, mel: mx.array, cuts: list) -> np.ndarray:
         """(len(cuts), S) codes of windows, run as one batch."""
         n_frames = [w.stop - w.start for _, w in cuts]
-        batch = [mx.pad(mel[row, :, w.start : w.stop], ((0, 0), (0, max(n_frames) - n)))
-                 for (row, w), n in zip(cuts, n_frames, strict=True)]
+        batch = [
+            mx.pad(mel[row, :, w.start : w.stop], ((0, 0), (0, max(n_frames) - n)))
+            for (row, w), n in zip(cuts, n_frames, strict=True)
+        ]
         return np.array(self.quantizer(self.encoder(mx.stack(batch), mx.array(n_frames))))
 
     def _checked(self, mel, lengths) -> tuple[mx.array, np.ndarray]:
         n_mels = self._config.n_mels
         if mel.ndim != 3 or mel.shape[1] != n_mels or 0 in mel.shape:
-            raise AudioError(f"s3 tokenizer: expected log mels of shape (clips, {n_mels}, frames), found "
-                             f"{tuple(mel.shape)}; log_mel(samples, padding=0)[None] makes such of one clip")
+            raise AudioError(
+                f"s3 tokenizer: expected log mels of shape (clips, {n_mels}, frames), found "
+                f"{tuple(mel.shape)}; log_mel(samples, padding=0)[None] makes such of one clip"
+            )
         B, _, T = mel.shape
         lengths = np.full(B, T) if lengths is None else np.array(lengths)
         if lengths.shape != (B,) or lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > T:

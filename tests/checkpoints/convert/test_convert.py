@@ -102,8 +102,9 @@ def test_golden_weights_give_the_golden_outputs(goldens, tmp_path):
     heads = sizes["s3tokenizer"]["n_audio_head"]
     published.s3_graph(weights["s3tokenizer"], heads).save(tmp_path / SOURCES["tokenizer"])
     blocks = tuple(map(tuple, sizes["campplus"]["blocks"]))
-    published.campplus_graph(weights["campplus"], tuple(b[2] for b in blocks),
-                             published.folds(SpeakerConfig(blocks=blocks))).save(tmp_path / SOURCES["speaker"])
+    published.campplus_graph(
+        weights["campplus"], tuple(b[2] for b in blocks), published.folds(SpeakerConfig(blocks=blocks))
+    ).save(tmp_path / SOURCES["speaker"])
     published.write_pt(tmp_path / "flow.pt", weights["flow"])
     published.write_pt(tmp_path / "hift.pt", weights["hift"])
     c = sizes["flow"]

@@ -150,8 +150,10 @@ def test_branches_are_read_like_the_rest(tmp_path):
     """PyTorch writes a squeeze of an axis of unknown size as an If; there is no weight in it."""
     graph = read_onnx(written(tmp_path, [branching(field(1, node("Squeeze", "/squeeze/Squeeze", ["x"])))]))
     assert [n.op for n in graph.nodes] == ["If", "Squeeze"]
-    for hidden, said in ((field(5, published.tensor("w", np.ones(3, np.float32))), "initialiser w lies in a branch"),
-                         (field(1, node("Gelu", "/g", ["x"], domain="com.x")), r"com\.x\.Gelu /g is foreign")):
+    for hidden, said in (
+        (field(5, published.tensor("w", np.ones(3, np.float32))), "initialiser w lies in a branch"),
+        (field(1, node("Gelu", "/g", ["x"], domain="com.x")), r"com\.x\.Gelu /g is foreign"),
+    ):
         with pytest.raises(WeightsError, match=said):
             read_onnx(written(tmp_path, [branching(hidden)]))
     with pytest.raises(WeightsError, match="LSTM /rnn takes conv1.weight.*no place"):

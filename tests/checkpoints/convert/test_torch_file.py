@@ -144,8 +144,20 @@ def test_a_view_beyond_its_storage(tmp_path):
 
 
 def test_storages_must_be_there_whole_and_plain(tmp_path):
-    description = published.pickled({"w": published.call(
-        "torch._utils", "_rebuild_tensor_v2", published._Storage("FloatStorage", "0", 6), 0, (6,), (1,), False, None)})
+    description = published.pickled(
+        {
+            "w": published.call(
+                "torch._utils",
+                "_rebuild_tensor_v2",
+                published._Storage("FloatStorage", "0", 6),
+                0,
+                (6,),
+                (1,),
+                False,
+                None,
+            )
+        }
+    )
     path = published.write_archive(tmp_path / "x.pt", description, [])
     with pytest.raises(WeightsError, match="storage archive/data/0 is missing"):
         read_pt(path)

@@ -17,15 +17,26 @@ from stepaudio.models.token2wav.campplus import SpeakerConfig, SpeakerEncoder, s
 from stepaudio.parity.golden import Golden
 from stepaudio.parity.voice import speaker_checks
 
-SMALL = SpeakerConfig(feat_dim=16, embedding_size=5, growth_rate=3, bn_size=2, init_channels=7,
-                      blocks=((2, 3, 1), (3, 5, 2)), fcm_channels=4, seg_pool=6)
+SMALL = SpeakerConfig(
+    feat_dim=16,
+    embedding_size=5,
+    growth_rate=3,
+    bn_size=2,
+    init_channels=7,
+    blocks=((2, 3, 1), (3, 5, 2)),
+    fcm_channels=4,
+    seg_pool=6,
+)
 
 
 def weights(config: SpeakerConfig) -> dict[str, np.ndarray]:
     """Random tensors in the published layout, counters left out; variances are positive."""
     rng = np.random.default_rng(0)
-    return {n: (rng.uniform(0.5, 2, s) if n.endswith("running_var") else rng.normal(0, 0.5, s)).astype(np.float32)
-            for n, s in speaker_layout(config).items() if not n.endswith(speaker.COUNTER)}
+    return {
+        n: (rng.uniform(0.5, 2, s) if n.endswith("running_var") else rng.normal(0, 0.5, s)).astype(np.float32)
+        for n, s in speaker_layout(config).items()
+        if not n.endswith(speaker.COUNTER)
+    }
 
 
 def net_of(config: SpeakerConfig, tensors: dict[str, np.ndarray]) -> SpeakerEncoder:
@@ -78,8 +89,11 @@ def test_layout_is_the_published_one(shared):
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, blocks=((1, 3, 1),)), SpeakerConfig()])
 def test_net_holds_the_layout_without_counters(config):
     kernels = speaker_kernels(config)
-    want = {n: tuple(s[a] for a in kernels[n]) if n in kernels else s
-            for n, s in speaker_layout(config).items() if not n.endswith(".num_batches_tracked")}
+    want = {
+        n: tuple(s[a] for a in kernels[n]) if n in kernels else s
+        for n, s in speaker_layout(config).items()
+        if not n.endswith(".num_batches_tracked")
+    }
     assert {n: p.shape for n, p in tree_flatten(SpeakerEncoder(config).parameters())} == want
 
 
@@ -102,14 +116,20 @@ class Twin:
         k = kernel.shape[-1]
         x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2)))
         bands, frames = range(0, x.shape[1] - k + 1, stride), range(x.shape[2] - k + 1)
-        return np.stack([[np.einsum("iab,oiab->o", x[:, f : f + k, t : t + k], kernel) for t in frames]
-                         for f in bands]).transpose(2, 0, 1)
+        return np.stack(
+            [[np.einsum("iab,oiab->o", x[:, f : f + k, t : t + k], kernel) for t in frames] for f in bands]
+        ).transpose(2, 0, 1)
 
     def conv1d(self, name: str, x, stride: int = 1, dilation: int = 1):
         kernel, reach = self.w[f"{name}.weight"], (self.w[f"{name}.weight"].shape[-1] - 1) * dilation
         x = np.pad(x, ((0, 0), (reach // 2, reach // 2)))
-        y = np.stack([np.einsum("ik,oik->o", x[:, t : t + reach + 1 : dilation], kernel)
-                      for t in range(0, x.shape[1] - reach, stride)], axis=1)
+        y = np.stack(
+            [
+                np.einsum("ik,oik->o", x[:, t : t + reach + 1 : dilation], kernel)
+                for t in range(0, x.shape[1] - reach, stride)
+            ],
+            axis=1,
+        )
         return y + self.w[f"{name}.bias"][:, None] if f"{name}.bias" in self.w else y
 
     def block(self, name: str, x, stride: int):
@@ -201,8 +221,18 @@ def test_refuses_other_shapes(small, shape):
         small(np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize(("field", "value"), [("feat_dim", 20), ("growth_rate", 0), ("bn_eps", 0.0), ("blocks", ()),
-                                              ("blocks", ((2, 4, 1),)), ("blocks", ((2, 3),)), ("seg_pool", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("feat_dim", 20),
+        ("growth_rate", 0),
+        ("bn_eps", 0.0),
+        ("blocks", ()),
+        ("blocks", ((2, 4, 1),)),
+        ("blocks", ((2, 3),)),
+        ("seg_pool", -1),
+    ],
+)
 def test_refuses_impossible_sizes(field, value):
     with pytest.raises(ConfigError, match="speaker encoder"):
         replace(SMALL, **{field: value})

@@ -49,24 +49,27 @@ def test_net_has_the_layout_and_nothing_else(flow):
     assert {name: a.shape for name, a in tree_flatten(flow.parameters())} == expected
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("vocab_size: 30", "vocab_size: 30\n    speed: 2", "unknown key speed"),
-    ("depth: 2", "", "estimator: missing key depth"),
-    ("depth: 2", "depth: two", "estimator.depth: expected int, found 'two'"),
-    ("depth: 2", "depth: 0", "estimator.depth: must be positive"),
-    ("key_bias: false", "key_bias: 0", "encoder.key_bias: expected bool"),
-    ("in_channels: 24", "in_channels: 25", "estimator.in_channels: only 24"),
-    ("up_scale_factor: 2", "up_scale_factor: 3", "up_scale_factor: only 2.0"),
-    ("'rel_pos_espnet'", "'abs_pos'", "pos_enc_layer_type: only 'rel_pos_espnet'"),
-    ("attention_heads: 2", "attention_heads: 3", "multiple of attention_heads"),
-    ("decoder_dit.DiT", "decoder_unet.UNet", "expected !new:cosyvoice2.flow.decoder_dit.DiT"),
-    ("!new:cosyvoice2.flow.flow.C", "!apply:os.system.C", "only tags of the form !new:CLASS"),
-    ("vocab_size: 30", "vocab_size: [30]", "only plain numbers, words and quoted text"),
-    ("vocab_size: 30", "vocab_size: 30\n    vocab_size: 31", "appears twice"),
-    ("vocab_size: 30", "vocab_size: 30\n      odd: 3", "indentation"),
-    ("vocab_size: 30", "- 30", "expected `key: value`"),
-    ("flow: !new", "flaw: !new", "expected one entry 'flow', found flaw"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("vocab_size: 30", "vocab_size: 30\n    speed: 2", "unknown key speed"),
+        ("depth: 2", "", "estimator: missing key depth"),
+        ("depth: 2", "depth: two", "estimator.depth: expected int, found 'two'"),
+        ("depth: 2", "depth: 0", "estimator.depth: must be positive"),
+        ("key_bias: false", "key_bias: 0", "encoder.key_bias: expected bool"),
+        ("in_channels: 24", "in_channels: 25", "estimator.in_channels: only 24"),
+        ("up_scale_factor: 2", "up_scale_factor: 3", "up_scale_factor: only 2.0"),
+        ("'rel_pos_espnet'", "'abs_pos'", "pos_enc_layer_type: only 'rel_pos_espnet'"),
+        ("attention_heads: 2", "attention_heads: 3", "multiple of attention_heads"),
+        ("decoder_dit.DiT", "decoder_unet.UNet", "expected !new:cosyvoice2.flow.decoder_dit.DiT"),
+        ("!new:cosyvoice2.flow.flow.C", "!apply:os.system.C", "only tags of the form !new:CLASS"),
+        ("vocab_size: 30", "vocab_size: [30]", "only plain numbers, words and quoted text"),
+        ("vocab_size: 30", "vocab_size: 30\n    vocab_size: 31", "appears twice"),
+        ("vocab_size: 30", "vocab_size: 30\n      odd: 3", "indentation"),
+        ("vocab_size: 30", "- 30", "expected `key: value`"),
+        ("flow: !new", "flaw: !new", "expected one entry 'flow', found flaw"),
+    ],
+)
 def test_flow_yaml_is_a_closed_world(old, new, message):
     assert old in YAML
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
@@ -75,8 +78,10 @@ def test_flow_yaml_is_a_closed_world(old, new, message):
 
 def test_yaml_values():
     text = "a: !new:x.Y\n  b: 3\n  c: 1e-5 # why\n  d: 'q # r'\n  e: True\n\n# nothing\nf: word\n"
-    assert parse(text.replace(" # r", ""), "f") == {"a": {"!new": "x.Y", "b": 3, "c": 1e-5, "d": "q", "e": True},
-                                                    "f": "word"}
+    assert parse(text.replace(" # r", ""), "f") == {
+        "a": {"!new": "x.Y", "b": 3, "c": 1e-5, "d": "q", "e": True},
+        "f": "word",
+    }
 
 
 @pytest.mark.parametrize("text", ["", "flow:", "\t", "flow: 3", "%YAML 1.2", "flow: !new:a.B\n", "\x00"])
@@ -91,12 +96,18 @@ def test_other_texts_are_refused(text):
 def test_estimator_equals_the_reference():
     t = {name: mx.array(a) for name, a in read_arrays(ASSETS / "flow_estimator.safetensors").items()}
     C, M = t["w.decoder.estimator.blocks.0.mlp.fc1.weight"].shape[1], t["in.est.x"].shape[1]
-    config = DitConfig(in_channels=4 * M, out_channels=M, mlp_ratio=2.0, depth=2, num_heads=3, head_dim=16,
-                       hidden_size=C)
+    config = DitConfig(
+        in_channels=4 * M, out_channels=M, mlp_ratio=2.0, depth=2, num_heads=3, head_dim=16, hidden_size=C
+    )
     net, prefix = DiT(config), "w.decoder.estimator."
     kernels = {f"{prefix}blocks.{i}.conv.block.{j}.weight" for i in (0, 1) for j in (1, 6)}
-    net.load_weights([(n.removeprefix(prefix), a.swapaxes(1, 2) if n in kernels else a)
-                      for n, a in t.items() if n.startswith(prefix)])
+    net.load_weights(
+        [
+            (n.removeprefix(prefix), a.swapaxes(1, 2) if n in kernels else a)
+            for n, a in t.items()
+            if n.startswith(prefix)
+        ]
+    )
     stages = {}
     x, mu, cond = (t[f"in.est.{n}"].swapaxes(1, 2) for n in ("x", "mu", "cond"))
     out, _ = net(x, mu, t["in.est.t"], t["in.est.spk"], cond, tap=stages.__setitem__)
@@ -292,8 +303,12 @@ def test_whole_uses_prompt_speaker_and_seed(flow):
     p, other = make_prompt(0), make_prompt(1)
     assert base.shape == (1, 80, M)
     assert mx.array_equal(base, flow(CODES, p, 0, FlowOptions(n_steps=2)))
-    for changed in ((p._replace(mel=other.mel), 0), (p._replace(speaker=other.speaker), 0),
-                    (p._replace(codes=other.codes), 0), (p, 1)):
+    for changed in (
+        (p._replace(mel=other.mel), 0),
+        (p._replace(speaker=other.speaker), 0),
+        (p._replace(codes=other.codes), 0),
+        (p, 1),
+    ):
         assert not np.allclose(np.array(base), np.array(flow(CODES, *changed, FlowOptions(n_steps=2))), atol=1e-4)
     louder = p._replace(speaker=3 * p.speaker)
     close(base, flow(CODES, louder, 0, FlowOptions(n_steps=2)), 1e-4)  # only the direction counts
@@ -302,16 +317,19 @@ def test_whole_uses_prompt_speaker_and_seed(flow):
 # --------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(("codes", "change", "message"), [
-    ([[3, 30]], {}, "audio code 30 is outside 0…29"),
-    ([[-1]], {}, "audio code -1"),
-    ([[]], {}, "non-empty rows of integers"),
-    ([1, 2], {}, "expected 1 non-empty rows"),
-    ([[1], [2]], {}, "expected 1 non-empty rows"),
-    ([[1]], {"mel": mx.zeros((1, 13, M))}, "voice prompt of 7 codes: expected mel"),
-    ([[1]], {"speaker": mx.zeros((1, 4))}, "speaker"),
-    ([[1]], {"codes": np.zeros(7, int)}, "voice prompt: expected codes"),
-])
+@pytest.mark.parametrize(
+    ("codes", "change", "message"),
+    [
+        ([[3, 30]], {}, "audio code 30 is outside 0…29"),
+        ([[-1]], {}, "audio code -1"),
+        ([[]], {}, "non-empty rows of integers"),
+        ([1, 2], {}, "expected 1 non-empty rows"),
+        ([[1], [2]], {}, "expected 1 non-empty rows"),
+        ([[1]], {"mel": mx.zeros((1, 13, M))}, "voice prompt of 7 codes: expected mel"),
+        ([[1]], {"speaker": mx.zeros((1, 4))}, "speaker"),
+        ([[1]], {"codes": np.zeros(7, int)}, "voice prompt: expected codes"),
+    ],
+)
 def test_bad_input_is_named(flow, codes, change, message):
     codes = np.array(codes, dtype=int)
     with pytest.raises(DecodeError, match=message):
@@ -350,4 +368,3 @@ def test_published_tensors_load_and_misfits_are_named(flow):
     ):
         with pytest.raises(WeightsError, match=message):
             flow_weights(change, flow.config)
-

@@ -34,10 +34,19 @@ from stepaudio.parity.run import _verify_file
 from stepaudio.synthesis import streaming as stream
 
 ASSETS = Path(__file__).parents[2] / "assets"
-SMALL = HiftConfig(in_channels=6, base_channels=16, f0_cond_channels=8, nb_harmonics=3, upsample_rates=(4, 5),
-                   upsample_kernel_sizes=(8, 9), istft=IstftConfig(12, 3), resblock_kernel_sizes=(3, 5),
-                   resblock_dilation_sizes=((1, 2), (1, 3)), source_resblock_kernel_sizes=(3, 5),
-                   source_resblock_dilation_sizes=((1, 2), (1,)))
+SMALL = HiftConfig(
+    in_channels=6,
+    base_channels=16,
+    f0_cond_channels=8,
+    nb_harmonics=3,
+    upsample_rates=(4, 5),
+    upsample_kernel_sizes=(8, 9),
+    istft=IstftConfig(12, 3),
+    resblock_kernel_sizes=(3, 5),
+    resblock_dilation_sizes=((1, 2), (1, 3)),
+    source_resblock_kernel_sizes=(3, 5),
+    source_resblock_dilation_sizes=((1, 2), (1,)),
+)
 PER_FRAME = 60
 
 
@@ -126,15 +135,22 @@ def test_misfits_are_named():
             hift_weights(change, SMALL)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"upsample_rates": [8, 5]}, "equally long"), ({"upsample_rates": 8}, "upsample_rates: expected a list"),
-    ({"resblock_dilation_sizes": [[1], [1], ["a"]]}, "resblock_dilation_sizes: expected a list"),
-    ({"base_channels": 100}, "halved 3 times"),
-    ({"upsample_kernel_sizes": [16, 10, 7]}, "even number"), ({"resblock_kernel_sizes": [3, 4, 5]}, "must be odd"),
-    ({"speed": 2}, "unknown key speed"), ({"istft": {"n_fft": 15}}, "n_fft 15 must be even"),
-    ({"istft": {"hops": 4}}, "hift.istft: unknown key hops"), ({"sampling_rate": 22050}, "22050"),
-    ({"in_channels": "80"}, "hift.in_channels: expected int"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"upsample_rates": [8, 5]}, "equally long"),
+        ({"upsample_rates": 8}, "upsample_rates: expected a list"),
+        ({"resblock_dilation_sizes": [[1], [1], ["a"]]}, "resblock_dilation_sizes: expected a list"),
+        ({"base_channels": 100}, "halved 3 times"),
+        ({"upsample_kernel_sizes": [16, 10, 7]}, "even number"),
+        ({"resblock_kernel_sizes": [3, 4, 5]}, "must be odd"),
+        ({"speed": 2}, "unknown key speed"),
+        ({"istft": {"n_fft": 15}}, "n_fft 15 must be even"),
+        ({"istft": {"hops": 4}}, "hift.istft: unknown key hops"),
+        ({"sampling_rate": 22050}, "22050"),
+        ({"in_channels": "80"}, "hift.in_channels: expected int"),
+    ],
+)
 def test_config_is_a_closed_world(change, message):
     with pytest.raises(ConfigError, match=message):
         HiftConfig.from_dict(change)

@@ -41,8 +41,9 @@ def filled(module, prefix: str):
 def small() -> S3Tokenizer:
     """A net of random weights whose codes vary and which is far from linear."""
     net, rng = S3Tokenizer(SMALL), np.random.default_rng(0)
-    net.load_weights([(n, mx.array(rng.normal(0, 0.5, p.shape).astype(np.float32)))
-                      for n, p in tree_flatten(net.parameters())])
+    net.load_weights(
+        [(n, mx.array(rng.normal(0, 0.5, p.shape).astype(np.float32))) for n, p in tree_flatten(net.parameters())]
+    )
     return net
 
 
@@ -69,8 +70,10 @@ def test_quantiser_equals_the_reference():
         assert np.array_equal(row[:n], want[:n])
 
 
-@pytest.mark.parametrize(("digits", "code"), [((-1, -1, -1), 0), ((0, -1, -1), 1), ((-1, -1, 1), 18),
-                                              ((1, 0, -1), 5), ((0, 0, 0), 13), ((1, 1, 1), 26)])
+@pytest.mark.parametrize(
+    ("digits", "code"),
+    [((-1, -1, -1), 0), ((0, -1, -1), 1), ((-1, -1, 1), 18), ((1, 0, -1), 5), ((0, 0, 0), 13), ((1, 1, 1), 26)],
+)
 def test_codes_by_hand(digits, code):
     quantizer = FSQVectorQuantization(SMALL)
     codebook = quantizer._codebook.project_down
@@ -184,8 +187,11 @@ def test_windows_are_the_reference_s(n):
 
 @pytest.mark.parametrize("n", LONG)
 def test_windows_can_keep_the_tail(n):
-    codes = [c for w in windows(n, S3Config(), keep_tail=True)
-             for c in range(w.start // 4, w.start // 4 + -(-(w.stop - w.start) // 4))[w.keep]]
+    codes = [
+        c
+        for w in windows(n, S3Config(), keep_tail=True)
+        for c in range(w.start // 4, w.start // 4 + -(-(w.stop - w.start) // 4))[w.keep]
+    ]
     assert codes == list(range(-(-n // 4)))
 
 
@@ -209,8 +215,15 @@ def test_long_clips_are_windows_joined(small):
     assert len(small(mel[:1], keep_tail=True)[0]) == -(-5301 // 4)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((6, 20), np.float32), np.zeros((1, 7, 20), np.float32),
-                                 np.zeros((1, 6, 0), np.float32), np.zeros((0, 6, 20), np.float32)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((6, 20), np.float32),
+        np.zeros((1, 7, 20), np.float32),
+        np.zeros((1, 6, 0), np.float32),
+        np.zeros((0, 6, 20), np.float32),
+    ],
+)
 def test_refuses_other_shapes(small, bad):
     with pytest.raises(AudioError, match=r"expected log mels of shape \(clips, 6, frames\)"):
         small(bad)
@@ -222,10 +235,17 @@ def test_refuses_lengths_that_do_not_fit(small, lengths):
         small(mels(2, 20), lengths)
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("n_codebook_size", 6560), ("n_codebook_size", 1), ("n_audio_head", 3), ("n_audio_layer", 0),
-    ("n_audio_state", 18), ("ln_eps", 0),
-])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_codebook_size", 6560),
+        ("n_codebook_size", 1),
+        ("n_audio_head", 3),
+        ("n_audio_layer", 0),
+        ("n_audio_state", 18),
+        ("ln_eps", 0),
+    ],
+)
 def test_refuses_impossible_sizes(field, value):
     with pytest.raises(ConfigError, match="s3 tokenizer"):
         replace(SMALL, **{field: value})
