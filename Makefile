@@ -51,7 +51,9 @@ notebooks: $(STAMP)-test $(STAMP)-notebook
 	  --nbval-sanitize-with tests/nb_sanitize.cfg notebooks/
 
 lint: $(STAMP)-test
-	@$(PY) -m ruff check .
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet .
+	@$(PY) -m basedpyright --level error
 
 lab: $(STAMP)-notebook
 	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -200,7 +200,8 @@ class SpeechModel:
         self, conversations: Sequence[Conversation], voice, options: SpeechOptions = DEFAULT
     ) -> Iterator[SpokenChunk]:
         """The same as it comes: sound follows the codes by one chunk and the look-ahead. Every answer begins anew in
-        the voice, which is read once."""
+        the voice, which is read once.
+        """
         state = self.synthesizer.begin(
             self.synthesizer.voice(voice), noise=options.seed, source_noise=options.seed, options=options.voicing
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import stepaudio  # noqa: F401  before anything imports mlx, so that the fast BLAS comes under it
+import stepaudio
 
 
 def pytest_configure(config):

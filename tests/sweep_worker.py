@@ -4,7 +4,7 @@ import hashlib
 import sys
 import time
 
-import stepaudio  # noqa: F401  first, as everywhere
+import stepaudio
 from stepaudio.experiments.grid import Grid
 from stepaudio.experiments.sweep import run_sweep
 

@@ -6,6 +6,7 @@ says nothing of size, length or prose: that is what is held here. Pass the folde
 
 import base64
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -73,7 +74,7 @@ def known_tags(notebook, _):
 
 def prose_between_code(notebook, _):
     kinds = [c["cell_type"] for c in notebook["cells"]]
-    pairs = [i for i, pair in enumerate(zip(kinds, kinds[1:], strict=False), 1) if pair == ("code", "code")]
+    pairs = [i for i, pair in enumerate(itertools.pairwise(kinds), 1) if pair == ("code", "code")]
     return [f"cells {i} and {i + 1} are code without prose between them" for i in pairs]
 
 

@@ -132,7 +132,7 @@ class Maker:
         listed = read(self.args.words).split() if self.args.words else ()
         known = {word.lower() for word in listed if word.islower() or word.istitle()}
         if known:
-            known.update("mister missus tis twas o'clock thou'rt i'm i've i'll i'd".split())
+            known.update(["mister", "missus", "tis", "twas", "o'clock", "thou'rt", "i'm", "i've", "i'll", "i'd"])
         return known
 
     def _forbidden(self):

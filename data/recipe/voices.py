@@ -20,13 +20,84 @@ RATE = 16000
 FLITE = {"awb": 6, "kal16": 3, "rms": 7, "slt": 7}
 FESTIVAL = {"cmu_us_slt_arctic_hts": 8, "ked_diphone": 4}
 PICO = {"en-US": 8, "en-GB": 8}
-ACCENTS = ("en-us en-us en-us en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029 en-us-nyc").split()
-VARIANTS = (
-    "Alex Andrea Andy Denis Diogo Gene Gene2 Henrique Hugo Jacky Marco Mario Mike Nguyen adam anika announcer "
-    "antonio aunty benjamin caleb david ed edward edward2 f1 f2 f3 f4 f5 grandma grandpa gustave iven3 iven4 john "
-    "klatt klatt2 klatt4 linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel norbert pablo paul pedro quincy "
-    "rob robert sandro steph steph3 travis zac"
-).split()
+ACCENTS = [
+    "en-us",
+    "en-us",
+    "en-us",
+    "en-gb",
+    "en-gb-x-rp",
+    "en-gb-scotland",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-029",
+    "en-us-nyc",
+]
+VARIANTS = [
+    "Alex",
+    "Andrea",
+    "Andy",
+    "Denis",
+    "Diogo",
+    "Gene",
+    "Gene2",
+    "Henrique",
+    "Hugo",
+    "Jacky",
+    "Marco",
+    "Mario",
+    "Mike",
+    "Nguyen",
+    "adam",
+    "anika",
+    "announcer",
+    "antonio",
+    "aunty",
+    "benjamin",
+    "caleb",
+    "david",
+    "ed",
+    "edward",
+    "edward2",
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "grandma",
+    "grandpa",
+    "gustave",
+    "iven3",
+    "iven4",
+    "john",
+    "klatt",
+    "klatt2",
+    "klatt4",
+    "linda",
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "m8",
+    "marcelo",
+    "max",
+    "michel",
+    "miguel",
+    "norbert",
+    "pablo",
+    "paul",
+    "pedro",
+    "quincy",
+    "rob",
+    "robert",
+    "sandro",
+    "steph",
+    "steph3",
+    "travis",
+    "zac",
+]
 HELD_VARIANTS = ["Annie", "Michael", "belinda", "victor", "steph2", "klatt3"]  # never trained on
 
 

@@ -15,27 +15,162 @@ WEAK = {
     strong: weak.split()
     for strong, weak in (
         pair.split(":")
-        for pair in (
-            "ænd:ən ənd n/ʌv:əv əv ə/tu:tə/fɔɹ:fəɹ/fɹʌm:fɹəm/æz:əz/æt:ət/hæv:əv həv/hæd:əd həd/hæz:əz həz/kæn:kən/kʊd:kəd/"
-            "ʃʊd:ʃəd/wʊd:wəd əd/mʌst:məst məs/bʌt:bət/ðæt:ðət/ðɛm:ðəm əm/wʌz:wəz/wɜɹ:wəɹ/ɑɹ:əɹ/hɪz:ɪz/hɪm:ɪm/hɜɹ:əɹ/"
-            "hi:i/hu:u/ju:jə/jʊɹ:jəɹ/ðɛɹ:ðəɹ/sʌm:səm/ʌs:əs/bɪn:bən/dʌz:dəz/du:də/ɔɹ:əɹ/ɐn:ən/nɔɹ:nəɹ/ɪt:ət t/ɪz:əz z/"
-            "ɪn:ən n/wɪð:wəð wɪ/ɪf:əf/ʃæl:ʃəl/wɪl:əl/Wəɹ:ɑɹ/ʤʌst:ʤəst ʤəs/wʌt:wət/nɑt:nət/mI:mə/bi:bɪ/ʃi:ʃɪ/wi:wɪ/mi:mɪ/"
-            "ðA:ðɛ/sO:sə/"
-            "and:ən ənd n/ɒv:əv əv ə/fɔː:fə/fɹɒm:fɹəm/az:əz/at:ət/hav:əv həv/had:əd həd/haz:əz həz/kan:kən/ðat:ðət/"
-            "wɒz:wəz/wɜː:wə/ɑː:ə/hɜː:ə/hiː:i/huː:u/juː:jə/jɔː:jə/ðɛː:ðə/biːn:bɪn/duː:də/ɔː:ə/nɔː:nə/ʃal:ʃəl/Wə:ɑː/"
-            "wɒt:wət/nɒt:nət/biː:bɪ/ʃiː:ʃɪ/wiː:wɪ/miː:mɪ"
-        ).split("/")
+        for pair in [
+            "ænd:ən ənd n",
+            "ʌv:əv əv ə",
+            "tu:tə",
+            "fɔɹ:fəɹ",
+            "fɹʌm:fɹəm",
+            "æz:əz",
+            "æt:ət",
+            "hæv:əv həv",
+            "hæd:əd həd",
+            "hæz:əz həz",
+            "kæn:kən",
+            "kʊd:kəd",
+            "ʃʊd:ʃəd",
+            "wʊd:wəd əd",
+            "mʌst:məst məs",
+            "bʌt:bət",
+            "ðæt:ðət",
+            "ðɛm:ðəm əm",
+            "wʌz:wəz",
+            "wɜɹ:wəɹ",
+            "ɑɹ:əɹ",
+            "hɪz:ɪz",
+            "hɪm:ɪm",
+            "hɜɹ:əɹ",
+            "hi:i",
+            "hu:u",
+            "ju:jə",
+            "jʊɹ:jəɹ",
+            "ðɛɹ:ðəɹ",
+            "sʌm:səm",
+            "ʌs:əs",
+            "bɪn:bən",
+            "dʌz:dəz",
+            "du:də",
+            "ɔɹ:əɹ",
+            "ɐn:ən",
+            "nɔɹ:nəɹ",
+            "ɪt:ət t",
+            "ɪz:əz z",
+            "ɪn:ən n",
+            "wɪð:wəð wɪ",
+            "ɪf:əf",
+            "ʃæl:ʃəl",
+            "wɪl:əl",
+            "Wəɹ:ɑɹ",
+            "ʤʌst:ʤəst ʤəs",
+            "wʌt:wət",
+            "nɑt:nət",
+            "mI:mə",
+            "bi:bɪ",
+            "ʃi:ʃɪ",
+            "wi:wɪ",
+            "mi:mɪ",
+            "ðA:ðɛ",
+            "sO:sə",
+            "and:ən ənd n",
+            "ɒv:əv əv ə",
+            "fɔː:fə",
+            "fɹɒm:fɹəm",
+            "az:əz",
+            "at:ət",
+            "hav:əv həv",
+            "had:əd həd",
+            "haz:əz həz",
+            "kan:kən",
+            "ðat:ðət",
+            "wɒz:wəz",
+            "wɜː:wə",
+            "ɑː:ə",
+            "hɜː:ə",
+            "hiː:i",
+            "huː:u",
+            "juː:jə",
+            "jɔː:jə",
+            "ðɛː:ðə",
+            "biːn:bɪn",
+            "duː:də",
+            "ɔː:ə",
+            "nɔː:nə",
+            "ʃal:ʃəl",
+            "Wə:ɑː",
+            "wɒt:wət",
+            "nɒt:nət",
+            "biː:bɪ",
+            "ʃiː:ʃɪ",
+            "wiː:wɪ",
+            "miː:mɪ",
+        ]
     )
 }
 
 # What accents and small differences of vowels do to sounds.
 HABITS = [
     tuple(pair.split(">"))
-    for pair in (
-        "ð>d ð>z θ>t θ>s θ>f v>w w>v h> ŋ>n ɹ>ɾ z>s d>t ʤ>ʧ ʒ>ʃ ʧ>ʃ T>t T>d b>p ɡ>k p>b l>w "
-        "æ>ɛ æ>a ɛ>æ ɛ>ɪ ɪ>i i>ɪ ɪ>ɛ ʌ>ɑ ʌ>a ʌ>ə ə>ɪ ə>ʌ ə>ɛ ɑ>ɔ ɑ>a ɔ>ɑ ɔ>O ɒ>ɑ ɒ>ɔ ʊ>u u>ʊ ɜ>ɛ ɜ>ɔ ɐ>ə "
-        "A>ɛ A>I O>ɔ O>u O>W I>A I>a I>ɑ W>a W>O Q>O Y>I ᵻ>ə ː>"
-    ).split()
+    for pair in [
+        "ð>d",
+        "ð>z",
+        "θ>t",
+        "θ>s",
+        "θ>f",
+        "v>w",
+        "w>v",
+        "h>",
+        "ŋ>n",
+        "ɹ>ɾ",
+        "z>s",
+        "d>t",
+        "ʤ>ʧ",
+        "ʒ>ʃ",
+        "ʧ>ʃ",
+        "T>t",
+        "T>d",
+        "b>p",
+        "ɡ>k",
+        "p>b",
+        "l>w",
+        "æ>ɛ",
+        "æ>a",
+        "ɛ>æ",
+        "ɛ>ɪ",
+        "ɪ>i",
+        "i>ɪ",
+        "ɪ>ɛ",
+        "ʌ>ɑ",
+        "ʌ>a",
+        "ʌ>ə",
+        "ə>ɪ",
+        "ə>ʌ",
+        "ə>ɛ",
+        "ɑ>ɔ",
+        "ɑ>a",
+        "ɔ>ɑ",
+        "ɔ>O",
+        "ɒ>ɑ",
+        "ɒ>ɔ",
+        "ʊ>u",
+        "u>ʊ",
+        "ɜ>ɛ",
+        "ɜ>ɔ",
+        "ɐ>ə",
+        "A>ɛ",
+        "A>I",
+        "O>ɔ",
+        "O>u",
+        "O>W",
+        "I>A",
+        "I>a",
+        "I>ɑ",
+        "W>a",
+        "W>O",
+        "Q>O",
+        "Y>I",
+        "ᵻ>ə",
+        "ː>",
+    ]
 ]
 AT_ENDS = dict(zip("bdɡvzðʒʤ", "ptkfsθʃʧ", strict=True))  # voiceless at words' ends, as in German or Russian
 
@@ -83,7 +218,7 @@ def other_stresses(phonemes: str, rng) -> str:
     """One clip in six is read more flatly: weak stresses gone, and some of the strong ones."""
     if rng.random() > 1 / 6:
         return phonemes
-    return "".join(p for p in phonemes if not (p == "ˌ" or p == "ˈ" and rng.random() < 0.3))
+    return "".join(p for p in phonemes if not (p == "ˌ" or (p == "ˈ" and rng.random() < 0.3)))
 
 
 def with_accent(phonemes: str, rng) -> str:

@@ -33,7 +33,7 @@ FEW = 16384  # elements below which the length of the graph costs more than the 
 
 
 def rational(x: mx.array, fit: tuple, limit: float) -> mx.array:
-    """x P(x^2) / Q(x^2) with x clipped to +-limit."""
+    """X P(x^2) / Q(x^2) with x clipped to +-limit."""
     x = mx.clip(x, -limit, limit)
     t = x * x
     values = []
@@ -81,7 +81,7 @@ def exp2_below(x: mx.array) -> tuple[mx.array, mx.array]:
 
 @lru_cache(maxsize=4)
 def rotations(dims: int, base: float, offset: int, n: int) -> tuple[mx.array, ...]:
-    """cos and sin (n, dims), the first half of sin negative; for a single position the (dims, dims) rotation matrix."""
+    """Cos and sin (n, dims), the first half of sin negative; for a single position the (dims, dims) rotation matrix."""
     angle = np.arange(offset, offset + n)[:, None] * base ** (-np.arange(dims // 2) / (dims // 2))
     cos, sin = np.cos(angle), np.sin(angle)
     cos, sin = np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)

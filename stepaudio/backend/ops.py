@@ -36,7 +36,7 @@ def gelu(x: mx.array) -> mx.array:
 
 
 def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     if large(x):
         return x * (rational(x, SIGMOID, SIGMOID_LIMIT) + 0.5)
     return x * mx.sigmoid(x)

@@ -31,7 +31,8 @@ MIB = 1 << 20
 @dataclass(frozen=True)
 class Cost:
     """What one run took. wall, processor : seconds (the second is of all cores, and says nothing of a GPU). peak :
-    bytes that MLX held at most, weights included. parts : wall seconds of its parts, in order. sound : seconds."""
+    bytes that MLX held at most, weights included. parts : wall seconds of its parts, in order. sound : seconds.
+    """
 
     wall: float
     processor: float

@@ -256,5 +256,5 @@ def _columns(parts: Sequence[ComponentReport]) -> str:
         rows.append([part.name, *numbers, ", ".join(f"{dtype} x {n}" for dtype, n in part.dtypes.items()) or "-"])
     rows.append(["all", *(f"{sum(getattr(part, name) for part in parts):,}" for name in counted), ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pad = lambda i, cell: cell.ljust(widths[i]) if i in (0, len(widths) - 1) else cell.rjust(widths[i])  # noqa: E731
+    pad = lambda i, cell: cell.ljust(widths[i]) if i in (0, len(widths) - 1) else cell.rjust(widths[i])
     return "\n".join("  ".join(pad(i, cell) for i, cell in enumerate(row)).rstrip() for row in rows)

@@ -71,7 +71,7 @@ class _Row:
             stop = "eos"
         elif self.ends and self.ends(token):
             stop = "stop string"
-        elif loop and (o.on_loop == "stop" or self.escaped and loop.repeats >= 2 * self.escaped):
+        elif loop and (o.on_loop == "stop" or (self.escaped and loop.repeats >= 2 * self.escaped)):
             stop = "loop"
         elif self.index + 1 >= o.max_tokens:
             stop = "length"

@@ -35,7 +35,7 @@ def ban_repeated_ngrams(logits: mx.array, history: mx.array, length: mx.array, n
     history (B, N), its first `length` (B,) entries in use, -1 behind them.
     """
     B, N = history.shape
-    if N < n:
+    if n > N:
         return logits
     V = logits.shape[1]
     spots = mx.arange(N - n + 1)  # where an earlier n-gram may start

@@ -51,7 +51,7 @@ class Penalties:
             self.no_repeat_ngram,
         )
         _need(
-            self.window is None or isinstance(self.window, int) and self.window > 0,
+            self.window is None or (isinstance(self.window, int) and self.window > 0),
             "penalty window",
             "a whole number of at least 1 id, or None",
             self.window,
@@ -112,7 +112,8 @@ class Sampling:
     @classmethod
     def reference(cls, task: str = "transcribe") -> Sampling:
         """What StepFun's examples use: plain greedy to transcribe; for chat and speech a temperature of 0.7, top-p
-        0.9, repetition penalty 1.05 over prompt and answer, and HF's silent top-k of 50."""
+        0.9, repetition penalty 1.05 over prompt and answer, and HF's silent top-k of 50.
+        """
         if task in ("transcribe", "translate"):
             return cls.greedy()
         _need(task in ("chat", "speak"), "task", "transcribe, translate, chat or speak", task)

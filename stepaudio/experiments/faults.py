@@ -219,7 +219,8 @@ def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
 
 def fewer_bits(bits: int, group_size: int = 32) -> Apply:
     """Weights of all linear layers in groups that share scale and offset, `bits` each; embeddings and convolutions
-    stay. Method: MLX's affine quantisation (`mlx.nn.quantize`)."""
+    stay. Method: MLX's affine quantisation (`mlx.nn.quantize`).
+    """
 
     def apply(model: StepAudio2) -> StepAudio2:
         net = twin(model.net)

@@ -127,7 +127,7 @@ class Grid:
     dtype: str | None = None
 
     def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  # frozen, but read here
+        put = lambda name, value: object.__setattr__(self, name, value)  # frozen, but read here
         clips = read_manifest(self.clips) if isinstance(self.clips, (str, Path)) else self.clips
         put("clips", tuple(clips))
         if not isinstance(self.settings, Mapping):

@@ -173,7 +173,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping]) -> Table:
-        key = lambda row: (row["setting"], row["defect"], row["clip"], row["seed"])  # noqa: E731
+        key = lambda row: (row["setting"], row["defect"], row["clip"], row["seed"])
         return cls(tuple(sorted((complete(row) for row in rows), key=key)))
 
     def __len__(self) -> int:
@@ -289,7 +289,7 @@ def _pandas():
 
 def _need_pyarrow() -> None:
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow
     except ImportError:
         raise DataError(
             "Parquet needs pyarrow, which is not installed: install it, or use CSV, which keeps the same columns"

@@ -14,7 +14,8 @@ from ..decoding.generate import Step
 @dataclass(frozen=True)
 class Memory:
     """Bytes after each id of a run, each (ids,): of MLX arrays in use, of buffers kept for reuse, the most in use
-    so far, and of the key/value cache (a part of those in use)."""
+    so far, and of the key/value cache (a part of those in use).
+    """
 
     active: np.ndarray
     cached: np.ndarray

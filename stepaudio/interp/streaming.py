@@ -28,7 +28,8 @@ FLOOR_DB = -120.0
 class ChunkTrace:
     """One chunk of a stream. codes_taken : since the start, look-ahead included. start, n_samples : of its finished
     sound. first_frame, n_frames : of its new mel. noise_start : where in the noise it began. cache_frames : what the
-    estimator looked back on. seconds : of computing."""
+    estimator looked back on. seconds : of computing.
+    """
 
     codes_taken: int
     start: int
@@ -43,7 +44,8 @@ class ChunkTrace:
 @dataclass(frozen=True)
 class Streamed:
     """A stream that has ended. mel : (T, M). wave : (n,). chunks : in order. preparing : seconds in which the voice was
-    read. frame_samples : samples of a mel frame. sample_rate : Hz."""
+    read. frame_samples : samples of a mel frame. sample_rate : Hz.
+    """
 
     mel: np.ndarray
     wave: np.ndarray
@@ -144,7 +146,8 @@ def vocoded_in_chunks(
     options: StreamOptions = AS_REFERENCE,
 ) -> np.ndarray:
     """Sound (n,) of one mel (T, M) that is given to the vocoder in chunks, as a stream would: the vocoder's share of
-    what a stream changes."""
+    what a stream changes.
+    """
     state, waves = VocoderState(), []
     for start in range(0, len(mel), chunk_frames):
         piece = mx.array(mel[start : start + chunk_frames])[None]

@@ -231,7 +231,8 @@ def compare_voices(before: Voice, after: Voice) -> RoundTrip:
 def load_or_draw(seed: int = 0) -> tuple[Synthesizer, str]:
     """The speaking half of the model that `STEPAUDIO_CHECKPOINT` names, or, where it names none, small nets whose
     weights `seed` draws; and which of the two it is. Raises what `Synthesizer.load` raises: a checkpoint that is named
-    is never passed over."""
+    is never passed over.
+    """
     if os.environ.get(CHECKPOINT_VARIABLE):
         return Synthesizer.load(), "the weights that STEPAUDIO_CHECKPOINT names"
     return Synthesizer(random_token2wav("small", seed)), f"random weights of seed {seed}: this is not speech"

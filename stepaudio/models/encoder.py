@@ -126,7 +126,7 @@ class AudioEncoder(nn.Module):
         """
         T = mel.shape[2]
         S = (T - 1) // 2 + 1
-        if S > self._config.n_audio_ctx:
+        if self._config.n_audio_ctx < S:
             raise AudioError(
                 f"audio of {T} mel frames needs {S} encoder positions, the checkpoint has "
                 f"{self._config.n_audio_ctx}: cut it into shorter pieces (transcribe does)"

@@ -67,7 +67,7 @@ class StepAudioConfig:
 
     def to_dict(self) -> dict:
         """The nested JSON shape again, without keys that were absent."""
-        drop = lambda pairs: {k: v for k, v in pairs if v is not None}  # noqa: E731
+        drop = lambda pairs: {k: v for k, v in pairs if v is not None}
         return asdict(self, dict_factory=drop)
 
 
@@ -156,7 +156,7 @@ class StepAudioNet(nn.Module):
                 )
             if rows.shape[0] != slot.length:
                 raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {rows.shape[0]} rows")
-            if not (0 <= slot.row < ids.shape[0] and 0 <= slot.start and slot.start + slot.length <= ids.shape[1]):
+            if not (0 <= slot.row < ids.shape[0] and slot.start >= 0 and slot.start + slot.length <= ids.shape[1]):
                 raise PromptError(
                     f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves "
                     "the "

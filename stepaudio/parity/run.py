@@ -86,7 +86,7 @@ def _reason(error: Exception) -> str:
 
 def table(name: str, rows: list[Row]) -> str:
     """The rows of one file as aligned text."""
-    number = lambda x: "-" if x is None else f"{x:.1e}" if x else "0"  # noqa: E731
+    number = lambda x: "-" if x is None else f"{x:.1e}" if x else "0"
     lines = [f"{name}"]
     for r in rows:
         lines.append(

@@ -171,7 +171,8 @@ class Synthesizer:
         self, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE
     ) -> StreamState:
         """The state of a stream in this voice before its first code. It is not changed by streaming, so keep it, and
-        the voice is read only once for many streams. Options as `stream`."""
+        the voice is read only once for many streams. Options as `stream`.
+        """
         voice.check(self.weights)
         return begin(self.parts.flow, voice.prompt, noise, source_noise, options)
 

@@ -91,7 +91,7 @@ class Prompt:
             raise PromptError("the prompt is empty; expected at least one id")
         free = 0
         for slot in self.slots:
-            if not (free <= slot.start and 0 <= slot.length and slot.start + slot.length <= len(self.ids)):
+            if not (free <= slot.start and slot.length >= 0 and slot.start + slot.length <= len(self.ids)):
                 raise PromptError(
                     f"audio rows {slot.start}..{slot.start + slot.length - 1} overlap others or lie "
                     f"outside the {len(self.ids)} ids of the prompt"

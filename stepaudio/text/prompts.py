@@ -75,5 +75,6 @@ def open_answer(spoken: bool) -> Message:
 
 def spoken_turn(ids: Sequence[int]) -> Message:
     """A spoken answer as a turn of the history: `<tts_start>`, then its ids as they were, text and codes interleaved.
-    So StepFun's example of several turns has it."""
+    So StepFun's example of several turns has it.
+    """
     return Message("assistant", [{"type": "text", "text": SPOKEN}, {"type": "token", "token": list(ids)}])

@@ -12,16 +12,65 @@ from ..errors import TokenizerError
 
 # Published order of names; ids follow the text vocabulary without a gap.
 QWEN_TOKENS = tuple(
-    """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
-    <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
-    <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>
-    <|file_sep|>""".split()
+    [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|object_ref_start|>",
+        "<|object_ref_end|>",
+        "<|box_start|>",
+        "<|box_end|>",
+        "<|quad_start|>",
+        "<|quad_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<tool_call>",
+        "</tool_call>",
+        "<|fim_prefix|>",
+        "<|fim_middle|>",
+        "<|fim_suffix|>",
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+    ]
 )
 STEP_TOKENS = tuple(
-    """<|EOT|> <|BOT|> <|CALL_START|> <|CALL_END|> <|THINK_START|> <|THINK_END|> <|IMG_START|> <|IMG_END|>
-    <|META_START|> <|META_END|> <im_patch> <im_start> <im_end> <dream> <dream_start> <dream_end>
-    <|MASK_1e69f|> <|UNMASK_1e69f|> <video_start> <video_end> <patch_start> <patch_end> <patch_newline>
-    <audio_start> <audio_end> <audio_patch> <audio_patch_pad> <|SC|> <tts_start> <tts_end> <tts_pad>""".split()
+    [
+        "<|EOT|>",
+        "<|BOT|>",
+        "<|CALL_START|>",
+        "<|CALL_END|>",
+        "<|THINK_START|>",
+        "<|THINK_END|>",
+        "<|IMG_START|>",
+        "<|IMG_END|>",
+        "<|META_START|>",
+        "<|META_END|>",
+        "<im_patch>",
+        "<im_start>",
+        "<im_end>",
+        "<dream>",
+        "<dream_start>",
+        "<dream_end>",
+        "<|MASK_1e69f|>",
+        "<|UNMASK_1e69f|>",
+        "<video_start>",
+        "<video_end>",
+        "<patch_start>",
+        "<patch_end>",
+        "<patch_newline>",
+        "<audio_start>",
+        "<audio_end>",
+        "<audio_patch>",
+        "<audio_patch_pad>",
+        "<|SC|>",
+        "<tts_start>",
+        "<tts_end>",
+        "<tts_pad>",
+    ]
 )
 SPECIAL_TOKENS = QWEN_TOKENS + STEP_TOKENS
 NOT_SKIPPED = frozenset(QWEN_TOKENS[QWEN_TOKENS.index("<tool_call>") :])  # stay in the text when specials go
@@ -104,7 +153,7 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _read_added(config_path: Path) -> dict[int, AddedToken]:
-    """id -> added token with its flags, from `added_tokens_decoder` of `tokenizer_config.json`."""
+    """Id -> added token with its flags, from `added_tokens_decoder` of `tokenizer_config.json`."""
     table = _read_object(config_path).get("added_tokens_decoder")
     if not isinstance(table, dict):
         raise TokenizerError(
@@ -125,7 +174,7 @@ def _read_added(config_path: Path) -> dict[int, AddedToken]:
 
 def _refuse_contradiction(path: Path, named: dict, added: dict[int, AddedToken], other: str) -> None:
     """`added_tokens.json` and the table with the flags must name the same tokens with the same ids."""
-    found = {(name, i) for name, i in named.items()}
+    found = set(named.items())
     differ = sorted(found ^ {(token.content, i) for i, token in added.items()}, key=str)
     if differ:
         shown = ", ".join(f"{name} = {i}" for name, i in differ[:4])

@@ -246,8 +246,8 @@ def _align_tokens(labels: np.ndarray, spans: np.ndarray, first: int, rate: float
 
 def augmentation(rng, B: int) -> dict:
     """Random conditions of B rows: loudness, noise, babble, room, band, warp, masks. Many voices from few."""
-    on = lambda p: rng.random(B) < p  # noqa: E731
-    quiet = lambda x, keep: np.where(keep, x, 0.0).astype(np.float32)  # noqa: E731
+    on = lambda p: rng.random(B) < p
+    quiet = lambda x, keep: np.where(keep, x, 0.0).astype(np.float32)
     snr = rng.uniform(0, 35, B)
     return {
         "gain": (10 ** (rng.uniform(-25, 3, B) / 20)).astype(np.float32),

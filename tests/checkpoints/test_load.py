@@ -199,7 +199,7 @@ def test_damaged_headers_never_escape_our_error(tmp_path):
 def test_shards_equal_the_single_file(tmp_path):
     single = read_checkpoint(folder_with(tmp_path / "one", arrays()))
     many = read_checkpoint(sharded(tmp_path / "many", arrays()))
-    describe = lambda infos: {n: (i.shape, i.dtype, i.nbytes) for n, i in infos.items()}  # noqa: E731
+    describe = lambda infos: {n: (i.shape, i.dtype, i.nbytes) for n, i in infos.items()}
     assert describe(many) == describe(single)
     assert len({info.file for info in many.values()}) == 3
     assert describe(read_checkpoint(tmp_path / "many" / INDEX_FILE)) == describe(single)

@@ -124,7 +124,7 @@ def test_downmix(run, tmp_path):
     sf.write(tmp_path / "s.wav", x, 16_000, subtype="FLOAT")
     sf.write(tmp_path / "m.wav", x.mean(1), 16_000, subtype="FLOAT")
     sf.write(tmp_path / "l.wav", x[:, 0], 16_000, subtype="FLOAT")
-    ids = lambda *a: json.loads(run("transcribe", *a, *FEW)[1][0])["segments"][0]["ids"]  # noqa: E731
+    ids = lambda *a: json.loads(run("transcribe", *a, *FEW)[1][0])["segments"][0]["ids"]
     assert ids(tmp_path / "s.wav") == ids(tmp_path / "l.wav")
     assert ids("--downmix", "mean", tmp_path / "s.wav") == ids(tmp_path / "m.wav")
 

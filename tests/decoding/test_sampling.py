@@ -137,7 +137,7 @@ def test_ngrams_by_hand():
     ban = lambda ids, n, length=None: np.flatnonzero(
         np.isneginf(
             np.array(
-                ban_repeated_ngrams(  # noqa: E731
+                ban_repeated_ngrams(
                     row([0, 0, 0, 0]), mx.array([ids]), mx.array([len(ids) if length is None else length]), n
                 )
             )[0]

@@ -42,7 +42,7 @@ def test_every_run_of_the_grid_is_there_once(stored):
 
 def test_settings_are_those_of_the_grid(stored):
     grid, rows = stored
-    plain = lambda setting: json.loads(json.dumps(setting))  # noqa: E731  # a table holds JSON
+    plain = lambda setting: json.loads(json.dumps(setting))  # a table holds JSON
     meant = {name: plain(Setting.of(spec).to_dict()) for name, spec in grid["settings"].items()}
     assert {r["setting"]: plain(r["setting_json"]) for r in rows} == meant
 

@@ -322,7 +322,7 @@ def test_everything_lies_inside_the_row(maker):
 def test_a_row_without_words_holds_nobody_else_s(maker, monkeypatch):
     """Neither babble nor an answer but the end; and such rows do come."""
     draw = batches.augmentation
-    everywhere = lambda rng, B: draw(rng, B) | {"babble": np.full(B, 0.5, np.float32)}  # noqa: E731
+    everywhere = lambda rng, B: draw(rng, B) | {"babble": np.full(B, 0.5, np.float32)}
     monkeypatch.setattr(batches, "augmentation", everywhere)
     silent = [(batch, b) for batch, b, placed in rows_of(maker, 150) if len(placed) == 0]
     assert len(silent) > 3

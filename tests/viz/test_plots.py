@@ -9,13 +9,13 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra `notebook`")
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402
-from plot_readings import bar_label, image, is_grey, legend  # noqa: E402
+from matplotlib import pyplot
+from plot_readings import bar_label, image, is_grey, legend
 
-from stepaudio import viz as plots  # noqa: E402
-from stepaudio.checkpoints.report import ComponentReport, Misshaped, WeightReport  # noqa: E402
-from stepaudio.decoding.loop_detector import Loop, find_loop  # noqa: E402
-from stepaudio.errors import ConfigError  # noqa: E402
+from stepaudio import viz as plots
+from stepaudio.checkpoints.report import ComponentReport, Misshaped, WeightReport
+from stepaudio.decoding.loop_detector import Loop, find_loop
+from stepaudio.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 TITLE = "What this shows"

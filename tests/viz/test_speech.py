@@ -6,13 +6,13 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra `notebook`")
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402
-from plot_readings import bar_label, image, is_grey, legend  # noqa: E402
+from matplotlib import pyplot
+from plot_readings import bar_label, image, is_grey, legend
 
-from stepaudio import viz as plots  # noqa: E402
-from stepaudio.errors import ConfigError  # noqa: E402
-from stepaudio.interp.streaming import ChunkTrace, Streamed, listening_difference  # noqa: E402
-from stepaudio.interp.token2wav import Interleaving, Stages  # noqa: E402
+from stepaudio import viz as plots
+from stepaudio.errors import ConfigError
+from stepaudio.interp.streaming import ChunkTrace, Streamed, listening_difference
+from stepaudio.interp.token2wav import Interleaving, Stages
 
 RNG = np.random.default_rng(0)
 TITLE = "What this shows"

@@ -12,19 +12,19 @@ import tiny
 pytest.importorskip("matplotlib", reason="widgets need the extra `notebook`")
 pytest.importorskip("ipywidgets", reason="widgets need the extra `notebook`")
 
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use("Agg")
 
-import ipywidgets  # noqa: E402
-import soundfile  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
+import ipywidgets
+import soundfile
+from matplotlib import pyplot
 
-from stepaudio.audio.save import save_audio  # noqa: E402
-from stepaudio.checkpoints.layout import expected_layout  # noqa: E402
-from stepaudio.errors import ConfigError  # noqa: E402
-from stepaudio.evaluation.manifest import Clip  # noqa: E402
-from stepaudio.viz import widgets  # noqa: E402
+from stepaudio.audio.save import save_audio
+from stepaudio.checkpoints.layout import expected_layout
+from stepaudio.errors import ConfigError
+from stepaudio.evaluation.manifest import Clip
+from stepaudio.viz import widgets
 
 PNG = b"\x89PNG"
 

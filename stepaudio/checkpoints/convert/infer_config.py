@@ -8,6 +8,7 @@ a frame, an inverse STFT that steps a quarter of its length. Shapes are PyTorch'
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -148,12 +149,12 @@ def _rates(shapes: Shapes, stages: int, hop: int) -> tuple[int, ...]:
     """From how far each stage thins the source: its kernel is twice as long as that stride, or 1 where that is 1."""
     strides = [max(1, _size(shapes, (rf"source_downs\.{i}\.weight", 2)) // 2) for i in range(stages)]
     first, rest = divmod(FLOW_HOP, strides[0] * hop) if strides else (0, 1)
-    if rest or any(a % b for a, b in zip(strides, strides[1:], strict=False)):
+    if rest or any(a % b for a, b in itertools.pairwise(strides)):
         raise ConfigError(
             f"hift: source strides {strides} and hop {hop} do not make {FLOW_HOP} samples a mel frame; "
             "is it the vocoder of another model?"
         )
-    return (first, *(a // b for a, b in zip(strides, strides[1:], strict=False)))
+    return (first, *(a // b for a, b in itertools.pairwise(strides)))
 
 
 def _resblocks(shapes: Shapes, name: str, n: int) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

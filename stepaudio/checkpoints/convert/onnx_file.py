@@ -42,7 +42,8 @@ class Node:
 @dataclass(frozen=True)
 class Graph:
     """Nodes in the order of the file, those of branches behind theirs; initialisers by name; `constants` are integer
-    tensors by the name that carries them, be it an initialiser's or a Constant node's."""
+    tensors by the name that carries them, be it an initialiser's or a Constant node's.
+    """
 
     nodes: tuple[Node, ...]
     initialisers: dict[str, StoredTensor]
@@ -241,7 +242,7 @@ def _tensor(data, place, path: Path) -> tuple[StoredTensor, tuple[int, ...] | No
     shape, dtype = tuple(dims), DTYPES.get(kind, "U8")
     nbytes = prod(shape) * ITEM_BYTES[dtype]
     start, end = raw if raw else (0, 0)
-    if dtype == "I64" and (numbers or len(shape) <= 1 and end - start == nbytes <= 64):
+    if dtype == "I64" and (numbers or (len(shape) <= 1 and end - start == nbytes <= 64)):
         numbers = numbers or list(struct.unpack(f"<{(end - start) // 8}q", data[start:end]))
         return StoredTensor(name, shape, dtype, nbytes, path, start), tuple(numbers)
     if end - start != nbytes and name:

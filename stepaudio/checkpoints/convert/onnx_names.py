@@ -34,7 +34,8 @@ S3_NAMES = (  # what the graph calls it -> what the published state dict does
 
 def module_path(node: Node) -> str:
     """`/head/layer1/layer1.0/conv1/Conv` -> `head.layer1.0.conv1`: without the operator, and without the segments
-    that the next one repeats, as it does for the items of a list."""
+    that the next one repeats, as it does for the items of a list.
+    """
     text = node.name or (node.outputs[0] if node.outputs else "")
     if "/" not in text:
         return ""
@@ -89,7 +90,8 @@ def named_tensors(graph: Graph, kind: str) -> dict[str, StoredTensor]:
 
 def _uses(graph: Graph) -> Iterator[tuple[Node, int, str, StoredTensor]]:
     """(node, input place, name it is used under, initialiser); the exporter lets equal parameters share one by way of
-    Identity nodes, whose outputs keep the parameters' own names."""
+    Identity nodes, whose outputs keep the parameters' own names.
+    """
     source = {n.outputs[0]: n.inputs[0] for n in graph.nodes if n.op == "Identity" and n.inputs and n.outputs}
     for node in graph.nodes:
         if node.op == "Identity":

@@ -74,7 +74,7 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
 
 def mish(x: mx.array) -> mx.array:
-    """x tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
+    """X tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
     e = mx.exp(mx.minimum(x, 20.0))  # past 20 the quotient is 1 in float32
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))

@@ -227,7 +227,8 @@ class Flow(nn.Module):
 
     def begin(self, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE) -> FlowState:
         """Read the voice prompt into a fresh state. Its own FIRST codes stand in for what follows it, as the
-        reference has it; so a prompt needs at least `look_ahead` codes (else `DecodeError`)."""
+        reference has it; so a prompt needs at least `look_ahead` codes (else `DecodeError`).
+        """
         prompt = self._checked(prompt)
         if prompt.codes.shape[1] < self.look_ahead:
             raise DecodeError(

@@ -80,7 +80,7 @@ class CausalConditionalCFM(nn.Module):
         -------
         (B, T, M), and one state per step (none unless `keep`).
         """
-        double = lambda a: mx.concatenate([a, mx.zeros_like(a)])  # noqa: E731  (conditional rows, then unconditional)
+        double = lambda a: mx.concatenate([a, mx.zeros_like(a)])
         mu, speaker, cond = double(mu), double(speaker), double(cond)
         states: list[DitState] = []
         for i, (t, dt) in enumerate(euler_steps(n_steps)):

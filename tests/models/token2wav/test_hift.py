@@ -265,7 +265,7 @@ def test_source_sounds_at_the_pitch():
 def test_sizes_limits_and_noise(hift):
     mel = mel_of(9)
     wave, source = hift(mel, None)
-    assert wave.shape == source.shape == (1, 9 * PER_FRAME) and PER_FRAME == SMALL.samples_per_frame
+    assert wave.shape == source.shape == (1, 9 * PER_FRAME) and SMALL.samples_per_frame == PER_FRAME
     assert np.abs(np.array(wave)).max() <= np.float32(0.99)
     again, other, seeded = hift(mel, None)[0], hift(mel, 3)[0], hift(mel, 3)[0]
     assert mx.array_equal(wave, again) and mx.array_equal(other, seeded) and not mx.array_equal(wave, other)
@@ -359,7 +359,7 @@ def test_codes_to_sound_by_stream_and_whole(hift):
 
     from stepaudio.models.token2wav.flow import Flow, FlowOptions
 
-    assert M == SMALL.in_channels
+    assert SMALL.in_channels == M
     flow, codes = random_net(Flow(flow_config(YAML))), np.arange(23)[None] % 30
     _, whole = stream.speak(flow, hift, codes, make_prompt(), 0, 1, FlowOptions(n_steps=2))
     assert whole.shape == (1, 23 * 2 * PER_FRAME)
