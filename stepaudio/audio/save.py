@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import soundfile as sf
 
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
+from ..files import replaced_file
 from .load import BLOCK_VALUES, as_array, checked_rate, one_line
 
 FLOAT_SUFFIX = ".f32.wav"
@@ -43,7 +44,7 @@ class AudioWriter:
                 raise AudioError(f"{self.path}: peak {peak:.6g} is beyond full scale and would clip; nothing written")
             block = np.clip(np.rint(samples.astype(np.float64) * self.gain * 2**15), -(2**15), 2**15 - 1)
             block = block.astype(np.int16)  # that clip is for +1.0 alone, which has no code
-        with _told(self.path):
+        with _reported(self.path):
             self._file.write(block)
         self.n_samples += len(samples)
 
@@ -54,7 +55,7 @@ def audio_writer(
 ) -> Iterator[AudioWriter]:
     """Open a file that is written block by block, and appears under its name only when it is whole.
 
-    Until then it lies beside it as `.NAME.part…`, and is removed if anything goes wrong.
+    Until then it lies beside it under a hidden name, and is removed if anything goes wrong.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def audio_writer(
     AudioError
         Unknown suffix, impossible rate, a place that cannot be written; and what `AudioWriter.write` raises.
     """
-    path, part = check_target(path), _part(Path(path))
+    path = check_target(path)
     rate = checked_rate(sample_rate, str(path))
     if rate != int(rate):
         raise AudioError(f"{path}: files hold whole rates, found {rate:g} Hz; resample first")
@@ -84,19 +85,18 @@ def audio_writer(
             f"{20 * math.log10(gain):.1f} dB, so that nothing clips",
             stacklevel=3,
         )
-    with _told(path):
-        file = sf.SoundFile(part, "w", int(rate), channels, "FLOAT" if is_float else None)
-    try:
-        with file:
-            yield AudioWriter(path, file, gain)
-        with _told(path):
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        with _reported(path):
+            aside = stack.enter_context(replaced_file(path))
+            subtype = "FLOAT" if is_float else None
+            file = stack.enter_context(sf.SoundFile(aside, "w", int(rate), channels, subtype))
+        yield AudioWriter(path, file, gain)  # what the caller raises here is not ours to report
+        with _reported(path):
+            stack.close()
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _reported(path: Path) -> Iterator[None]:
     """Whatever the library or the system says of this file becomes one line of ours."""
     try:
         yield
@@ -157,8 +157,3 @@ def check_target(path: str | os.PathLike) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise AudioError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'no such folder'})")
     return path
-
-
-def _part(path: Path) -> Path:
-    """A name of this process beside the file, with the same suffix, which tells the format."""
-    return path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..errors import ConfigError, WeightsError
+from ..files import move_into_place, staging_folder
 from ..models.speech_lm import StepAudioConfig
 from .header import INDEX_FILE, SINGLE_FILE, listed
 from .layout import KERNEL_AXES, SWAPPED_KERNELS, expected_layout
 from .load import FLOATS, check_parameters
+
+ASIDE = ".saving-"  # start of the name of the folder that new files are written to
 
 
 def save_checkpoint(
@@ -54,14 +55,13 @@ def save_checkpoint(
     published = _published(config, tensors)
     shards = _split(published, max_shard_bytes)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-        try:
-            index = _write_shards(aside, published, shards)
-            _write_config(folder, aside, config)
-            return _move_into_place(aside, folder, list(shards), index)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with staging_folder(folder, ASIDE) as aside:
+            files = _write_shards(aside, published, shards)
+            settings = ["config.json"] if _write_config(folder, aside, config) else []
+            retired = [INDEX_FILE, SINGLE_FILE] if INDEX_FILE in files else [INDEX_FILE]
+            written = move_into_place(aside, folder, settings + files, retired)
+            _clear_stale(folder, files)
+            return written[len(settings) :]
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
         raise WeightsError(f"{folder}: the checkpoint could not be written ({error})") from None
 
@@ -95,43 +95,31 @@ def _split(tensors: Mapping[str, mx.array], max_bytes: int | None) -> dict[str, 
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
-def _write_shards(aside: Path, tensors: Mapping[str, mx.array], shards: Mapping[str, list[str]]) -> bool:
-    """Write the files, and an index if there are several; tells whether there is one."""
+def _write_shards(aside: Path, tensors: Mapping[str, mx.array], shards: Mapping[str, list[str]]) -> list[str]:
+    """Write the files, and an index if there are several; returns their names, that of the index last."""
     for file, names in shards.items():
         mx.save_safetensors(str(aside / file), {name: tensors[name] for name in names}, metadata={"format": "pt"})
-        with (aside / file).open("rb+") as stream:  # on disk before the old one goes
-            os.fsync(stream.fileno())
     if len(shards) == 1:
-        return False
+        return list(shards)
     weight_map = {name: file for file, names in shards.items() for name in names}
     total = sum(tensors[name].nbytes for name in weight_map)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (aside / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [*shards, INDEX_FILE]
+
+
+def _write_config(folder: Path, aside: Path, config: StepAudioConfig) -> bool:
+    """Write config.json unless an equal one is there, which is left alone: a published one says more than we read."""
+    with contextlib.suppress(ConfigError):
+        if StepAudioConfig.from_file(folder) == config:
+            return False
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    (aside / "config.json").write_text(text, encoding="utf-8")
     return True
 
 
-def _write_config(folder: Path, aside: Path, config: StepAudioConfig) -> None:
-    """Leave an equal config.json alone: a published one says more than we read."""
-    try:
-        if StepAudioConfig.from_file(folder) == config:
-            return
-    except ConfigError:
-        pass
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    (aside / "config.json").write_text(text, encoding="utf-8")
-
-
-def _move_into_place(aside: Path, folder: Path, files: list[str], index: bool) -> list[Path]:
-    """Old index out, new files in, index last; then clear what the old checkpoint leaves behind."""
-    (folder / INDEX_FILE).unlink(missing_ok=True)
-    if index:
-        (folder / SINGLE_FILE).unlink(missing_ok=True)
-    if (aside / "config.json").exists():
-        os.replace(aside / "config.json", folder / "config.json")
-    files = [*files, INDEX_FILE] if index else files
-    for file in files:
-        os.replace(aside / file, folder / file)
+def _clear_stale(folder: Path, files: list[str]) -> None:
+    """Remove the shards that an earlier checkpoint leaves behind."""
     for stale in folder.glob("model-?????-of-?????.safetensors"):
         if stale.name not in files:
             stale.unlink()
-    return [folder / file for file in files]

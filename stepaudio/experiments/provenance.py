@@ -15,10 +15,9 @@ from .. import __version__
 from ..backend import device as backend
 from ..checkpoints.header import read_checkpoint
 from ..errors import DataError
+from ..files import sha256
 from ..models.speech_lm import StepAudioConfig
 from ..resources import default_checkpoint
-
-PIECE = 1 << 20  # bytes read at a time
 
 
 def file_hash(*paths: str | Path) -> str:
@@ -39,15 +38,10 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=4096)
 def _file_hash(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, _, _ in stamps:
-        try:
-            with open(path, "rb") as stream:
-                while piece := stream.read(PIECE):
-                    digest.update(piece)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
+    try:
+        return sha256(*(path for path, _, _ in stamps))
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def json_hash(data: object) -> str:

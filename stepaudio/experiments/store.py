@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import replaced_file
 
 # Every column and what it holds. "json": a list or an object. int and float may be absent (None), the others not.
 COLUMNS = {
@@ -195,8 +196,8 @@ class Table:
         writers[suffix](path)
 
     def to_csv(self, path: str | Path) -> None:
-        """Write a CSV file in UTF-8; lists and objects as JSON, an absent number as an empty cell."""
-        with Path(path).open("w", encoding="utf-8", newline="") as stream:
+        """Write a CSV file in UTF-8, whole or not at all; lists and objects as JSON, an absent number an empty cell."""
+        with replaced_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(COLUMNS)
             for row in self.rows:
@@ -208,7 +209,8 @@ class Table:
         frame = self.to_frame()
         for name in _JSON:
             frame[name] = [_to_cell(value, "json") for value in frame[name]]
-        frame.to_parquet(path, engine="pyarrow", index=False)
+        with replaced_file(path) as aside:
+            frame.to_parquet(aside, engine="pyarrow", index=False)
 
 
 _JSON = [name for name, kind in COLUMNS.items() if kind == "json"]

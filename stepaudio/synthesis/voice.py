@@ -28,6 +28,7 @@ from ..checkpoints.header import read_header
 from ..checkpoints.token2wav import Token2Wav
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError, WeightsError
+from ..files import replaced_file
 from ..models.token2wav.flow import Prompt
 
 FORMAT = "stepaudio voice 1"
@@ -131,18 +132,13 @@ class Voice:
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file, whole or not at all. Raises `WeightsError` where it cannot be written."""
         path = Path(path)
-        part = path.with_name(f".{path.stem}.part{os.getpid()}.safetensors")  # MLX appends any other suffix
+        arrays = {name: mx.array(getattr(self, name)) for name in DTYPES}
         try:
-            mx.save_safetensors(
-                str(part),
-                {name: mx.array(getattr(self, name)) for name in DTYPES},
-                {"format": FORMAT, "weights": self.weights, "key": self.key},
-            )
-            os.replace(part, path)
+            with replaced_file(path) as aside:
+                with aside.open("wb") as stream:  # by a name, MLX would add its own suffix to any other
+                    mx.save_safetensors(stream, arrays, {"format": FORMAT, "weights": self.weights, "key": self.key})
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"{path}: the voice cannot be written ({' '.join(str(error).split())})") from None
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike, parts: Token2Wav | None = None, *, weights: str | None = None) -> Voice:

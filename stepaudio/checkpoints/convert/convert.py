@@ -7,11 +7,7 @@ become float32.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +17,7 @@ import numpy as np
 
 from ... import __version__
 from ...errors import ConfigError, WeightsError
+from ...files import move_into_place, sha256, staging_folder
 from ...models.token2wav.campplus import SpeakerConfig
 from ..components import COMPONENTS, SOURCES, kernel_axes
 from ..header import listed, read_header
@@ -31,7 +28,6 @@ from .published import FLOW_YAML, FOLDER, NORM_KINDS, UNSCALED, PublishedPart, d
 from .torch_file import check_storages
 
 ASIDE = ".converting-"
-BLOCK = 1 << 24  # bytes hashed at a time
 KEPT, RENAMED, TRANSPOSED, MERGED, FOLDED, DROPPED = (
     "kept", "renamed", "transposed", "weight norm merged", "batch norm folded before", "dropped")  # fmt: skip
 
@@ -86,15 +82,9 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     if found is not None:
         return Conversion(found, False)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for stale in target.glob(f"{ASIDE}*"):  # of conversions that were killed
-            shutil.rmtree(stale, ignore_errors=True)
-        aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=target))
-        try:
+        with staging_folder(target, ASIDE) as aside:
             _write(folder, aside, sources)
-            _move(aside, target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            move_into_place(aside, target, [*map(file_of, COMPONENTS), MANIFEST], retire=[MANIFEST])
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
         raise WeightsError(
             f"{target}: the conversion could not be written ({error}); `--out` names another folder"
@@ -103,14 +93,10 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
 
 
 def _fingerprint(path: Path) -> dict:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
+        return {"sha256": sha256(path), "bytes": path.stat().st_size}
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
 
 
 def _earlier(target: Path, sources: dict) -> Manifest | None:
@@ -210,21 +196,7 @@ def _write(folder: Path, aside: Path, sources: dict) -> None:
         tensors = {name: mx.array(values) for name, values in _converted(part, fates)}
         path = aside / file_of(component)
         mx.save_safetensors(str(path), tensors, metadata={"format": "mlx", "component": component})
-        _sync(path)
         parts[component] = {"file": path.name, "bytes": path.stat().st_size, "source": SOURCES[component],
                             "config": asdict(part.config), "tensors": fates}  # fmt: skip
     manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": sources, "components": parts}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _sync(aside / MANIFEST)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-def _move(aside: Path, target: Path) -> None:
-    """Old manifest out, new files in, new manifest last."""
-    (target / MANIFEST).unlink(missing_ok=True)
-    for name in (*map(file_of, COMPONENTS), MANIFEST):
-        os.replace(aside / name, target / name)

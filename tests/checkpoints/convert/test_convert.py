@@ -216,6 +216,7 @@ def test_out_is_another_folder_that_stands_alone(folder, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
+from stepaudio import files
 from stepaudio.checkpoints.convert import convert
 moves, replace = [], os.replace
 def replace_some(source, target):
@@ -223,7 +224,7 @@ def replace_some(source, target):
     if len(moves) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
-convert.os.replace = replace_some
+files.os.replace = replace_some
 convert.convert(sys.argv[1])
 """
 

@@ -1,0 +1,131 @@
+"""Files that appear whole or not at all: written aside, brought to disk, then renamed into place.
+
+A rename within a folder is one step for whoever looks at it, and what is renamed was synchronised before, so neither a
+killed process nor a power cut leaves half a file under a wanted name. Errors are those of the system; callers turn
+them into their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 20  # read at a time
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Write one file aside, and give it its name once the block has ended well.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The wanted name; a file that has it is replaced.
+
+    Yields
+    ------
+    Path
+        Where to write: a hidden name beside `path`, of this process, with the same suffix (libraries choose a format
+        by it). It is removed if the block raises.
+
+    Raises
+    ------
+    OSError
+        Nothing was written there, or it cannot be brought to disk or renamed.
+
+    Examples
+    --------
+    >>> with replaced_file(target) as aside:
+    ...     aside.write_text("whole")
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    try:
+        yield aside
+        _synchronise(aside)
+        os.replace(aside, path)
+        _synchronise_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(folder: str | os.PathLike, prefix: str) -> Iterator[Path]:
+    """Make a folder inside `folder` for files that are to come into it together, by `move_into_place`.
+
+    Whatever is left in it is removed at the end, and so are the ones that killed processes left: only one process at a
+    time may write to a folder.
+
+    Parameters
+    ----------
+    folder : str or os.PathLike
+        The wanted place; made if need be.
+    prefix : str
+        Start of the staging folder's name, a dot in front.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def move_into_place(
+    aside: Path, folder: str | os.PathLike, names: Iterable[str], retire: Iterable[str] = ()
+) -> list[Path]:
+    """Move staged files into `folder`, in the order of `names`; those to `retire` are removed before the first one.
+
+    A reader that demands a seal (an index, a manifest) never meets a mixture if the seal's old copy is retired and its
+    new one is named last: between the two there is none.
+
+    Returns
+    -------
+    list of Path
+        The files in their places.
+    """
+    folder, names = Path(folder), list(names)
+    for name in names:
+        _synchronise(aside / name)
+    for name in retire:
+        (folder / name).unlink(missing_ok=True)
+    _synchronise_folder(folder)
+    for name in names:
+        os.replace(aside / name, folder / name)
+    _synchronise_folder(folder)
+    return [folder / name for name in names]
+
+
+def sha256(*paths: str | os.PathLike) -> str:
+    """SHA-256 (hexadecimal) of the bytes of these files, one after another; of one file, what `sha256sum` says."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _synchronise_folder(folder: Path) -> None:
+    """Wait until a folder's names are on the disk, on systems that can be asked to."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
