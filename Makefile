@@ -6,11 +6,12 @@
 #   make notebooks   run every notebook and compare what it says with what is stored in it
 #   make bench       speed against PyTorch, as ratios (installs PyTorch)
 #   make lab         JupyterLab on notebooks/
-#   make lint        ruff alone
+#   make lint        ruff check, ruff format, types
+#   make package     build a wheel, check it, install it into an environment of its own and run it there
 #   make venv        only the environment
-#   make clean       remove it
+#   make clean       remove it, and what was built
 #
-# Choices: PYTHON=python3.12, BACKEND=cpu|cuda|cuda12|metal, TESTS="tests/test_mel.py -k chunk"
+# Choices: PYTHON=python3.12, BACKEND=cpu|cuda|cuda12|metal, TESTS="tests/audio -k chunk"
 
 SHELL := /bin/sh
 PY := .venv/bin/python
@@ -32,7 +33,7 @@ STAMP := .venv/.stepaudio-$(BACKEND)
 install = umask 022 && $(PY) -m pip install --quiet --disable-pip-version-check --editable \
   ".$(if $(strip $(EXTRA) $(1)),[$(subst $(space),$(comma),$(strip $(EXTRA) $(1)))])"
 
-.PHONY: venv demo test notebooks lab lint bench clean
+.PHONY: venv demo test notebooks lab lint bench package clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -60,6 +61,17 @@ lab: $(STAMP)-notebook
 
 bench: $(STAMP)-parity
 	@$(PY) -m stepaudio bench
+
+# The wheel must bring all that it needs: it is run away from the sources, in an environment that never saw them.
+package: $(STAMP)
+	@rm -rf dist build/fresh
+	@$(PY) -m pip install --quiet --disable-pip-version-check build twine
+	@$(PY) -m build --quiet
+	@$(PY) -m twine check --strict dist/*
+	@$(PY) -m venv build/fresh
+	@build/fresh/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "$$(ls dist/*.whl)$(if $(EXTRA),[$(EXTRA)])"
+	@cd build/fresh && bin/stepaudio demo
 
 $(STAMP): pyproject.toml Makefile
 	@python="$(PYTHON)"; \
@@ -91,4 +103,4 @@ $(STAMP)-%: $(STAMP)
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv build dist

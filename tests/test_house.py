@@ -1,4 +1,4 @@
-"""The house itself: the README's table of files, the environment file, the bundled recordings, no stray paths."""
+"""The house itself: the environment file, what is required, the bundled recordings, no stray paths or large files."""
 
 import csv
 import re
@@ -8,24 +8,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from test_layers import LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "stepaudio"
 SPEECH = ROOT / "data" / "speech"
-MODULES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
-
-
-def table_layers() -> dict[str, int]:
-    """Module path -> layer, from the README's table of files."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    start = text.index("| layer | file |")
-    layers, layer = {}, None
-    for line in text[start : text.index("\n\n", start)].splitlines()[2:]:
-        first, files = line.split("|")[1:3]
-        layer = int(first.split()[0]) if first.strip() else layer
-        layers |= dict.fromkeys(re.findall(r"`([^`]+)`", files), layer)
-    return layers
 
 
 def tracked_files() -> list[Path]:
@@ -36,34 +21,6 @@ def tracked_files() -> list[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs git and a clone")
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-
-
-def test_readme_lists_every_module_once():
-    assert sorted(table_layers()) == MODULES
-
-
-def test_readme_layers_are_those_that_the_imports_are_held_to():
-    tested = {f"{name}.py": layer for layer, names in enumerate(LAYERS) for name in names}
-    told = sorted((layer, tested[name]) for name, layer in table_layers().items() if name in tested)
-    assert len(told) > 30 and [t for _, t in told] == sorted(t for _, t in told)
-
-
-def test_readme_lists_every_command():
-    from stepaudio.cli.main import _parser
-
-    verbs = next(a for a in _parser()._actions if a.choices).choices
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [v for v in verbs if f"| `stepaudio {v}" not in readme] == []
-
-
-def test_readme_options_exist():
-    """Every --option in the README's own commands and prose is one of the command line's."""
-    from stepaudio.cli.main import _parser
-
-    verbs = next(a for a in _parser()._actions if a.choices).choices
-    known = {option for verb in verbs.values() for option in verb._option_string_actions}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert named <= known and len(named) > 10
 
 
 def test_environment_holds_nothing_that_pyproject_does_not():
