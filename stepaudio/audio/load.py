@@ -1,17 +1,15 @@
 """Recordings in: any file or array becomes mono float32 at one rate, 16 kHz unless told, one block at a time.
 
 One stated policy each for channels, level, rate and length; whatever falls outside is an `AudioError` that says
-what to do. Knows nothing of mels, pieces or models.
+what to do. Knows nothing of mels, segments or models.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import soundfile as sf
@@ -19,18 +17,32 @@ import soxr
 
 from ..constants import MIN_SECONDS, N_FFT, SAMPLE_RATE
 from ..errors import AudioError, ConfigError
+from .rate import contradiction
+from .sources import (
+    PCM_ZERO_AND_SCALE,
+    checked_rate,
+    given_rate,
+    is_file,
+    one_line,
+    open_sound,
+    samples_and_rate,
+    source_name,
+)
 
 DOWNMIX = ("first", "mean")
 MAX_PEAK = 32.0  # float samples beyond 32 x full scale (+30 dB) are taken for integer PCM that was not scaled
-RATE_RANGE = (1_000, 10_000_000)  # Hz; outside it a header or an argument is wrong, not the microphone
 BLOCK_VALUES = 1 << 20  # samples times channels held at the native rate: 4 MiB of float32
 FIRST_ALLOCATION = 1 << 28  # samples; a header that lies about its length cannot make us reserve more
 LENGTH_UNKNOWN = 1 << 60  # libsndfile reports its largest count for a stream without a length
-PCM_ZERO_AND_SCALE = {"uint8": (128, 2**7), "int8": (0, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 
 
 def load_audio(
-    source, *, downmix: str = "first", sample_rate: float | None = None, to: int = SAMPLE_RATE
+    source,
+    *,
+    downmix: str = "first",
+    sample_rate: float | None = None,
+    sr: float | None = None,
+    to: int = SAMPLE_RATE,
 ) -> np.ndarray:
     """Read a recording as mono samples at 16 kHz, whatever its rate, channels and sample type.
 
@@ -40,17 +52,19 @@ def load_audio(
 
     Parameters
     ----------
-    source : str, os.PathLike or array
-        A file that libsndfile reads (wav, flac, ogg, mp3, ...), or samples of shape (n,) or (n, channels) as
-        numpy, list or mlx array. Integer PCM (uint8, int8, int16, int32) is divided by its full scale; float
-        samples are in [-1, 1] by convention and accepted up to `MAX_PEAK`.
+    source : path, bytes, binary file object, array or mapping
+        An encoded file that libsndfile reads (wav, flac, ogg, mp3, ...): its path, its bytes, or an open file,
+        which may be a pipe. Or samples of shape (n,) or (n, channels): numpy, mlx or torch, a list, or
+        ``{"array": ..., "sampling_rate": ...}``. Integer PCM (uint8, int8, int16, int32) is divided by its full
+        scale; float samples are in [-1, 1] by convention and accepted up to `MAX_PEAK`.
     downmix : {"first", "mean"}
         "first" takes channel 0, as the reference does: averaging cancels channels of opposite phase, and combs
         the voice where microphones stand apart. "mean" is for speakers who sit on different channels.
-    sample_rate : number in `RATE_RANGE`, optional
-        Rate of an array in Hz, 16000 if absent. A file states its own rate, so giving one is refused.
+    sample_rate, sr : number in `RATE_RANGE`, optional
+        Rate of an array in Hz, in either spelling. Without one 16000 is assumed, with a warning where the array
+        itself contradicts that (`rate.contradiction`). A file states its own rate, so giving one is refused.
     to : int in `RATE_RANGE`
-        Rate of the result in Hz; the encoders hear 16 kHz, the mel of a voice prompt wants 24 kHz.
+        Rate of the result in Hz: the audio encoder takes 16 kHz, the mel of a voice prompt 24 kHz.
 
     Returns
     -------
@@ -68,98 +82,77 @@ def load_audio(
     Notes
     -----
     Integer samples in a float array are only recognised by their peak; below `MAX_PEAK` they pass as audio.
+    `sources.rate_is_assumed` tells whether a call of this kind takes 16 kHz for granted.
 
     Examples
     --------
-    >>> load_audio(np.zeros((48_000, 2), np.int16), sample_rate=48_000).shape
+    >>> load_audio(np.zeros((48_000, 2), np.int16), sr=48_000).shape
     (16000,)
     """
     if downmix not in DOWNMIX:
         raise ConfigError(f"downmix: expected {' or '.join(map(repr, DOWNMIX))}, found {downmix!r}")
-    to = int(checked_rate(to, "to"))
-    if not isinstance(source, (str, os.PathLike)):
-        return _load_array(source, downmix, SAMPLE_RATE if sample_rate is None else sample_rate, to)
-    if sample_rate is not None:
-        raise AudioError(f"{source}: sample_rate is for arrays, a file states its own; leave it out")
-    return _load_file(Path(source), downmix, to)
+    to, stated = int(checked_rate(to, "to")), given_rate(sample_rate, sr)
+    if is_file(source):
+        if stated is not None:
+            raise AudioError(f"{source_name(source)}: sample_rate is for arrays, a file states its own; leave it out")
+        return _load_file(source, downmix, to)
+    array, rate = samples_and_rate(source, stated)
+    samples = _load_array(array, downmix, SAMPLE_RATE if rate is None else rate, to)
+    doubt = contradiction(array) if rate is None else None
+    if doubt is not None:
+        warnings.warn(f"array: 16 kHz is assumed, but {doubt}; state the rate: sr=...", stacklevel=2)
+    return samples
 
 
-def audio_seconds(path: str | os.PathLike) -> float:
+def audio_seconds(source) -> float:
     """Seconds of audio in a file, from its header where the header knows (else by decoding it).
+
+    Parameters
+    ----------
+    source : path, bytes or binary file object, as in `load_audio`
 
     Raises
     ------
     AudioError
         The file is missing or not audio.
     """
-    path = Path(path)
-    with _open(path) as file:
+    with open_sound(source) as file:
         if file.frames < LENGTH_UNKNOWN:
             return file.frames / file.samplerate
-        return sum(len(block) for block in _file_blocks(file, path, "first")) / file.samplerate
+        return sum(len(block) for block in _file_blocks(file, source_name(source), "first")) / file.samplerate
 
 
-def _load_file(path: Path, downmix: str, to: int) -> np.ndarray:
-    with _open(path) as file:
-        rate = checked_rate(file.samplerate, str(path))
-        watch = _Watch(str(path), rate)
-        samples = _resampled(watch.over(_file_blocks(file, path, downmix)), rate, to, file.frames)
+def _load_file(source, downmix: str, to: int) -> np.ndarray:
+    name = source_name(source)
+    with open_sound(source) as file:
+        rate = checked_rate(file.samplerate, name)
+        watch = _Watch(name, rate)
+        samples = _resampled(watch.over(_file_blocks(file, name, downmix)), rate, to, file.frames)
         promised = file.frames if file.frames < LENGTH_UNKNOWN else 0
     watch.verdict()
     if promised - watch.n > MIN_SECONDS * rate:
         raise AudioError(
-            f"{path}: the header promises {promised} samples, {watch.n} could be read; the file is "
+            f"{name}: the header promises {promised} samples, {watch.n} could be read; the file is "
             f"cut off: fetch it again, or convert what is left to wav"
         )
     return samples
 
 
-class _ForwardFile(sf.SoundFile):
-    """A sound file read from start to end: soundfile seeks after each block, which a stream of no length fails."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _open(path: Path) -> sf.SoundFile:
-    """Open for reading; every way to fail becomes one line of ours."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise AudioError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise AudioError(f"{path}: cannot be opened ({one_line(error)})") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise AudioError(f"{path}: is a folder; expected one audio file")
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path}: is not a regular file; save the stream to a file first")
-    if status.st_size == 0:
-        raise AudioError(f"{path}: is empty (0 bytes); expected an audio file")
-    try:
-        return _ForwardFile(path)
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
-        raise AudioError(
-            f"{path}: is not audio that libsndfile reads ({one_line(error)}); expected wav, flac, "
-            f"ogg, mp3 or the like: convert it first, for example with ffmpeg"
-        ) from None
-
-
-def _file_blocks(file: sf.SoundFile, path: Path, downmix: str) -> Iterator[np.ndarray]:
+def _file_blocks(file: sf.SoundFile, name: str, downmix: str) -> Iterator[np.ndarray]:
     """The file as mono float32 blocks."""
     size = max(1, BLOCK_VALUES // file.channels)
     while True:
         try:
             block = file.read(size, dtype="float32", always_2d=True)
         except (RuntimeError, OSError) as error:
-            raise AudioError(f"{path}: broken audio data ({one_line(error)}); fetch or export it again") from None
+            raise AudioError(f"{name}: broken audio data ({one_line(error)}); fetch or export it again") from None
         if len(block) == 0:
             return
         yield _mono(block, downmix)
 
 
-def _load_array(source, downmix: str, sample_rate: float, to: int) -> np.ndarray:
+def _load_array(array: np.ndarray, downmix: str, sample_rate: float, to: int) -> np.ndarray:
     rate = checked_rate(sample_rate, "array")
-    array = as_array(source)
     watch = _Watch("array", rate)
     blocks = watch.over(_array_blocks(array, downmix))
     if array.ndim == 1 and array.dtype == np.float32 and rate == to:
@@ -168,29 +161,6 @@ def _load_array(source, downmix: str, sample_rate: float, to: int) -> np.ndarray
         samples = _resampled(blocks, rate, to, len(array))
     watch.verdict()
     return samples
-
-
-def as_array(source) -> np.ndarray:
-    """`source` as numpy, (n,) or (n, channels), of a type that has a full scale."""
-    try:
-        array = np.asarray(source)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AudioError(
-            f"array: not a rectangular array of numbers ({one_line(error)}); "
-            f"expected float32 samples of shape (n,) or (n, channels)"
-        ) from None
-    if array.dtype.kind != "f" and array.dtype.name not in PCM_ZERO_AND_SCALE:
-        raise AudioError(
-            f"array: {array.dtype} samples have no known full scale; expected float in [-1, 1] or "
-            f"{', '.join(PCM_ZERO_AND_SCALE)} PCM: convert first"
-        )
-    if array.ndim not in (1, 2) or array.shape[1:] == (0,):
-        raise AudioError(f"array: expected shape (n,) or (n, channels), found {array.shape}; pass one recording")
-    if array.ndim == 2 and array.shape[1] > array.shape[0]:
-        raise AudioError(
-            f"array: shape {array.shape} has more channels than samples; expected (n, channels): transpose it"
-        )
-    return array
 
 
 def _array_blocks(array: np.ndarray, downmix: str) -> Iterator[np.ndarray]:
@@ -274,19 +244,3 @@ class _Watch:
                 f"{self.name}: peak {self.peak:.6g}, expected float samples in [-1, 1] (at most "
                 f"{MAX_PEAK:g}); if these are integer PCM values, divide them by {scale}"
             )
-
-
-def checked_rate(rate, name: str) -> float:
-    low, high = RATE_RANGE
-    try:
-        value = float("nan") if isinstance(rate, (bool, str)) else float(rate)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not low <= value <= high:
-        raise AudioError(f"{name}: sample rate {rate!r} Hz is impossible; expected {low} to {high}")
-    return value
-
-
-def one_line(error: Exception) -> str:
-    """What the library said, without its own mention of the path."""
-    return " ".join(str(error).split()).rpartition("': ")[2].rstrip(".")

@@ -19,7 +19,8 @@ import soundfile as sf
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from ..files import replaced_file
-from .load import BLOCK_VALUES, as_array, checked_rate, one_line
+from .load import BLOCK_VALUES
+from .sources import as_array, checked_rate, one_line
 
 FLOAT_SUFFIX = ".f32.wav"
 TOO_LOUD = ("refuse", "scale")

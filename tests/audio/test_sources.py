@@ -1,0 +1,226 @@
+"""Wherever the bytes or the samples come from, they are what soundfile reads from the file itself."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from stepaudio.audio import sources
+from stepaudio.audio.load import audio_seconds, load_audio
+from stepaudio.audio.sources import given_rate, rate_is_assumed
+from stepaudio.errors import AudioError
+
+RATE = 16_000
+SOUND = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+
+
+@pytest.fixture(params=["wav", "flac", "ogg", "mp3", "aiff"])
+def path(tmp_path, request):
+    sf.write(tmp_path / f"a.{request.param}", SOUND, RATE)
+    return tmp_path / f"a.{request.param}"
+
+
+@pytest.fixture
+def wav(tmp_path):
+    sf.write(tmp_path / "a.wav", SOUND, RATE, subtype="FLOAT")
+    return tmp_path / "a.wav"
+
+
+class Pipe(io.RawIOBase):
+    """A stream that gives at most a few thousand bytes at a time and cannot go back."""
+
+    def __init__(self, data: bytes):
+        self.data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.data.readinto(memoryview(buffer)[:5000])
+
+
+class OnlyRead:
+    """The least that is a file: `read`, and nothing else."""
+
+    def __init__(self, data: bytes):
+        self.read = io.BytesIO(data).read
+
+
+# ---- encoded files ----
+
+
+def test_bytes_and_file_objects_hold_what_the_file_holds(path):
+    want, data = sf.read(path, dtype="float32")[0], path.read_bytes()
+    with open(path, "rb") as opened:
+        for source in (str(path), path, data, bytearray(data), memoryview(data), io.BytesIO(data), opened, Pipe(data),
+                       OnlyRead(data)):  # fmt: skip
+            found = load_audio(source)  # mp3 decoders round by where a block ends
+            assert found.shape == want.shape and np.abs(found - want).max() < 1e-6, source
+
+
+def test_seconds_of_bytes_and_streams(wav):
+    assert audio_seconds(wav.read_bytes()) == audio_seconds(Pipe(wav.read_bytes())) == 1
+
+
+def test_a_file_object_is_read_from_its_start_and_stays_open(path):
+    buffer = io.BytesIO()
+    buffer.write(path.read_bytes())  # as after sf.write(buffer, …): it stands at its end
+    assert len(load_audio(buffer)) == len(load_audio(buffer)) == len(sf.read(path)[0])
+    assert not buffer.closed
+
+
+@pytest.mark.parametrize("limit", [1000, 1 << 26])
+def test_a_stream_beyond_the_limit_goes_through_a_file(wav, monkeypatch, limit):
+    monkeypatch.setattr(sources, "SPOOLED_BYTES", limit)
+    assert np.array_equal(load_audio(Pipe(wav.read_bytes())), SOUND)
+
+
+@pytest.mark.parametrize("size", [0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_written_to_a_pipe_promises_any_length(wav, size):
+    data = bytearray(wav.read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = data[4:8] = size.to_bytes(4, "little")  # as writers do that cannot go back to the header
+    assert np.array_equal(load_audio(Pipe(bytes(data))), SOUND)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_that_was_opened(wav, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(wav.read_bytes()))
+    writer.start()
+    with open(tmp_path / "pipe", "rb") as opened:
+        assert np.array_equal(load_audio(opened), SOUND)
+    writer.join()
+
+
+def test_standard_input_is_named(tmp_path):
+    code = "import sys; from stepaudio.audio.load import load_audio; load_audio(sys.stdin.buffer)"
+    done = subprocess.run([sys.executable, "-c", code], input=b"no sound", capture_output=True, timeout=60)
+    assert b"AudioError: standard input: is not audio" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda wav: b"", "bytes: is empty"),
+        (lambda wav: io.BytesIO(), "file object: is empty"),
+        (lambda wav: Pipe(b""), "file object: is empty"),
+        (lambda wav: io.BytesIO(b"hello" * 99), r"file object: is not audio [^(]*\([A-Z][^<>]*\); exp"),
+        (lambda wav: io.StringIO("hello"), "open as text; expected a binary file"),
+        (lambda wav: wav.open(encoding="latin-1"), "a.wav: is open as text.*'rb'"),
+        (lambda wav: closed(wav), "a.wav: cannot be read"),
+        (lambda wav: wav.open("ab"), "a.wav: cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_is_no_recording(wav, make, message):
+    source = make(wav)
+    with pytest.raises(AudioError, match=message):
+        load_audio(source)
+    if hasattr(source, "close"):
+        source.close()
+
+
+def closed(path):
+    with open(path, "rb") as file:
+        return file
+
+
+def test_a_file_states_its_own_rate(wav):
+    for source in (wav, wav.read_bytes(), io.BytesIO(wav.read_bytes())):
+        for given in ({"sr": RATE}, {"sample_rate": RATE}):
+            with pytest.raises(AudioError, match="a file states its own"):
+                load_audio(source, **given)
+
+
+# ---- arrays ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "int16", "int32", "uint8"])
+def test_torch_tensors(dtype):
+    torch = pytest.importorskip("torch")
+    whole = dtype.startswith(("int", "uint"))
+    scale = {"uint8": 100, "int16": 2**14, "int32": 2**30}.get(dtype, 1)
+    x = torch.tensor(SOUND.clip(0, 1) * scale).to(getattr(torch, dtype))
+    want = load_audio(x.numpy()) if dtype != "bfloat16" else x.float().numpy()
+    assert np.array_equal(load_audio(x), want)
+    if not whole:
+        assert np.array_equal(load_audio(x.requires_grad_()), want)
+
+
+def test_mlx_arrays():
+    mx = pytest.importorskip("mlx.core")
+    assert np.array_equal(load_audio(mx.array(SOUND)), SOUND)
+    half = mx.array(SOUND).astype(mx.bfloat16)
+    assert np.array_equal(load_audio(half), np.array(half.astype(mx.float32)))
+
+
+def test_mappings_with_a_rate():
+    want = load_audio(SOUND, sr=8000)
+    for extra in ({}, {"path": None}):
+        assert np.array_equal(load_audio({"array": SOUND, "sampling_rate": 8000} | extra), want)
+    assert np.array_equal(load_audio({"array": SOUND, "sampling_rate": 8000}, sr=8000), want)
+    for wrong, found in (({"array": SOUND}, "array"), ({}, "none"), ({"audio": SOUND, "sr": 1}, "audio, sr")):
+        with pytest.raises(AudioError, match=f'expected the keys "array" and "sampling_rate", found {found}'):
+            load_audio(wrong)
+    with pytest.raises(AudioError, match="its sampling_rate is 8000 Hz, and 16000 was given"):
+        load_audio({"array": SOUND, "sampling_rate": 8000}, sr=16_000)
+    with pytest.raises(AudioError, match="sample rate None Hz is impossible"):
+        load_audio({"array": SOUND, "sampling_rate": None})
+
+
+@pytest.mark.parametrize("pair", [(SOUND, 44_100), (44_100, SOUND), [SOUND, 44_100.0]])
+def test_a_pair_of_samples_and_rate_shows_the_right_call(pair):
+    with pytest.raises(AudioError, match=r"pass them apart: \(samples, sr=44100"):
+        load_audio(pair)
+
+
+# ---- rates ----
+
+
+def test_two_spellings_of_one_rate():
+    want = load_audio(SOUND, sample_rate=8000)
+    assert np.array_equal(load_audio(SOUND, sr=8000), want)
+    assert np.array_equal(load_audio(SOUND, sr=8000, sample_rate=8000.0), want)
+    with pytest.raises(AudioError, match="sample_rate=8000 and sr=16000 mean the same and differ"):
+        load_audio(SOUND, sr=16_000, sample_rate=8000)
+    assert given_rate(None, None) is None
+
+
+def test_whether_a_rate_is_assumed(wav):
+    assert rate_is_assumed(SOUND) and rate_is_assumed([0.0, 0.1])
+    assert not rate_is_assumed(SOUND, sr=16_000) and not rate_is_assumed(SOUND, sample_rate=16_000)
+    for stated in (wav, str(wav), b"", io.BytesIO(), {"array": SOUND, "sampling_rate": 8000}):
+        assert not rate_is_assumed(stated)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((RATE, 2)), "2 channels of float64"),
+        (np.zeros((RATE, 2), np.int16), "2 channels of int16"),
+        (np.zeros(441_000, np.float32), "441000 samples are 10 s to the sample at 44100 Hz"),
+        (np.zeros(22_050, np.float32), "22050 samples are 1 s to the sample at 22050 Hz"),
+        (np.zeros(33_075, np.float32), "33075 samples are 3 s to the sample at 11025 Hz"),
+    ],
+)
+def test_an_array_that_contradicts_16_khz(array, said):
+    with pytest.warns(UserWarning, match=f"16 kHz is assumed, but {said}.*sr=") as caught:
+        load_audio(array)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(array, sr=16_000)
+
+
+@pytest.mark.parametrize("array", [SOUND, SOUND.astype(np.float64), np.stack([SOUND, SOUND], axis=1), SOUND[:, None],
+                                   np.zeros((RATE, 1)), np.zeros(352_800, np.float32), np.zeros(48_000)])  # fmt: skip
+def test_an_array_that_may_well_be_at_16_khz(array):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(array)
