@@ -223,7 +223,7 @@ def test_seed_decides(tiny_model):
 
 def test_nano_reads_a_bundled_recording(nano):
     from stepaudio.evaluation.manifest import read_manifest
-    from stepaudio.evaluation.wer import count_errors
+    from stepaudio.evaluation.word_errors import count_errors
     from stepaudio.resources import speech_manifest
 
     model = StepAudio2.load(nano)

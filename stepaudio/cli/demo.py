@@ -6,8 +6,8 @@ import time
 
 from ..backend import device as backend
 from ..decoding.sampling import Sampling
-from ..evaluation.evaluate import evaluate, totals
 from ..evaluation.manifest import read_manifest
+from ..evaluation.scores import evaluate, totals
 from ..model import StepAudio2
 from ..resources import default_checkpoint, speech_manifest
 

@@ -33,9 +33,9 @@ def run_transcribe(options) -> int:
 
 
 def run_evaluate(options) -> int:
-    from ..evaluation.evaluate import evaluate, totals
     from ..evaluation.manifest import read_manifest
-    from ..evaluation.wer import read_words
+    from ..evaluation.scores import score_clips, totals
+    from ..evaluation.word_errors import read_words
     from ..resources import default_checkpoint
 
     decoding, clips = decoding_from(options), read_manifest(options.manifest)
@@ -43,7 +43,7 @@ def run_evaluate(options) -> int:
     words = options.words or (beside if beside.exists() else None)
     known = read_words(words) if words else None
     model, scores, began = load_model(options), [], time.perf_counter()
-    for score in evaluate(model, clips, **decoding):
+    for score in score_clips(model, clips, **decoding):
         scores.append(score)
         print(json.dumps(score.to_dict(), ensure_ascii=False), flush=True)
     last = totals(scores, known) | {"sampling": options.sampling, "wall_seconds": round(time.perf_counter() - began, 2)}

@@ -1,22 +1,24 @@
-"""Is the difference real? Bootstrap intervals of a rate, and of the difference of two over the same clips.
+"""Bootstrap intervals of an error rate, and of the difference of two rates over the same clips.
 
-Clips are what was drawn from the world, so clips are resampled; the seeds of a clip stay together, because they
-hear the same recording. Knows rows of a sweep (dicts or a pandas table) by their column names, and no nets.
+Clips are the sample of the world, so clips are resampled; the seeds of a clip stay together, because they share a
+recording. The input is the rows of a sweep (dicts or a pandas table), known by their column names.
 Efron & Tibshirani 1993, chapter 13 (percentile interval); Bisani & Ney 2004 (paired, for word error rates).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 
-# Name of a rate -> what is summed above and below the line, per run.
-MEASURES = {
+Row = Mapping[str, Any]
+# Name of a rate -> numerator and denominator of one run; both are summed over runs.
+MEASURES: dict[str, tuple[Callable[[Row], int], Callable[[Row], int]]] = {
     "wer": (lambda row: row["errors"], lambda row: row["words"]),
     "cer": (lambda row: row["char_errors"], lambda row: row["chars"]),
     "loop_rate": (lambda row: int(row["loops"] > 0), lambda row: 1),
@@ -26,7 +28,7 @@ BLOCK = 1000  # resamples drawn at a time: bounds memory at BLOCK x clips counts
 
 @dataclass(frozen=True)
 class Interval:
-    """A rate (or a difference of rates), its percentile interval at `level`, and how much it rests on."""
+    """A rate or a difference of rates with its percentile interval at `level`, over `n_clips` clips."""
 
     measure: str
     estimate: float
@@ -57,7 +59,13 @@ class Interval:
 def pick(rows, **wanted) -> list[dict]:
     """The rows whose columns have these values: `pick(rows, setting="planned", defect="none")`.
 
-    Raises `DataError` if a column is unknown or no row is left, with the values there are.
+    Parameters
+    ----------
+    rows : as in `interval`. wanted : column name and the value it must have.
+
+    Raises
+    ------
+    DataError : a column is unknown, or no row is left; the message says which values there are.
     """
     rows = _records(rows)
     for column, value in wanted.items():
@@ -76,24 +84,29 @@ def interval(rows, measure: str = "wer", *, level: float = 0.95, n_resamples: in
 
     Parameters
     ----------
-    rows : runs of one setting, as `Table.rows`, a list of dicts, or a pandas table; every clip equally often.
+    rows : runs of one setting, as a `Table`, a list of dicts, or a pandas table; every clip equally often.
     measure : "wer" (errors / words), "cer", or "loop_rate" (runs with a loop / runs).
-    level : coverage aimed at, 0 < level < 1. seed : of the resampling; the same seed gives the same interval.
+    level : coverage aimed at, 0 < level < 1.
+    n_resamples : at least 100.
+    seed : of the resampling; the same seed gives the same interval.
 
     Raises
     ------
-    DataError : fewer than two clips, failed runs, unequal numbers of seeds, or nothing below the line of the rate.
+    DataError : fewer than two clips, failed runs, unequal numbers of seeds, or a denominator of zero.
     """
-    clips, above, below = _per_clip(_records(rows), measure)
+    _, above, below = _per_clip(_records(rows), measure)
     return _bootstrap(measure, above[None], below[None], lambda rates: rates[0], level, n_resamples, seed)
 
 
 def paired_difference(
     rows_a, rows_b, measure: str = "wer", *, level: float = 0.95, n_resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Bootstrap interval of (rate of a) - (rate of b) over the same clips, drawn together. Below 0: a is better.
+    """Bootstrap interval of (rate of a) - (rate of b) over the same clips, resampled together; below 0, a is better.
 
-    Parameters as in `interval`. Both must hold exactly the same clips; a greedy setting may have fewer seeds.
+    Parameters
+    ----------
+    rows_a, rows_b : as `rows` in `interval`, over exactly the same clips; a greedy setting may have fewer seeds.
+    measure, level, n_resamples, seed : as in `interval`.
 
     Raises
     ------
@@ -127,8 +140,8 @@ def _records(rows) -> list[dict]:
     return list(rows)
 
 
-def _per_clip(rows: Iterable[Mapping], measure: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Clip names in order, and per clip the sums above and below the line over its seeds."""
+def _per_clip(rows: Iterable[Row], measure: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Clip names in order, and the numerator and denominator of each clip, summed over its seeds."""
     if measure not in MEASURES:
         raise DataError(f"measure {measure!r}: expected one of {', '.join(MEASURES)}")
     numerator, denominator = MEASURES[measure]
@@ -146,14 +159,14 @@ def _per_clip(rows: Iterable[Mapping], measure: str) -> tuple[list[str], np.ndar
 
 
 def _check_balance(runs: Counter, sums: Mapping) -> None:
-    """Every clip once per seed, the same seeds for all: else a rate would weigh clips without saying so."""
+    """Every clip once per seed, the same seeds for all: else a rate would silently weigh clips unequally."""
     if len(sums) < 2:
         raise DataError(f"an interval over clips needs at least two of them, found {len(sums)}")
     twice = [key for key, n in runs.items() if n > 1]
     if twice:
         raise DataError(
             f"clip {twice[0][0]!r} occurs {runs[twice[0]]} times with seed {twice[0][1]}: these are rows of "
-            "several settings or defects; `pick` one"
+            "several settings or faults; `pick` one"
         )
     seeds = defaultdict(set)
     for clip, seed in runs:
@@ -163,9 +176,15 @@ def _check_balance(runs: Counter, sums: Mapping) -> None:
 
 
 def _bootstrap(
-    measure: str, above: np.ndarray, below: np.ndarray, statistic, level: float, n_resamples: int, seed: int
+    measure: str,
+    above: np.ndarray,
+    below: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    level: float,
+    n_resamples: int,
+    seed: int,
 ) -> Interval:
-    """above, below (settings, clips): one draw of clips serves all settings, which is what pairs them."""
+    """above, below (settings, clips): one resample of clips serves all settings, which is what pairs them."""
     if not 0 < level < 1 or n_resamples < 100:
         raise DataError(f"expected 0 < level < 1 and at least 100 resamples, found {level} and {n_resamples}")
     if (below.sum(axis=1) == 0).any():
@@ -174,7 +193,7 @@ def _bootstrap(
     for start in range(0, n_resamples, BLOCK):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(BLOCK, n_resamples - start))  # (draws, clips)
         under = below @ counts.T
-        usable = (under > 0).all(axis=0)  # a draw of nothing but wordless clips has no rate
+        usable = (under > 0).all(axis=0)  # a resample of wordless clips alone has no rate
         found.append(statistic((above @ counts.T)[:, usable] / under[:, usable]))
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     estimate = statistic(above.sum(axis=1) / below.sum(axis=1))

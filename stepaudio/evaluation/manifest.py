@@ -1,4 +1,4 @@
-"""Manifests: which clips are scored, and what is said in each."""
+"""Manifests: tables of recordings and of what is said in each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from ..errors import DataError
 
 @dataclass(frozen=True)
 class Clip:
-    """A line of a manifest."""
+    """A line of a manifest: a recording, and its reference text."""
 
     file: Path
     text: str
 
 
 def read_manifest(path: str | Path) -> list[Clip]:
-    """A tab- or comma-separated table with at least the columns `file` and `text`; paths relative to the table.
+    """A tab- or comma-separated table with at least the columns `file` and `text`; paths are relative to the table.
 
-    Raises `DataError` where the table is missing, has no such columns, no line, or a line that does not fit its head.
+    Raises
+    ------
+    DataError : the table is missing, has no such columns, no line, or a line that does not fit its head.
     """
     path = Path(path)
     try:

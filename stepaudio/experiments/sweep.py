@@ -18,7 +18,8 @@ from tqdm import tqdm
 from ..constants import SAMPLE_RATE, n_mel_frames, n_prompt_rows
 from ..errors import AudioError, ConfigError, DataError, DecodeError
 from ..evaluation.manifest import Clip
-from ..evaluation.repetition import char_errors, loop_period_onset, seq_rep_4, word_errors
+from ..evaluation.repetition import loop_period_onset, seq_rep_4
+from ..evaluation.word_errors import count_char_errors, count_errors
 from ..model import StepAudio2
 from ..text.prompts import asr_turns
 from ..transcribe import Segment, Transcript
@@ -203,7 +204,7 @@ def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -
 def measured(heard: Transcript, expected: str) -> dict:
     """Columns that follow from a transcript. Loops are sought here again: `on_loop` must not decide them."""
     text = heard.text or ""
-    (words, errors), (chars, wrong) = word_errors(expected, text), char_errors(expected, text)
+    (words, errors), (chars, wrong) = count_errors(expected, text), count_char_errors(expected, text)
     ids = [list(s.ids) for s in heard.segments]
     loops = [found for piece in ids if (found := loop_period_onset(piece))[0] is not None]
     period, onset = loops[0] if loops else (None, None)

@@ -28,7 +28,7 @@ from ..decoding.loop_detector import find_loop
 from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError, StepAudioError
 from ..evaluation.manifest import Clip, read_manifest
-from ..evaluation.wer import count_errors
+from ..evaluation.word_errors import count_errors
 from ..model import StepAudio2
 from ..models.kv_cache import CachePolicy
 from ..resources import speech_manifest

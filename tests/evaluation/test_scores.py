@@ -1,6 +1,5 @@
-"""Scores: the normaliser, the counting (against a plain edit distance), manifests, totals."""
+"""Scores of recordings: manifests, order, failures, totals."""
 
-import doctest
 import json
 import time
 from pathlib import Path
@@ -12,11 +11,9 @@ import tiny
 
 from stepaudio.audio.load import load_audio
 from stepaudio.errors import DataError
-from stepaudio.evaluation import evaluate as scoring
-from stepaudio.evaluation import wer
-from stepaudio.evaluation.evaluate import Score, evaluate, totals
+from stepaudio.evaluation import scores as module
 from stepaudio.evaluation.manifest import Clip, read_manifest
-from stepaudio.evaluation.wer import count_errors, normalise, read_words
+from stepaudio.evaluation.scores import Evaluation, Score, evaluate, score_clips, totals
 from stepaudio.pipeline import Pipeline
 from stepaudio.transcribe import Segment, Transcript
 
@@ -26,29 +23,19 @@ def manifest(folder, text, name="m.tsv", encoding="utf-8"):
     return folder / name
 
 
-def edit_distance(a: list, b: list) -> int:
-    """Levenshtein, the slow obvious way."""
-    table = np.zeros((len(a) + 1, len(b) + 1), int)
-    table[:, 0], table[0] = np.arange(len(a) + 1), np.arange(len(b) + 1)
-    for i, x in enumerate(a, 1):
-        for j, y in enumerate(b, 1):
-            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (x != y))
-    return int(table[-1, -1])
+class FixedModel:
+    """A model that gives a fixed text per recording length in seconds."""
 
-
-class Parrot:
-    """A model that says a fixed thing per recording length in seconds."""
-
-    def __init__(self, sayings, loop=None):
-        self.sayings, self.loop, self.tokenizer, self.asked = sayings, loop, object(), []
+    def __init__(self, texts, loop=None):
+        self.texts, self.loop, self.tokenizer, self.calls = texts, loop, object(), []
         self.pipeline = Pipeline()
 
     def transcribe_many(self, recordings, **options):
-        self.asked.append((len(recordings), options))
+        self.calls.append((len(recordings), options))
         return [self._one(len(x) / 16_000) for x in recordings]
 
     def _one(self, seconds):
-        text = self.sayings[round(seconds)]
+        text = self.texts[round(seconds)]
         loop = self.loop if text.startswith("loop") else None
         return Transcript(text, (Segment(0, seconds, text, (), "eos", 0.0, loop),), seconds, seconds / 10)
 
@@ -61,38 +48,6 @@ def clips(folder, *pairs):
             sf.write(path, tiny.noise(seconds), 16_000)
         found.append(Clip(path, text))
     return found
-
-
-# ---- words ----
-
-
-def test_doctest_of_the_normaliser():
-    assert doctest.testmod(wer).failed == 0 and doctest.testmod(wer).attempted > 0
-
-
-@pytest.mark.parametrize(("text", "wanted"), [
-    ("It's  A\tDog's\nlife.", "it's a dog's life"), ("'tis the dogs' turn", "tis the dogs turn"),
-    ("rock \u2019n\u2019 roll", "rock n roll"), ("up-to-date \u2014 well\u2013known", "up to date well known"),
-    ("\uff21\uff22\uff23 caf\u00e9", "abc caf\u00e9"), ("", ""), ("... !?", ""), ("1,000.5", "10005"),
-    ("cafe\u0301", "caf\u00e9"),
-])  # fmt: skip
-def test_normaliser(text, wanted):
-    assert normalise(text) == wanted == normalise(wanted)
-
-
-def test_errors_are_the_edit_distance_of_words():
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        a, b = ([str(w) for w in rng.integers(0, 4, rng.integers(1, 9))] for _ in range(2))
-        assert count_errors(" ".join(a), " ".join(b)) == (len(a), edit_distance(a, b))
-
-
-@pytest.mark.parametrize(("said", "heard", "wanted"), [
-    ("", "", (0, 0)), ("", "oh no", (0, 2)), ("oh no", "", (2, 2)), ("...", "a", (0, 1)),
-    ("Yes, sir!", "yes sir", (2, 0)),
-])  # fmt: skip
-def test_errors_of_silence(said, heard, wanted):
-    assert count_errors(said, heard) == wanted
 
 
 # ---- manifests ----
@@ -141,49 +96,65 @@ def test_manifest_that_cannot_be_read(tmp_path):
             read_manifest(path)
 
 
-def test_words_of_a_model(tmp_path):
-    (tmp_path / "words.txt").write_text("the\t12\nDon't\t3\nforty-two\t1\n\n", encoding="utf-8")
-    assert read_words(tmp_path / "words.txt") == {"the", "don't", "forty", "two"}
-    with pytest.raises(DataError, match="list of words"):
-        read_words(tmp_path / "none.txt")
-
-
 # ---- scores ----
 
 
 def test_scores_in_order_with_their_errors(tmp_path):
-    model = Parrot({1: "one too three", 2: "", 3: "hm"})
-    found = list(evaluate(model, clips(tmp_path, (2, "all lost"), (1, "One, two, three."), (3, "")), batch=5))
+    model = FixedModel({1: "one too three", 2: "", 3: "hm"})
+    found = list(score_clips(model, clips(tmp_path, (2, "all lost"), (1, "One, two, three."), (3, "")), batch=5))
     assert [(s.words, s.errors) for s in found] == [(2, 2), (3, 1), (0, 1)]
-    assert model.asked == [(3, {"batch": 5})]
+    assert model.calls == [(3, {"batch": 5})]
     line = found[1].to_dict()
-    assert line["heard"] == "one too three" and line["audio_seconds"] == 1 and Path(line["file"]).name == "1.wav"
+    assert (
+        (line["reference"], line["hypothesis"]) == ("One, two, three.", "one too three")
+        and line["audio_seconds"] == 1
+        and Path(line["file"]).name == "1.wav"
+    )
 
 
-def test_an_unreadable_clip_is_told_and_the_others_go_on(tmp_path):
+def test_an_unreadable_clip_is_reported_and_the_others_go_on(tmp_path):
     (tmp_path / "bad.wav").write_text("no sound")
     table = [*clips(tmp_path, (1, "one")), Clip(tmp_path / "bad.wav", "x"), Clip(tmp_path / "none.wav", "x")]
-    found = list(evaluate(Parrot({1: "one"}), table))
+    found = evaluate(FixedModel({1: "one"}), table)
     assert [s.error is None for s in found] == [True, False, False] and "none.wav" in found[2].to_dict()["error"]
     last = totals(found)
     assert (last["clips"], last["failed"], last["wer"]) == (1, 2, 0)
 
 
 def test_nothing_but_unreadable_clips(tmp_path):
-    last = totals(list(evaluate(Parrot({}), [Clip(tmp_path / "none.wav", "x")])))
+    last = totals(evaluate(FixedModel({}), [Clip(tmp_path / "none.wav", "x")]))
     assert (last["wer"], last["rtf"], last["clips"], last["failed"]) == (None, None, 0, 1)
 
 
 def test_groups_bound_what_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "GROUP", 2)
-    model = Parrot({1: "one"})
-    assert len(list(evaluate(model, clips(tmp_path, *[(1, "one")] * 5)))) == 5
-    assert [n for n, _ in model.asked] == [2, 2, 1]
+    monkeypatch.setattr(module, "GROUP", 2)
+    model = FixedModel({1: "one"})
+    assert len(evaluate(model, clips(tmp_path, *[(1, "one")] * 5))) == 5
+    assert [n for n, _ in model.calls] == [2, 2, 1]
+
+
+def test_a_score_comes_before_the_next_group_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GROUP", 1)
+    model = FixedModel({1: "one", 2: "two"})
+    first = next(iter(score_clips(model, clips(tmp_path, (1, "one"), (2, "two")))))
+    assert first.clip.text == "one" and len(model.calls) == 1
+
+
+def test_from_a_manifest_to_a_table_that_shows_itself(tmp_path):
+    clips(tmp_path, (1, ""), (2, ""))
+    path = manifest(tmp_path, "file\ttext\n1.wav\tone two three\n2.wav\t\nnone.wav\tx\n")
+    found = evaluate(FixedModel({1: "one too three", 2: ""}), str(path))
+    assert isinstance(found, Evaluation) and found.wer == pytest.approx(1 / 3, abs=1e-4)
+    assert [s.clip.file.name for s in found] == ["1.wav", "2.wav", "none.wav"] and found[1:] == (found[1], found[2])
+    shown = str(found)
+    assert "1.wav  1 of 3 words wrong" in shown and "one too three" in shown and "(nothing)" in shown
+    assert "none.wav  failed: " in shown and shown.splitlines()[-1].startswith("word error rate 33.3% (1 of 3 words)")
+    assert "1 could not be used" in shown
 
 
 def test_totals_weigh_by_words(tmp_path):
-    model = Parrot({1: "loop loop", 2: "a b c d"}, loop={"period": 1, "onset": 0, "repeats": 9.0})
-    last = totals(list(evaluate(model, clips(tmp_path, (1, "x"), (2, "a b c d")))), {"a", "b", "c", "d"})
+    model = FixedModel({1: "loop loop", 2: "a b c d"}, loop={"period": 1, "onset": 0, "repeats": 9.0})
+    last = evaluate(model, clips(tmp_path, (1, "x"), (2, "a b c d"))).totals({"a", "b", "c", "d"})
     assert last["wer"] == pytest.approx(2 / 5) and last["loops"] == 1 and last["clips"] == 2
     assert last["wer_known"] == 0 and last["clips_known"] == 1
     assert last["audio_seconds"] == 3 and 0.1 <= last["rtf"] < 5
@@ -191,17 +162,17 @@ def test_totals_weigh_by_words(tmp_path):
 
 
 def test_wall_time_includes_reading(tmp_path):
-    model = Parrot({1: "one"})
+    model = FixedModel({1: "one"})
     model.pipeline = Pipeline(load=lambda *a, **k: (time.sleep(0.05), load_audio(*a, **k))[1])
     (score,) = evaluate(model, clips(tmp_path, (1, "one")))
     assert score.transcript.wall_seconds >= 0.1 + 0.05
 
 
 def test_errors_need_text(tmp_path):
-    model = Parrot({})
+    model = FixedModel({})
     model.tokenizer = None
     with pytest.raises(DataError, match="tokenizer=None"):
-        list(evaluate(model, clips(tmp_path, (1, "one"))))
+        evaluate(model, clips(tmp_path, (1, "one")))
 
 
 def test_a_failed_score_says_only_why():
@@ -211,7 +182,7 @@ def test_a_failed_score_says_only_why():
 def test_through_the_tiny_model(tiny_model, tmp_path):
     x = tiny.noise(1)
     sf.write(tmp_path / "a.wav", x, 16_000, subtype="FLOAT")
-    heard = tiny_model.transcribe(x, max_tokens=9).text
+    text = tiny_model.transcribe(x, max_tokens=9).text
     sf.write(tmp_path / "b.wav", np.zeros(16_000), 16_000)
-    found = list(evaluate(tiny_model, [Clip(tmp_path / "a.wav", heard), Clip(tmp_path / "b.wav", "")], max_tokens=9))
+    found = list(evaluate(tiny_model, [Clip(tmp_path / "a.wav", text), Clip(tmp_path / "b.wav", "")], max_tokens=9))
     assert [s.errors for s in found] == [0, 0] and found[1].transcript.segments[0].stop == "silence"
