@@ -1,12 +1,23 @@
-"""Closed-world readers: a mapping becomes a frozen record, and a key that is unknown or missing is an error."""
+"""Closed-world reading: data from outside becomes a frozen record, and what the record does not know is an error.
+
+A record is a dataclass; what its fields hold is told by their types, nested records, tuples, unions and enumerations
+included. Every message opens with the path of the value it is about.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from types import MappingProxyType
+import math
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
+
+Record = TypeVar("Record")
+Reader = Callable[[object, str], object]  # (value, path) -> what the field holds
 
 # Written by training frameworks, read by nobody here; their values cannot change what is computed.
 INERT_KEYS = frozenset(
@@ -14,111 +25,199 @@ INERT_KEYS = frozenset(
 )
 
 
+class _WrongType(ConfigError):
+    """A single value of another type than its field; within a list, the whole list is then shown."""
+
+
+def read_record(
+    cls: type[Record],
+    data: object,
+    path: str,
+    *,
+    start: Record | None = None,
+    ignored: Collection[str] = (),
+    readers: Mapping[type, Reader] | None = None,
+    advice: str = "the published file has it",
+) -> Record:
+    """Fill a record from a JSON object.
+
+    Parameters
+    ----------
+    cls : dataclass
+        What to fill. Field types may be int, float, bool, str, None, object (anything), tuples, enumerations, other
+        records, and unions of these.
+    data : object
+        A mapping of the record's field names; lists stand for tuples, mappings for nested records. A whole number may
+        stand for a float; a boolean is no number, and no number is NaN or infinite.
+    path : str
+        Opens every message.
+    start : record, optional
+        Its values, nested ones too, stand for what `data` leaves out; by default the fields' own defaults.
+    ignored : collection of str
+        Further keys that may be there and are dropped, at every depth.
+    readers : mapping of type to function, optional
+        (value, path) -> result, for fields of these types, instead of the rules here.
+    advice : str
+        Closes the message about a missing key.
+
+    Raises
+    ------
+    ConfigError
+        `data` is no mapping; a key is unknown or missing; a value has another type than its field. Also whatever the
+        record's own checks raise.
+    """
+    known = {f.name: f for f in fields(cast(Any, cls)) if f.init}
+    found = require_keys(data, known, path, ignored)
+    if start is None:
+        needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+        absent = sorted(needed - set(found))
+        require(not absent, f"{path}: missing key {', '.join(absent)}; {advice}")
+        values = {}
+    else:
+        values = {name: getattr(start, name) for name in known}
+    for name, value in found.items():
+        kind, below = _types_of(cls)[name], f"{path}.{name}"
+        reader = (readers or {}).get(kind) if isinstance(kind, type) else None
+        if reader is not None:
+            values[name] = reader(value, below)
+        elif _is_record(kind) and not isinstance(value, kind):
+            values[name] = read_record(
+                kind, value, below, start=values.get(name), ignored=ignored, readers=readers, advice=advice
+            )
+        else:
+            values[name] = read_value(value, kind, below)
+    return cls(**values)
+
+
+def require_keys(data: object, known: Iterable[str], path: str, ignored: Collection[str] = ()) -> dict[str, Any]:
+    """A copy of `data` without `ignored` keys, once it is a mapping that has no others than the `known` ones."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    known = set(known)
+    unknown = sorted(map(str, set(data) - known - set(ignored)))
+    require(not unknown, f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return {name: value for name, value in data.items() if name in known}
+
+
+def read_value(value: object, kind: Any, path: str) -> Any:
+    """One value as the type `kind` says; rules and errors as in `read_record`.
+
+    Examples
+    --------
+    >>> read_value([1, 2], tuple[int, ...], "seeds")
+    (1, 2)
+    """
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _read_union(value, get_args(kind), kind, path)
+    if origin is tuple:
+        return _read_tuple(value, kind, path)
+    if kind in (object, Any):
+        return value
+    if _is_record(kind):
+        return value if isinstance(value, kind) else read_record(kind, value, path)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _read_choice(value, kind, path)
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise _wrong_type(value, kind, path)
+    return _finite(value, path) if kind is float else value
+
+
+def _read_union(value: object, kinds: Sequence[Any], union: Any, path: str) -> Any:
+    """The first of the union's types that fits."""
+    if value is None and types.NoneType in kinds:
+        return None
+    kinds = [kind for kind in kinds if kind is not types.NoneType]
+    if len(kinds) == 1:
+        return read_value(value, kinds[0], path)
+    for kind in kinds:
+        try:
+            return read_value(value, kind, path)
+        except _WrongType:
+            continue
+    raise _wrong_type(value, union, path)
+
+
+def _read_tuple(value: object, kind: Any, path: str) -> tuple:
+    inner = get_args(kind)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise _wrong_type(value, kind, path)
+    if inner[-1] is Ellipsis:
+        inner = (inner[0],) * len(value)
+    if len(inner) != len(value):
+        raise _wrong_type(value, kind, path)
+    try:
+        return tuple(read_value(item, item_kind, path) for item, item_kind in zip(value, inner, strict=True))
+    except _WrongType:
+        raise _wrong_type(value, kind, path) from None
+
+
+def _read_choice(value: object, kind: type[Enum], path: str) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise _WrongType(f"{path}: expected {_name(kind)}, found {value!r}") from None
+
+
+def _finite(value: Any, path: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        number = math.inf
+    require(math.isfinite(number), f"{path}: expected a finite float, found {value!r:.40}")
+    return number
+
+
+def _wrong_type(value: object, kind: Any, path: str) -> _WrongType:
+    return _WrongType(f"{path}: expected {_name(kind)}, found {value!r} (wrong type)")
+
+
+def _name(kind: Any, plural: bool = False) -> str:
+    """A type as messages say it: `int`, `a list of int`, `one of off, report`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(part) for part in inner if part is not types.NoneType)
+    if origin is tuple:
+        size = "" if inner[-1] is Ellipsis else f"{len(inner)} "
+        return f"{'lists' if plural else 'a list'} of {size}{_name(inner[0], plural=True)}"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(str(member.value) for member in kind)}"
+    return "a JSON object" if _is_record(kind) else kind.__name__
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind)
+
+
+@lru_cache(maxsize=256)
+def _types_of(cls: type) -> dict[str, Any]:
+    """Field name to type; annotations that are text are resolved in the record's own module."""
+    return get_type_hints(cls)
+
+
+# ---- checks that records share ----
+
+
 def require(ok: bool, message: str) -> None:
+    """Raise `ConfigError` with this message unless `ok`."""
     if not ok:
         raise ConfigError(message)
 
 
-def read_record(cls, data: object, path: str, nested: Mapping[str, type] = MappingProxyType({})):
-    """Fill the frozen record `cls` from a JSON object, refusing what it does not know."""
-    require(isinstance(data, dict), f"{path}: expected a JSON object, found {type(data).__name__}")
-    known = {f.name: f for f in fields(cls)}
-    unknown = sorted(set(data) - set(known) - INERT_KEYS)
-    require(not unknown, f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    absent = sorted(needed - set(data))
-    require(not absent, f"{path}: missing key {', '.join(absent)}; the published config.json has it")
-    values = {}
-    for name, value in data.items():
-        if name in known:
-            values[name] = typed(value, known[name].type, f"{path}.{name}", nested)
-    return cls(**values)
-
-
-def typed(value, kind, path: str, nested: Mapping[str, type] = MappingProxyType({})):
-    """One value checked against the annotation of its field; nested records are read recursively."""
-    if kind in nested:
-        return read_record(nested[kind], value, path)
-    if value is None and kind.endswith("| None"):
-        return None
-    kind = kind.removesuffix(" | None")
-    if kind == "int":
-        ok = isinstance(value, int) and not isinstance(value, bool)
-    elif kind == "float":
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        value = float(value) if ok else value
-    elif kind == "str":
-        ok = isinstance(value, str)
-    elif kind == "bool":
-        ok = isinstance(value, bool)
-    else:  # "object": checked by the record itself
-        ok = True
-    require(ok, f"{path}: expected {kind}, found {value!r}")
-    return value
-
-
-def fill(cls, data: object, path: str):
-    """Fill the frozen record `cls` from a mapping, refusing what it does not know."""
-    require(isinstance(data, dict), f"{path}: expected a mapping, found {type(data).__name__}")
-    known = {f.name: f for f in fields(cls)}
-    unknown = sorted(str(k) for k in set(data) - set(known))
-    require(not unknown, f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    absent = sorted({n for n, f in known.items() if f.default is MISSING} - set(data))
-    require(not absent, f"{path}: missing key {', '.join(absent)}; the published file has it")
-    return cls(**{n: typed(value, known[n].type, f"{path}.{n}") for n, value in data.items()})
-
-
-def require_positive(record, path: str, names: tuple[str, ...]) -> None:
+def require_positive(record: object, path: str, names: Iterable[str]) -> None:
+    """Raise `ConfigError` unless these fields are above 0; a tuple needs at least one entry, all of them above 0."""
     for name in names:
         value = getattr(record, name)
-        require(value > 0, f"{path}.{name}: must be positive, found {value}")
+        require(_positive(value), f"{path}.{name}: must be positive, found {value}")
 
 
-def require_only(record, path: str, allowed: dict) -> None:
+def _positive(value: Any) -> bool:
+    return all(map(_positive, value)) and len(value) > 0 if isinstance(value, tuple) else value > 0
+
+
+def require_only(record: object, path: str, allowed: Mapping[str, object]) -> None:
+    """Raise `ConfigError` unless each of these fields has the one value that is supported."""
     for name, value in allowed.items():
         found = getattr(record, name)
         require(found == value, f"{path}.{name}: only {value!r} is supported, found {found!r}")
-
-
-def whole_numbers(value, depth: int, path: str) -> None:
-    """Raise unless `value` is a tuple of positive whole numbers, or of such tuples for a depth of two."""
-    require(isinstance(value, tuple) and len(value) > 0, f"{path}: expected a list, found {value!r}")
-    for item in value:
-        if depth > 1:
-            whole_numbers(item, depth - 1, path)
-        else:
-            ok = type(item) is int and item > 0
-            require(ok, f"{path}: expected a list of positive whole numbers, found {value!r}")
-
-
-def tuples(value):
-    return tuple(tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def known_keys(data: object, cls: type, path: str, extra: Sequence[str] = ()) -> dict:
-    """`data` if it is an object whose keys are all fields of `cls` (or in `extra`)."""
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{path}: expected an object, found {data!r}")
-    names = {f.name for f in fields(cls)} | set(extra)
-    unknown = sorted(set(data) - names)
-    if unknown:
-        raise ConfigError(f"{path}: unknown key {', '.join(map(str, unknown))}; known are {', '.join(sorted(names))}")
-    return dict(data)
-
-
-def build_record(cls: type, values: dict, path: str):
-    """cls(**values), with a value of a wrong type reported under its path."""
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(f"{path}: a value has the wrong type ({error})") from None
-
-
-def tuple_of(values: object, kind: type, name: str) -> tuple:
-    if (
-        isinstance(values, (str, bytes))
-        or not isinstance(values, Sequence | range)
-        or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
-    ):
-        raise ConfigError(f"{name}: expected a list of {kind.__name__}, found {values!r}")
-    return tuple(values)

@@ -12,7 +12,7 @@ from ..models.token2wav.campplus import COUNTER, SpeakerConfig, SpeakerEncoder
 from ..models.token2wav.flow import Flow, FlowConfig
 from ..models.token2wav.hift import Hift, HiftConfig
 from ..models.token2wav.speech_tokenizer import S3Config, S3Tokenizer
-from ..schema import fill, tuples
+from ..schema import read_record
 from .layout import SPEAKING, Shape
 from .s3_layout import s3_kernels, s3_layout
 from .speaker_layout import speaker_kernels, speaker_layout
@@ -25,12 +25,8 @@ Config = S3Config | SpeakerConfig | FlowConfig | HiftConfig
 
 def read_config(component: str, data: object, path: str) -> Config:
     """The config of one component from a mapping; `ConfigError`, opened by `path`, where it has other keys."""
-    if component == "flow":
-        return FlowConfig.from_dict(data, path)
-    if component == "hift":
-        return HiftConfig.from_dict(data, path)
-    data = {k: tuples(v) for k, v in data.items()} if isinstance(data, dict) else data
-    return fill(S3Config if component == "tokenizer" else SpeakerConfig, data, path)
+    kinds = {"tokenizer": S3Config, "speaker": SpeakerConfig, "flow": FlowConfig, "hift": HiftConfig}
+    return read_record(kinds[component], data, path)
 
 
 def build(config: Config) -> nn.Module:

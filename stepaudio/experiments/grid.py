@@ -18,7 +18,7 @@ from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError
 from ..evaluation.manifest import Clip, read_manifest
 from ..models.kv_cache import CachePolicy
-from ..schema import build_record, known_keys, tuple_of
+from ..schema import read_record, read_value, require_keys
 from ..text.prompts import ASR_SYSTEM
 
 NO_DEFECT = "none"
@@ -34,23 +34,20 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
     Keys: "base" (default "planned"), fields of `Sampling`, and penalty names, which change text and audio alike
     before "text", "audio" and "escape" change their own. No "seed": the grid's seeds set it.
     """
+    if isinstance(spec, Sampling):
+        return spec
     if isinstance(spec, str):
         return Sampling.named(spec)
     penalties = {f.name for f in fields(Penalties)}
-    spec = known_keys(spec, Sampling, path, ["base", *penalties])
+    spec = require_keys(spec, {"base", *penalties, *(f.name for f in fields(Sampling))}, path)
     if spec.get("seed", 0) != 0:
         raise ConfigError(f"{path}.seed: seeds belong to the grid, found {spec['seed']!r} in a setting")
     start = Sampling.named(spec.pop("base", "planned"))
-    own = {kind: spec.pop(kind) for kind in ("text", "audio", "escape") if kind in spec}
-    try:
-        start = start.override(spec)
-    except TypeError as error:
-        raise ConfigError(f"{path}: a value has the wrong type ({error})") from None
-    for kind, changes in own.items():
-        changes = known_keys(changes, Penalties, f"{path}.{kind}")
-        merged = build_record(Penalties, asdict(getattr(start, kind)) | changes, f"{path}.{kind}")
-        start = replace(start, **{kind: merged})
-    return start
+    shared = {name: spec.pop(name) for name in penalties if name in spec}
+    if shared:
+        both = {kind: read_record(Penalties, shared, path, start=getattr(start, kind)) for kind in ("text", "audio")}
+        start = replace(start, **both)
+    return read_record(Sampling, spec, path, start=start)
 
 
 @dataclass(frozen=True)
@@ -79,13 +76,7 @@ class Setting:
         """Read the JSON shape; what is not said stays at its default."""
         if isinstance(spec, Setting):
             return spec
-        values = known_keys(spec, cls, path)
-        if "sampling" in values and not isinstance(values["sampling"], Sampling):
-            values["sampling"] = sampling_from(values["sampling"], f"{path}.sampling")
-        if "cache" in values and not isinstance(values["cache"], CachePolicy):
-            cache = known_keys(values["cache"], CachePolicy, f"{path}.cache")
-            values["cache"] = build_record(CachePolicy, cache, f"{path}.cache")
-        return cls(**values)
+        return read_record(cls, spec, path, readers={Sampling: sampling_from})
 
     def to_dict(self) -> dict:
         """Every value spelled out, defaults too, so that it means the same after a default changes."""
@@ -133,8 +124,8 @@ class Grid:
         if not isinstance(self.settings, Mapping):
             raise ConfigError(f"settings: expected an object of name to setting, found {self.settings!r}")
         put("settings", {str(n): Setting.of(s, f"settings.{n}") for n, s in self.settings.items()})
-        put("seeds", tuple_of(self.seeds, int, "seeds"))
-        put("defects", tuple_of(self.defects, str, "defects"))
+        put("seeds", read_value(self.seeds, tuple[int, ...], "seeds"))
+        put("defects", read_value(self.defects, tuple[str, ...], "defects"))
         self._check()
 
     def _check(self) -> None:
@@ -181,7 +172,7 @@ class Grid:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path}: not readable as JSON ({error})") from None
-        data = known_keys(data, cls, path.name)
+        data = require_keys(data, (f.name for f in fields(cls)), path.name)
         absent = {"clips", "settings"} - set(data)
         if absent:
             raise ConfigError(f"{path.name}: missing key {', '.join(sorted(absent))}")

@@ -18,12 +18,10 @@ import numpy as np
 
 from ..constants import MAX_CACHE_LEN
 from ..errors import AudioError, ConfigError, PromptError
-from ..schema import read_record, require
+from ..schema import INERT_KEYS, read_record, require
 from .decoder import Decoder, TextConfig
 from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
 from .tap import Tap, no_tap
-
-NESTED = {"TextConfig": TextConfig, "AudioEncoderConfig": AudioEncoderConfig}
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class StepAudioConfig:
     @classmethod
     def from_dict(cls, data: dict, name: str = "config.json") -> StepAudioConfig:
         """Read the parsed JSON; `name` opens every error message."""
-        return read_record(cls, data, name, NESTED)
+        return read_record(cls, data, name, ignored=INERT_KEYS, advice="the published config.json has it")
 
     @classmethod
     def from_file(cls, path: str | Path) -> StepAudioConfig:

@@ -127,7 +127,7 @@ def test_setting_comes_back_from_its_own_json():
         ({"max_tokens": 0}, "at least 1"),
         ({"on_loop": "cry"}, "on_loop"),
         ({"downmix": "left"}, "downmix"),
-        ([], "an object"),
+        ([], "a JSON object"),
         ({"cache": {"sinks": "few"}}, "wrong type|sinks"),
     ],
 )

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import AudioError, ConfigError
+from ...errors import AudioError
+from ...schema import require, require_positive
 from ..tap import Tap, no_tap
 from .layers import SpreadConv1d
 
@@ -43,13 +44,15 @@ class SpeakerConfig:
     seg_pool: int = 100
 
     def __post_init__(self):
-        for f in fields(self):
-            if f.name != "blocks" and getattr(self, f.name) <= 0:
-                raise ConfigError(f"speaker encoder: {f.name} must be positive, found {getattr(self, f.name)}")
-        if self.feat_dim % BAND_STRIDE:
-            raise ConfigError(f"speaker encoder: feat_dim {self.feat_dim} is not a multiple of {BAND_STRIDE}")
-        if not self.blocks or any(len(b) != 3 or min(b) <= 0 or b[1] % 2 == 0 for b in self.blocks):
-            raise ConfigError(f"speaker encoder: blocks must hold (layers, odd kernel, dilation), found {self.blocks}")
+        require_positive(self, "speaker encoder", (f.name for f in fields(self)))
+        require(
+            self.feat_dim % BAND_STRIDE == 0,
+            f"speaker encoder: feat_dim {self.feat_dim} is not a multiple of {BAND_STRIDE}",
+        )
+        require(
+            all(len(block) == 3 and block[1] % 2 == 1 for block in self.blocks),
+            f"speaker encoder: blocks must hold (layers, odd kernel, dilation), found {self.blocks}",
+        )
 
     @property
     def bn_channels(self) -> int:

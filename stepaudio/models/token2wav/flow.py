@@ -16,10 +16,10 @@ import mlx.nn as nn
 import numpy as np
 
 from ...errors import ConfigError, DecodeError
-from ...schema import fill, require, require_only, require_positive
+from ...schema import read_record, require_only, require_positive
 from ..tap import Tap, no_tap
 from .conformer import ConformerConfig, ConformerState, UpsampleConformer
-from .dit import BlockState, DitConfig, DitState
+from .dit import BlockState, DitState
 from .flow_matching import CausalConditionalCFM, CfmConfig
 from .noise import Noise, noise_frames
 
@@ -44,19 +44,9 @@ class FlowConfig:
         )
 
     @classmethod
-    def from_dict(cls, data: dict, name: str = "flow") -> FlowConfig:
+    def from_dict(cls, data: object, name: str = "flow") -> FlowConfig:
         """Read nested mappings (without tags); `name` opens every error message."""
-        require(isinstance(data, dict), f"{name}: expected a mapping, found {type(data).__name__}")
-        data = dict(data)
-        if "encoder" in data:
-            data["encoder"] = fill(ConformerConfig, data["encoder"], f"{name}.encoder")
-        if "decoder" in data:
-            decoder = data["decoder"]
-            if isinstance(decoder, dict) and "estimator" in decoder:
-                estimator = fill(DitConfig, decoder["estimator"], f"{name}.decoder.estimator")
-                decoder = {**decoder, "estimator": estimator}
-            data["decoder"] = fill(CfmConfig, decoder, f"{name}.decoder")
-        return fill(cls, data, name)
+        return read_record(cls, data, name)
 
 
 class Prompt(NamedTuple):

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...errors import DecodeError
-from ...schema import fill, require, require_positive, tuples, whole_numbers
+from ...schema import read_record, require, require_positive
 from ..tap import Tap, no_tap
 from .layers import Conv1d, ConvTranspose1d, overlap_add
 from .noise import Noise, noise_frames
@@ -63,14 +63,8 @@ class HiftConfig:
     magnitude_clip: float = 100.0
 
     def __post_init__(self):
-        require_positive(
-            self,
-            "hift",
-            ("in_channels", "base_channels", "f0_cond_channels", "sampling_rate", "audio_limit", "magnitude_clip"),
-        )
-        for field in fields(self):
-            if field.type.startswith("tuple"):
-                whole_numbers(getattr(self, field.name), field.type.count("tuple"), f"hift.{field.name}")
+        sizes = [f.name for f in fields(self) if f.name.endswith(("_channels", "_rates", "_sizes"))]
+        require_positive(self, "hift", (*sizes, "sampling_rate", "audio_limit", "magnitude_clip"))
         require(self.sampling_rate != 22_050, "hift: at 22050 Hz the reference has another source; not supported")
         stages = len(self.upsample_rates)
         require(
@@ -113,13 +107,9 @@ class HiftConfig:
         return tuple(prod(self.upsample_rates[i + 1 :]) for i in range(len(self.upsample_rates)))
 
     @classmethod
-    def from_dict(cls, data: dict, name: str = "hift") -> HiftConfig:
+    def from_dict(cls, data: object, name: str = "hift") -> HiftConfig:
         """Read a mapping with this record's keys; lists become tuples. Absent keys keep the published values."""
-        require(isinstance(data, dict), f"{name}: expected a mapping, found {type(data).__name__}")
-        data = {k: tuples(v) for k, v in data.items()}
-        if "istft" in data:
-            data["istft"] = fill(IstftConfig, data["istft"], f"{name}.istft")
-        return fill(cls, data, name)
+        return read_record(cls, data, name)
 
 
 F0_LAYERS = 5

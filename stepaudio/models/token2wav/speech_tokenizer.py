@@ -16,7 +16,8 @@ import numpy as np
 
 from ...backend.ops import gelu, softmax_attention
 from ...constants import FRAMES_PER_SECOND, N_AUDIO_CODES
-from ...errors import AudioError, ConfigError
+from ...errors import AudioError
+from ...schema import require, require_positive
 from ..encoder import MultiHeadAttention, zero_past
 from ..tap import Tap, named, no_tap
 
@@ -45,18 +46,16 @@ class S3Config:
     ln_eps: float = 1e-5
 
     def __post_init__(self):
-        for f in fields(self):
-            if getattr(self, f.name) <= 0:
-                raise ConfigError(f"s3 tokenizer: {f.name} must be positive, found {getattr(self, f.name)}")
-        if self.n_audio_state % (2 * self.n_audio_head):
-            raise ConfigError(
-                f"s3 tokenizer: n_audio_state {self.n_audio_state} must be a multiple of twice "
-                f"n_audio_head {self.n_audio_head}: rotary turns pairs of channels"
-            )
-        if LEVELS**self.n_dims != self.n_codebook_size:
-            raise ConfigError(
-                f"s3 tokenizer: n_codebook_size must be a power of {LEVELS}, found {self.n_codebook_size}"
-            )
+        require_positive(self, "s3 tokenizer", (f.name for f in fields(self)))
+        require(
+            self.n_audio_state % (2 * self.n_audio_head) == 0,
+            f"s3 tokenizer: n_audio_state {self.n_audio_state} must be a multiple of twice n_audio_head "
+            f"{self.n_audio_head}: rotary turns pairs of channels",
+        )
+        require(
+            LEVELS**self.n_dims == self.n_codebook_size,
+            f"s3 tokenizer: n_codebook_size must be a power of {LEVELS}, found {self.n_codebook_size}",
+        )
 
     @property
     def n_dims(self) -> int:
