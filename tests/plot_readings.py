@@ -1,6 +1,6 @@
 """What a test reads off matplotlib Axes."""
 
-from matplotlib.colors import to_rgb
+from stepaudio.viz.style import ALERT
 
 
 def legend(ax):
@@ -13,10 +13,13 @@ def image(ax):
 
 def bar_label(ax):
     """What the shades mean: the label of the only other axes of the figure that has no x label."""
-    return [a.get_ylabel() for a in ax.figure.axes if a.get_label() == "<colorbar>"][0]
+    return next(a.get_ylabel() for a in ax.figure.axes if a.get_label() == "<colorbar>")
 
 
 def is_grey(ax):
+    """Whether all is grey but what may be `ALERT`: that red is for marks of a shape of their own."""
+    from matplotlib.colors import to_rgb
+
     lines = [
         c
         for line in ax.get_lines()
@@ -24,7 +27,9 @@ def is_grey(ax):
         if c != "none"
     ]
     patches = [p.get_facecolor()[:3] for p in ax.patches if p.get_fill()]
-    patches += [p.get_edgecolor()[:3] for p in ax.patches]
+    patches += [p.get_edgecolor()[:3] for p in ax.patches if p.get_linewidth()]
     shaded = [m for m in (*ax.images, *ax.collections) if m.get_array() is not None]
     maps = [m.cmap(x)[:3] for m in shaded for x in (0.0, 0.5, 1.0)]
-    return all(len({round(v, 6) for v in to_rgb(c)}) == 1 for c in (*lines, *patches, *maps))
+    found = [tuple(round(v, 6) for v in to_rgb(c)) for c in (*lines, *patches, *maps)]
+    red = tuple(round(v, 6) for v in to_rgb(ALERT))
+    return all(len(set(c)) == 1 or c == red for c in found)

@@ -1,37 +1,41 @@
-"""Pictures of a speech model at work. Functions take arrays and return matplotlib Axes.
+"""Figures of a speech model at work: `from stepaudio import viz; viz.mel("a.wav")`.
 
-The caller gives the title; every axis carries its unit; every picture can be read in grey. Sound and attention are
-in `plots_audio`, runs in `plots_runs`, weights in `plots_weights`, speech in `plots_speaking`; this module only
-gathers them.
+Functions take a recording or arrays and return matplotlib Axes. Every axis carries its unit, titles are the caller's,
+and every figure can be read in grey. Sound and attention to it are in `audio`, runs in `runs`, weights in `weights`,
+synthesis in `speech`; things to click are in `widgets`. Importing this imports no matplotlib: drawing does.
 """
 
-from .audio import audio_attention, filterbanks, mel_difference, waveform_and_mel
-from .runs import loop_raster, memory, wer_against_bytes, wer_against_loops
+from .audio import audio_attention, filterbank, filterbanks, mel, mel_difference, waveform, waveform_and_mel
+from .runs import kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
 from .speech import (
-    distance_along,
-    interleave_raster,
-    noise_used,
+    flow_noise,
+    interleaving,
+    mel_distance,
     pitch_and_source,
-    stages,
     stream_timeline,
+    synthesis_stages,
     wave_difference,
 )
 from .weights import histograms, weight_map
 
 __all__ = [
     "audio_attention",
-    "distance_along",
+    "filterbank",
     "filterbanks",
+    "flow_noise",
     "histograms",
-    "interleave_raster",
-    "loop_raster",
+    "interleaving",
+    "kv_bytes",
+    "mel",
     "mel_difference",
+    "mel_distance",
     "memory",
-    "noise_used",
     "pitch_and_source",
-    "stages",
     "stream_timeline",
+    "synthesis_stages",
+    "token_raster",
     "wave_difference",
+    "waveform",
     "waveform_and_mel",
     "weight_map",
     "wer_against_bytes",

@@ -1,45 +1,157 @@
-"""Pictures of sound and of what looks at it: waveform, mel, filters, attention to audio. Seconds and hertz."""
+"""Figures of sound and of what reads it: waveform, mel, filter banks, attention to audio. Seconds and hertz."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..audio.features import log_mel
+from ..audio.filters import hz_to_mel, mel_filterbank, mel_to_hz
+from ..audio.load import load_audio
 from ..constants import FRAMES_PER_SECOND, SAMPLE_RATE
-from . import style as canvas
+from . import style
 
 MAX_POINTS = 4000  # of a waveform: beyond, minimum and maximum of each stretch are drawn
+HERTZ_TICKS = (0, 250, 500, 1000, 2000, 4000, 8000)
+MEL_LABEL = "log mel, (log10 power + 4) / 4"
+EMBEDDING_SECONDS = 0.08  # of sound that one audio embedding stands for
 
 
-def waveform_and_mel(samples: np.ndarray, mel: np.ndarray, title: str) -> tuple:
+def waveform(
+    source: Any, title: str | None = None, *, sample_rate: float | None = None, sr: float | None = None, ax: Any = None
+) -> Any:
+    """Amplitude over time.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or array
+        A file, or samples (n,) in [-1, 1], read as `load_audio` reads them.
+    title : str, optional
+        By default the name of the file.
+    sample_rate, sr : number, optional
+        Rate of an array in Hz, under either name; 16 kHz by default.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+        Seconds to the right, amplitude (full scale 1) upwards.
+
+    Raises
+    ------
+    AudioError
+        The source is no audio.
+    ConfigError
+        matplotlib is not installed.
+    """
+    samples = _samples(source, sample_rate, sr)
+    ax = style.axes(ax, 2.0)
+    _draw_waveform(ax, samples)
+    ax.set(title=_title(source, title, "waveform"), xlabel="time (s)", xlim=(0, len(samples) / SAMPLE_RATE))
+    return ax
+
+
+def mel(
+    source: Any,
+    title: str | None = None,
+    *,
+    sample_rate: float | None = None,
+    sr: float | None = None,
+    words: Sequence[tuple[str, float]] = (),
+    ax: Any = None,
+) -> Any:
+    """The log mel spectrogram that the encoder is given.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or array
+        A file, or samples (n,) in [-1, 1], read as `load_audio` reads them.
+    title : str, optional
+        By default the name of the file.
+    sample_rate, sr : number, optional
+        Rate of an array in Hz, under either name; 16 kHz by default.
+    words : sequence of (str, float)
+        Words to write above the figure, each with the second at which it was said.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+        Seconds to the right, hertz upwards, evenly spaced on Slaney's mel scale; darker is louder. Lines drawn into
+        it with hertz as y, such as a pitch, stand where they belong.
+
+    Raises
+    ------
+    AudioError
+        The source is no audio.
+    ConfigError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> viz.mel("a.wav").figure.savefig("a.png")  # doctest: +SKIP
+    """
+    samples = _samples(source, sample_rate, sr)
+    ax = style.axes(ax, 3.4 if words else 3.0)
+    drawn = _draw_mel(ax, log_mel(samples))
+    ax.set(xlabel="time (s)", xlim=(0, len(samples) / SAMPLE_RATE))
+    style.color_bar(drawn, ax, MEL_LABEL)
+    _write_words(ax, words)
+    ax.set_title(_title(source, title, "log mel spectrogram"), pad=34 if words else None)
+    return ax
+
+
+def waveform_and_mel(
+    source: Any, mel: np.ndarray | None = None, title: str | None = None, *, sample_rate: float | None = None
+) -> tuple[Any, Any]:
     """A recording and its log mel, one above the other on one axis of seconds.
 
     Parameters
     ----------
-    samples : (n,) at 16 kHz, in [-1, 1]
-    mel : (n_mels, T) at 100 frames/s, as `mel.log_mel` gives it; frame t stands at t / 100 s
+    source : str, os.PathLike or array
+        A file, or samples (n,) in [-1, 1], read as `load_audio` reads them.
+    mel : np.ndarray, optional
+        (n_mels, T) at 100 frames/s, frame t at t / 100 s; by default what the encoder is given of `source`.
+    title : str, optional
+        By default the name of the file.
+    sample_rate : number, optional
+        Rate of an array in Hz; 16 kHz by default.
 
     Returns
     -------
     (Axes, Axes)
         Waveform and mel.
     """
-    canvas.need(
-        samples.ndim == 1 and mel.ndim == 2,
-        f"expected samples (n,) and a mel (n_mels, T), found {samples.shape} and {mel.shape}",
-    )
-    wave, image = canvas.stacked(2, 4.5, (1, 2))
-    wave.plot(*outline(samples, SAMPLE_RATE), color=canvas.DARK, linewidth=0.6)
-    wave.set_ylabel("amplitude\n(full scale 1)")
-    wave.set_title(title)
-    drawn = image.imshow(
-        mel, origin="lower", aspect="auto", cmap=canvas.IMAGE, interpolation="nearest", extent=_mel_extent(mel)
-    )
-    image.set(xlabel="time (s)", ylabel="mel band (number)")
-    image.set_xlim(0, max(len(samples) / SAMPLE_RATE, mel.shape[1] / FRAMES_PER_SECOND))
-    canvas.shade(drawn, [wave, image], "log mel, (log10 power + 4) / 4")
+    samples = _samples(source, sample_rate, None)
+    spectrogram = log_mel(samples) if mel is None else mel
+    style.need(spectrogram.ndim == 2, f"expected a mel (n_mels, T), found {spectrogram.shape}")
+    wave, image = style.stacked(2, 4.5, (1, 2))
+    _draw_waveform(wave, samples)
+    wave.set_title(_title(source, title, "waveform and log mel"))
+    drawn = _draw_mel(image, spectrogram)
+    image.set(xlabel="time (s)", xlim=(0, max(len(samples) / SAMPLE_RATE, spectrogram.shape[1] / FRAMES_PER_SECOND)))
+    style.color_bar(drawn, [wave, image], MEL_LABEL)
     return wave, image
+
+
+def _samples(source: Any, sample_rate: float | None, sr: float | None) -> np.ndarray:
+    return load_audio(source, sample_rate=sample_rate if sr is None else sr)
+
+
+def _title(source: Any, title: str | None, otherwise: str) -> str:
+    if title is not None:
+        return title
+    return style.plain(os.path.basename(source)) if isinstance(source, (str, os.PathLike)) else otherwise
+
+
+def _draw_waveform(ax: Any, samples: np.ndarray) -> None:
+    ax.plot(*outline(samples, SAMPLE_RATE), color=style.DARK, linewidth=0.6)
+    ax.set_ylabel("amplitude\n(full scale 1)")
 
 
 def outline(samples: np.ndarray, rate: int, start: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,129 +159,241 @@ def outline(samples: np.ndarray, rate: int, start: float = 0.0) -> tuple[np.ndar
     step = -(-2 * len(samples) // MAX_POINTS)
     if step < 2:
         return start + np.arange(len(samples)) / rate, samples
-    pieces = np.split(samples, range(step, len(samples), step))
-    values = np.array([(p.min(), p.max()) for p in pieces]).ravel()
-    return start + np.repeat(np.arange(len(pieces)) * step / rate, 2), values
+    stretches = np.split(samples, range(step, len(samples), step))
+    values = np.array([(s.min(), s.max()) for s in stretches]).ravel()
+    return start + np.repeat(np.arange(len(stretches)) * step / rate, 2), values
 
 
-def _mel_extent(mel: np.ndarray) -> tuple[float, float, float, float]:
-    """Edges so that frame t is centred on t / 100 s and band b on b."""
-    half = 0.5 / FRAMES_PER_SECOND
-    return -half, mel.shape[1] / FRAMES_PER_SECOND - half, -0.5, mel.shape[0] - 0.5
+def _draw_mel(ax: Any, values: np.ndarray, **looks: Any) -> Any:
+    """A mel of 16 kHz audio as a mesh: frame t is centred on t / 100 s, a band on the peak of its filter."""
+    x = (np.arange(values.shape[1] + 1) - 0.5) / FRAMES_PER_SECOND
+    mesh = ax.pcolormesh(x, mel_band_edges(values.shape[0]), values, **{"cmap": style.IMAGE, **looks})
+    hertz_axis(ax)
+    return mesh
 
 
-def filterbanks(banks: Mapping[str, np.ndarray], title: str, *, every: int = 8):
-    """Filters over frequency, one line pattern for each bank, every so-many-th filter of it.
+def mel_band_edges(n_mels: int, fmax: float = SAMPLE_RATE / 2) -> np.ndarray:
+    """(n_mels + 1,) Hz between the bands of `mel_filterbank`, halfway on the mel scale from peak to peak."""
+    return mel_to_hz((np.arange(n_mels + 1) + 0.5) * hz_to_mel(fmax) / (n_mels + 1))
+
+
+def hertz_axis(ax: Any) -> None:
+    """Hertz upwards, spaced as Slaney's mel scale spaces them."""
+    low, high = ax.get_ylim()
+    ax.set_yscale("function", functions=(hz_to_mel, mel_to_hz))
+    ticks = [t for t in HERTZ_TICKS if t <= 1.05 * high]
+    ax.set_yticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+    ax.set(ylabel="frequency (Hz, mel scale)", ylim=(low, high))
+
+
+def _write_words(ax: Any, words: Sequence[tuple[str, float]]) -> None:
+    """Above the axes, on two levels in turn, each over a thin line at its second."""
+    for i, (word, second) in enumerate(words):
+        ax.axvline(second, color=style.ALERT, linewidth=0.8, linestyle=":")
+        ax.annotate(
+            style.plain(word),
+            (second, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2 + 13 * (i % 2)),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
+
+
+def filterbank(bank: np.ndarray | None = None, title: str | None = None, **options: Any) -> Any:
+    """Every filter of one bank over frequency; by default the bank of the model's own front end.
 
     Parameters
     ----------
-    banks : name -> (n_mels, n_fft // 2 + 1) for 16 kHz; each is drawn relative to its highest value, which the
-        legend tells
-    every : >= 1
+    bank : np.ndarray, optional
+        (n_mels, n_fft // 2 + 1) for 16 kHz.
+    title : str, optional
+        By default says which bank it is.
+    **options
+        `hertz`, as in `filterbanks`.
 
     Returns
     -------
     Axes
     """
-    canvas.need(
-        1 <= len(banks) <= len(canvas.LINES) and every >= 1,
-        f"filterbanks: expected 1 to {len(canvas.LINES)} and every >= 1, found {len(banks)} and {every}",
-    )
-    ax = canvas.axes()
-    for (name, bank), line, color in zip(banks.items(), canvas.LINES, canvas.SHADES, strict=False):
-        hertz, top = np.linspace(0, SAMPLE_RATE / 2, bank.shape[1]), bank.max()
-        for i, filter_ in enumerate(bank[::every]):
-            ax.plot(
-                hertz,
-                filter_ / top,
-                line,
-                color=color,
-                linewidth=1,
-                label=f"{name} (highest {top:.3g}, {_empty(bank)})" if i == 0 else None,
-            )
-    ax.set(title=title, xlabel="frequency (Hz)", ylabel="weight / highest of the bank")
-    ax.set(xlim=(0, SAMPLE_RATE / 2), ylim=(0, 1.4))  # room for the legend
-    ax.legend(loc="upper right")
+    own = bank is None
+    name = "mel filters of the encoder" if own else "filters"
+    (ax,) = filterbanks({name: mel_filterbank() if bank is None else bank}, title or name, **options)
     return ax
 
 
-def _empty(bank: np.ndarray) -> str:
-    n = int(np.count_nonzero(bank.max(axis=1) == 0))
-    return f"{n} of {len(bank)} filters empty"
+def filterbanks(
+    banks: Mapping[str, np.ndarray], title: str, *, hertz: tuple[float, float] = (0, SAMPLE_RATE / 2)
+) -> list[Any]:
+    """Every filter of every bank over frequency, one panel a bank; filters without any weight are marked.
+
+    Parameters
+    ----------
+    banks : mapping of str to np.ndarray
+        Name -> (n_mels, n_fft // 2 + 1) for 16 kHz; each is drawn relative to its highest weight, which the legend
+        gives.
+    title : str
+        Above the first panel.
+    hertz : (float, float)
+        Frequencies to show, within 0 to 8000 Hz; the legend counts the filters that peak there.
+
+    Returns
+    -------
+    list of Axes
+        A dot is one bin of the transform. An empty filter is a red cross, between the peaks of its neighbours.
+
+    Raises
+    ------
+    ConfigError
+        No bank, more than four, or frequencies out of order.
+    """
+    low, high = hertz
+    style.need(
+        1 <= len(banks) <= len(style.LINES) and 0 <= low < high <= SAMPLE_RATE / 2,
+        f"filterbanks: expected 1 to {len(style.LINES)} banks and 0 <= low < high <= {SAMPLE_RATE // 2} Hz, "
+        f"found {len(banks)} and {hertz}",
+    )
+    panels = style.stacked(len(banks), 1.0 + 1.7 * len(banks))
+    for ax, (name, bank) in zip(panels, banks.items(), strict=True):
+        _draw_filters(ax, name, bank, low, high)
+    panels[0].set_title(title)
+    panels[-1].set_xlabel("frequency (Hz)")
+    return panels
+
+
+def _draw_filters(ax: Any, name: str, bank: np.ndarray, low: float, high: float) -> None:
+    bins, (peaks, empty) = np.linspace(0, SAMPLE_RATE / 2, bank.shape[1]), _peaks(bank)
+    shown = np.flatnonzero((peaks >= low) & (peaks <= high))
+    full = [i for i in shown if i not in empty]
+    shades, dots = (style.DARK, style.MIDDLE), "." if high - low <= 1000 else ""
+    for i in full:
+        ax.plot(bins, bank[i] / bank.max(), color=shades[i % 2], linewidth=0.9, marker=dots, markersize=4)
+    label = f"{len(full)} of {len(bank)} filters\n(highest {bank.max():.3g})"
+    if full:
+        ax.get_lines()[0].set_label(label)
+    marked = [i for i in empty if i in shown]
+    if marked:
+        numbers = ", ".join(map(str, marked[:8])) + (" …" if len(marked) > 8 else "")
+        ax.plot(
+            peaks[marked],
+            np.zeros(len(marked)),
+            "X",
+            color=style.ALERT,
+            markersize=9,
+            clip_on=False,
+            zorder=3,
+            label=f"{len(marked)} empty filters:\n{numbers}",
+        )
+    ax.set(xlim=(low, high), ylim=(0, 1.05), ylabel=f"{name}\nweight / highest")
+    style.legend(ax)
+
+
+def _peaks(bank: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Hz at which each filter is highest (of an empty one: between its neighbours), and the numbers of empty ones."""
+    full = np.flatnonzero(bank.max(axis=1) > 0)
+    at = bank[full].argmax(axis=1) * (SAMPLE_RATE / 2) / (bank.shape[1] - 1)
+    numbers = np.arange(len(bank))
+    padded = np.concatenate([[-1], full, [len(bank)]]), np.concatenate([[0], at, [SAMPLE_RATE / 2]])
+    peaks = np.interp(numbers, *padded)
+    return peaks, sorted(set(numbers.tolist()) - set(full.tolist()))
 
 
 def mel_difference(
-    first: np.ndarray, second: np.ndarray, title: str, *, names: Sequence[str] = ("first", "second"), ax=None
-):
+    first: np.ndarray, second: np.ndarray, title: str, *, names: Sequence[str] = ("first", "second"), ax: Any = None
+) -> Any:
     """Where two front ends disagree: first minus second, over the frames that both have.
 
     Parameters
     ----------
-    first, second : (n_mels, T) at 100 frames/s, T may differ
-    names : of the two
+    first, second : np.ndarray
+        (n_mels, T) at 100 frames/s; T may differ.
+    title : str
+        Above the figure.
+    names : (str, str)
+        Of the two.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        Dark where the first is higher, light where the second is, mid-grey where they agree.
+        White where they agree, red where the first is higher, blue and dotted where the second is.
+
+    Raises
+    ------
+    ConfigError
+        The mels have different numbers of bands.
     """
-    canvas.need(
+    style.need(
         first.ndim == second.ndim == 2 and len(first) == len(second),
         f"mel difference: expected two mels of as many bands, found {first.shape} and {second.shape}",
     )
     frames = min(first.shape[1], second.shape[1])
     difference = first[:, :frames] - second[:, :frames]
     bound = float(np.abs(difference).max()) or 1.0
-    ax = canvas.axes(ax)
-    drawn = ax.imshow(
-        difference,
-        origin="lower",
-        aspect="auto",
-        cmap=canvas.IMAGE,
-        vmin=-bound,
-        vmax=bound,
-        interpolation="nearest",
-        extent=_mel_extent(difference),
-    )
-    ax.set(title=title, xlabel="time (s)", ylabel="mel band (number)")
-    canvas.shade(drawn, ax, f"{names[0]} - {names[1]}\n(log mel, 1 = 40 dB)")
+    ax = style.axes(ax)
+    drawn = _draw_mel(ax, difference, cmap=style.DIVERGING, vmin=-bound, vmax=bound)
+    if difference.min() < 0 and min(difference.shape) > 1:
+        edges = mel_band_edges(len(difference))
+        middles = mel_to_hz((hz_to_mel(edges[:-1]) + hz_to_mel(edges[1:])) / 2)
+        limits = ax.get_xlim(), ax.get_ylim()
+        style.hatch_negative(ax, np.arange(frames) / FRAMES_PER_SECOND, middles, difference, bound)
+        ax.set(xlim=limits[0], ylim=limits[1])
+    ax.set(title=title, xlabel="time (s)")
+    style.color_bar(drawn, ax, f"{names[0]} - {names[1]}\n(log mel, 1 = 40 dB)\ndotted: below 0")
     return ax
 
 
-def audio_attention(weights: np.ndarray, seconds: np.ndarray, words: Sequence[str], title: str, *, ax=None):
-    """Which audio was being read when each id was written: one row an id, the most read 80 ms marked.
+def audio_attention(
+    weights: np.ndarray, seconds: np.ndarray, tokens: Sequence[str], title: str, *, ax: Any = None
+) -> Any:
+    """How strongly each token attended to each 80 ms of audio: one row a token, the highest weight marked.
 
     Parameters
     ----------
-    weights : (ids, audio rows), at least 0; each row is drawn relative to its highest
-    seconds : (audio rows,) at which each row of 80 ms begins
-    words : what each id says
+    weights : np.ndarray
+        (tokens, audio embeddings), at least 0; each row is drawn relative to its highest.
+    seconds : np.ndarray
+        (audio embeddings,) at which each 80 ms begin.
+    tokens : sequence of str
+        Their texts.
+    title : str
+        Above the figure.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        Time to the right, ids downwards in the order of writing.
+        Time to the right, tokens downwards in the order of generation.
+
+    Raises
+    ------
+    ConfigError
+        Weights, seconds and tokens do not fit together.
     """
-    canvas.need(
-        weights.shape == (len(words), len(seconds)) and weights.size > 0,
-        f"attention: expected weights ({len(words)} words, {len(seconds)} seconds), found {weights.shape}",
+    style.need(
+        weights.shape == (len(tokens), len(seconds)) and weights.size > 0,
+        f"attention: expected weights ({len(tokens)} tokens, {len(seconds)} seconds), found {weights.shape}",
     )
-    ax = canvas.axes(ax, 1.5 + 0.18 * len(words))
-    width = 0.08
+    ax = style.axes(ax, 1.5 + 0.18 * len(tokens))
     relative = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-12)
-    edges = np.append(seconds, seconds[-1] + width)
-    drawn = ax.pcolormesh(edges, np.arange(len(words) + 1) - 0.5, relative, cmap=canvas.IMAGE, vmin=0, vmax=1)
+    edges = np.append(seconds, seconds[-1] + EMBEDDING_SECONDS)
+    drawn = ax.pcolormesh(edges, np.arange(len(tokens) + 1) - 0.5, relative, cmap=style.IMAGE, vmin=0, vmax=1)
     ax.plot(
-        seconds[weights.argmax(axis=1)] + width / 2,
-        np.arange(len(words)),
+        seconds[weights.argmax(axis=1)] + EMBEDDING_SECONDS / 2,
+        np.arange(len(tokens)),
         "o",
         markersize=4,
-        color=canvas.DARK,
+        color=style.ALERT,
         markerfacecolor="white",
-        label="most read 80 ms",
+        label="highest weight",
     )
-    ax.set(title=title, xlabel="audio time (s)", ylabel="id, in order of writing", ylim=(len(words) - 0.5, -0.5))
-    ax.set_yticks(range(len(words)), [w.replace("$", r"\$") for w in words], fontsize=8)
+    ax.set(title=title, xlabel="audio time (s)", ylabel="token, in order of generation", ylim=(len(tokens) - 0.5, -0.5))
+    ax.set_yticks(range(len(tokens)), [style.plain(t) for t in tokens], fontsize=8)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    canvas.shade(drawn, ax, "attention / highest of the id")
+    style.color_bar(drawn, ax, "attention / highest of the token")
     return ax

@@ -1,180 +1,263 @@
-"""Pictures of runs: ids that go in circles, errors against loops, memory along a generation."""
+"""Figures of runs: tokens that repeat, word errors against loops and bytes, memory along a generation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..decoding.loop_detector import Loop
-from . import style as canvas
+from . import style
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
+MOST_TICKS = 16  # tokens named on an axis
 
 
-def loop_raster(ids: Sequence[int], title: str, *, loop: Loop | None = None, text_limit: int | None = None, ax=None):
-    """Every id of a run against its step; a loop shows as stripes, and the part that loops is shaded.
+def token_raster(
+    tokens: Sequence[int],
+    title: str,
+    *,
+    texts: Sequence[str] | None = None,
+    loop: Loop | None = None,
+    text_limit: int | None = None,
+    ax: Any = None,
+) -> Any:
+    """Every token of a run against its step; a repetition loop shows as parallel stripes, on a tinted ground.
 
     Parameters
     ----------
-    ids : (steps,)
-    loop : as `loops.find_loop` or a run gives it; None for a run without
-    text_limit : ids below it are text (filled marks), the others are not (open marks); None: all are text
+    tokens : sequence of int
+        (steps,) token ids.
+    title : str
+        Above the figure.
+    texts : sequence of str, optional
+        (steps,) what each token says, for the vertical axis; by default the ids are shown.
+    loop : Loop, optional
+        As `find_loop` or a run gives it; None for a run without.
+    text_limit : int, optional
+        Ids below it are text (filled marks), the others are not (open marks); by default all are text.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        Ids are drawn by their rank among those that occur, so that a stripe is one id; the ticks tell the ids.
+        A line of its own for each token that occurs, in the order of first use from the top.
+
+    Raises
+    ------
+    ConfigError
+        The run is empty, or there are not as many texts as tokens.
     """
-    canvas.need(len(ids) > 0, "loop raster: the run has no ids")
-    ids = np.asarray(ids)
-    ax = canvas.axes(ax)
-    values, rank = np.unique(ids, return_inverse=True)
+    style.need(len(tokens) > 0, "token raster: the run has no tokens")
+    style.need(
+        texts is None or len(texts) == len(tokens),
+        f"token raster: expected a text for each of {len(tokens)} tokens, found {len(texts or ())}",
+    )
+    ids = np.asarray(tokens)
+    ax = style.axes(ax)
+    _, first, of_value = np.unique(ids, return_index=True, return_inverse=True)
+    line = np.argsort(np.argsort(first))[of_value]  # of each step: rank of its token by first use
+    used = np.sort(first)  # step at which the token of each line is first used
     text = ids < (np.inf if text_limit is None else text_limit)
-    for kind, fill, label in ((text, canvas.DARK, "text id"), (~text, "white", "other id")):
+    for kind, fill, label in ((text, style.DARK, "text token"), (~text, "white", "other token")):
         if kind.any():
-            ax.plot(
-                np.flatnonzero(kind),
-                rank[kind],
-                "o",
-                markersize=4,
-                color=canvas.DARK,
-                markerfacecolor=fill,
-                label=label,
-            )
+            steps = np.flatnonzero(kind)
+            ax.plot(steps, line[kind], "o", markersize=4, color=style.DARK, markerfacecolor=fill, label=label)
     if loop is not None:
         end = loop.onset + round(loop.period * loop.repeats)
-        ax.axvspan(
-            loop.onset - 0.5,
-            end - 0.5,
-            color=canvas.LIGHT,
-            zorder=0,
-            label=f"loop: {loop.period} ids, {loop.repeats:.1f} times\nfrom step {loop.onset}",
-        )
-    shown = np.unique(np.linspace(0, len(values) - 1, min(12, len(values))).round().astype(int))
-    ax.set_yticks(shown, [str(v) for v in values[shown]])
-    ax.set(title=title, xlabel="step (ids written)", ylabel="id (those that occur, in order)")
-    canvas.legend(ax)
+        label = f"loop: {loop.period} tokens, {loop.repeats:.1f} times\nfrom step {loop.onset}"
+        ax.axvspan(loop.onset - 0.5, end - 0.5, color=style.ALERT, alpha=0.2, linewidth=0, zorder=0, label=label)
+    shown = np.unique(np.linspace(0, len(used) - 1, min(MOST_TICKS, len(used))).round().astype(int))
+    names = [*map(str, tokens)] if texts is None else [*texts]
+    ax.set_yticks(shown, [style.plain(names[s]) for s in used[shown].tolist()])
+    ax.set(title=title, xlabel="step (tokens generated)", ylabel="token, by first use", ylim=(len(used) - 0.5, -0.5))
+    style.legend(ax)
     return ax
 
 
-def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax=None):
-    """What a setting costs in words against what it saves in loops, each with its interval.
+def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax: Any = None) -> Any:
+    """Word error rate against the share of runs that loop, each with its interval.
 
     Parameters
     ----------
-    points : setting -> (loop rate, low, high, word error rate, low, high), all in shares (1 is 100 %); low and high
-        are the ends of the intervals
+    points : mapping of str to sequence of float
+        Setting -> (loop rate, low, high, word error rate, low, high), all in shares (1 is 100 %); low and high are
+        the ends of the intervals. Settings at one point share a marker, whose label names them all.
+    title : str
+        Above the figure.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        Both axes in per cent; a marker of its own for each setting.
+        Both axes in per cent; a marker of its own for each point.
+
+    Raises
+    ------
+    ConfigError
+        No points or too many, or a rate outside its interval.
     """
-    most = len(canvas.MARKERS)
-    canvas.need(1 <= len(points) <= most, f"expected 1 to {most} settings, found {len(points)}")
     for name, numbers in points.items():
         ordered = len(numbers) == 6 and all(v[1] <= v[0] <= v[2] for v in (numbers[:3], numbers[3:]))
-        canvas.need(
+        style.need(
             ordered,
             f"{name}: expected (rate, low, high) of loops, then of word errors, with "
             f"low <= rate <= high, found {numbers}",
         )
-    ax = canvas.axes(ax, 4.0)
-    for (name, numbers), marker in zip(points.items(), canvas.MARKERS, strict=False):
-        x, x_low, x_high, y, y_low, y_high = np.asarray(numbers, float) * 100
-        ax.errorbar(
-            x,
-            y,
-            xerr=[[x - x_low], [x_high - x]],
-            yerr=[[y - y_low], [y_high - y]],
-            marker=marker,
-            markersize=7,
-            color=canvas.DARK,
-            ecolor=canvas.MIDDLE,
-            markerfacecolor="white",
-            capsize=3,
-            linestyle="none",
-            label=name,
-        )
+    merged = _merged(points, len(style.MARKERS))
+    ax = style.axes(ax, 4.0)
+    for (name, numbers), marker in zip(merged.items(), style.MARKERS, strict=False):
+        _error_cross(ax, name, marker, np.asarray(numbers[:3]) * 100, np.asarray(numbers[3:]) * 100)
     ax.set(title=title, xlabel="runs that loop (%)", ylabel="word error rate (%)")
     ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.set_ylim(bottom=0)
-    canvas.legend(ax)
+    style.legend(ax)
     return ax
 
 
-def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax=None):
-    """What remembering costs in memory against what it saves in words, the error with its interval.
+def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax: Any = None) -> Any:
+    """Word error rate, with its interval, against the bytes of the key/value cache.
 
     Parameters
     ----------
-    points : setting -> (bytes held, word error rate, low, high), rates in shares (1 is 100 %)
+    points : mapping of str to sequence of float
+        Setting -> (bytes held, word error rate, low, high), rates in shares (1 is 100 %). Settings at one point share
+        a marker, whose label names them all.
+    title : str
+        Above the figure.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        KiB to the right, per cent upwards; a marker of its own for each setting, filled from the eleventh on.
+        KiB to the right, per cent upwards; a marker of its own for each point, filled from the eleventh on.
+
+    Raises
+    ------
+    ConfigError
+        No points or too many, or a rate outside its interval.
     """
-    most = 2 * len(canvas.MARKERS)
-    canvas.need(1 <= len(points) <= most, f"expected 1 to {most} settings, found {len(points)}")
     for name, numbers in points.items():
-        canvas.need(
+        style.need(
             len(numbers) == 4 and numbers[0] >= 0 and numbers[2] <= numbers[1] <= numbers[3],
             f"{name}: expected (bytes, word error rate, low, high) with low <= rate <= high, found {numbers}",
         )
-    ax = canvas.axes(ax, 4.0)
-    for i, (name, (held, *rates)) in enumerate(points.items()):
-        y, low, high = np.asarray(rates, float) * 100
-        filled, which = divmod(i, len(canvas.MARKERS))
-        ax.errorbar(
-            held / 1024,
-            y,
-            yerr=[[y - low], [high - y]],
-            marker=canvas.MARKERS[which],
-            markersize=7,
-            color=canvas.DARK,
-            ecolor=canvas.MIDDLE,
-            capsize=3,
-            linestyle="none",
-            label=name,
-            markerfacecolor=canvas.DARK if filled else "white",
-        )
+    merged = _merged(points, 2 * len(style.MARKERS))
+    ax = style.axes(ax, 4.0)
+    for i, (name, (held, *rates)) in enumerate(merged.items()):
+        filled, which = divmod(i, len(style.MARKERS))
+        fill = style.DARK if filled else "white"
+        _error_cross(ax, name, style.MARKERS[which], np.full(3, held / KIB), np.asarray(rates) * 100, fill)
     ax.set(title=title, xlabel="keys and values held (KiB)", ylabel="word error rate (%)")
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
-    canvas.legend(ax)
+    style.legend(ax)
     return ax
 
 
-def memory(active: np.ndarray, cached: np.ndarray, peak: np.ndarray, kv: np.ndarray, title: str, *, ax=None):
+def _merged(points: Mapping[str, Sequence[float]], most: int) -> dict[str, Sequence[float]]:
+    """Points by name, those that coincide under one name that lists them."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    for name, numbers in points.items():
+        names.setdefault(tuple(round(float(n), 9) for n in numbers), []).append(name)
+    style.need(1 <= len(names) <= most, f"expected 1 to {most} settings that differ, found {len(names)}")
+    return {"\n= ".join(same): numbers for numbers, same in names.items()}
+
+
+def _error_cross(ax: Any, name: str, marker: str, x: np.ndarray, y: np.ndarray, fill: str = "white") -> None:
+    """A mark at (estimate, low, high) of both axes, with bars where low and high differ."""
+    bars = {axis: [[v[0] - v[1]], [v[2] - v[0]]] for axis, v in (("xerr", x), ("yerr", y)) if v[2] > v[1]}
+    ax.errorbar(
+        x[0],
+        y[0],
+        **bars,
+        marker=marker,
+        markersize=7,
+        color=style.DARK,
+        ecolor=style.MIDDLE,
+        markerfacecolor=fill,
+        capsize=3,
+        linestyle="none",
+        label=name,
+    )
+
+
+def memory(
+    active: np.ndarray, cached: np.ndarray, peak: np.ndarray, kv: np.ndarray, title: str, *, ax: Any = None
+) -> Any:
     """Memory along a generation, the four numbers apart.
 
     Parameters
     ----------
-    active, cached, peak, kv : (steps,) bytes, as `readings.watch_memory` notes them
+    active, cached, peak, kv : np.ndarray
+        (steps,) bytes, as `interp.memory.watch_memory` notes them.
+    title : str
+        Above the figure.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        MiB on a logarithmic axis, because a cache of kilobytes stands beside gigabytes of weights.
+        MiB on a logarithmic axis, because a cache of kilobytes stands beside gigabytes of weights; `kv_bytes` shows
+        the cache alone.
+
+    Raises
+    ------
+    ConfigError
+        The curves differ in length, or are empty.
     """
     curves = {"active": active, "cached": cached, "peak": peak, "keys and values": kv}
-    canvas.need(
+    style.need(
         len({len(c) for c in curves.values()}) == 1 and len(kv) > 0,
         f"memory: expected four curves of one length, found lengths {[len(c) for c in curves.values()]}",
     )
-    ax = canvas.axes(ax)
-    for (name, curve), line, color in zip(curves.items(), canvas.LINES, canvas.SHADES, strict=True):
+    ax = style.axes(ax)
+    for (name, curve), line, color in zip(curves.items(), style.LINES, style.SHADES, strict=True):
         mib = np.asarray(curve, float) / MIB
-        ax.plot(
-            np.arange(1, len(mib) + 1),
-            np.where(mib > 0, mib, np.nan),
-            line,
-            color=color,
-            label=f"{name}\n(at the end {mib[-1]:.3g} MiB)",
-        )
+        label = f"{name}\n(at the end {mib[-1]:.3g} MiB)"
+        ax.plot(np.arange(1, len(mib) + 1), np.where(mib > 0, mib, np.nan), line, color=color, label=label)
     ax.set_yscale("log")
-    ax.set(title=title, xlabel="step (ids written)", ylabel="memory (MiB)")
-    canvas.legend(ax)
+    ax.set(title=title, xlabel="step (tokens generated)", ylabel="memory (MiB)")
+    style.legend(ax)
+    return ax
+
+
+def kv_bytes(curves: Mapping[str, Sequence[int]], title: str, *, ax: Any = None) -> Any:
+    """Size of the key/value cache along generations, one curve a cache policy.
+
+    Parameters
+    ----------
+    curves : mapping of str to sequence of int
+        Policy -> (steps,) bytes; lengths may differ.
+    title : str
+        Above the figure.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+        KiB upwards, from zero, on a linear axis; the buffer of a cache without limit grows in blocks.
+
+    Raises
+    ------
+    ConfigError
+        No curve, an empty one, or more than four.
+    """
+    style.need(
+        1 <= len(curves) <= len(style.LINES) and all(len(c) for c in curves.values()),
+        f"kv_bytes: expected 1 to {len(style.LINES)} curves that are not empty, found {len(curves)}",
+    )
+    ax = style.axes(ax)
+    for (name, curve), line, color in zip(curves.items(), style.LINES, style.SHADES, strict=False):
+        kib = np.asarray(curve, float) / KIB
+        ax.step(np.arange(1, len(kib) + 1), kib, line, where="post", color=color, label=f"{name}\n({kib[-1]:.0f} KiB)")
+    ax.set(title=title, xlabel="step (tokens generated)", ylabel="keys and values (KiB)")
+    ax.set_ylim(bottom=0)
+    style.legend(ax)
     return ax

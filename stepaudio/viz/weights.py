@@ -1,15 +1,16 @@
-"""Pictures of weights: what became of every tensor of a checkpoint, and how the values of tensors are spread."""
+"""Figures of weights: what became of every tensor of a checkpoint, and how the values of arrays are spread."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ..checkpoints.layout import COMPONENTS
 from ..checkpoints.report import WeightReport
-from . import style as canvas
+from . import style
 
 OUTCOMES = ("loaded", "mis-shaped", "wrong dtype", "missing")  # drawn from light to dark
 OUTCOME_SHADES = ("0.88", "0.62", "0.40", "0.0")
@@ -17,28 +18,40 @@ OUTCOME_MARKS = ("", "x", "o", "")  # so that the greys in the middle need not b
 STACKS = {"encoder": r"encoder\.blocks\.(\d+)\.(.+)", "decoder": r"model\.layers\.(\d+)\.(.+)"}
 
 
-def weight_map(report: WeightReport, title: str, *, stack: str = "decoder", ax=None):
+def weight_map(report: WeightReport, title: str, *, stack: str = "decoder", ax: Any = None) -> Any:
     """What became of every tensor: layers downwards, tensors of a layer to the right.
 
     Parameters
     ----------
-    report : of `validate_weights`, or a model's
-    stack : "decoder" or "encoder" for their layers, "single" for all tensors outside of them, by component
+    report : WeightReport
+        Of `validate_weights`, or a model's.
+    title : str
+        Above the figure.
+    stack : {"decoder", "encoder", "single"}
+        The layers of one of the stacks, or all tensors outside of them, by component.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
+        Darker is worse; wrong shapes and dtypes carry a mark besides, and the legend counts all.
+
+    Raises
+    ------
+    ConfigError
+        An unknown stack, or a report without tensors of it.
     """
-    canvas.need(stack in (*STACKS, "single"), f"stack: expected decoder, encoder or single, found {stack!r}")
+    style.need(stack in (*STACKS, "single"), f"stack: expected decoder, encoder or single, found {stack!r}")
     cells = {place: outcome for name, outcome in _outcomes(report).items() if (place := _place(name, stack))}
-    canvas.need(bool(cells), f"{report.path}: the report names no tensor of the {stack} kind")
+    style.need(bool(cells), f"{report.path}: the report names no tensor of the {stack} kind")
     rows = sorted({r for r, _ in cells}, key=int if stack in STACKS else COMPONENTS.index)
     first = {column: min(rows.index(r) for r, c in cells if c == column) for _, column in cells}
     columns = sorted(first, key=lambda c: (first[c] if stack == "single" else 0, c))
     grid = np.full((len(rows), len(columns)), np.nan)
     for (row, column), outcome in cells.items():
         grid[rows.index(row), columns.index(column)] = outcome
-    ax = canvas.axes(ax, 2.8 + 0.22 * len(rows))
+    ax = style.axes(ax, 2.8 + 0.22 * len(rows))
     _draw(ax, grid)
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right", fontsize=8)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
@@ -64,7 +77,7 @@ def _place(name: str, stack: str) -> tuple[str, str] | None:
     return component, rest
 
 
-def _draw(ax, grid: np.ndarray) -> None:
+def _draw(ax: Any, grid: np.ndarray) -> None:
     """Cells in their shade and mark, and a legend that counts them."""
     from matplotlib.colors import ListedColormap
     from matplotlib.lines import Line2D
@@ -82,56 +95,56 @@ def _draw(ax, grid: np.ndarray) -> None:
         y, x = np.nonzero(grid == i)
         if mark and len(x):
             ax.plot(x + 0.5, y + 0.5, mark, color="white", markersize=5)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                marker="s",
-                linestyle="none",
-                markersize=9,
-                markeredgecolor="0.3",
-                color=color,
-                label=f"{name} ({len(x)})",
-            )
-        )
+        look = {"marker": "s", "linestyle": "none", "markersize": 9, "markeredgecolor": "0.3", "color": color}
+        handles.append(Line2D([], [], label=f"{name} ({len(x)})", **look))
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     ax.invert_yaxis()
 
 
-def histograms(arrays: Mapping[str, np.ndarray], title: str, *, bins: int = 80, ax=None):
-    """How the values of some tensors are spread: one line pattern each, over common bins.
+def histograms(
+    arrays: Mapping[str, np.ndarray], title: str, *, of: str = "value", bins: int = 80, ax: Any = None
+) -> Any:
+    """How the values of some arrays are spread: one line pattern each, over common bins.
 
     Parameters
     ----------
-    arrays : name -> values of any shape; NaN and Inf are left out and counted in the legend
-    bins : >= 1
+    arrays : mapping of str to np.ndarray
+        Name -> values of any shape; NaN and Inf are left out and counted in the legend.
+    title : str
+        Above the figure.
+    of : str
+        What the values are, for the horizontal axis: "weight", "activation", with a unit where there is one.
+    bins : int
+        At least 1.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        Density on a logarithmic axis: the tails are what tells a trained tensor from a fresh one.
+        Density on a logarithmic axis: the tails are what tells a trained tensor from a random one.
+
+    Raises
+    ------
+    ConfigError
+        No array or more than four, no bins, or an array without a finite value.
     """
-    canvas.need(
-        1 <= len(arrays) <= len(canvas.LINES) and bins >= 1,
-        f"histograms: expected 1 to {len(canvas.LINES)} and bins >= 1, found {len(arrays)} and {bins}",
+    style.need(
+        1 <= len(arrays) <= len(style.LINES) and bins >= 1,
+        f"histograms: expected 1 to {len(style.LINES)} arrays and bins >= 1, found {len(arrays)} and {bins}",
     )
     flat = {name: np.asarray(a, np.float32).ravel() for name, a in arrays.items()}
     finite = {name: a[np.isfinite(a)] for name, a in flat.items()}
-    canvas.need(all(a.size for a in finite.values()), "histograms: a tensor has no finite value")
+    style.need(all(a.size for a in finite.values()), "histograms: an array has no finite value")
     low, high = min(a.min() for a in finite.values()), max(a.max() for a in finite.values())
     edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
-    ax = canvas.axes(ax)
-    for (name, values), line, color in zip(finite.items(), canvas.LINES, canvas.SHADES, strict=False):
+    ax = style.axes(ax)
+    for (name, values), line, color in zip(finite.items(), style.LINES, style.SHADES, strict=False):
         bad = flat[name].size - values.size
         density, _ = np.histogram(values, edges, density=True)
-        ax.stairs(
-            density,
-            edges,
-            linestyle=line,
-            edgecolor=color,
-            label=f"{name} (deviation {values.std():.3g}{f', {bad} not finite' if bad else ''})",
-        )
+        label = f"{name} (standard deviation {values.std():.3g}{f', {bad} not finite' if bad else ''})"
+        ax.stairs(density, edges, linestyle=line, edgecolor=color, label=label)
     ax.set_yscale("log")
-    ax.set(title=title, xlabel="value of a weight (without unit)", ylabel="density (1 / unit of value)")
+    ax.set(title=title, xlabel=of, ylabel=f"density (1 / {of.partition(' (')[0]})")
     ax.legend()
     return ax

@@ -1,6 +1,6 @@
-"""Things to click in a notebook: pick a clip and see it, turn the rules of decoding, walk through the weights.
+"""Things to click in a notebook: pick or upload a recording and see it, change decoding options, walk the weights.
 
-Plain functions that return an ipywidget; the one place that imports ipywidgets. A bad choice is told inside the
+Plain functions that return an ipywidget; the one place that imports ipywidgets. A bad choice is reported inside the
 widget and never stops the kernel. Nothing is computed by importing this, and no notebook depends on a widget.
 """
 
@@ -10,16 +10,17 @@ import html
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import soundfile
 from mlx.utils import tree_flatten
 
-from .. import viz as plots
-from ..audio.features import log_mel
 from ..audio.load import load_audio
 from ..audio.segment import is_silent
 from ..checkpoints.layout import component_of, mlx_shape
@@ -32,15 +33,26 @@ from ..evaluation.word_errors import count_errors
 from ..model import StepAudio2
 from ..models.kv_cache import CachePolicy
 from ..resources import speech_manifest
-from . import style as canvas
+from . import style
+from .audio import waveform_and_mel
+from .runs import token_raster
+from .weights import histograms
 
-MAX_SECONDS = 25.0  # of a clip that is drawn, played or decoded: what one piece holds
+MAX_SECONDS = 25.0  # of a recording that is drawn, played or decoded: what one segment holds
 MAX_VALUES = 1 << 20  # of a tensor that are read: the published head has half a billion
 LIMITS = (32, 64, 96, 128, 192, 256, 384, 512, 1024, 4096)  # positions of a cache
 STACK = re.compile(r"encoder\.blocks\.\d+|model\.layers\.\d+")
+CUSTOM = "custom"
+PRESETS = {
+    "reference": Sampling.reference(),
+    "planned": Sampling.planned(),
+    "frequency penalty": Sampling.greedy().override({"frequency": 1.2}),
+    "published chat": Sampling.reference("chat"),
+}
+BUSY = "<b style='color: #b2182b'>&#9203; working …</b>"
 
 
-def _ipywidgets():
+def _ipywidgets() -> Any:
     try:
         import ipywidgets
     except ImportError:
@@ -48,43 +60,101 @@ def _ipywidgets():
     return ipywidgets
 
 
-def _picture(w):
+def _picture(w: Any) -> Any:
     """Where a figure goes: never stretched, never wider than the cell."""
     return w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%"))
-
-
-def _told(where, work: Callable[[], None]) -> None:
-    """Do the work; what goes wrong is shown in `where` (an HTML widget) and goes no further."""
-    try:
-        work()
-    except StepAudioError as error:
-        where.value = _paragraph(f"This does not work: {error}")
-    except Exception as error:  # a callback that raises would vanish in a log, or stop the kernel's next cell
-        where.value = _paragraph(f"This failed ({type(error).__name__}: {error}); choose something else")
 
 
 def _paragraph(text: str) -> str:
     return f"<p style='max-width: 46em; overflow-wrap: anywhere'>{html.escape(text)}</p>"
 
 
-def _observe(controls: Sequence, work: Callable[[], None], where) -> None:
-    for control in controls:
-        control.observe(lambda _: _told(where, work), names="value")
+class _Panel:
+    """Controls, a busy sign, a text and a figure. While work runs, the sign shows; what goes wrong becomes the text."""
+
+    def __init__(self, w: Any):
+        self.busy, self.text, self.picture = w.HTML(), w.HTML(), _picture(w)
+        self._muted = False
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether values are being set by the widget itself."""
+        return self._muted
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work between showing and hiding the busy sign."""
+        self.busy.value = BUSY
+        try:
+            work()
+        except StepAudioError as error:
+            self._fail(f"This does not work: {error}")
+        except Exception as error:  # a callback that raises would vanish in a log, or stop the kernel's next cell
+            self._fail(f"This failed ({type(error).__name__}: {error}); choose something else")
+        finally:
+            self.busy.value = ""
+
+    def _fail(self, text: str) -> None:
+        self.text.value, self.picture.value = _paragraph(text), b""
+
+    def on_change(self, controls: Iterable[Any], work: Callable[[], None]) -> None:
+        """Run the work whenever one of the controls takes another value, unless `muted`."""
+        for control in controls:
+            control.observe(lambda _: None if self._muted else self.run(work), names="value")
+
+    @contextmanager
+    def muted(self):
+        """Values may be set without a run for each."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
 
 
-def _named(clips: Sequence[Clip] | str | Path | None) -> dict[str, Clip]:
-    """File name -> clip; by default the bundled recordings."""
-    if clips is None or isinstance(clips, (str, Path)):
-        clips = read_manifest(clips or speech_manifest())
-    named = {Path(clip.file).name: clip for clip in clips}
-    if not named:
-        raise ConfigError("no clips to choose from: expected at least one")
-    return named
+# ---------------------------------------------------------------- recordings
 
 
-def _load(clip: Clip) -> np.ndarray:
-    """The first `MAX_SECONDS` of a clip."""
-    return load_audio(clip.file)[: round(MAX_SECONDS * SAMPLE_RATE)]
+@dataclass(frozen=True)
+class _Recording:
+    """Something to listen to: a path or the bytes of a file, and what was said, None where nobody told."""
+
+    source: Path | bytes
+    text: str | None
+
+    def samples(self) -> np.ndarray:
+        """The first `MAX_SECONDS`, at 16 kHz."""
+        return load_audio(self.source)[: round(MAX_SECONDS * SAMPLE_RATE)]
+
+    def said(self) -> str:
+        """A line on what was said."""
+        return "Said: not told" if self.text is None else f"Said: {self.text or '(nothing)'}"
+
+
+class _Recordings:
+    """A menu of recordings, and a button that adds one's own and chooses it."""
+
+    def __init__(self, w: Any, clips: Sequence[Clip] | str | Path | None):
+        if clips is None or isinstance(clips, (str, Path)):
+            clips = read_manifest(clips or speech_manifest())
+        self._named = {Path(clip.file).name: _Recording(Path(clip.file), clip.text) for clip in clips}
+        if not self._named:
+            raise ConfigError("no clips to choose from: expected at least one")
+        self.menu = w.Dropdown(options=list(self._named), description="clip")
+        self.upload = w.FileUpload(accept="audio/*", multiple=False, description="your own")
+        self.upload.observe(self._add, names="value")
+        self.box = w.HBox([self.menu, self.upload])
+
+    def _add(self, _: object) -> None:
+        for file in self.upload.value:
+            self._named[file["name"]] = _Recording(bytes(file["content"]), None)
+            if file["name"] not in self.menu.options:
+                self.menu.options = (*self.menu.options, file["name"])
+            self.menu.value = file["name"]
+
+    @property
+    def chosen(self) -> tuple[str, _Recording]:
+        """Name and recording that the menu shows."""
+        return self.menu.value, self._named[self.menu.value]
 
 
 def _wav(samples: np.ndarray) -> bytes:
@@ -93,15 +163,15 @@ def _wav(samples: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-# ---------------------------------------------------------------- recordings
-
-
-def clip_viewer(clips: Sequence[Clip] | str | Path | None = None):
-    """Pick a recording, listen to it, see its waveform and mel.
+def clip_viewer(clips: Sequence[Clip] | str | Path | None = None, model: StepAudio2 | None = None) -> Any:
+    """Pick or upload a recording, listen to it, see its waveform and mel, and read what a model makes of it.
 
     Parameters
     ----------
-    clips : `evaluate.Clip`s or the path of a manifest; by default the bundled recordings. At most 25 s are shown.
+    clips : sequence of Clip, or path of a manifest, optional
+        By default the bundled recordings. At most 25 s are shown.
+    model : StepAudio2, optional
+        Transcribes what is chosen, as the reference decodes.
 
     Returns
     -------
@@ -109,101 +179,190 @@ def clip_viewer(clips: Sequence[Clip] | str | Path | None = None):
 
     Raises
     ------
-    ConfigError : ipywidgets or matplotlib is not installed, or there is no clip.
-    DataError : the manifest cannot be read.
+    ConfigError
+        ipywidgets or matplotlib is not installed, or there is no clip.
+    DataError
+        The manifest cannot be read.
     """
-    w, named = _ipywidgets(), _named(clips)
-    clip = w.Dropdown(options=list(named), description="clip")
-    said, sound, picture = w.HTML(), w.Audio(format="wav", autoplay=False), _picture(w)
+    w = _ipywidgets()
+    recordings, panel = _Recordings(w, clips), _Panel(w)
+    sound = w.Audio(format="wav", autoplay=False)
 
     def show() -> None:
-        chosen = named[clip.value]
-        samples = _load(chosen)
+        name, recording = recordings.chosen
+        samples = recording.samples()
         sound.value = _wav(samples)
-        picture.value = canvas.png(plots.waveform_and_mel(samples, log_mel(samples), clip.value)[0])
-        said.value = _paragraph(f"{len(samples) / SAMPLE_RATE:.1f} s. Said: {chosen.text or '(nothing)'}")
+        panel.picture.value = style.png(waveform_and_mel(samples, title=style.plain(name))[0])
+        lines = [f"{len(samples) / SAMPLE_RATE:.1f} s. {recording.said()}"]
+        if model is not None:
+            found = model.transcribe(samples, sampling=Sampling.reference(), progress=False)
+            lines.append(f"Transcribed: {found.text or '(nothing)'}")
+        panel.text.value = "".join(map(_paragraph, lines))
 
-    _observe([clip], show, said)
-    _told(said, show)
-    return w.VBox([clip, said, sound, picture])
+    panel.on_change([recordings.menu], show)
+    panel.run(show)
+    return w.VBox([recordings.box, panel.busy, panel.text, sound, panel.picture])
 
 
-# ---------------------------------------------------------------- rules of decoding
+# ---------------------------------------------------------------- decoding options
 
 
-def decoding_explorer(model: StepAudio2, clips: Sequence[Clip] | str | Path | None = None, *, max_tokens: int = 160):
-    """Move penalties and cache limits; see text, word errors, loop raster and speed.
+class _Options:
+    """Controls of everything that a run depends on; those without effect on the present choice are disabled."""
+
+    def __init__(self, w: Any, panel: _Panel):
+        def slider(name: str, least: float, most: float, step: float, value: float = 0) -> Any:
+            return w.FloatSlider(value, min=least, max=most, step=step, description=name, continuous_update=False)
+
+        self._panel = panel
+        self.preset = w.Dropdown(options=[*PRESETS, CUSTOM], description="preset")
+        self.temperature, self.top_p = slider("temperature", 0, 2, 0.1), slider("top-p", 0.05, 1, 0.05, 1)
+        self.top_k = w.IntSlider(0, min=0, max=100, description="top-k", continuous_update=False)
+        self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="seed")
+        self.repetition = slider("repetition", 1, 2, 0.05, 1)
+        self.frequency, self.presence = slider("frequency", 0, 2, 0.1), slider("presence", 0, 2, 0.1)
+        self.ngram = w.IntSlider(0, min=0, max=6, description="n-gram ban", continuous_update=False)
+        self.prompt = w.Checkbox(False, description="penalties count the prompt", indent=False)
+        self.kind = w.Dropdown(options=["full", "window", "sinks", "pinned"], description="cache")
+        self.limit = w.SelectionSlider(options=LIMITS, value=512, description="limit", continuous_update=False)
+        self._drawn = (self.top_k, self.top_p, self.seed)
+        self._penalties = (self.repetition, self.frequency, self.presence, self.ngram)
+        self._rules = (self.temperature, *self._drawn, *self._penalties, self.prompt)
+        self.controls = (*self._rules, self.kind, self.limit)
+        self.box = w.HBox(
+            [
+                w.VBox([self.preset, self.temperature, *self._drawn]),
+                w.VBox([*self._penalties, self.prompt]),
+                w.VBox([self.kind, self.limit]),
+            ]
+        )
+        self.preset.observe(self._take_preset, names="value")
+        for control in self.controls:
+            control.observe(self._settle, names="value")
+        self._settle(None)
+
+    def _take_preset(self, _: object) -> None:
+        if self.preset.value == CUSTOM:
+            return
+        chosen = PRESETS[self.preset.value]
+        rules, values = chosen.text, {self.temperature: chosen.temperature, self.top_k: chosen.top_k}
+        values |= {self.top_p: chosen.top_p, self.repetition: rules.repetition, self.frequency: rules.frequency}
+        values |= {self.presence: rules.presence, self.ngram: rules.no_repeat_ngram, self.prompt: rules.prompt}
+        with self._panel.muted():
+            for control, value in values.items():
+                control.value = value
+        self._settle(None)
+
+    def _settle(self, _: object) -> None:
+        """Disable what has no effect; name the preset that the controls amount to."""
+        if self._panel.is_muted:
+            return
+        for control in self._drawn:
+            control.disabled = self.temperature.value == 0
+        self.prompt.disabled = self._penalties_off()
+        self.limit.disabled = self.kind.value == "full"
+        same = [name for name, rules in PRESETS.items() if self._matches(rules)]
+        with self._panel.muted():
+            self.preset.value = same[0] if same else CUSTOM
+
+    def _penalties_off(self) -> bool:
+        return self.repetition.value == 1 and not any(c.value for c in self._penalties[1:])
+
+    def _matches(self, preset: Sampling) -> bool:
+        mine = self.sampling()
+        return (mine.temperature, mine.text) == (preset.temperature, preset.text) and (
+            not mine.temperature or (mine.top_k, mine.top_p) == (preset.top_k, preset.top_p)
+        )
+
+    def sampling(self) -> Sampling:
+        """The rules that the controls show."""
+        counted = self.prompt.value and not self._penalties_off()
+        rules = Penalties(*(c.value for c in self._penalties), prompt=counted)
+        drawn = {"top_k": self.top_k.value, "top_p": self.top_p.value, "seed": self.seed.value}
+        return Sampling(self.temperature.value, **drawn, text=rules, audio=rules)
+
+    def cache(self) -> CachePolicy:
+        """The cache that the controls show."""
+        return CachePolicy(self.kind.value, None if self.kind.value == "full" else self.limit.value)
+
+
+def decoding_explorer(
+    model: StepAudio2, clips: Sequence[Clip] | str | Path | None = None, *, max_tokens: int = 160
+) -> Any:
+    """Change sampling, penalties and cache; see text, word errors, every token of the run, and speed.
 
     Parameters
     ----------
     model : StepAudio2
-    clips : as in `clip_viewer`; the first 25 s are decoded.
-    max_tokens : >= 1, most ids of a run, so that one that loops ends soon.
+        The model that decodes.
+    clips : sequence of Clip, or path of a manifest, optional
+        As in `clip_viewer`; the first 25 s are decoded. One's own recording can be uploaded.
+    max_tokens : int
+        At least 1, most tokens of a run, so that one that loops ends soon.
 
     Returns
     -------
     ipywidgets.VBox
+        Opens with the preset `reference` and a full cache.
 
     Raises
     ------
-    As `clip_viewer`.
+    ConfigError, DataError
+        As `clip_viewer`.
     """
-    w, named = _ipywidgets(), _named(clips)
-
-    def slider(name: str, least: float, most: float, step: float, value: float):
-        return w.FloatSlider(value, min=least, max=most, step=step, description=name, continuous_update=False)
-
-    clip = w.Dropdown(options=list(named), description="clip")
-    repetition, frequency = slider("repetition", 1, 2, 0.05, 1), slider("frequency", 0, 2, 0.1, 0)
-    presence = slider("presence", 0, 2, 0.1, 0)
-    ngram = w.IntSlider(0, min=0, max=6, description="n-gram ban", continuous_update=False)
-    kind = w.Dropdown(options=["full", "window", "sinks", "pinned"], description="cache")
-    limit = w.SelectionSlider(options=LIMITS, value=512, description="limit", continuous_update=False)
-    told, picture = w.HTML(), _picture(w)
+    w = _ipywidgets()
+    recordings, panel = _Recordings(w, clips), _Panel(w)
+    options = _Options(w, panel)
 
     def show() -> None:
-        penalties = Penalties(repetition.value, frequency.value, presence.value, ngram.value)
-        cache = CachePolicy(kind.value, None if kind.value == "full" else limit.value)
-        told.value, picture.value = _decode(model, named[clip.value], penalties, cache, max_tokens)
+        _, recording = recordings.chosen
+        lines, panel.picture.value = _decode(model, recording, options.sampling(), options.cache(), max_tokens)
+        panel.text.value = "".join(map(_paragraph, lines))
 
-    controls = [clip, repetition, frequency, presence, ngram, kind, limit]
-    _observe(controls, show, told)
-    _told(told, show)
-    rows = w.HBox([w.VBox([repetition, frequency, presence, ngram]), w.VBox([kind, limit])])
-    return w.VBox([clip, rows, told, picture])
+    panel.on_change([recordings.menu, options.preset, *options.controls], show)
+    panel.run(show)
+    return w.VBox([recordings.box, options.box, panel.busy, panel.text, panel.picture])
 
 
-def _decode(model: StepAudio2, clip: Clip, penalties: Penalties, cache: CachePolicy, max_tokens: int):
-    """(HTML, PNG) of one run."""
-    samples = _load(clip)
+def _decode(
+    model: StepAudio2, recording: _Recording, sampling: Sampling, cache: CachePolicy, max_tokens: int
+) -> tuple[list[str], bytes]:
+    """(Lines of text, PNG) of one run."""
+    samples = recording.samples()
     if is_silent(samples):
-        return _paragraph("Nothing in this clip rises above -60 dBFS; such pieces are not decoded."), b""
-    sampling = Sampling(text=penalties, audio=penalties)
-    heard = model.transcribe(samples, sampling=sampling, cache=cache, max_tokens=max_tokens, progress=False)
-    segment, (words, errors) = heard.segments[0], count_errors(clip.text, heard.text or "")
-    loop = find_loop(segment.ids)
-    circles = f"goes in circles of {loop.period} ids from id {loop.onset}" if loop else "no loop"
-    speed = len(segment.ids) / heard.wall_seconds
+        return ["Nothing in this clip rises above -60 dBFS; such segments are not decoded."], b""
+    found = model.transcribe(samples, sampling=sampling, cache=cache, max_tokens=max_tokens, progress=False)
+    segment = found.segments[0]
+    tokens = segment.ids
+    loop = find_loop(tokens)
+    ending = f"repeats {loop.period} tokens from token {loop.onset} on" if loop else "no loop"
+    score = ""
+    if recording.text is not None:
+        words, errors = count_errors(recording.text, found.text or "")
+        score = f"{errors} errors in {words} words; "
+    speed = len(tokens) / found.wall_seconds
     lines = [
-        f"Said: {clip.text or '(nothing)'}",
-        f"Heard: {heard.text or '(nothing)'}",
-        f"{errors} errors in {words} words; {circles}; ended by {segment.stop}; {speed:.0f} ids/s",
+        recording.said(),
+        f"Transcribed: {found.text or '(nothing)'}",
+        f"{score}{ending}; ended by {segment.stop}; {speed:.0f} tokens/s",
     ]
-    if not segment.ids:
-        return "".join(map(_paragraph, lines)), b""
-    ax = plots.loop_raster(segment.ids, "Every id of this run", loop=loop)
-    return "".join(map(_paragraph, lines)), canvas.png(ax)
+    if not tokens:
+        return lines, b""
+    reader = model.tokenizer
+    texts = None if reader is None else [reader.decode([t], skip_special=False) for t in tokens]
+    return lines, style.png(token_raster(tokens, "Every token of this run", texts=texts, loop=loop))
 
 
 # ---------------------------------------------------------------- weights
 
 
-def weight_explorer(model: StepAudio2):
-    """Click a layer, see its tensors; click a tensor, see its values.
+def weight_explorer(model: StepAudio2) -> Any:
+    """Click a layer, see its tensors; click a tensor, see how its values are spread.
 
     Parameters
     ----------
     model : StepAudio2
+        The model whose weights are shown.
 
     Returns
     -------
@@ -212,27 +371,28 @@ def weight_explorer(model: StepAudio2):
 
     Raises
     ------
-    ConfigError : ipywidgets or matplotlib is not installed.
+    ConfigError
+        ipywidgets or matplotlib is not installed.
     """
     w, tensors = _ipywidgets(), dict(tree_flatten(model.net.parameters()))
-    layers = _by_layer(tensors)
+    layers, panel = _by_layer(tensors), _Panel(w)
     layer = w.Select(options=list(layers), description="layer", rows=9)
     tensor = w.Select(options=layers[layer.value], description="tensor", rows=9, layout=w.Layout(width="32em"))
-    told, picture = w.HTML(), _picture(w)
 
     def show() -> None:
-        told.value, picture.value = _tensor(tensor.value, tensors[tensor.value])
+        text, panel.picture.value = _tensor(tensor.value, tensors[tensor.value])
+        panel.text.value = _paragraph(text)
 
-    def other_layer() -> None:
+    def other_layer(_: object) -> None:
         tensor.options = layers[layer.value]  # selects the first, which shows it
 
-    _observe([layer], other_layer, told)
-    _observe([tensor], show, told)
-    _told(told, show)
-    return w.VBox([w.HBox([layer, tensor]), told, picture])
+    layer.observe(other_layer, names="value")
+    panel.on_change([tensor], show)
+    panel.run(show)
+    return w.VBox([w.HBox([layer, tensor]), panel.busy, panel.text, panel.picture])
 
 
-def _by_layer(names: Sequence[str]) -> dict[str, list[str]]:
+def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
     """Layer of a stack, or component -> names of its tensors."""
     layers = defaultdict(list)
     for name in names:
@@ -242,13 +402,13 @@ def _by_layer(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _tensor(name: str, array: mx.array) -> tuple[str, bytes]:
-    """(HTML, PNG) of one tensor."""
+    """(Text, PNG) of one tensor."""
     step = -(-array.size // MAX_VALUES)
     values = np.array(array.reshape(-1)[::step].astype(mx.float32))
     read = f" (every {step}th value)" if step > 1 else ""
     dtype = str(array.dtype).removeprefix("mlx.core.")
     text = (
         f"{name}: {mlx_shape(name, tuple(array.shape))}, {dtype}, {array.size:,} values{read}; mean "
-        f"{values.mean():.4g}, deviation {values.std():.4g}, from {values.min():.4g} to {values.max():.4g}"
+        f"{values.mean():.4g}, standard deviation {values.std():.4g}, from {values.min():.4g} to {values.max():.4g}"
     )
-    return _paragraph(text), canvas.png(plots.histograms({name: values}, "How its values are spread"))
+    return text, style.png(histograms({name: values}, "How its values are spread", of="weight"))

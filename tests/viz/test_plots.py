@@ -1,22 +1,23 @@
-"""What each picture shows: its data, its labels with units, and that it needs no colour."""
+"""What each figure shows: its data, its labels with units, and that it can be read in grey."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-
-matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra `notebook`")
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
 from plot_readings import bar_label, image, is_grey, legend
 
-from stepaudio import viz as plots
+from stepaudio import viz
+from stepaudio.audio.features import log_mel
+from stepaudio.audio.filters import mel_filterbank
+from stepaudio.audio.save import save_audio
 from stepaudio.checkpoints.report import ComponentReport, Misshaped, WeightReport
 from stepaudio.decoding.loop_detector import Loop, find_loop
-from stepaudio.errors import ConfigError
+from stepaudio.errors import AudioError, ConfigError
+from stepaudio.viz.audio import mel_band_edges
 
+pyplot = pytest.importorskip("matplotlib.pyplot", reason="plots need the extra `notebook`")
+pyplot.switch_backend("Agg")
 RNG = np.random.default_rng(0)
 TITLE = "What this shows"
 MIB = 1 << 20
@@ -31,99 +32,199 @@ def closed():
 # ---- sound ----
 
 
+def mesh(ax):
+    """(x edges, y edges, values) of the mesh in the axes."""
+    (drawn,) = [c for c in ax.collections if type(c).__name__ == "QuadMesh"]
+    return drawn.get_coordinates()[0, :, 0], drawn.get_coordinates()[:, 0, 1], drawn.get_array()
+
+
+def bar_of(ax):
+    return next(a for a in ax.figure.axes if a.get_label() == "<colorbar>")
+
+
+def test_a_mel_stands_in_seconds_and_hertz(tmp_path):
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32) * 0.5
+    save_audio(tmp_path / "tone.wav", tone)
+    ax = viz.mel(tmp_path / "tone.wav")
+    x, y, values = mesh(ax)
+    loudest = values.mean(axis=1).argmax()
+    assert y[loudest] < 1000 < y[loudest + 1]  # a pure tone is where its frequency is written
+    np.testing.assert_allclose(values, log_mel(tone), atol=1e-3)
+    assert (x[0], x[1]) == pytest.approx((-0.005, 0.005)) and ax.get_xlim() == (0, 1)
+    assert ax.get_title() == "tone.wav" and ax.get_xlabel() == "time (s)" and "Hz" in ax.get_ylabel()
+    assert {"1000", "4000"} <= {t.get_text() for t in ax.get_yticklabels()}
+    assert "log10 power" in bar_of(ax).get_ylabel() and is_grey(ax)
+
+
+def test_mel_bands_stand_at_the_peaks_of_their_filters():
+    edges = mel_band_edges(128)
+    fine = mel_filterbank(16_000, 1 << 16)  # so many bins that a peak is known to 0.25 Hz
+    peaks = fine.argmax(axis=1) * 16_000 / (1 << 16)
+    assert len(edges) == 129 and (edges[:-1] < peaks).all() and (peaks < edges[1:]).all()
+
+
+def test_mel_and_waveform_take_arrays_at_any_rate_under_either_name():
+    samples = RNG.normal(0, 0.1, 8_000).astype(np.float32)
+    for draw in (viz.mel, viz.waveform):
+        assert draw(samples, sr=8_000).get_xlim() == draw(samples, sample_rate=8_000).get_xlim() == (0, 1)
+        assert draw(samples).get_xlim() == (0, 0.5)
+    with pytest.raises(AudioError, match="nowhere"):
+        viz.mel("nowhere.wav")
+
+
+def test_words_stand_over_the_second_at_which_they_were_said():
+    ax = viz.mel(np.zeros(16_000, np.float32), TITLE, words=[("a", 0.25), ("b$", 0.75)])
+    assert [(t.get_text(), t.xy[0]) for t in ax.texts] == [("a", 0.25), (r"b\$", 0.75)]
+    assert [line.get_xdata()[0] for line in ax.get_lines()] == [0.25, 0.75]
+
+
 def test_waveform_and_mel_share_one_axis_of_seconds():
     samples, mel = RNG.normal(0, 0.1, 1_600).astype(np.float32), RNG.normal(size=(128, 12))
-    wave, below = plots.waveform_and_mel(samples, mel, TITLE)
+    wave, below = viz.waveform_and_mel(samples, mel, TITLE)
     x, y = wave.get_lines()[0].get_data()
     np.testing.assert_allclose(x, np.arange(1_600) / 16_000)
     np.testing.assert_array_equal(y, samples)
-    np.testing.assert_array_equal(image(below), mel)
-    assert below.images[0].get_extent() == pytest.approx([-0.005, 0.115, -0.5, 127.5])  # frame t centred on t
+    np.testing.assert_array_equal(mesh(below)[2], mel)
     assert wave.get_xlim() == below.get_xlim() == pytest.approx((0, 0.12))
     assert wave.get_title() == TITLE and below.get_xlabel() == "time (s)"
-    assert "full scale" in wave.get_ylabel() and below.get_ylabel() == "mel band (number)"
+    assert "full scale" in wave.get_ylabel() and "Hz" in below.get_ylabel()
     assert "log10 power" in bar_label(below) and is_grey(wave) and is_grey(below)
+
+
+def test_waveform_and_mel_of_a_file_draws_what_the_encoder_is_given(tmp_path):
+    samples = RNG.normal(0, 0.1, 4_800).astype(np.float32)
+    save_audio(tmp_path / "a.wav", samples)
+    wave, below = viz.waveform_and_mel(tmp_path / "a.wav")
+    np.testing.assert_allclose(mesh(below)[2], log_mel(samples), atol=1e-2)
+    assert wave.get_title() == "a.wav"
 
 
 def test_a_long_waveform_keeps_its_peaks():
     samples = np.zeros(160_000, np.float32)
     samples[77_777], samples[123_456] = 0.9, -0.8
-    wave, _ = plots.waveform_and_mel(samples, np.zeros((128, 1000)), TITLE)
-    x, y = wave.get_lines()[0].get_data()
+    x, y = viz.waveform(samples, TITLE).get_lines()[0].get_data()
     assert len(x) <= 4_002 and (y.max(), y.min()) == (np.float32(0.9), np.float32(-0.8))
     assert x[y.argmax()] == pytest.approx(77_777 / 16_000, abs=0.01)
     assert x[y.argmin()] == pytest.approx(123_456 / 16_000, abs=0.01)
 
 
-def test_filterbanks():
+def test_every_filter_is_drawn_and_the_empty_ones_are_marked():
     one, other = np.eye(4, 201) * 0.5, np.eye(4, 201, k=8) * 3
-    other[3] = 0
-    ax = plots.filterbanks({"one": one, "other": other}, TITLE, every=2)
-    lines = ax.get_lines()
+    other[2] = 0
+    upper, lower = viz.filterbanks({"one": one, "other": other}, TITLE, hertz=(0, 800))
+    lines = upper.get_lines()
     assert len(lines) == 4
-    x, y = lines[1].get_data()
+    x, y = lines[2].get_data()
     assert x[y.argmax()] == 2 * 40 and y.max() == 1  # the third filter peaks in bin 2, 40 Hz apart
-    assert len({line.get_linestyle() for line in lines}) == 2
-    assert legend(ax) == ["one (highest 0.5, 0 of 4 filters empty)", "other (highest 3, 1 of 4 filters empty)"]
-    assert ax.get_xlabel() == "frequency (Hz)" and ax.get_xlim() == (0, 8000) and ax.get_title() == TITLE
-    assert "highest" in ax.get_ylabel() and is_grey(ax)
+    assert legend(upper) == ["4 of 4 filters\n(highest 0.5)"]
+    assert legend(lower) == ["3 of 4 filters\n(highest 3)", "1 empty filters:\n2"]
+    cross = lower.get_lines()[-1]
+    assert cross.get_marker() == "X" and cross.get_xdata().tolist() == [400]  # between the peaks at 360 and 440 Hz
+    assert lower.get_xlabel() == "frequency (Hz)" and lower.get_xlim() == (0, 800) and upper.get_title() == TITLE
+    assert "one" in upper.get_ylabel() and "highest" in upper.get_ylabel() and is_grey(upper)
+
+
+def test_the_front_end_s_own_filters_are_the_default():
+    ax = viz.filterbank()
+    assert len(ax.get_lines()) == 128 and legend(ax) == ["128 of 128 filters\n(highest 0.0417)"]
+    bank = mel_filterbank()
+    np.testing.assert_allclose(ax.get_lines()[40].get_ydata(), bank[40] / bank.max())
+
+
+def test_filters_that_peak_elsewhere_are_left_out_of_a_narrow_figure():
+    ax = viz.filterbank(hertz=(0, 100))
+    assert legend(ax)[0].startswith("4 of 128 filters")  # at 40, 40, 80 and 80 Hz
 
 
 def test_mel_difference_over_the_frames_that_both_have():
     first, second = RNG.normal(size=(128, 30)), RNG.normal(size=(128, 28))
-    ax = plots.mel_difference(first, second, TITLE, names=("right", "wrong"))
-    np.testing.assert_allclose(image(ax), first[:, :28] - second)
-    low, high = ax.images[0].get_clim()
+    ax = viz.mel_difference(first, second, TITLE, names=("right", "wrong"))
+    np.testing.assert_allclose(mesh(ax)[2], first[:, :28] - second)
+    (drawn,) = [c for c in ax.collections if type(c).__name__ == "QuadMesh"]
+    low, high = drawn.get_clim()
     assert low == -high and high == pytest.approx(np.abs(first[:, :28] - second).max())
     assert bar_label(ax).startswith("right - wrong") and "40 dB" in bar_label(ax)
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("time (s)", "mel band (number)", TITLE)
-    assert is_grey(ax)
+    assert (ax.get_xlabel(), ax.get_title()) == ("time (s)", TITLE) and "Hz" in ax.get_ylabel()
+
+
+def luminance(rgb):
+    """Relative luminance of linear light (ITU-R BT.709), what a grey print keeps."""
+    linear = np.where(np.asarray(rgb) <= 0.04045, np.asarray(rgb) / 12.92, ((np.asarray(rgb) + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_a_signed_difference_is_white_at_zero_and_keeps_size_and_sign_in_grey():
+    values = np.zeros((8, 20))
+    values[:4, :10], values[4:, 10:] = -1, 1
+    ax = viz.mel_difference(values, np.zeros((8, 20)), TITLE)
+    (drawn,) = [c for c in ax.collections if type(c).__name__ == "QuadMesh"]
+    shade = [luminance(drawn.to_rgba(x)[:3]) for x in np.linspace(-1, 1, 21)]
+    assert shade[10] > 0.9 and np.ptp(drawn.to_rgba(0.0)[:3]) < 0.02  # white
+    assert (np.diff(shade[:11]) > 0).all() and (np.diff(shade[10:]) < 0).all()  # darker is larger, either way
+    assert drawn.to_rgba(1.0)[0] > drawn.to_rgba(1.0)[2] and drawn.to_rgba(-1.0)[0] < drawn.to_rgba(-1.0)[2]
+    (dots,) = [c for c in ax.collections if type(c).__name__ == "QuadContourSet"]
+    inside = [p.vertices for p in dots.get_paths() if len(p.vertices)]
+    assert dots.hatches == ["...."] and inside and np.concatenate(inside)[:, 0].max() < 0.105  # only where negative
+    assert "dotted" in bar_label(ax)
 
 
 def test_two_equal_mels_differ_nowhere():
-    ax = plots.mel_difference(np.ones((8, 3)), np.ones((8, 3)), TITLE)
-    assert (image(ax) == 0).all() and ax.images[0].get_clim() == (-1, 1)
+    ax = viz.mel_difference(np.ones((8, 3)), np.ones((8, 3)), TITLE)
+    (drawn,) = ax.collections
+    assert (drawn.get_array() == 0).all() and drawn.get_clim() == (-1, 1)
 
 
 def test_attention_to_audio_time():
     weights = np.array([[0.1, 0.3, 0.2], [0.0, 0.05, 0.1]])
-    ax = plots.audio_attention(weights, np.array([0.0, 0.08, 0.16]), ["a", "b$"], TITLE)
+    ax = viz.audio_attention(weights, np.array([0.0, 0.08, 0.16]), ["a", "b$"], TITLE)
     np.testing.assert_allclose(image(ax), [[1 / 3, 1, 2 / 3], [0, 0.5, 1]])
     x, y = ax.get_lines()[0].get_data()
     np.testing.assert_allclose(x, [0.12, 0.20])
-    assert list(y) == [0, 1] and ax.get_ylim() == (1.5, -0.5)  # the first id on top
+    assert list(y) == [0, 1] and ax.get_ylim() == (1.5, -0.5)  # the first token on top
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", r"b\$"]
-    assert ax.get_xlabel() == "audio time (s)" and ax.get_title() == TITLE and legend(ax) == ["most read 80 ms"]
-    assert bar_label(ax) == "attention / highest of the id" and ax.get_ylabel() and is_grey(ax)
+    assert ax.get_xlabel() == "audio time (s)" and ax.get_title() == TITLE and legend(ax) == ["highest weight"]
+    assert bar_label(ax) == "attention / highest of the token" and "token" in ax.get_ylabel() and is_grey(ax)
 
 
 # ---- runs ----
 
 
-def test_loop_raster():
-    ids = [7, 900, 5, *[3, 900, 4] * 12]
-    loop = find_loop(ids)
-    ax = plots.loop_raster(ids, TITLE, loop=loop, text_limit=800)
+def test_token_raster():
+    tokens = [7, 900, 5, *[3, 900, 4] * 12]
+    loop = find_loop(tokens)
+    ax = viz.token_raster(tokens, TITLE, loop=loop, text_limit=800)
     text, other = ax.get_lines()
-    values = sorted(set(ids))
-    drawn = {int(s): values[int(r)] for line in (text, other) for s, r in zip(*line.get_data(), strict=True)}
-    assert [drawn[i] for i in range(len(ids))] == ids
-    assert {values[int(r)] for r in other.get_ydata()} == {900}
-    assert [t.get_text() for t in ax.get_yticklabels()] == [str(v) for v in values]
+    order = [7, 900, 5, 3, 4]  # of first use
+    drawn = {int(s): order[int(r)] for line in (text, other) for s, r in zip(*line.get_data(), strict=True)}
+    assert [drawn[i] for i in range(len(tokens))] == tokens
+    assert {order[int(r)] for r in other.get_ydata()} == {900}
+    assert [t.get_text() for t in ax.get_yticklabels()] == [str(v) for v in order]
     shaded = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-    assert (shaded.x0, shaded.x1) == pytest.approx((loop.onset - 0.5, len(ids) - 0.5))
-    assert "loop: 3 ids" in legend(ax)[-1] and f"from step {loop.onset}" in legend(ax)[-1]
-    assert ax.get_xlabel() == "step (ids written)" and "id" in ax.get_ylabel() and ax.get_title() == TITLE
+    assert (shaded.x0, shaded.x1) == pytest.approx((loop.onset - 0.5, len(tokens) - 0.5))
+    assert "loop: 3 tokens" in legend(ax)[-1] and f"from step {loop.onset}" in legend(ax)[-1]
+    assert ax.get_xlabel() == "step (tokens generated)" and "token" in ax.get_ylabel() and ax.get_title() == TITLE
     assert is_grey(ax)
 
 
+def test_token_raster_writes_texts_on_its_axis():
+    ax = viz.token_raster([5, 2, 5, 9], TITLE, texts=[" six", " two", " six", "$"])
+    assert [t.get_text() for t in ax.get_yticklabels()] == [" six", " two", r"\$"]
+    assert ax.yaxis_inverted()  # the first token on top
+
+
+def test_what_the_font_cannot_draw_is_written_as_its_code():
+    ax = viz.token_raster([1, 2, 3], TITLE, texts=["\u4f60", "a\n", "\x08"])
+    ax.figure.canvas.draw()  # would warn of a missing glyph
+    assert [t.get_text() for t in ax.get_yticklabels()] == [r"\u4f60", r"a\n", r"\x08"]
+
+
 def test_a_run_without_a_loop_is_not_shaded():
-    ax = plots.loop_raster(list(range(40)), TITLE)
-    assert not ax.patches and legend(ax) == ["text id"] and len(ax.get_yticks()) == 12
+    ax = viz.token_raster(list(range(40)), TITLE)
+    assert not ax.patches and legend(ax) == ["text token"] and len(ax.get_yticks()) == 16
 
 
 def test_wer_against_loops():
-    ax = plots.wer_against_loops(
+    ax = viz.wer_against_loops(
         {"planned": (0.02, 0, 0.05, 0.3, 0.25, 0.36), "none": (0.1, 0.06, 0.2, 0.28, 0.24, 0.33)}, TITLE
     )
     for container, x, y, spans in zip(
@@ -139,9 +240,17 @@ def test_wer_against_loops():
     assert ax.get_title() == TITLE and ax.get_ylim()[0] == 0 and is_grey(ax)
 
 
+def test_settings_at_one_point_share_a_mark_that_names_them_all():
+    here, there = (0.0, 0.0, 0.0, 0.03, 0.01, 0.06), (0.1, 0.0, 0.2, 0.03, 0.01, 0.06)
+    ax = viz.wer_against_loops({"a": here, "b": there, "c": here}, TITLE)
+    assert legend(ax) == ["a\n= c", "b"] and len(ax.containers) == 2
+    ax = viz.wer_against_bytes({"a": (1024, *here[3:]), "b": (1024, *here[3:])}, TITLE)
+    assert legend(ax) == ["a\n= b"]
+
+
 def test_wer_against_bytes():
     names = [f"limit {i}" for i in range(11)]
-    ax = plots.wer_against_bytes({n: (1024 * (i + 1), 0.3, 0.25, 0.36) for i, n in enumerate(names)}, TITLE)
+    ax = viz.wer_against_bytes({n: (1024 * (i + 1), 0.3, 0.25, 0.36) for i, n in enumerate(names)}, TITLE)
     point, _, (upright,) = ax.containers[10]
     assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((11, 30))
     assert upright.get_segments()[0][:, 1].tolist() == pytest.approx([25, 36])
@@ -153,15 +262,24 @@ def test_wer_against_bytes():
 
 def test_memory():
     curves = np.array([[4, 5, 6], [0, 1, 1], [8, 8, 9], [1, 1, 2]]) * MIB
-    ax = plots.memory(*curves, TITLE)
+    ax = viz.memory(*curves, TITLE)
     for line, curve in zip(ax.get_lines(), curves, strict=True):
         x, y = line.get_data()
         assert x.tolist() == [1, 2, 3]
         np.testing.assert_allclose(y, np.where(curve > 0, curve / MIB, np.nan))
     assert [t.split("\n")[0] for t in legend(ax)] == ["active", "cached", "peak", "keys and values"]
     assert "9 MiB" in legend(ax)[2] and ax.get_ylabel() == "memory (MiB)" and ax.get_yscale() == "log"
-    assert ax.get_xlabel() == "step (ids written)" and ax.get_title() == TITLE
+    assert ax.get_xlabel() == "step (tokens generated)" and ax.get_title() == TITLE
     assert len({line.get_linestyle() for line in ax.get_lines()}) == 4 and is_grey(ax)
+
+
+def test_bytes_of_caches_of_runs_of_unlike_length():
+    ax = viz.kv_bytes({"full": [1024, 1024, 2048], "window": [512]}, TITLE)
+    full, window = ax.get_lines()
+    assert full.get_xdata().tolist() == [1, 2, 3] and full.get_ydata().tolist() == [1, 1, 2]
+    assert window.get_ydata().tolist() == [0.5] and legend(ax) == ["full\n(2 KiB)", "window\n(0 KiB)"]
+    assert ax.get_ylim()[0] == 0 and "KiB" in ax.get_ylabel() and ax.get_title() == TITLE and is_grey(ax)
+    assert ax.get_yscale() == "linear" and full.get_linestyle() != window.get_linestyle()
 
 
 # ---- weights ----
@@ -186,7 +304,7 @@ def test_weight_map_of_the_decoder():
         misshaped=(Misshaped("model.layers.10.mlp.up_proj.weight", (1,), (2,), "none found"),),
         wrong_dtype=(("model.layers.0.input_layernorm.weight", "I8"),),
     )
-    ax = plots.weight_map(found, TITLE)
+    ax = viz.weight_map(found, TITLE)
     columns, rows = ([t.get_text() for t in a] for a in (ax.get_xticklabels(), ax.get_yticklabels()))
     assert rows == ["0", "1", "10"]  # numbers, not strings
     assert columns == ["input_layernorm.weight", "mlp.up_proj.weight", "self_attn.q_proj.weight"]
@@ -200,62 +318,66 @@ def test_weight_map_of_the_decoder():
 
 
 def test_weight_map_of_the_rest_and_of_the_encoder():
-    ax = plots.weight_map(report(missing=("encoder.conv1.weight",)), TITLE, stack="single")
+    ax = viz.weight_map(report(missing=("encoder.conv1.weight",)), TITLE, stack="single")
     assert [t.get_text() for t in ax.get_yticklabels()] == ["encoder", "adapter", "lm_head"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["conv1.weight", "conv.weight", "weight"]
     assert image(ax).filled(-1).tolist() == [[3, -1, -1], [-1, 0, -1], [-1, -1, 0]]
     assert ax.get_ylabel() == "component"
-    ax = plots.weight_map(report(), TITLE, stack="encoder")
+    ax = viz.weight_map(report(), TITLE, stack="encoder")
     assert image(ax).tolist() == [[0]] and ax.get_ylabel() == "encoder layer (number)"
 
 
 def test_weight_map_of_a_real_report(tiny_model):
-    ax = plots.weight_map(tiny_model.report, TITLE)
+    ax = viz.weight_map(tiny_model.report, TITLE)
     assert image(ax).shape == (2, 12) and (image(ax) == 0).all()
 
 
 def test_histograms():
     narrow, wide = RNG.normal(0, 1, (50, 40)), RNG.normal(0, 3, 3_000)
     wide[:7] = np.nan
-    ax = plots.histograms({"narrow": narrow, "wide": wide}, TITLE, bins=30)
+    ax = viz.histograms({"narrow": narrow, "wide": wide}, TITLE, bins=30, of="activation (nats)")
     for patch, values in zip(ax.patches, (narrow.ravel(), wide[7:]), strict=True):
         density, edges, _ = patch.get_data()
         wanted, _ = np.histogram(values.astype(np.float32), edges, density=True)
         assert len(edges) == 31 and (edges[0], edges[-1]) == pytest.approx((np.nanmin(wide), np.nanmax(wide)))
         np.testing.assert_allclose(density, wanted)
-    assert legend(ax)[1].endswith("7 not finite)") and f"deviation {narrow.std():.3g}" in legend(ax)[0]
+    assert legend(ax)[1].endswith("7 not finite)") and f"standard deviation {narrow.std():.3g}" in legend(ax)[0]
     assert len({p.get_linestyle() for p in ax.patches}) == 2 and ax.get_yscale() == "log"
-    assert "value" in ax.get_xlabel() and "density" in ax.get_ylabel() and ax.get_title() == TITLE and is_grey(ax)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("activation (nats)", "density (1 / activation)")
+    assert ax.get_title() == TITLE and is_grey(ax)
 
 
 # ---- all of them ----
 
 
 def test_a_constant_tensor_has_a_histogram():
-    assert plots.histograms({"zeros": np.zeros(9)}, TITLE).patches[0].get_data()[0].tolist() == [1]
+    assert viz.histograms({"zeros": np.zeros(9)}, TITLE).patches[0].get_data()[0].tolist() == [1]
 
 
 def test_the_caller_may_bring_the_axes():
     _, ax = pyplot.subplots()
-    assert plots.loop_raster([1, 2], TITLE, ax=ax) is ax
+    assert viz.token_raster([1, 2], TITLE, ax=ax) is ax
     assert len(pyplot.get_fignums()) == 1
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plots.waveform_and_mel(np.zeros((2, 2)), np.zeros((2, 2)), TITLE),
-        lambda: plots.filterbanks({}, TITLE),
-        lambda: plots.mel_difference(np.zeros((3, 4)), np.zeros((2, 4)), TITLE),
-        lambda: plots.audio_attention(np.zeros((2, 3)), np.zeros(3), ["one"], TITLE),
-        lambda: plots.loop_raster([], TITLE, loop=Loop(1, 0, 4)),
-        lambda: plots.wer_against_loops({"x": (0.1, 0.2, 0.3, 0.1, 0.0, 0.2)}, TITLE),
-        lambda: plots.wer_against_bytes({"x": (1024, 0.1, 0.2, 0.3)}, TITLE),
-        lambda: plots.wer_against_bytes({}, TITLE),
-        lambda: plots.memory(np.ones(2), np.ones(2), np.ones(2), np.ones(3), TITLE),
-        lambda: plots.weight_map(WeightReport("here"), TITLE),
-        lambda: plots.weight_map(report(), TITLE, stack="vocoder"),
-        lambda: plots.histograms({"x": np.array([np.nan])}, TITLE),
+        lambda: viz.waveform_and_mel(np.zeros(1600, np.float32), np.zeros(2), TITLE),
+        lambda: viz.filterbanks({}, TITLE),
+        lambda: viz.filterbank(hertz=(500, 100)),
+        lambda: viz.mel_difference(np.zeros((3, 4)), np.zeros((2, 4)), TITLE),
+        lambda: viz.audio_attention(np.zeros((2, 3)), np.zeros(3), ["one"], TITLE),
+        lambda: viz.token_raster([], TITLE, loop=Loop(1, 0, 4)),
+        lambda: viz.token_raster([1, 2], TITLE, texts=["one"]),
+        lambda: viz.kv_bytes({"x": []}, TITLE),
+        lambda: viz.wer_against_loops({"x": (0.1, 0.2, 0.3, 0.1, 0.0, 0.2)}, TITLE),
+        lambda: viz.wer_against_bytes({"x": (1024, 0.1, 0.2, 0.3)}, TITLE),
+        lambda: viz.wer_against_bytes({}, TITLE),
+        lambda: viz.memory(np.ones(2), np.ones(2), np.ones(2), np.ones(3), TITLE),
+        lambda: viz.weight_map(WeightReport("here"), TITLE),
+        lambda: viz.weight_map(report(), TITLE, stack="vocoder"),
+        lambda: viz.histograms({"x": np.array([np.nan])}, TITLE),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(draw):
@@ -267,9 +389,9 @@ def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(draw):
 def test_matplotlib_is_imported_only_when_something_is_drawn_and_missed_in_one_line():
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from stepaudio import viz as plots\n"
+        "from stepaudio import viz\n"
         "from stepaudio.errors import ConfigError\n"
-        "try: plots.loop_raster([1], 'x')\n"
+        "try: viz.token_raster([1], 'x')\n"
         "except ConfigError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
