@@ -1,4 +1,6 @@
-"""python -m stepaudio.train tokenizer TEXTS.jsonl FOLDER
+"""Command line of training: make a tokenizer, train the nets, average trained models or states.
+
+python -m stepaudio.train tokenizer TEXTS.jsonl FOLDER
 python -m stepaudio.train run --corpus FOLDER… --tokenizer FOLDER --out FOLDER [--steps N] [--seconds S] …
 python -m stepaudio.train average MODEL… OUT
 """
@@ -8,36 +10,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ..text.tokenizer import Tokenizer
-from .loop import ALL_BUCKETS, Recipe, average_states, run
+from .loop import run
 from .nano import average_models, export, nano_config, train_tokenizer
+from .optimiser import STATE_FILE, average_states
+from .recipe import ALL_BUCKETS, Recipe
 
 
-def main() -> None:
-    # MLX's CUDA backend replays recorded graphs, 400 at most; a step of several shapes needs more or records anew.
-    os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "20000")
-    parser = argparse.ArgumentParser(prog="python -m stepaudio.train", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The three verbs and their options."""
+    root = argparse.ArgumentParser(
+        prog="python -m stepaudio.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = root.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
     make.add_argument("texts", type=Path)
     make.add_argument("folder", type=Path)
     mean = verbs.add_parser("average", help="the mean of the weights of several trained models, or of saved states")
-    mean.add_argument(
-        "models",
-        type=Path,
-        nargs="+",
-        help="folders with config.json and model.safetensors, or all with state.safetensors",
-    )
+    models = f"folders with config.json and model.safetensors, or all with {STATE_FILE}"
+    mean.add_argument("models", type=Path, nargs="+", help=models)
     mean.add_argument("folder", type=Path)
-    train = verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout")
+    _run_options(verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout"))
+    return root
+
+
+def _run_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--corpus", type=Path, nargs="+", required=True)
     train.add_argument("--texts", type=Path, help="JSONL with id and text, for corpora whose lines only have an id")
     train.add_argument("--held-out", type=Path)
     train.add_argument("--tokenizer", type=Path, required=True)
     train.add_argument("--out", type=Path, required=True)
-    train.add_argument("--resume", type=Path, help="folder with state.safetensors of an earlier run")
+    train.add_argument("--resume", type=Path, help=f"folder with {STATE_FILE} of an earlier run")
     train.add_argument("--start", type=Path, help="checkpoint folder whose weights a fresh run begins with")
     train.add_argument("--steps", type=int, default=Recipe.steps)
     train.add_argument("--seconds", type=float, default=Recipe.seconds)
@@ -46,40 +52,29 @@ def main() -> None:
     train.add_argument("--workers", type=int, default=Recipe.workers)
     train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
     train.add_argument("--pause", type=float, default=float("inf"), help="save and leave after this many seconds")
-    train.add_argument(
-        "--weight-noise",
-        type=float,
-        default=Recipe.weight_noise,
-        help="noise on the weights, as a share of each matrix's root mean square",
-    )
+    noise = "noise on the weights, as a share of each matrix's root mean square"
+    train.add_argument("--weight-noise", type=float, default=Recipe.weight_noise, help=noise)
     train.add_argument("--compile", action="store_true", help="fuse forward and backward pass")
-    train.add_argument("--log-every", type=int, default=250, help="steps between log lines")
+    train.add_argument("--log-every", type=int, default=Recipe.log_every, help="steps between log lines")
     train.add_argument("--block", type=int, default=Recipe.block, help="steps between changes of batch shape")
-    train.add_argument("--rows", type=float, default=1.0, help="factor on the rows of every batch")
+    train.add_argument("--rows", type=float, default=1.0, help="factor on the number of examples in every batch")
     train.add_argument(
         "--shares",
         type=float,
         nargs=len(ALL_BUCKETS),
         default=[b.share for b in ALL_BUCKETS],
-        help="how often batches of short, middling and long rows are drawn",
+        help="how often batches of short, middling and long examples are drawn",
     )
-    train.add_argument("--empty", type=float, default=Recipe.empty, help="share of rows in which nobody speaks")
-    options = parser.parse_args()
-    if options.verb == "tokenizer":
-        lines = options.texts.read_text(encoding="utf-8").splitlines()
-        train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)
-        return
-    if options.verb == "average":
-        saved = (options.models[0] / "state.safetensors").exists()
-        (average_states if saved else average_models)(options.models, options.folder)
-        return
-    tokenizer = Tokenizer.from_folder(options.tokenizer)
-    config = nano_config(-(-tokenizer.n_ids // 64) * 64)
+    train.add_argument("--empty", type=float, default=Recipe.empty, help="share of examples without speech")
+
+
+def recipe_from(options: argparse.Namespace) -> Recipe:
+    """The hyperparameters that the options of `run` ask for."""
     buckets = tuple(
-        type(b)(b.seconds, max(2, int(b.rows * options.rows)), b.max_text, share)
+        replace(b, rows=max(2, int(b.rows * options.rows)), share=share)
         for b, share in zip(ALL_BUCKETS, options.shares, strict=True)
     )
-    recipe = Recipe(
+    return Recipe(
         steps=options.steps,
         seconds=options.seconds,
         peak_rate=options.rate,
@@ -92,8 +87,25 @@ def main() -> None:
         empty=options.empty,
         buckets=buckets,
     )
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    # MLX's CUDA backend replays recorded graphs, 400 at most; a step of several shapes needs more or records anew.
+    os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "20000")
+    options = parser().parse_args()
+    if options.verb == "tokenizer":
+        lines = options.texts.read_text(encoding="utf-8").splitlines()
+        train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)
+        return
+    if options.verb == "average":
+        saved = (options.models[0] / STATE_FILE).exists()
+        (average_states if saved else average_models)(options.models, options.folder)
+        return
+    tokenizer = Tokenizer.from_folder(options.tokenizer)
+    config = nano_config(-(-tokenizer.n_ids // 64) * 64)
     run(
-        recipe,
+        recipe_from(options),
         config,
         options.corpus,
         options.tokenizer,

@@ -1,7 +1,8 @@
-"""Log mels of a described batch, made on the accelerator: cut, speed, breaths, room, noise, band, warp, masks.
+"""Log mels of a described batch, made on the accelerator: excerpts, speed, breaths, room, noise, band, warp, masks.
 
-B rows, N samples, F mel frames, M mel bands. The clean path equals the reference front end (a test holds it to
-that): whatever is random comes in through the description that `corpus` drew, or from MLX's own generator.
+B examples (rows of a batch), N samples, F mel frames, M mel bands. The clean path equals the reference front end (a
+test holds it to that): whatever is random comes in through the description that `batches` drew, or from MLX's own
+generator.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ WARPS = np.linspace(0.82, 1.2, 9)  # factors on the frequency axis: shorter and 
 
 @lru_cache(maxsize=1)
 def warped_filters() -> mx.array:
-    """(9, 201, M) mel filterbanks whose frequencies are scaled, WARPS[4] ~ 1 being close to the true one."""
+    """(9, 201, M) mel filterbanks whose frequency axis is scaled; WARPS[4] ~ 1 is close to the true one."""
     true = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS)  # (M, 201)
     bins = np.arange(true.shape[1])
     return mx.array(
@@ -37,13 +38,15 @@ def clean_filters() -> mx.array:
 
 
 def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
-    """(B, N) samples in [-1, 1]: each row's clips at their places and speeds, by linear interpolation.
+    """(B, N) samples in [-1, 1]: each example's clips at their places and speeds, by linear interpolation.
 
-    Clips of a row stand in order of time, so the clip that sounds at a sample is told by how many have begun.
+    Clips of an example stand in order of time, so the number of clips begun says which one sounds at a sample.
     """
     t = mx.arange(N)[None, :]
     begins = mx.split(batch["begin"], batch["begin"].shape[1], axis=1)
-    begun = sum((t >= begin).astype(mx.int32) for begin in begins)  # (B, N), 0 before the first clip
+    begun = mx.zeros(t.shape, mx.int32)  # (B, N), 0 before the first clip
+    for begin in begins:
+        begun = begun + (t >= begin)
     clip = mx.maximum(begun - 1, 0)
     begin, stop, start, rate = (mx.take_along_axis(batch[k], clip, axis=1) for k in ("begin", "stop", "start", "rate"))
     inside = (begun > 0) & (t < stop)
@@ -56,7 +59,7 @@ def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
 
 
 def smooth_size(n: int) -> int:
-    """The smallest number from n on with no prime factor above 5: a length that Fourier transforms are quick at."""
+    """The smallest number from n on with no prime factor above 5: a length that Fourier transforms are fast at."""
     sizes = (2**a * 3**b * 5**c for a in range(24) for b in range(4) for c in range(4))
     return min(size for size in sizes if size >= n)
 
@@ -71,12 +74,12 @@ def shaped_noise(shape: tuple[int, int], gain) -> mx.array:
 
 
 def loudness(wave: mx.array) -> mx.array:
-    """(B, 1) root mean square of each row where there is sound."""
+    """(B, 1) root mean square of each example where there is sound."""
     return mx.sqrt((wave * wave).sum(1, keepdims=True) / mx.maximum((wave != 0).sum(1, keepdims=True), 1) + 1e-10)
 
 
 def breathing(wave: mx.array, loud: mx.array, batch: dict) -> mx.array:
-    """The rows, whose loudness is `loud`, with their bursts of noise: each swells and fades, an octave or so wide."""
+    """The examples, whose loudness is `loud`, with bursts of noise: each swells and fades, an octave or so wide."""
     B, N = wave.shape
     t = mx.arange(N)[None]
     swell = mx.zeros((B, N))
@@ -86,11 +89,11 @@ def breathing(wave: mx.array, loud: mx.array, batch: dict) -> mx.array:
         swell = swell + mx.where(inside, mx.square(mx.sin(mx.pi * (t - begin + 0.5) / n)), 0.0) * level
     middle = batch["breath_hertz"][:, None]
     noise = shaped_noise((B, N), lambda hertz: mx.exp(-mx.square(mx.log2((hertz + 1) / middle))))
-    return wave + noise * swell * mx.maximum(loud, 3 * batch["floor"][:, None])  # rows without words are not loud
+    return wave + noise * swell * mx.maximum(loud, 3 * batch["floor"][:, None])  # without words there is no loudness
 
 
 def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
-    """Breaths, reverberation, babble from the neighbouring rows, coloured noise, relative to each row's loudness."""
+    """Breaths, reverberation, babble of neighbouring examples, coloured noise: each relative to an example's loudness."""
     B, N = wave.shape
     loud = loudness(wave)
     wave = breathing(wave, loud, batch)
@@ -102,7 +105,7 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     response = mx.concatenate([mx.ones((B, 1)), tail[:, 1:]], axis=1)
     spectrum = mx.fft.rfft(wave, n=size) * mx.fft.rfft(response, n=size)
     wave = mx.fft.irfft(spectrum, n=size)[:, :N]
-    babble = mx.roll(wave, 1, axis=0) + mx.roll(mx.roll(wave, 2, axis=0), N // 3, axis=1)
+    babble = mx.roll(wave, 1, 0) + mx.roll(mx.roll(wave, 2, 0), N // 3, 1)
     wave = wave + babble * batch["babble"][:, None]
     noise = shaped_noise((B, N), lambda hertz: (hertz + 6.0) ** (-0.5 * batch["colour"][:, None]))
     level = loud * batch["noise"][:, None] + batch["floor"][:, None]
@@ -123,6 +126,7 @@ def band_tables() -> tuple[mx.array, mx.array]:
 
 @lru_cache(maxsize=1)
 def hann_window() -> mx.array:
+    """(N_FFT,) periodic Hann window."""
     return mx.array(np.hanning(N_FFT + 1)[:-1].astype(np.float32))
 
 
@@ -130,14 +134,14 @@ def band_gain(batch: dict) -> mx.array:
     """(B, M) power gains: a smooth random equaliser, and nothing above `top` or below `bottom` Hz."""
     hats, hertz = band_tables()
     gain = 10 ** (batch["tilt"] @ hats / 10)
-    heard = (hertz[None] <= batch["top"][:, None]) & (hertz[None] >= batch["bottom"][:, None])
-    return mx.where(heard, gain, gain * 1e-5)
+    inside = (hertz[None] <= batch["top"][:, None]) & (hertz[None] >= batch["bottom"][:, None])
+    return mx.where(inside, gain, gain * 1e-5)
 
 
 def log_mel_batch(wave: mx.array, length: mx.array, filters: mx.array, gain: mx.array | None = None) -> mx.array:
-    """(B, N) samples of which `length` (B,) count -> (B, F, M) log mels, zero past each row's own frames.
+    """(B, N) samples of which `length` (B,) count -> (B, F, M) log mels, zero past each example's own frames.
 
-    `filters` (201, M) or (B, 201, M). Equal to `mel.log_mel` of each row alone.
+    `filters` (201, M) or (B, 201, M). Equal to `audio.features.log_mel` of each example alone.
     """
     B, N = wave.shape
     wave = mx.where(mx.arange(N)[None] < length[:, None], wave, 0.0)
@@ -157,8 +161,8 @@ def log_mel_batch(wave: mx.array, length: mx.array, filters: mx.array, gain: mx.
 
 
 def mask_some(mel: mx.array, batch: dict) -> mx.array:
-    """SpecAugment (Park et al. 2019): a few stretches of time and bands replaced by the row's mean."""
-    B, F, M = mel.shape
+    """SpecAugment (Park et al. 2019): a few stretches of time and bands replaced by the example's mean."""
+    _, F, M = mel.shape
     mean = mel.mean(axis=(1, 2), keepdims=True)
     time, band = mx.arange(F)[None, None], mx.arange(M)[None, None]
     start = batch["time_mask"][..., 0:1] % F

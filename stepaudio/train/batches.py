@@ -1,4 +1,7 @@
-"""The recipe of one training batch, as numbers. No MLX here: worker processes import this."""
+"""One training batch described by numbers: where each sample comes from, at which speed, which tokens are expected.
+
+`augment` turns the description into log mels on the accelerator. No MLX here: worker processes import this.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,33 @@ from ..text.prompts import asr_prompt
 from ..text.tokenizer import Tokenizer
 from .corpus import Corpus
 
-SEGMENTS = 8  # clips that may stand one after another in one training row
+SEGMENTS = 8  # clips that may follow one another in one training example
 ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
-IGNORE = 0  # label of frames and rows about which nothing is known; real labels are one higher than their ids
-BREATHS, BREATH_CHANCE = 3, 0.2  # bursts of noise that a row may hold, and how often each is there
-EMPTY = 0.04  # share of rows in which nobody speaks
-TIGHT, CUT = 0.5, 0.5  # shares of rows with next to no silence around, and of aligned clips of which words are taken
-PHONEME_SPACE = 16  # the id that parts words in the synthesiser's phonemes; lower ids are marks and pauses
+IGNORE = 0  # label of frames and embeddings about which nothing is known; real labels are one higher than their ids
+BREATHS, BREATH_CHANCE = 3, 0.2  # bursts of noise that an example may hold, and how often each is there
+EMPTY = 0.04  # share of examples without speech
+TIGHT, CUT = 0.5, 0.5  # shares of examples with hardly any silence around, and of aligned clips that are shortened
+PHONEME_SPACE = 16  # separates words in the synthesiser's phonemes; lower ids are marks and pauses
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """One shape of batch: rows x at most `seconds`, drawn `share` of the time."""
+    """One shape of batch: `rows` examples of at most `seconds`, drawn `share` of the time."""
 
     seconds: float
     rows: int
-    max_text: int  # ids of the answer, end included
+    max_text: int  # tokens of the answer, end included
     share: float
 
     @property
     def samples(self) -> int:
+        """Samples of the longest example."""
         return round(self.seconds * SAMPLE_RATE)
 
 
 @dataclass(frozen=True)
-class PromptIds:
-    """Ids around the audio: everything before its first row, everything after its last, the end of a turn."""
+class PromptTokens:
+    """Tokens around the audio: all before its first embedding, all after its last, the placeholder, the turn's end."""
 
     before: list[int]
     after: list[int]
@@ -45,18 +49,21 @@ class PromptIds:
     end: int
 
 
-def transcription_ids(tokenizer: Tokenizer) -> PromptIds:
-    """The reference's ASR prompt, cut at its audio rows."""
+def transcription_prompt(tokenizer: Tokenizer) -> PromptTokens:
+    """The reference's transcription prompt, divided at its audio embeddings."""
     prompt = asr_prompt(tokenizer, [1])
-    ids, start = list(prompt.ids), prompt.slots[0].start
-    return PromptIds(ids[:start], ids[start + 1 :], tokenizer.audio_patch, tokenizer.eot)
+    tokens, start = list(prompt.ids), prompt.slots[0].start
+    return PromptTokens(tokens[:start], tokens[start + 1 :], tokenizer.audio_patch, tokenizer.eot)
 
 
 class BatchMaker:
     """Draws descriptions of batches; the same seed and step give the same description.
 
-    The bucket stays the same for `block` steps, so that an accelerator holds buffers for one shape at a time. `empty`
-    is the share of rows in which nobody speaks.
+    Parameters
+    ----------
+    corpus, prompt, buckets : what to draw from, what stands around the audio, which shapes of batch there are.
+    block : steps for which the bucket stays the same, so that an accelerator holds buffers for one shape at a time.
+    empty : share of examples without speech.
 
     Raises
     ------
@@ -64,7 +71,13 @@ class BatchMaker:
     """
 
     def __init__(
-        self, corpus: Corpus, prompt: PromptIds, buckets: list[Bucket], seed: int, block: int = 1, empty: float = EMPTY
+        self,
+        corpus: Corpus,
+        prompt: PromptTokens,
+        buckets: list[Bucket],
+        seed: int,
+        block: int = 1,
+        empty: float = EMPTY,
     ):
         self.corpus, self.prompt, self.buckets, self.seed, self.block = corpus, prompt, buckets, seed, block
         self.empty = empty
@@ -79,6 +92,7 @@ class BatchMaker:
         self.shard_share = sizes / sizes.sum()
 
     def __call__(self, step: int) -> dict:
+        """Arrays of a batch by name, its `bucket` and its `shard`."""
         rng = np.random.default_rng((self.seed, step))
         turn = np.random.default_rng((self.seed, step // self.block, 1))
         bucket = int(turn.choice(len(self.buckets), p=self.share))
@@ -86,14 +100,14 @@ class BatchMaker:
         rows = [self._row(rng, self.buckets[bucket], shard) for _ in range(self.buckets[bucket].rows)]
         conditions = augmentation(rng, len(rows)) | breaths(rng, rows)
         empty = np.array([not r["segments"] for r in rows])
-        conditions["babble"][empty] = 0  # a row without words must not hold anybody else's
+        conditions["babble"][empty] = 0  # no words of others in an example without words
         conditions["floor"][empty] = 10 ** (-rng.uniform(8, 90, int(empty.sum())) / 20)
         return {"bucket": bucket, "shard": shard, **self._stack(rows, self.buckets[bucket]), **conditions}
 
     def _row(self, rng, bucket: Bucket, shard: int) -> dict:
-        """Clips at their own speed, one after another with pauses, until the row is about full (or stays single)."""
+        """Clips at their own speed, one after another with pauses, until the example is about full; often only one."""
         around = 0.04 if rng.random() < TIGHT else 0.5  # seconds of silence, at most, before and after the words
-        segments, ids, cursor = [], [], int(rng.uniform(0, around) * SAMPLE_RATE)
+        segments, tokens, cursor = [], [], int(rng.uniform(0, around) * SAMPLE_RATE)
         want = 0 if rng.random() < self.empty else 1 if rng.random() < 0.55 else SEGMENTS
         for _ in range(40):
             if len(segments) >= want:
@@ -101,23 +115,23 @@ class BatchMaker:
             clip = self._some_words(rng, self.corpus.shards[shard][int(rng.integers(len(self.corpus.shards[shard])))])
             rate = float(np.clip(np.exp(rng.normal(0, 0.10)), 0.75, 1.35))
             n = int((clip["n"] - 2) / rate)
-            if cursor + n > bucket.samples or len(ids) + len(clip["ids"]) + 1 > bucket.max_text:
+            if cursor + n > bucket.samples or len(tokens) + len(clip["tokens"]) + 1 > bucket.max_text:
                 if segments:
                     break
                 continue
             segments.append((cursor, cursor + n, clip, rate))
-            ids += clip["ids"]
+            tokens += clip["tokens"]
             cursor += n + int(rng.exponential(0.25) * SAMPLE_RATE)
         if not segments:  # silence or noise, answered with nothing
             cursor = int(rng.uniform(0.2, bucket.seconds) * SAMPLE_RATE)
         length = segments[-1][1] if segments else cursor
         length = min(bucket.samples, max(length + int(rng.uniform(0, around) * SAMPLE_RATE), SAMPLE_RATE // 5))
-        return {"segments": segments, "ids": ids, "length": length}
+        return {"segments": segments, "tokens": tokens, "length": length}
 
     def _some_words(self, rng, clip: dict) -> dict:
         """Mostly the clip; else a few of its words, often one, or all of them without the silence around.
 
-        Whole sentences with pauses around them would teach that what is short says nothing.
+        Whole sentences with pauses around them would teach that short recordings hold no speech.
         """
         ranges = _word_ranges(clip) if clip["phonemes"] and rng.random() < CUT else None
         if not ranges:
@@ -130,8 +144,8 @@ class BatchMaker:
     def _stack(self, rows: list[dict], bucket: Bucket) -> dict:
         """Fixed-shape arrays of one batch.
 
-        `place` (B, L) says what stands at each position: an index into [ids before the audio, its rows, ids after it,
-        the answer], or -1 past the end.
+        `place` (B, L) says what stands at each position: an index into [tokens before the audio, its embeddings,
+        tokens after it, the answer], or -1 past the end.
         """
         B, n_before, n_after = len(rows), len(self.prompt.before), len(self.prompt.after)
         max_rows, A = n_prompt_rows(n_mel_frames(bucket.samples)), bucket.max_text
@@ -146,7 +160,7 @@ class BatchMaker:
         length = np.array([r["length"] for r in rows], np.int32)
         asks = np.zeros(B, np.int32)  # the position after which the answer is wanted
         for b, row in enumerate(rows):
-            answer, n = row["ids"] + [self.prompt.end], n_prompt_rows(n_mel_frames(row["length"]))
+            answer, n = [*row["tokens"], self.prompt.end], n_prompt_rows(n_mel_frames(row["length"]))
             whole = np.concatenate([sources[0], sources[1][:n], sources[2], sources[3][: len(answer)]])
             place[b, : len(whole)] = whole
             asks[b] = len(whole) - len(answer) - 1
@@ -174,9 +188,9 @@ class BatchMaker:
 
 
 def _word_ranges(clip: dict) -> list[tuple[int, int]] | None:
-    """Phonemes of each word, first and one past the last; None where spoken and written words do not pair up.
+    """Phonemes of each word, first and one past the last; None where spoken and written words differ in number.
 
-    Phonemes are parted into words by the space between them; marks at a word's end are left out.
+    A space in the phonemes separates words; marks at a word's end are left out.
     """
     phonemes = clip["phonemes"]
     gaps = [i for i, p in enumerate(phonemes) if p == PHONEME_SPACE]
@@ -191,9 +205,9 @@ def _word_ranges(clip: dict) -> list[tuple[int, int]] | None:
 
 
 def _token_spans(clip: dict, encode) -> np.ndarray | None:
-    """(n, 3): text id, first and last phoneme frame of it; the ids of one word share its time evenly.
+    """(n, 3): text token, first and last phoneme frame of it; the tokens of one word share its time evenly.
 
-    None as in `_word_ranges`, or where the ids of the words are not those of the text.
+    None as in `_word_ranges`, or where the tokens of the words are not those of the text.
     """
     ranges = _word_ranges(clip)
     if ranges is None:
@@ -203,7 +217,7 @@ def _token_spans(clip: dict, encode) -> np.ndarray | None:
         tokens = encode(word)
         edges = np.linspace(ends[first - 1], ends[stop - 1], len(tokens) + 1)
         spans += list(zip(tokens, edges[:-1], edges[1:], strict=True))
-    return np.array(spans) if [t for t, _, _ in spans] == clip["ids"] else None
+    return np.array(spans) if [t for t, _, _ in spans] == clip["tokens"] else None
 
 
 def cut_words(clip: dict, ranges: list[tuple[int, int]], first: int, stop: int, encode) -> dict:
@@ -216,7 +230,7 @@ def cut_words(clip: dict, ranges: list[tuple[int, int]], first: int, stop: int, 
         "start": clip["start"] + frame * sum(clip["frames"][:a]),
         "n": frame * sum(frames),
         "text": text,
-        "ids": encode(text),
+        "tokens": encode(text),
         "phonemes": [0, *clip["phonemes"][a:b], 0],
         "frames": [0, *frames, 0],
     }
@@ -232,7 +246,7 @@ def _align(labels: np.ndarray, clip: dict, first: int, rate: float) -> None:
 
 
 def _align_tokens(labels: np.ndarray, spans: np.ndarray, first: int, rate: float) -> None:
-    """Write the text id that is being spoken in the middle of every 80 ms prompt row of a clip."""
+    """Write the text token that is being spoken in the middle of every 80 ms audio embedding of a clip."""
     edge = spans[:, 1:] * ALIGNMENT_SECONDS * SAMPLE_RATE / rate + first
     step = 8 * HOP
     rows = np.arange(int(edge[0, 0] // step), min(len(labels), int(edge[-1, 1] // step) + 1))
@@ -245,9 +259,17 @@ def _align_tokens(labels: np.ndarray, spans: np.ndarray, first: int, rate: float
 
 
 def augmentation(rng, B: int) -> dict:
-    """Random conditions of B rows: loudness, noise, babble, room, band, warp, masks. Many voices from few."""
-    on = lambda p: rng.random(B) < p
-    quiet = lambda x, keep: np.where(keep, x, 0.0).astype(np.float32)
+    """Random conditions of B examples: loudness, noise, babble, room, band, warp, masks. Many voices from few.
+
+    Strengths are shares of an example's loudness (root mean square) unless a comment says otherwise.
+    """
+
+    def on(p: float) -> np.ndarray:
+        return rng.random(B) < p
+
+    def quiet(x: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        return np.where(keep, x, 0.0).astype(np.float32)
+
     snr = rng.uniform(0, 35, B)
     return {
         "gain": (10 ** (rng.uniform(-25, 3, B) / 20)).astype(np.float32),
@@ -268,10 +290,11 @@ def augmentation(rng, B: int) -> dict:
 
 
 def breaths(rng, rows: list[dict]) -> dict:
-    """Bursts of noise between the words, as people breathe, smack their lips and touch things: (B, BREATHS) begins,
-    lengths and levels (beside the row's loudness; 0 where there is none), (B,) middles of their spectra in Hz.
+    """Bursts of noise between the words, as people breathe, smack their lips and touch things.
 
-    A burst may reach a seventh of a second into the words, whose clips mostly begin and end with silence of their own.
+    Begins, lengths (in samples) and levels (B, BREATHS), the levels relative to the example's loudness and 0 where
+    there is none; centres of their spectra in Hz (B,). A burst may reach a seventh of a second into the
+    words, whose clips mostly begin and end with silence of their own.
     """
     shape, overlap = (len(rows), BREATHS), SAMPLE_RATE // 7
     begin, n = np.empty(shape, np.int32), np.empty(shape, np.int32)

@@ -1,4 +1,4 @@
-"""What nano is: its sizes, its vocabulary, and how a trained state becomes the folder in data/nano."""
+"""The bundled model nano: its sizes, its vocabulary, and how trained weights become the folder data/nano."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from ..checkpoints.load import load_weights
 from ..checkpoints.save import save_checkpoint
 from ..errors import ConfigError
 from ..models.decoder import TextConfig
 from ..models.encoder import AudioEncoderConfig
+from ..models.parameters import named_arrays
 from ..models.speech_lm import StepAudioConfig, StepAudioNet
 from ..text.prompts import ASR_SYSTEM
 from ..text.tokenizer import Tokenizer
 
-TEXT_VOCABULARY = 1536  # byte-level BPE ids below the special tokens
+TEXT_VOCABULARY = 1536  # byte-level BPE tokens below the special ones
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> Tokenizer:
-    """A small tokenizer in the published file set. The prompt is repeated so that it costs few ids."""
+    """A small tokenizer in the published file set. The prompt is repeated so that it costs few tokens."""
     lines = [" " + t for t in texts]
     grammar = [ASR_SYSTEM, "system\n", "human\n", "assistant\n"] * (len(lines) // 20 + 10)
     tokenizer = Tokenizer.train(lines + grammar, TEXT_VOCABULARY)
@@ -59,15 +60,15 @@ def nano_config(vocab_rows: int) -> StepAudioConfig:
 
 def export(average: dict, config: StepAudioConfig, folder: Path) -> None:
     """Write averaged weights as half precision in the published layout, beside a config in its own shape."""
-    tensors = {name: value.astype(mx.float16) for name, value in tree_flatten(average)}
+    tensors = {name: value.astype(mx.float16) for name, value in named_arrays(average)}
     save_checkpoint(folder, config, tensors)
 
 
 def average_models(folders: list[Path], out: Path) -> None:
     """Write the mean of several trained models' weights, with the config of the first.
 
-    For models of one run, or of runs that began alike (Izmailov et al. 2018; Wortsman et al. 2022). The further they
-    have gone apart, the less their mean need be as good as they are.
+    For models of one run, or of runs that began alike (Izmailov et al. 2018; Wortsman et al. 2022). The further their
+    weights have moved apart, the less can be expected of the mean.
 
     Raises
     ------

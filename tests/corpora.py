@@ -1,0 +1,79 @@
+"""A speech corpus of five short clips, written by hand, and nets of a few channels to train on it."""
+
+import json
+
+import numpy as np
+
+from stepaudio.models.decoder import TextConfig
+from stepaudio.models.encoder import AudioEncoderConfig
+from stepaudio.models.speech_lm import StepAudioConfig
+from stepaudio.train import loop
+from stepaudio.train.batches import Bucket, transcription_prompt
+from stepaudio.train.recipe import Recipe
+
+RATE = 16_000
+BUCKETS = (Bucket(2.0, 3, 12, 0.5), Bucket(3.0, 2, 20, 0.5))
+TEXTS = ["the cat", "sat on", "the mat", "what is", "the time now"]
+
+
+def clip_lines(n=5, seconds=0.6):
+    """Equal clips; each has two phonemes beside the silence at both ends, in frames of 25 ms."""
+    size, lines = round(seconds * RATE), []
+    for i in range(n):
+        frames = round(seconds / 0.025)
+        words = TEXTS[i].split()
+        ids = [0, *[p for w in range(len(words)) for p in ([40 + w] if w == 0 else [16, 40 + w])], 0]
+        durations = [2, *[3] * (len(ids) - 2), frames - 2 - 3 * (len(ids) - 2)]
+        lines.append(
+            {
+                "id": str(i),
+                "offset": i * size,
+                "n_samples": size,
+                "text": TEXTS[i],
+                "ids": ids,
+                "durations": durations,
+            }
+        )
+    return lines
+
+
+def write(folder, lines=None, tail=b"", name="a"):
+    lines = clip_lines() if lines is None else lines
+    folder.mkdir(exist_ok=True)
+    n = max(line["offset"] + line["n_samples"] for line in lines)
+    samples = np.random.default_rng(0).integers(-9000, 9000, n).astype(np.int16)
+    samples.tofile(folder / f"{name}.pcm")
+    (folder / f"{name}.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + tail)
+    return samples
+
+
+def sizes(rows):
+    text = TextConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_hidden_layers=1,
+        vocab_size=rows,
+        rms_norm_eps=1e-6,
+        rope_theta=1e4,
+    )
+    audio = AudioEncoderConfig(
+        n_mels=128,
+        n_audio_ctx=1500,
+        n_audio_state=16,
+        n_audio_head=2,
+        n_audio_layer=1,
+        llm_dim=16,
+        kernel_size=3,
+        adapter_stride=2,
+        adapter_hidden=24,
+    )
+    return StepAudioConfig(text, audio)
+
+
+def new_trainer(tokenizer, **changes):
+    recipe = Recipe(steps=50, warmup=2, buckets=BUCKETS, **changes)
+    return loop.Trainer(
+        recipe, sizes(-(-tokenizer.n_ids // 64) * 64), transcription_prompt(tokenizer), tokenizer.text_limit
+    )

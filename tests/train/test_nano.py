@@ -1,0 +1,52 @@
+"""Export and average of trained models."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+from mlx.utils import tree_flatten
+
+from stepaudio.checkpoints.save import save_checkpoint
+from stepaudio.errors import ConfigError
+from stepaudio.train import nano
+
+RATE = 16_000
+
+
+def test_export_is_the_average_in_half_precision(trainer, tmp_path):
+    nano.export(trainer.average, trainer.config, tmp_path)
+    arrays = mx.load(str(tmp_path / "model.safetensors"))
+    wanted = dict(tree_flatten(trainer.average))
+    assert set(arrays) == set(wanted) and all(a.dtype == mx.float16 for a in arrays.values())
+    name = "model.embed_tokens.weight"
+    np.testing.assert_allclose(np.array(arrays[name]), np.array(wanted[name]), rtol=1e-3, atol=1e-6)
+
+
+def test_the_mean_of_two_models(tmp_path):
+    def tensors(folder):
+        return {k: np.array(v.astype(mx.float32)) for k, v in mx.load(str(folder / "model.safetensors")).items()}
+
+    a, b = tiny.write(tmp_path / "a", seed=1), tiny.write(tmp_path / "b", seed=2)
+    nano.average_models([a, b], tmp_path / "mean")
+    one, two, mean = tensors(a), tensors(b), tensors(tmp_path / "mean")
+    assert set(mean) == set(one)
+    for name, value in mean.items():
+        assert np.allclose(value, (one[name] + two[name]) / 2, rtol=1e-3, atol=1e-6), name
+        assert not np.allclose(value, one[name], rtol=1e-3, atol=1e-6) or np.allclose(one[name], two[name]), name
+
+
+def test_models_of_other_sizes_have_no_mean(tmp_path):
+    a, b = tiny.write(tmp_path / "a"), tiny.write(tmp_path / "b")
+    sizes = tiny.config(512)
+    save_checkpoint(b, sizes, tiny.weights(sizes))
+    with pytest.raises(ConfigError, match="b: its sizes are not those of .*a"):
+        nano.average_models([a, b], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_nano_sizes():
+    config = nano.nano_config(8384)
+    from stepaudio.checkpoints.layout import expected_layout
+
+    count = sum(int(np.prod(s)) for s in expected_layout(config).values())
+    assert 10e6 <= count <= 15e6 and 2 * count <= 30e6
