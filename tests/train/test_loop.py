@@ -50,6 +50,7 @@ def test_updates_are_adamw_as_published(trainer):
         )
     )
     m = v = np.zeros_like(p)
+    average = p
     for t, scale in ((1, 5.0), (2, 1e-4)):
         g = np.random.default_rng(t).normal(0, scale, p.size)
         trainer._update(mx.array(g.astype(np.float32)), 0.01)
@@ -57,7 +58,9 @@ def test_updates_are_adamw_as_published(trainer):
         g = g * min(1.0, 1 / np.linalg.norm(g))
         m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
         p = p * (1 - 0.01 * 0.03 * decay) - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8)
+        average = average * t / (t + 10) + p * 10 / (t + 10)  # which early on forgets sooner than 0.9995
     np.testing.assert_allclose(np.array(trainer.state["params"]), p, atol=2e-5)
+    np.testing.assert_allclose(np.array(trainer.state["average"]), average, atol=2e-5)
 
 
 def test_learning_rate():
