@@ -25,7 +25,7 @@ from .decoding.sampling import Sampling
 from .errors import DecodeError, PromptError, WeightsError
 from .models.kv_cache import CachePolicy
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
-from .models.tap import Tap, no_tap
+from .models.tap import Tap
 from .pipeline import Pipeline
 from .resources import default_checkpoint
 from .text.chat_template import SPOKEN, AudioSlot, Message, Prompt
@@ -192,10 +192,10 @@ class StepAudio2:
     def _hear(self, mels: Iterable[np.ndarray]) -> list[mx.array]:
         """In one padded batch; on the CPU one after another, which keeps the work in the processor's cache."""
         if not on_cpu():
-            return self.net.hear(list(mels), independent=True)
+            return self.net.encode_audio(list(mels), independent=True)
         heard = []
         for mel in mels:
-            heard += self.net.hear([mel], independent=True)
+            heard += self.net.encode_audio([mel], independent=True)
             mx.async_eval(heard[-1])  # computed while the host makes the next mel
         return heard
 
@@ -215,7 +215,7 @@ class StepAudio2:
 
     # ------------------------------------------------------------ free generation
 
-    def request(self, messages: Sequence, *, downmix: str = "first", tap: Tap = no_tap) -> Request:
+    def request(self, messages: Sequence, *, downmix: str = "first", tap: Tap | None = None) -> Request:
         """A prompt of turns, with its recordings heard as the reference hears them (one zero-padded batch).
 
         messages : dicts or `prompt.Message`, as in StepFun's examples; audio items hold a path or samples under
@@ -232,7 +232,9 @@ class StepAudio2:
         n_rows = [[n_prompt_rows(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(messages, self._words(), n_rows)
         slots = tuple(s for s in prompt.slots if s.length)  # a remainder too short for a row keeps only its markers
-        heard = self.net.hear([mels[s.clip][s.piece] for s in slots], independent=False, tap=tap) if slots else []
+        heard = (
+            self.net.encode_audio([mels[s.clip][s.piece] for s in slots], independent=False, tap=tap) if slots else []
+        )
         return self._request(replace(prompt, slots=slots), heard)
 
     def _pieces(self, source, downmix: str) -> list[np.ndarray]:
@@ -256,13 +258,14 @@ class StepAudio2:
         max_tokens: int = MAX_TOKENS,
         on_loop: str = "report",
         stop: Sequence[str] = (),
-        tap: Tap = no_tap,
+        tap: Tap | None = None,
     ) -> Iterator[Step]:
         """The steps of one answer as they are made.
 
         messages : as in `request`.
         stop : strings that end it, in the text without special tokens; the one that was met stays in the answer.
-        tap : called as tap(name, array) with every intermediate result (`lab.probes` names them).
+        tap : called as tap(name, array) with every intermediate result (`interp.recorder` names them); what
+            it returns takes their place.
         Other options as in `transcribe`.
         """
         options = self._options(sampling, cache, max_tokens, on_loop, stop)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch_twins
+import torch_reference
 from safetensors.numpy import save_file
 
 from stepaudio.models.token2wav.campplus import SpeakerConfig
@@ -57,8 +57,8 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     features, mel = torch.randn(1, 60, SPEAKER.feat_dim), torch.randn(1, TOKENIZER.n_mels, 50)
     said = {"speaker.in": features.numpy(), "tokenizer.in": mel.numpy()}
-    said["speaker.out"] = export(shaken(torch_twins.CamPlus(SPEAKER)), features, "campplus.onnx", 1)
-    tokenizer = shaken(torch_twins.S3(TOKENIZER))
+    said["speaker.out"] = export(shaken(torch_reference.CamPlus(SPEAKER)), features, "campplus.onnx", 1)
+    tokenizer = shaken(torch_reference.S3(TOKENIZER))
     for norm in ("attn_ln", "mlp_ln"):  # equal parameters, which the exporter lets share one initialiser
         getattr(tokenizer.blocks[1], norm).load_state_dict(getattr(tokenizer.blocks[0], norm).state_dict())
     said["tokenizer.out"] = export(tokenizer, mel, "speech_tokenizer_v2_25hz.onnx", 2)

@@ -145,7 +145,7 @@ def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
     patch = tiny_model.tokenizer.audio_patch
     assert length == n and list(request.ids[start : start + n]) == [patch] * n
     assert request.ids[start - 1] == tiny_model.tokenizer.audio_start
-    rows = tiny_model.net.hear([log_mel(x)])[0]
+    rows = tiny_model.net.encode_audio([log_mel(x)])[0]
     np.testing.assert_allclose(np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5)
     plain = tiny_model.net.embed(np.array(request.ids))[0]
     outside = [i for i in range(len(request.ids)) if not start <= i < start + n]
@@ -171,8 +171,8 @@ def test_two_clips_share_one_padded_batch(tiny_model):
     long, short = tiny.noise(3), tiny.noise(1.29, seed=1)  # 302 and 131 frames: their masks begin differently
     items = [{"type": "audio", "audio": long}, {"type": "audio", "audio": short}]
     request = tiny_model.request([{"role": "human", "content": items}, OPEN])
-    together = tiny_model.net.hear([log_mel(long), log_mel(short)], independent=False)
-    assert mx.abs(together[1] - tiny_model.net.hear([log_mel(short)])[0]).max() > 1e-3
+    together = tiny_model.net.encode_audio([log_mel(long), log_mel(short)], independent=False)
+    assert mx.abs(together[1] - tiny_model.net.encode_audio([log_mel(short)])[0]).max() > 1e-3
     for (start, n), rows in zip(request.spans, together, strict=True):
         np.testing.assert_allclose(
             np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5
@@ -385,7 +385,7 @@ def test_errors_are_all_of_one_family():
 
 
 def test_embedding_refuses_a_slot_that_does_not_fit(tiny_model):
-    rows = tiny_model.net.hear([log_mel(tiny.noise(1))])
+    rows = tiny_model.net.encode_audio([log_mel(tiny.noise(1))])
     with pytest.raises(PromptError, match="rows"):
         tiny_model.net.embed(np.arange(40), [Slot(0, 2, len(rows[0]) + 1)], rows)
 

@@ -25,6 +25,8 @@ from .cpu_ops import (
 from .cuda_ops import THREADS, gelu_on_cuda
 from .device import on_cuda
 
+Mask = mx.array | str | None  # of attention: booleans or additive, "causal", or none
+
 
 def gelu(x: mx.array) -> mx.array:
     """Exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016), never the tanh approximation."""
@@ -65,26 +67,42 @@ def rope(x: mx.array, dims: int, base: float, offset: int) -> mx.array:
     return x * turns[0] + mx.concatenate([x[..., half:], x[..., :half]], axis=-1) * turns[1]
 
 
-def softmax_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask=None, tap=None) -> mx.array:
-    """Scaled dot-product attention: the fused kernel, its CPU form, or the explicit twin when a tap wants the weights.
+def softmax_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
+    """Scaled dot-product attention: MLX's fused kernel, or a form of adds and multiplies where that is faster.
 
-    q (B, H, n, D); k, v (B, G, L, D) with G dividing H; mask None, "causal" (aligned at the end), booleans
-    (true = seen) or additive, broadcastable to (B, H, n, L). Returns (B, H, n, D). The tap receives
-    "attention" (B, H, n, L), rows summing to 1.
+    Parameters
+    ----------
+    q : (B, H, n, D). k, v : (B, G, L, D) with G dividing H.
+    scale : of the scores.
+    mask : None, "causal" (aligned at the end), booleans (true = seen) or additive, broadcastable to (B, H, n, L).
+
+    Returns
+    -------
+    (B, H, n, D)
     """
-    if tap is None and not cpu_ops.vectorless(q):
+    if not cpu_ops.vectorless(q):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    B, H, n, D = q.shape
-    G, L = k.shape[1], k.shape[2]
-    if isinstance(mask, str):
-        mask = mx.arange(L)[None, :] <= mx.arange(L - n, L)[:, None]
-    if tap is None:
-        return attention_of_adds(q, k, v, scale, mask)
+    return attention_of_adds(q, k, v, scale, _array_mask(mask, q.shape[2], k.shape[2]))
+
+
+def attention_pattern(q: mx.array, k: mx.array, scale: float, mask: Mask = None) -> mx.array:
+    """The weights of that attention, written out: (B, H, n, L), float32, rows summing to 1."""
+    (B, H, n, D), (_, G, L, _) = q.shape, k.shape
     scores = (q.reshape(B, G, H // G, n, D) * scale) @ k[:, :, None].swapaxes(-1, -2)
     scores = scores.reshape(B, H, n, L).astype(mx.float32)
+    mask = _array_mask(mask, n, L)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
-    weights = mx.softmax(scores, axis=-1)
-    tap("attention", weights)
-    weights = weights.astype(v.dtype).reshape(B, G, H // G, n, L)
+    return mx.softmax(scores, axis=-1)
+
+
+def weighted_values(pattern: mx.array, v: mx.array) -> mx.array:
+    """Values (B, G, L, D) under weights (B, H, n, L): (B, H, n, D) in the dtype of the values."""
+    (B, H, n, L), (_, G, _, D) = pattern.shape, v.shape
+    weights = pattern.astype(v.dtype).reshape(B, G, H // G, n, L)
     return (weights @ v[:, :, None]).reshape(B, H, n, D)
+
+
+def _array_mask(mask: Mask, n: int, L: int) -> mx.array | None:
+    """The mask as an array, (n, L) booleans for "causal"."""
+    return mx.arange(L)[None, :] <= mx.arange(L - n, L)[:, None] if isinstance(mask, str) else mask

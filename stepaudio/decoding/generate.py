@@ -16,7 +16,7 @@ from ..backend.ops import log_sum_exp
 from ..errors import DecodeError
 from ..models.kv_cache import FullCache
 from ..models.speech_lm import StepAudioNet
-from ..models.tap import Tap, no_tap
+from ..models.tap import Tap, named
 from .loop_detector import Loop, LoopDetector
 from .options import Options
 from .sampler import Sampler
@@ -80,7 +80,9 @@ class _Row:
         return step
 
 
-def generate(net: StepAudioNet, requests: Sequence[Request], options: Options, tap: Tap = no_tap) -> Iterator[Step]:
+def generate(
+    net: StepAudioNet, requests: Sequence[Request], options: Options, tap: Tap | None = None
+) -> Iterator[Step]:
     """Decode one or several prompts; rows of a batch give the ids they would give alone.
 
     While the host looks at step t, the device already computes step t+1: the only wait per step is for one id
@@ -88,7 +90,7 @@ def generate(net: StepAudioNet, requests: Sequence[Request], options: Options, t
 
     Several rows share a full cache, so a batch needs a cache limit that cannot bite
     (`fits_one_batch`); a single row takes any policy. `tap` is called as tap(name, array) with what every pass of the
-    decoder computes, the one ahead of the last id included. Raises `DecodeError` otherwise, and on an empty prompt.
+    decoder computes, the one ahead of the last id included, and may put other arrays in their place. Raises `DecodeError` otherwise, and on an empty prompt.
     """
     if not requests:
         return
@@ -158,7 +160,7 @@ def _left_padded(requests: Sequence[Request]) -> mx.array:
     return mx.stack([mx.pad(r.embeddings, [(longest - r.embeddings.shape[0], 0), (0, 0)]) for r in requests])
 
 
-def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap) -> mx.array:
+def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap | None) -> mx.array:
     """Feed the whole prompt in steps that the cache allows; logits (B, V) after its last position."""
     done, n = 0, x.shape[1]
     while True:
@@ -166,7 +168,7 @@ def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap) -> mx.array:
         piece, done = x[:, done : done + take], done + take
         if done >= n:
             return net.next_logits(piece, cache, tap)
-        net.model(piece, cache, tap)
+        net.model(piece, cache, named(tap, "decoder."))
         mx.eval(cache.arrays)
 
 
@@ -178,7 +180,7 @@ def _choose(sampler: Sampler, logits: mx.array) -> tuple[mx.array, mx.array]:
     return ids, logprobs
 
 
-def _logits_after(net: StepAudioNet, ids: mx.array, cache, tap: Tap) -> mx.array:
+def _logits_after(net: StepAudioNet, ids: mx.array, cache, tap: Tap | None) -> mx.array:
     return net.next_logits(net.model.embed_tokens(ids[:, None]), cache, tap)
 
 

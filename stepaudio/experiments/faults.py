@@ -130,19 +130,19 @@ def _around(model: StepAudio2, **parts: Callable | int) -> StepAudio2:
 # ---------------------------------------------------------------- in the nets
 
 
-def twin(module):
+def copy_of(module):
     """A net of new modules that share the arrays of the old: replacing anything in it leaves the old one alone."""
     if isinstance(module, nn.Module):
         made = copy.copy(module)
         for name, value in module.items():
-            dict.__setitem__(made, name, twin(value))
+            dict.__setitem__(made, name, copy_of(value))
         return made
-    return [twin(value) for value in module] if isinstance(module, list) else module
+    return [copy_of(value) for value in module] if isinstance(module, list) else module
 
 
 def no_padding_mask(model: StepAudio2) -> StepAudio2:
     """Encoder attention sees the padding; what it costs grows with the padding of the batch."""
-    net = twin(model.net)
+    net = copy_of(model.net)
     net.encoder.key_mask = lambda T, x_len, independent: mx.zeros((x_len.shape[0], 1, 1, (T - 1) // 2 + 1))
     return model.altered(net=net)
 
@@ -160,7 +160,7 @@ class _NormedBlock(nn.Module):
 
 def norm_before_pool(model: StepAudio2) -> StepAudio2:
     """The encoder's final norm before its pooling."""
-    net = twin(model.net)
+    net = copy_of(model.net)
     encoder = net.encoder
     encoder.blocks[-1] = _NormedBlock(encoder.blocks[-1], encoder.after_norm)
     encoder.after_norm = nn.Identity()
@@ -194,7 +194,7 @@ def lost(prefix: str, seed: int = 0) -> Apply:
 
 
 def _with_fresh(model: StepAudio2, names: Sequence[str], seed: int) -> StepAudio2:
-    net = twin(model.net)
+    net = copy_of(model.net)
     have = dict(tree_flatten(net.parameters()))
     odd = [name for name in names if name not in have or not mx.issubdtype(have[name].dtype, mx.floating)]
     if odd:
@@ -223,7 +223,7 @@ def fewer_bits(bits: int, group_size: int = 32) -> Apply:
     """
 
     def apply(model: StepAudio2) -> StepAudio2:
-        net = twin(model.net)
+        net = copy_of(model.net)
         chosen = []
 
         def fits(path: str, module: nn.Module) -> bool:

@@ -13,8 +13,14 @@ from ..decoding.generate import Step
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes after each id of a run, each (ids,): of MLX arrays in use, of buffers kept for reuse, the most in use
-    so far, and of the key/value cache (a part of those in use).
+    """Bytes after each token of a run.
+
+    Attributes
+    ----------
+    active : (tokens,) of MLX arrays in use.
+    cached : (tokens,) of buffers that MLX keeps for reuse.
+    peak : (tokens,) the most in use so far.
+    kv : (tokens,) of the key/value cache, a part of `active`.
     """
 
     active: np.ndarray
@@ -24,7 +30,16 @@ class Memory:
 
 
 def watch_memory(steps: Iterable[Step]) -> tuple[list[Step], Memory]:
-    """Run a generation of one row to its end and note the memory after each id; the peak counts from the first."""
+    """Run the generation of one answer to its end and note the memory after each token; the peak counts from the first.
+
+    Parameters
+    ----------
+    steps : as `StepAudio2.stream` gives them.
+
+    Returns
+    -------
+    The steps, and the memory after each.
+    """
     kept, rows = [], []
     mx.reset_peak_memory()
     for step in steps:

@@ -143,19 +143,19 @@ def stages(
             f"stages: expected codes (n,) of whole numbers, at least one, found {codes.shape} of {codes.dtype}"
         )
     flow, hift = synthesizer.parts.flow, synthesizer.parts.hift
-    seen, skip = {}, len(voice.mel)
+    seen: dict[str, mx.array] = {}
+    skip, of_flow = len(voice.mel), ["noise", *(f"euler.{i}.x" for i in range(options.n_steps))]
 
     def tap(name: str, array: mx.array) -> None:
-        if name in ("enc.mu", "f0", "source") or name.startswith("euler.x_step"):
+        if name in ("mu", "f0", "source", *of_flow):
             seen[name] = array
 
     made = flow(codes[None], voice.prompt, noise, options, tap)
     wave, _ = hift(made, source_noise, tap=tap)
-    start = flow_noise(synthesizer, noise, skip, made.shape[1])
-    steps = [start, *(_host(seen[f"euler.x_step{i + 1}"])[skip:] for i in range(options.n_steps))]
+    steps = [_host(seen[name])[skip:] for name in of_flow]
     return Stages(
         codes,
-        _host(seen["enc.mu"])[skip:],
+        _host(seen["mu"])[skip:],
         np.stack(steps),
         _host(seen["f0"]),
         _host(seen["source"]),

@@ -1,6 +1,6 @@
-"""The Qwen2 decoder: ids or embeddings in, logits out; positions and memory belong to the cache it is given.
+"""The Qwen2 decoder: embeddings in, the last hidden states out; positions and memory belong to the cache it is given.
 
-B rows, n new positions, L positions attended to, D channels. Attribute names are those of the published
+B batch, n new positions, L positions attended to, D channels. Attribute names are those of the published
 checkpoint. Knows no files, no text and no sampling.
 
 Reference: transformers `modeling_qwen2.py`, as the published model subclasses it.
@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
-from ..backend.ops import silu, softmax_attention
+from ..backend.ops import silu
+from ..errors import ConfigError
 from ..schema import require
-from .kv_cache import Rope
-from .tap import Tap, named, no_tap
+from .attention import attend
+from .kv_cache import KVCache, Rope
+from .tap import Tap, emit, named
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
@@ -91,6 +95,8 @@ class TextConfig:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention: several heads share keys and values; rotation and memory are the cache's."""
+
     def __init__(self, config: TextConfig):
         super().__init__()
         D, size = config.hidden_size, config.head_dim
@@ -100,18 +106,25 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, self._kv_heads * size, bias=True)
         self.o_proj = nn.Linear(self._heads * size, D, bias=False)
 
-    def __call__(self, x: mx.array, cache, layer: int, tap: Tap | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
+        """(B, n, D) -> (B, n, D), with what `cache` holds of layer `layer` before the n new positions."""
         B, n, _ = x.shape
         q, k, v = (
-            f(x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3)
-            for f, heads in ((self.q_proj, self._heads), (self.k_proj, self._kv_heads), (self.v_proj, self._kv_heads))
+            emit(tap, name, f(x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3))
+            for name, f, heads in (
+                ("q", self.q_proj, self._heads),
+                ("k", self.k_proj, self._kv_heads),
+                ("v", self.v_proj, self._kv_heads),
+            )
         )
         q, k, v, mask = cache.update(layer, q, k, v)  # (B, heads, n, size), (B, kv heads, L, size)
-        y = softmax_attention(q, k, v, self._scale, mask, tap)
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, n, -1))
+        q, k, v = emit(tap, "rot_q", q), emit(tap, "k_cache", k), emit(tap, "v_cache", v)
+        return self.o_proj(attend(q, k, v, self._scale, mask, tap))
 
 
 class MLP(nn.Module):
+    """Gated linear unit with SiLU (Shazeer 2020)."""
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -119,10 +132,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, n, D) -> (B, n, D)."""
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind an RMS norm and added to the residual stream."""
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.self_attn = Attention(config)
@@ -130,9 +146,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, cache, layer: int, tap: Tap | None = None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache, layer, tap)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
+        """(B, n, D) -> (B, n, D); see `interp.recorder.GLOSSARY` for what the tap receives."""
+        x = emit(tap, "resid_pre", x)
+        added = emit(tap, "attn_out", self.self_attn(self.input_layernorm(x), cache, layer, tap))
+        x = emit(tap, "resid_mid", x + added)
+        return emit(tap, "resid_post", x + emit(tap, "mlp_out", self.mlp(self.post_attention_layernorm(x))))
 
 
 class Decoder(nn.Module):
@@ -147,16 +166,17 @@ class Decoder(nn.Module):
 
     @property
     def rope(self) -> Rope:
+        """The rotation that caches of this decoder apply."""
         return self._rope
 
-    def __call__(self, x: mx.array, cache, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
         """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D)."""
         cache.plan(x.shape[1])
-        recording = None if tap is no_tap else tap
+        if tap is not None:
+            slots = mx.array(cache.slots.astype(np.int32))
+            if emit(tap, "positions", slots) is not slots:
+                raise ConfigError("tap at positions: they belong to the cache and can be read, not replaced")
         for i, layer in enumerate(self.layers):
-            x = layer(x, cache, i, named(recording, f"layer{i}."))
-            tap(f"layer{i}", x)
+            x = layer(x, cache, i, named(tap, f"{i}."))
         cache.advance()
-        x = self.norm(x)
-        tap("norm", x)
-        return x
+        return emit(tap, "out", self.norm(x))

@@ -1,7 +1,7 @@
-"""Audio encoder and adapter: mel frames in, prompt rows for the decoder out.
+"""Audio encoder and adapter: mel frames in, audio embeddings for the decoder out.
 
 B clips, T mel frames, S = ceil(T / 2) frames after the strided convolution (50 Hz), P = S // 2 after pooling
-(25 Hz), R rows after the adapter (12.5 Hz), C channels of the encoder, D channels of the decoder. Attribute
+(25 Hz), R embeddings after the adapter (12.5 Hz), C channels of the encoder, D channels of the decoder. Attribute
 names are those of the published checkpoint. Knows no files and no tokens.
 
 Reference: `modeling_step_audio_2.py` of the published model (AudioEncoder, Adaptor).
@@ -14,10 +14,11 @@ from dataclasses import dataclass, fields
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backend.ops import gelu, softmax_attention
+from ..backend.ops import gelu
 from ..errors import AudioError
 from ..schema import require
-from .tap import Tap, named, no_tap
+from .attention import attend
+from .tap import Tap, emit, named
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ MASKED = -1e10  # what the reference adds to the scores of masked keys
 
 
 class MultiHeadAttention(nn.Module):
+    """Whisper's attention: no bias on the keys, no rotation, every position sees every one that counts."""
+
     def __init__(self, n_state: int, n_head: int):
         super().__init__()
         self.query = nn.Linear(n_state, n_state)
@@ -58,17 +61,24 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(n_state, n_state)
         self._n_head = n_head
 
-    def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
-        B, S, C = x.shape
+    def heads(self, x: mx.array, tap: Tap | None) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values of (B, S, C), each (B, heads, S, head size)."""
+        B, S, _ = x.shape
         q, k, v = (
-            f(x).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3) for f in (self.query, self.key, self.value)
-        )  # (B, heads, S, head size)
-        scale = (C // self._n_head) ** -0.5
-        y = softmax_attention(q, k, v, scale, mask, tap)
-        return self.out(y.transpose(0, 2, 1, 3).reshape(B, S, C))
+            emit(tap, name, f(x).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3))
+            for name, f in (("q", self.query), ("k", self.key), ("v", self.value))
+        )
+        return q, k, v
+
+    def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
+        """(B, S, C) -> (B, S, C), with `mask` added to the scores."""
+        q, k, v = self.heads(x, tap)
+        return self.out(attend(q, k, v, q.shape[-1] ** -0.5, mask, tap))
 
 
 class ResidualAttentionBlock(nn.Module):
+    """Attention, then two linears with a GELU, each behind a norm and added to the residual stream."""
+
     def __init__(self, n_state: int, n_head: int):
         super().__init__()
         self.attn = MultiHeadAttention(n_state, n_head)
@@ -77,9 +87,12 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp_ln = nn.LayerNorm(n_state)
 
     def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
-        x = x + self.attn(self.attn_ln(x), mask, tap)
+        """(B, S, C) -> (B, S, C); see `interp.recorder.GLOSSARY` for what the tap receives."""
+        x = emit(tap, "resid_pre", x)
+        x = emit(tap, "resid_mid", x + emit(tap, "attn_out", self.attn(self.attn_ln(x), mask, tap)))
         widen, activate, narrow = self.mlp
-        return x + narrow(activate(widen(self.mlp_ln(x))))
+        added = emit(tap, "mlp_out", narrow(activate(widen(self.mlp_ln(x)))))
+        return emit(tap, "resid_post", x + added)
 
 
 class AudioEncoder(nn.Module):
@@ -98,14 +111,14 @@ class AudioEncoder(nn.Module):
     def key_mask(self, T: int, x_len: mx.array, independent: bool) -> mx.array:
         """(B, 1, 1, S) additive. Key j counts while its mel frame (T+1) % 2 + 2j is below `x_len`.
 
-        T is the padded length of the batch in the reference, so that company changes a clip's mask;
+        T is the padded length of the batch in the reference, so that a clip's mask depends on the other clips;
         `independent` takes each clip's own length instead.
         """
         own = x_len + 2 if independent else mx.full(x_len.shape, T)
         frame = (own[:, None] + 1) % 2 + 2 * mx.arange((T - 1) // 2 + 1)[None, :]
         return mx.where(frame < x_len[:, None], 0.0, MASKED)[:, None, None, :]
 
-    def __call__(self, mel: mx.array, x_len: mx.array, independent: bool = False, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, mel: mx.array, x_len: mx.array, independent: bool = False, tap: Tap | None = None) -> mx.array:
         """Encode a zero-padded batch.
 
         Parameters
@@ -114,11 +127,11 @@ class AudioEncoder(nn.Module):
         x_len : (B,) integers, mel frames of each clip minus 2, as the reference passes them.
         independent : if true, every clip comes out as if it had been alone (what no padding would have given);
             if false, as in the reference, where the clips of one prompt influence each other at their ends.
-        tap : called as tap(name, array) with every intermediate result.
+        tap : called as tap(name, array) with every intermediate result, see `tap.emit`.
 
         Returns
         -------
-        (B, P, C); rows past (x_len + 1) // 2 // 2 hold whatever falls out.
+        (B, P, C); frames past (x_len + 1) // 2 // 2 are without meaning.
 
         Raises
         ------
@@ -129,38 +142,28 @@ class AudioEncoder(nn.Module):
         if self._config.n_audio_ctx < S:
             raise AudioError(
                 f"audio of {T} mel frames needs {S} encoder positions, the checkpoint has "
-                f"{self._config.n_audio_ctx}: cut it into shorter pieces (transcribe does)"
+                f"{self._config.n_audio_ctx}: cut it into shorter segments (transcribe does)"
             )
-        mask = self.key_mask(T, x_len, independent).astype(mel.dtype)
-        tap("mask", mask)
+        mel = emit(tap, "mel", mel)
+        mask = emit(tap, "mask", self.key_mask(T, x_len, independent).astype(mel.dtype))
         x = gelu(self.conv1(mel.transpose(0, 2, 1)))  # (B, T, C)
-        if independent:
-            x = zero_past(x, x_len + 2)
-        tap("conv1", x)
-        x = gelu(self.conv2(x))  # (B, S, C)
-        tap("conv2", x)
+        x = emit(tap, "conv1", zero_past(x, x_len + 2) if independent else x)
+        x = emit(tap, "conv2", gelu(self.conv2(x)))  # (B, S, C)
         x = x + self.positional_embedding.weight[:S]
-        tap("embedded", x)
-        recording = None if tap is no_tap else tap
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, named(recording, f"block{i}."))
-            tap(f"block{i}", x)
-        x = average_pairs(x)  # (B, P, C)
-        tap("pooled", x)
-        x = self.after_norm(x)
-        if independent:
-            x = zero_past(x, (x_len + 3) // 4)  # a lone clip of S frames has S // 2 of these
-        tap("encoded", x)
-        return x
+            x = block(x, mask, named(tap, f"{i}."))
+        x = self.after_norm(emit(tap, "pooled", average_pairs(x)))  # (B, P, C)
+        # A lone clip of S frames has S // 2 of these.
+        return emit(tap, "out", zero_past(x, (x_len + 3) // 4) if independent else x)
 
 
 def zero_past(x: mx.array, length: mx.array) -> mx.array:
-    """Rows of (B, n, C) at and after each clip's `length` set to zero: what convolution padding would be."""
+    """(B, n, C) with the frames at and after each clip's `length` set to zero: what convolution padding would be."""
     return x * (mx.arange(x.shape[1])[None, :] < length[:, None])[..., None].astype(x.dtype)
 
 
 def average_pairs(x: mx.array) -> mx.array:
-    """(B, S, C) -> (B, S // 2, C), means of neighbours; an odd last row is dropped, as AvgPool1d(2, 2) does."""
+    """(B, S, C) -> (B, S // 2, C), means of neighbours; an odd last frame is dropped, as AvgPool1d(2, 2) does."""
     B, S, C = x.shape
     return x[:, : S // 2 * 2].reshape(B, S // 2, 2, C).mean(axis=2)
 
@@ -175,14 +178,12 @@ class Adapter(nn.Module):
         self.linear1 = nn.Linear(C, config.adapter_hidden)
         self.linear2 = nn.Linear(config.adapter_hidden, config.llm_dim)
 
-    def __call__(self, x: mx.array, tap: Tap = no_tap) -> mx.array:
-        x = gelu(self.conv(x))  # (B, R, C)
-        tap("adapter_conv", x)
-        x = self.linear2(nn.relu(self.linear1(x)))  # (B, R, D)
-        tap("adapter", x)
-        return x
+    def __call__(self, x: mx.array, tap: Tap | None = None) -> mx.array:
+        """(B, P, C) -> audio embeddings (B, R, D)."""
+        x = emit(tap, "conv", gelu(self.conv(x)))  # (B, R, C)
+        return emit(tap, "out", self.linear2(nn.relu(self.linear1(x))))
 
 
 def n_rows(x_len, stride: int = 2):
-    """Adapter rows that are used of a clip of `x_len` + 2 mel frames; works on numbers and arrays."""
+    """Audio embeddings that the prompt takes of a clip of `x_len` + 2 mel frames; works on numbers and arrays."""
     return ((x_len + 1) // 4 - 1) // stride + 1

@@ -4,6 +4,7 @@ One protocol, used by attention without asking which kind it has:
     plan(n)              n new positions are coming: work out positions and mask, once for all layers
     update(i, q, k, v)   rotate, store and return (q, k, v, mask) for layer i
     advance()            the new positions are now part of the past
+    slots                after `plan`: which absolute position each of the L slots holds that this pass reads
 Axes: B rows, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no text.
 
 Position conventions. *absolute*: a key is rotated once, at the position where it was read. *renumbered*: keys
@@ -14,6 +15,7 @@ al. 2023, section 3.2), so that no distance ever exceeds the limit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -46,6 +48,29 @@ class Rope:
         return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
+class KVCache(Protocol):
+    """What attention asks of a cache; the head of this file says what each call means."""
+
+    @property
+    def slots(self) -> np.ndarray:
+        """(L,) absolute position in each slot that this pass reads."""
+        ...
+
+    def plan(self, n: int) -> None:
+        """Prepare for n new positions."""
+        ...
+
+    def update(
+        self, layer: int, q: mx.array, k: mx.array, v: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array | str | None]:
+        """Rotate and store what layer `layer` made of them; queries, all keys, all values and the mask."""
+        ...
+
+    def advance(self) -> None:
+        """Count the new positions as past."""
+        ...
+
+
 class NoCache:
     """Remembers nothing: one causal pass over a whole sequence (training, logits of a prompt).
 
@@ -59,13 +84,21 @@ class NoCache:
         self._rope, self._pad = rope, pad
 
     def plan(self, n: int) -> None:
+        """See the head of this file, as for all four."""
+        self._n = n
         self._mask = "causal" if self._pad is None else left_pad_mask(self._pad, 0, n)
 
+    @property
+    def slots(self) -> np.ndarray:
+        """(n,) the new positions themselves."""
+        return np.arange(self._n)
+
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
+        """Rotate, store nothing."""
         return self._rope(q, 0), self._rope(k, 0), v, self._mask
 
     def advance(self) -> None:
-        pass
+        """Nothing to count."""
 
 
 def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
@@ -96,13 +129,20 @@ class FullCache:
         return n
 
     def plan(self, n: int) -> None:
+        """Prepare for n new positions."""
         self._n = n
         if self._pad is not None:
             self._mask = left_pad_mask(self._pad, self.offset, n)
         else:
             self._mask = "causal" if n > 1 else None
 
+    @property
+    def slots(self) -> np.ndarray:
+        """(L,) everything so far and the new positions; padding at the left counts."""
+        return np.arange(self.offset + self._n)
+
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
+        """Rotate, store, and return queries, all keys, all values and the mask."""
         q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         end = self.offset + self._n
         self._keys[layer] = write(self._keys[layer], k, self.offset)
@@ -110,6 +150,7 @@ class FullCache:
         return q, self._keys[layer][..., :end, :], self._values[layer][..., :end, :], self._mask
 
     def advance(self) -> None:
+        """Count the new positions as past."""
         self.offset += self._n
 
     def keep_rows(self, rows: list[int]) -> None:
@@ -126,10 +167,12 @@ class FullCache:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all buffers."""
         return sum(a.nbytes for a in [*self._keys, *self._values] if a is not None)
 
     @property
     def arrays(self) -> list[mx.array]:
+        """The buffers, to be evaluated."""
         return [a for a in [*self._keys, *self._values] if a is not None]
 
 
@@ -167,6 +210,7 @@ class WindowCache:
         self._keys: list[mx.array | None] = [None] * n_layers
         self._values: list[mx.array | None] = [None] * n_layers
         self.held = np.zeros(0, dtype=np.int64)  # absolute position in each slot
+        self.slots = self.held  # of the pass that is going on
         self.offset = 0
 
     def _is_kept(self, positions: np.ndarray) -> np.ndarray:
@@ -184,6 +228,7 @@ class WindowCache:
         return max(1, int(np.count_nonzero(loose <= self._window)))
 
     def plan(self, n: int) -> None:
+        """Prepare for n new positions."""
         new = np.arange(self.offset, self.offset + n)
         self._n = n
         if n == 1:
@@ -198,12 +243,13 @@ class WindowCache:
         self._slot = int(loose[np.argmin(self.held[loose])]) if full else len(self.held)
         self._after = self.held.copy() if full else np.append(self.held, -1)
         self._after[self._slot] = new[0]
+        self.slots = self._after
         self._ranks = np.argsort(np.argsort(self._after))
         self._mask = None
 
     def _plan_many(self, new: np.ndarray) -> None:
         """Prefill: everything held and everything new, seen through the rule; then only the survivors stay."""
-        both = np.concatenate([self.held, new])
+        both = self.slots = np.concatenate([self.held, new])
         loose = ~self._is_kept(both)
         order = np.cumsum(~self._is_kept(np.arange(self.offset + self._n)))  # how many loose positions up to each
         recent = order[new][:, None] - order[both][None, :] < self._window
@@ -215,6 +261,7 @@ class WindowCache:
         self._ranks = np.argsort(np.argsort(both))
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
+        """Rotate, store, and return queries, keys and values by slot, and the mask."""
         if not self._renumber:
             q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         if self._n == 1:
@@ -236,15 +283,18 @@ class WindowCache:
         return q, k, v, self._mask
 
     def advance(self) -> None:
+        """Count the new positions as past; what was evicted is no longer held."""
         self.held = self._after
         self.offset += self._n
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all buffers."""
         return sum(a.nbytes for a in self.arrays)
 
     @property
     def arrays(self) -> list[mx.array]:
+        """The buffers, to be evaluated."""
         return [a for a in [*self._keys, *self._values] if a is not None]
 
 

@@ -1,7 +1,7 @@
 """The whole speech LLM as one module: encoder, adapter, decoder and head, joined where the reference joins them.
 
-Parameter names equal the published names, so a checkpoint is this module's parameters and nothing else.
-Knows no files, no text; token ids arrive as numbers and audio slots as (row, start, length).
+Parameter names equal the published names, so a checkpoint is this module's parameters and nothing else. Token ids
+arrive as numbers, audio slots as (row, start, length).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ..errors import AudioError, ConfigError, PromptError
 from ..schema import INERT_KEYS, read_record, require
 from .decoder import Decoder, TextConfig
 from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
-from .tap import Tap, no_tap
+from .kv_cache import KVCache
+from .tap import Tap, emit, named
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class StepAudioConfig:
 
 
 class Slot(NamedTuple):
-    """Where one piece of audio goes: positions start … start+length-1 of batch row `row`."""
+    """Where one segment of audio goes: positions start … start+length-1 of batch row `row`."""
 
     row: int
     start: int
@@ -78,6 +79,8 @@ class Slot(NamedTuple):
 
 
 class StepAudioNet(nn.Module):
+    """Mels and token ids in, logits out. Holds weights and sizes, and nothing of any run."""
+
     def __init__(self, config: StepAudioConfig):
         super().__init__()
         text = config.text_config
@@ -89,14 +92,18 @@ class StepAudioNet(nn.Module):
 
     @property
     def config(self) -> StepAudioConfig:
+        """Its sizes."""
         return self._config
 
     @property
     def dtype(self) -> mx.Dtype:
+        """Of the weights, as far as they are not quantised."""
         return self.model.embed_tokens.weight.dtype
 
-    def hear(self, mels: Sequence[np.ndarray], independent: bool = True, tap: Tap = no_tap) -> list[mx.array]:
-        """Prompt rows of several log mels, computed as one zero-padded batch.
+    def encode_audio(
+        self, mels: Sequence[np.ndarray], independent: bool = True, tap: Tap | None = None
+    ) -> list[mx.array]:
+        """Audio embeddings of several log mels, computed as one zero-padded batch.
 
         Parameters
         ----------
@@ -105,11 +112,11 @@ class StepAudioNet(nn.Module):
 
         Returns
         -------
-        list of (rows_i, D), rows_i = `units.n_prompt_rows(T_i)`.
+        list of (R_i, D), R_i = `constants.n_prompt_rows(T_i)`.
 
         Raises
         ------
-        AudioError : no clip, wrong number of mel bands, too few frames for a single row, or too many.
+        AudioError : no clip, wrong number of mel bands, too few frames for a single embedding, or too many.
         """
         config = self._config.audio_encoder_config
         if not mels:
@@ -127,15 +134,26 @@ class StepAudioNet(nn.Module):
             row[:, : mel.shape[1]] = mel
         x_len = mx.array(np.array(lengths, dtype=np.int32) - 2)
         mel = mx.array(batch).astype(self.dtype)
-        tap("mel", mel)
-        rows = self.adapter(self.encoder(mel, x_len, independent, tap), tap)
-        return [rows[i, : n_rows(n - 2, config.adapter_stride)] for i, n in enumerate(lengths)]
+        encoded = self.encoder(mel, x_len, independent, named(tap, "encoder."))
+        embeddings = self.adapter(encoded, named(tap, "adapter."))
+        return [embeddings[i, : n_rows(n - 2, config.adapter_stride)] for i, n in enumerate(lengths)]
 
     def embed(self, ids: np.ndarray, slots: Sequence[Slot] = (), features: Sequence[mx.array] = ()) -> mx.array:
-        """Token embeddings (B, n, D) with audio rows written into their slots.
+        """Token embeddings with audio embeddings written into their slots.
 
-        Raises `PromptError` where an id is outside the vocabulary, a slot leaves its row, or a slot and its
-        features differ in length.
+        Parameters
+        ----------
+        ids : (n,) or (B, n) token ids.
+        slots : where the audio goes. features : (R_i, D) for each slot.
+
+        Returns
+        -------
+        (B, n, D)
+
+        Raises
+        ------
+        PromptError : an id is outside the vocabulary, a slot leaves its row, or a slot and its features differ in
+            length.
         """
         ids = np.atleast_2d(np.asarray(ids))
         vocab = self._config.text_config.vocab_size
@@ -156,19 +174,17 @@ class StepAudioNet(nn.Module):
                 raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {rows.shape[0]} rows")
             if not (0 <= slot.row < ids.shape[0] and slot.start >= 0 and slot.start + slot.length <= ids.shape[1]):
                 raise PromptError(
-                    f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves "
-                    "the "
+                    f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves the "
                     f"prompt of {ids.shape[0]} x {ids.shape[1]} ids"
                 )
             x[slot.row, slot.start : slot.start + slot.length] = rows.astype(x.dtype)
         return x
 
-    def logits(self, x: mx.array, cache, tap: Tap = no_tap) -> mx.array:
+    def logits(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
         """Embeddings (B, n, D) -> logits (B, n, vocabulary) for every position."""
-        return self.lm_head(self.model(x, cache, tap))
+        return emit(tap, "logits", self.lm_head(self.model(x, cache, named(tap, "decoder."))))
 
-    def next_logits(self, x: mx.array, cache, tap: Tap = no_tap) -> mx.array:
+    def next_logits(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
         """Logits (B, vocabulary) after the last position only; float32, as the reference casts before sampling."""
-        logits = self.lm_head(self.model(x, cache, tap)[:, -1]).astype(mx.float32)
-        tap("logits", logits)
-        return logits
+        last = self.model(x, cache, named(tap, "decoder."))[:, -1]
+        return emit(tap, "logits", self.lm_head(last).astype(mx.float32))

@@ -1,4 +1,4 @@
-"""Golden checks of the decoder, the insertion of audio, logit rules and whole greedy runs."""
+"""Golden checks of the decoder, the insertion of audio embeddings, logit rules and whole greedy runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..decoding.options import Options
 from ..decoding.sampling import Penalties, Sampling
 from ..models.kv_cache import NoCache
 from ..models.speech_lm import Slot, StepAudioConfig, StepAudioNet
+from .golden import under_golden_names
 
 GREEDY = {
     "plain": Penalties(),
@@ -21,10 +22,11 @@ GREEDY = {
     "both": Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True),
 }
 THROUGH_THE_NET = 1e-3
+GOLDEN_NAMES = {r"decoder\.(\d+)\.resid_post": r"layer\1", r"decoder\.out": "norm"}
 
 
 def llm_checks(golden, _tokenizer) -> None:
-    """Logits and layers, audio rows in the prompt, greedy ids through our cache, and every logit rule."""
+    """Logits and layers, audio embeddings in the prompt, greedy tokens through our cache, and every logit rule."""
     c = golden.config
     audio = {**c["audio_encoder_config"], "adapter_hidden": c["adapter_hidden"]}
     net = StepAudioNet(StepAudioConfig.from_dict({"text_config": c["text_config"], "audio_encoder_config": audio}))
@@ -39,7 +41,10 @@ def llm_checks(golden, _tokenizer) -> None:
     )
 
 
-def _greedy(net: StepAudioNet, ids: np.ndarray, x: mx.array, n: int, penalties=GREEDY["plain"], eos=()) -> list[int]:
+def greedy_tokens(
+    net: StepAudioNet, ids: np.ndarray, x: mx.array, n: int, penalties=GREEDY["plain"], eos=()
+) -> list[int]:
+    """Tokens of a greedy run of at most `n` through our own loop and cache."""
     options = Options(Sampling(text=penalties, audio=penalties), max_tokens=n, stop_ids=frozenset(eos), on_loop="off")
     return list(collect(generate(net, [Request(ids[0], x[0])], options), 1)[0].ids)
 
@@ -48,27 +53,28 @@ def _check_text(golden, net: StepAudioNet) -> None:
     ids = golden["in.text.ids"]
     stages: dict[str, mx.array] = {}
     x = net.embed(ids)
-    stages["logits"] = net.logits(x, NoCache(net.model.rope), stages.__setitem__)
+    net.logits(x, NoCache(net.model.rope), stages.__setitem__)
+    stages = under_golden_names(stages, GOLDEN_NAMES)
     for stage in golden.names("out.text."):
         if stage in stages:  # what is left uncompared shows up at the end
             golden.compare(f"text.{stage}", stages[stage])
     for name, penalties in GREEDY.items():
-        golden.compare(f"greedy.{name}", _greedy(net, ids, x, len(golden[f"out.greedy.{name}"]), penalties), 0)
+        golden.compare(f"greedy.{name}", greedy_tokens(net, ids, x, len(golden[f"out.greedy.{name}"]), penalties), 0)
     eos = int(golden["in.greedy.eos_id"][0])
-    golden.compare("greedy.eos", _greedy(net, ids, x, len(golden["out.greedy.plain"]), eos=[eos]), 0)
+    golden.compare("greedy.eos", greedy_tokens(net, ids, x, len(golden["out.greedy.plain"]), eos=[eos]), 0)
 
 
 def _check_audio(golden, net: StepAudioNet, k: str, marker: int) -> None:
     ids, mels = golden[f"in.audio{k}.ids"], golden[f"in.audio{k}.mels"]
     lengths = golden[f"in.audio{k}.mel_lens"] + 2
-    heard = net.hear([mel[:, :n] for mel, n in zip(mels, lengths, strict=True)], independent=False)
+    heard = net.encode_audio([mel[:, :n] for mel, n in zip(mels, lengths, strict=True)], independent=False)
     starts = np.flatnonzero(ids[0] == marker) + 1  # the rows directly after each marker
     x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, heard, strict=True)], heard)
     rows = np.concatenate([np.arange(s, s + len(h)) for s, h in zip(starts, heard, strict=True)])
     golden.compare(f"audio{k}.rows", rows, 0)
     golden.compare(f"audio{k}.embeds", x)
     golden.compare(f"audio{k}.logits", net.logits(x, NoCache(net.model.rope)), THROUGH_THE_NET)
-    golden.compare(f"audio{k}.greedy", _greedy(net, ids, x, len(golden[f"out.audio{k}.greedy"])), 0)
+    golden.compare(f"audio{k}.greedy", greedy_tokens(net, ids, x, len(golden[f"out.audio{k}.greedy"])), 0)
 
 
 def _value(text: str) -> float:

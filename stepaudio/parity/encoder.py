@@ -1,4 +1,4 @@
-"""Golden checks of the front end, the audio encoder and the adapter."""
+"""Golden checks of the audio encoder and the adapter."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
+from ..models.tap import named
+from .golden import under_golden_names
+
+GOLDEN_NAMES = {
+    r"encoder\.0\.resid_pre": "embedded",
+    r"encoder\.(\d+)\.resid_post": r"block\1",
+    r"encoder\.out": "encoder",
+    r"encoder\.(\w+)": r"\1",
+    r"adapter\.conv": "adapter_conv",
+    r"adapter\.out": "adapter",
+}
 
 
-class _Hearing(nn.Module):
+class EncoderAndAdapter(nn.Module):
+    """The two nets under the names that the golden file's weights have."""
+
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
         self.encoder, self.adapter = AudioEncoder(config), Adapter(config)
@@ -29,21 +42,21 @@ def encoder_checks(golden, _tokenizer) -> None:
         adapter_stride=c["adapter_stride"],
         adapter_hidden=c["adapter_hidden"],
     )
-    net = _Hearing(config)
+    net = EncoderAndAdapter(config)
     golden.fill(net)
     for batch in golden.names("in.", ".mel"):
         _check_batch(golden, net, batch)
 
 
-def _check_batch(golden, net: _Hearing, batch: str) -> None:
+def _check_batch(golden, net: EncoderAndAdapter, batch: str) -> None:
     mel, x_len = mx.array(golden[f"in.{batch}.mel"]), mx.array(golden[f"in.{batch}.x_len"])
     stages: dict[str, mx.array] = {}
     tap = stages.__setitem__
-    net.adapter(net.encoder(mel, x_len, tap=tap), tap)
+    net.adapter(net.encoder(mel, x_len, tap=named(tap, "encoder.")), named(tap, "adapter."))
+    stages = under_golden_names(stages, GOLDEN_NAMES)
     found = {
         **stages,
         "mask_bias": stages["mask"][:, 0],
-        "encoder": stages["encoded"],
         "conv1": stages["conv1"].swapaxes(1, 2),
         "conv2": stages["conv2"].swapaxes(1, 2),
         "encoder_len": (x_len + 1) // 4,

@@ -41,7 +41,7 @@ def mel_checks(golden, _tokenizer) -> None:
         bank = mel_filterbank(flow["sample_rate"], flow["n_fft"], int(name), flow["fmin"], flow["fmax"])
         golden.compare(f"mel_filters_24k_{name}", bank)
     for name in golden.names("out.token_num"):
-        golden.compare("token_num" + name, _row_arithmetic(golden[f"out.token_num{name}"][:, 0]), 0)
+        golden.compare("token_num" + name, row_arithmetic(golden[f"out.token_num{name}"][:, 0]), 0)
     golden.leave(
         [n for n in golden.names("out.") if n.startswith("resample.")],
         "resampling is soxr's, not torchaudio's: another filter on purpose",
@@ -49,8 +49,8 @@ def mel_checks(golden, _tokenizer) -> None:
     speaking_mel_checks(golden)
 
 
-def _row_arithmetic(samples: np.ndarray) -> np.ndarray:
-    """Columns: samples; frames and rows if taken whole; rows after cutting at 25 s."""
+def row_arithmetic(samples: np.ndarray) -> np.ndarray:
+    """Columns: samples; frames and audio embeddings if taken whole; embeddings after cutting at 25 s."""
     table = []
     for n in map(int, samples):
         pieces = [min(CHUNK_SAMPLES, n - i) for i in range(0, n, CHUNK_SAMPLES)]
@@ -83,6 +83,7 @@ KALDI_FRONT_END = {
 
 
 def require_same(name: str, config: dict, ours: dict) -> None:
+    """Raise `DataError` where the golden file's config has another value than this package."""
     for key, value in ours.items():
         if key in config and config[key] != value:
             raise DataError(f"config {name}.{key}: this package has {value}, the golden file {config[key]}")

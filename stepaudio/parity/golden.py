@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +106,19 @@ class Golden:
         why = "nothing here computes it"
         rows = self.rows + [Row(n.removeprefix("out."), None, None, None, "unusable", why) for n in rest]
         return rows or [Row("-", None, None, None, "unusable", "holds no expectation")]
+
+
+def under_golden_names(stages: Mapping[str, mx.array], table: Mapping[str, str]) -> dict[str, mx.array]:
+    """What a tap has seen, under the names that golden files give it.
+
+    `table` : pattern of a whole name of ours -> theirs, with "\\1" for what the pattern's group holds. The first that
+    fits counts; what none fits keeps its name.
+    """
+    renamed = {}
+    for name, array in stages.items():
+        pattern = next((p for p in table if re.fullmatch(p, name)), None)
+        renamed[re.sub(pattern, table[pattern], name) if pattern else name] = array
+    return renamed
 
 
 def _judge(stage: str, got: np.ndarray, want: np.ndarray, tolerance: float, absolute: bool) -> Row:

@@ -18,10 +18,25 @@ from ..models.token2wav.flow import Flow, FlowConfig, FlowOptions, FlowState, Pr
 from ..models.token2wav.flow_matching import euler_steps, time_grid
 from ..models.token2wav.hift import Hift, HiftConfig, inverse_stft
 from ..synthesis import streaming as voice
+from .golden import under_golden_names
 
 MEL_TOLERANCE = 1e-3  # relative
 WAVE_TOLERANCE = 2e-3  # absolute: the source's phase reaches thousands of radians
 PCM_TOLERANCE = 32  # counts of 32767
+FLOW_NAMES = {
+    r"speaker": "spk",
+    r"mu": "enc.mu",
+    r"encoder\.(\d+)\.resid_post": r"enc.block\1",
+    r"encoder\.up\.(\d+)\.resid_post": r"enc.up_block\1",
+    r"encoder\.pos_embed": "enc.pos_emb",
+    r"encoder\.up\.conv": "enc.up_layer",
+    r"encoder\.up\.embed": "enc.up_embed",
+    r"encoder\.out": "enc.after_norm",
+    r"encoder\.(.*)": r"enc.\1",
+    r"euler\.(\d+)\.velocity": r"euler.v_step\1",
+}
+DIT_NAMES = {r"(\d+)\.resid_post": r"block\1", r"time": "t_emb"}
+VOCODER_NAMES = {r"(\d+)\.(up|source)": r"\2\1"}
 CHAIN_SLACK = 3  # on both, from codes to sound: mels that differ by 3e-6 move the pitch, and phase adds that up
 
 
@@ -86,6 +101,9 @@ def flow_checks(golden, _tokenizer) -> None:
 def _check_whole(golden, flow: Flow, n_steps: int) -> None:
     stages: dict[str, mx.array] = {}
     mel = flow(golden["in.token"], _prompt(golden), _noise(golden), FlowOptions(n_steps), stages.__setitem__)
+    # The golden file counts states from the noise, which is state 0.
+    states = {f"euler.x_step{i + 1}": stages.pop(f"euler.{i}.x") for i in range(n_steps)}
+    stages = under_golden_names(stages, FLOW_NAMES) | states
     golden.compare("spk", stages["spk"], MEL_TOLERANCE)
     _compare_all(golden, "enc.", {n: a for n, a in stages.items() if n.startswith("enc.")})
     golden.compare("t_span", time_grid(n_steps), 1e-6, absolute=True)
@@ -107,6 +125,7 @@ def _check_estimator(golden, flow: Flow) -> None:
     flow.decoder.estimator(
         x, mu, mx.array(golden["in.est.t"]), mx.array(golden["in.est.spk"]), cond, tap=stages.__setitem__
     )
+    stages = under_golden_names(stages, DIT_NAMES)
     _compare_all(golden, "est.", {f"est.{n}": _swap(a) if n == "out" else a for n, a in stages.items()})
 
 
@@ -184,6 +203,7 @@ def hift_checks(golden, _tokenizer) -> None:
         "source_no_noise": quiet_source[:, None],
     }
     hift.decode(mel, mx.array(golden["out.source"])[:, 0], stages.__setitem__)
+    stages = under_golden_names(stages, VOCODER_NAMES)
     found = {n: _swap(a) if a.ndim == 3 else a for n, a in stages.items() if n not in sounds}
     for stage in golden.names("out."):
         if stage in sounds:

@@ -9,6 +9,9 @@ from ..errors import DataError
 from ..models.token2wav.campplus import SpeakerConfig, SpeakerEncoder
 from ..models.token2wav.speech_tokenizer import ROPE_BASE, TANH_SCALE, S3Config, S3Tokenizer
 from .features import require_same
+from .golden import under_golden_names
+
+GOLDEN_NAMES = {r"(\d+)\.resid_post": r"block\1", r"(\d+)\.attn_out": r"attn\1", r"out": "hidden"}
 
 
 def s3_checks(golden, _tokenizer) -> None:
@@ -42,13 +45,13 @@ def _check_batch(golden, net: S3Tokenizer) -> None:
     stages: dict[str, mx.array] = {}
     tap = stages.__setitem__
     codes = np.array(net.quantizer(net.encoder(mx.array(mel), mx.array(lengths), tap), tap))
+    stages = under_golden_names(stages, GOLDEN_NAMES)
     n_codes = net.config.n_codes(lengths)
     found = {
         **stages,
         "conv1": stages["conv1"].swapaxes(1, 2),
         "conv2": stages["conv2"].swapaxes(1, 2),
         "code_len": n_codes,
-        **{f"attn{i}": stages[f"block{i}.attn"] for i in range(net.config.n_audio_layer)},
     }
     for stage in golden.names("out."):
         if stage in found:

@@ -1,4 +1,4 @@
-"""The two front ends of the speaking half against the reference's own numbers, plain twins, and other chunks."""
+"""The two front ends of the speaking half against the reference's own numbers, plain references, and other chunks."""
 
 import tracemalloc
 from pathlib import Path
@@ -72,16 +72,16 @@ def test_kaldi_frames(n):
 
 
 @pytest.mark.parametrize("n", [721, 1000, 1920, 9607])
-def test_flow_mel_equals_a_plain_twin(n):
+def test_flow_mel_equals_a_plain_reference(n):
     whole = np.pad(noise(n).astype(np.float64), 720, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1920) / 1920)
     frames = np.stack([whole[i * 480 : i * 480 + 1920] * window for i in range(n // 480)])
     magnitude = np.sqrt(np.abs(np.fft.rfft(frames)) ** 2 + 1e-9)
-    twin = np.log(np.maximum(mel_filterbank(24_000, 1920, 80, 0.0, 8000.0) @ magnitude.T, 1e-5))
-    assert np.abs(flow_mel(noise(n)) - twin).max() < TOLERANCE
+    expected = np.log(np.maximum(mel_filterbank(24_000, 1920, 80, 0.0, 8000.0) @ magnitude.T, 1e-5))
+    assert np.abs(flow_mel(noise(n)) - expected).max() < TOLERANCE
 
 
-def test_kaldi_equals_a_plain_twin():
+def test_kaldi_equals_a_plain_reference():
     samples = noise(4000)
     rows = []
     for start in range(0, 4000 - 399, 160):

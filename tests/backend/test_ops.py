@@ -6,12 +6,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from twins import rotate
+from reference import rotate
 
 from stepaudio.backend import cpu_ops
 from stepaudio.backend.cpu_ops import exp2
 from stepaudio.backend.device import on_cuda
-from stepaudio.backend.ops import gelu, log_sum_exp, rope, silu, softmax_attention
+from stepaudio.backend.ops import attention_pattern, gelu, log_sum_exp, rope, silu, softmax_attention, weighted_values
 
 # Dense where the functions bend, then out to where a float32 square overflows, and both zeros.
 WIDE = np.geomspace(1e-30, 1e30, 2001)
@@ -19,11 +19,11 @@ RANGE = np.concatenate([np.linspace(-12, 12, 100_001), WIDE, -WIDE, [0.0, -0.0]]
 STATED = 5e-7  # error of the rational fits
 
 
-def gelu_twin(x: np.ndarray) -> np.ndarray:
+def gelu_reference(x: np.ndarray) -> np.ndarray:
     return np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
 
 
-def silu_twin(x: np.ndarray) -> np.ndarray:
+def silu_reference(x: np.ndarray) -> np.ndarray:
     return np.array([v / (1 + math.exp(-v)) if v > -700 else 0.0 for v in x.astype(np.float64)])
 
 
@@ -40,14 +40,14 @@ def worst(got, want: np.ndarray) -> float:
 
 
 def test_gelu_is_exact(form):
-    assert worst(gelu(mx.array(RANGE)), gelu_twin(RANGE)) < STATED
+    assert worst(gelu(mx.array(RANGE)), gelu_reference(RANGE)) < STATED
     x = RANGE.astype(np.float64)
     tanh_form = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    assert worst(tanh_form, gelu_twin(RANGE)) > 100 * STATED  # the common approximation would not pass
+    assert worst(tanh_form, gelu_reference(RANGE)) > 100 * STATED  # the common approximation would not pass
 
 
 def test_silu(form):
-    assert worst(silu(mx.array(RANGE)), silu_twin(RANGE)) < STATED
+    assert worst(silu(mx.array(RANGE)), silu_reference(RANGE)) < STATED
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_rope(form, n, offset):
 @pytest.mark.skipif(not on_cuda(), reason="needs a CUDA device")
 def test_gelu_and_its_slope_in_bfloat16_on_cuda():
     x = mx.random.normal((8, 256)).astype(mx.bfloat16) * 3
-    twin = mx.array(gelu_twin(np.array(x.astype(mx.float32))))
-    assert mx.allclose(gelu(x).astype(mx.float32), twin, rtol=1e-2, atol=1e-2)
+    expected = mx.array(gelu_reference(np.array(x.astype(mx.float32))))
+    assert mx.allclose(gelu(x).astype(mx.float32), expected, rtol=1e-2, atol=1e-2)
     slope, plain = (mx.grad(lambda x, f=f: f(x).astype(mx.float32).sum())(x) for f in (gelu, nn.gelu))
     assert mx.allclose(slope.astype(mx.float32), plain.astype(mx.float32), atol=2e-2)
 
@@ -121,7 +121,7 @@ def test_other_types_take_the_plain_form():
 # ------------------------------------------------------------------------------- attention
 
 
-def attention_twin(q, k, v, scale, seen, bias):
+def attention_reference(q, k, v, scale, seen, bias):
     """float64, one head, one query at a time."""
     B, H, n, D = q.shape
     out, weights = np.zeros((B, H, n, D)), np.zeros((B, H, n, k.shape[2]))
@@ -156,21 +156,21 @@ def masks(B, H, n, L):
 @pytest.mark.parametrize("kernel", ["fused", "few", "many"])
 @pytest.mark.parametrize("mask", ["none", "causal", "bool", "additive", "keys"])
 @pytest.mark.parametrize(("heads", "groups", "n", "L"), [(4, 4, 6, 6), (4, 2, 3, 9), (6, 1, 1, 7), (6, 2, 5, 5)])
-def test_every_attention_equals_the_twin(monkeypatch, kernel, mask, heads, groups, n, L):
+def test_every_attention_equals_the_reference(monkeypatch, kernel, mask, heads, groups, n, L):
     monkeypatch.setattr(cpu_ops, "vectorless", lambda x: kernel != "fused")
     monkeypatch.setattr(cpu_ops, "FEW", 10**9 if kernel == "few" else 0)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, h, m, 8)).astype(np.float32) for h, m in ((heads, n), (groups, L), (groups, L)))
     given, seen, bias = masks(2, heads, n, L)[mask]
-    taps = {}
     quick = softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.4, given)
-    explicit = softmax_attention(mx.array(q), mx.array(k), mx.array(v), 0.4, given, taps.__setitem__)
-    want, weights = attention_twin(q, k, v, 0.4, seen, bias)
+    pattern = attention_pattern(mx.array(q), mx.array(k), 0.4, given)
+    want, weights = attention_reference(q, k, v, 0.4, seen, bias)
     assert np.abs(np.array(quick) - want).max() < 1e-5
-    assert np.abs(np.array(explicit) - want).max() < 1e-5
-    assert list(taps) == ["attention"] and np.abs(np.array(taps["attention"]) - weights).max() < 1e-6
+    assert np.abs(np.array(weighted_values(pattern, mx.array(v))) - want).max() < 1e-5
+    assert np.abs(np.array(pattern) - weights).max() < 1e-6
 
 
 def test_explicit_attention_keeps_the_type():
     x = mx.ones((1, 2, 3, 8), dtype=mx.bfloat16)
-    assert softmax_attention(x, x, x, 1.0, "causal", lambda name, a: None).dtype == mx.bfloat16
+    pattern = attention_pattern(x, x, 1.0, "causal")
+    assert pattern.dtype == mx.float32 and weighted_values(pattern, x).dtype == mx.bfloat16

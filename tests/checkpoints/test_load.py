@@ -604,7 +604,7 @@ def test_loaded_golden_weights_give_the_golden_audio_rows(goldens):
     net, tensors = StepAudioNet(config), load_file(goldens / "llm.safetensors")
     report = load_weights(net, goldens / "llm.safetensors", config, rename={"w.": ""})
     assert report.whole and set(report.unexpected) == {n for n in tensors if not n.startswith("w.")}
-    rows = net.hear([tensors["in.audio1.mels"][0]], independent=False)[0]
+    rows = net.encode_audio([tensors["in.audio1.mels"][0]], independent=False)[0]
     expected = tensors["out.audio1.embeds"][0, tensors["out.audio1.rows"]]
     assert np.abs(np.array(rows) - expected).max() <= 1e-4 * np.abs(expected).max()
 

@@ -1,4 +1,4 @@
-"""The decoding loop: the reference's greedy ids, a twin without a cache, batches against single runs, and stops."""
+"""The decoding loop: the reference's greedy ids, a reference without a cache, batches against single runs, and stops."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from twins import chain_net, decoder_twin, golden_net, tiny_net
+from reference import chain_net, decoder_reference, golden_net, tiny_net
 
 from stepaudio.decoding import generate as loop_module
 from stepaudio.decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
@@ -61,7 +61,7 @@ def test_greedy_ids_after_audio_equal_the_reference(k):
     assert list(got.ids) == want
 
 
-# ------------------------------------------------------------------------------- a twin without a cache
+# ------------------------------------------------------------------------------- a reference without a cache
 
 
 POLICIES = {
@@ -82,7 +82,7 @@ def test_cache_policies_reach_the_loop(policy, n_prompt, sampling):
     prompt = np.random.default_rng(n_prompt).integers(0, 48, n_prompt)
     got = run(NET, prompt, sampling, ((9, 7),), cache=cache, max_tokens=25)
     everything = NET.embed(np.concatenate([prompt, got.ids[:-1]]))[0]
-    logits = decoder_twin(NET, everything, kept, limit, cache.positions == "renumbered")[n_prompt - 1 :]
+    logits = decoder_reference(NET, everything, kept, limit, cache.positions == "renumbered")[n_prompt - 1 :]
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     # Log-probabilities are the model's own, before any rule.
     assert np.abs(got.logprobs - logprobs[np.arange(25), got.ids]).max() < 1e-3

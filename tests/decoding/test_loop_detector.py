@@ -1,8 +1,8 @@
-"""The loop detector against a brute-force twin, and against what people rightly say twice."""
+"""The loop detector against a brute-force reference, and against what people rightly say twice."""
 
 import numpy as np
 import pytest
-from twins import loop_twin
+from reference import loop_reference
 
 from stepaudio.decoding.loop_detector import Loop, LoopDetector, find_loop
 from stepaudio.errors import DecodeError
@@ -11,11 +11,11 @@ SMALL = {"max_period": 7, "min_repeats": 3, "min_ids": 6}
 USUAL = {"max_period": 64, "min_repeats": 4, "min_ids": 32}
 
 
-def same_as_twin(ids, thresholds) -> int:
+def same_as_reference(ids, thresholds) -> int:
     """Compare after every id; returns how often there was a loop."""
     detector, found = LoopDetector(**thresholds), 0
     for n, token in enumerate(ids, 1):
-        loop, want = detector.push(token), loop_twin(ids[:n], **thresholds)
+        loop, want = detector.push(token), loop_reference(ids[:n], **thresholds)
         assert (loop and (loop.period, loop.onset)) == want, (ids[:n], thresholds)
         if loop:
             assert loop.repeats == pytest.approx((n - loop.onset) / loop.period)
@@ -26,7 +26,7 @@ def same_as_twin(ids, thresholds) -> int:
 def test_random_ids():
     rng = np.random.default_rng(0)
     vocabularies = [1, 2, 2, 2, 3, 3, 5] * 8
-    found = [same_as_twin(rng.integers(0, vocab, 60).tolist(), SMALL) for vocab in vocabularies]
+    found = [same_as_reference(rng.integers(0, vocab, 60).tolist(), SMALL) for vocab in vocabularies]
     assert sum(f > 0 for f in found) > 15 and sum(f == 0 for f in found) > 15
 
 
@@ -36,7 +36,7 @@ def test_planted_loops(period, thresholds):
     rng = np.random.default_rng(period)
     before, block = rng.permutation(50)[:23].tolist(), rng.integers(50, 99, period).tolist()
     ids = before + (block * 40)[: max(45, 5 * period)] + rng.permutation(50)[:9].tolist()
-    found = same_as_twin(ids, thresholds)
+    found = same_as_reference(ids, thresholds)
     if len(set(block)) == period:
         assert (found > 0) == (period <= thresholds["max_period"])
 
@@ -75,7 +75,7 @@ def test_a_loop_that_ended_is_still_reported():
     ids=lambda ids: f"{len(ids)} ids",
 )
 def test_what_is_rightly_repeated_is_left_alone(ids):
-    assert find_loop(ids) is None and loop_twin(ids, **USUAL) is None
+    assert find_loop(ids) is None and loop_reference(ids, **USUAL) is None
 
 
 @pytest.mark.parametrize("bad", [{"max_period": 0}, {"min_repeats": 1}, {"min_ids": 1}, {"min_repeats": -4}])

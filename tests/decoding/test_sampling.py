@@ -1,4 +1,4 @@
-"""Logit rules against HF's numbers, distributions worked by hand, and a plain-Python twin; seeds; histories."""
+"""Logit rules against HF's numbers, distributions worked by hand, and a plain-Python reference; seeds; histories."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from twins import rules_twin
+from reference import rules_reference
 
 from stepaudio.decoding import logits, sampler
 from stepaudio.decoding.logits import (
@@ -175,7 +175,7 @@ def test_declared_order(monkeypatch):
     assert called == ["penalise", "ban_repeated_ngrams", "keep_top_k", "keep_top_p", "keep_min_p"]
 
 
-# ------------------------------------------------------------------------------- against a plain-Python twin
+# ------------------------------------------------------------------------------- against a plain-Python reference
 
 
 def ids_of(sampler: Sampler, logits: mx.array, n: int) -> list[list[int]]:
@@ -183,7 +183,7 @@ def ids_of(sampler: Sampler, logits: mx.array, n: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rules_equal_a_plain_twin_on_random_histories(seed):
+def test_rules_equals_a_plain_reference_on_random_histories(seed):
     rng = np.random.default_rng(seed)
     V, audio = 12, (8, 12)
     text, codes = (
@@ -208,7 +208,7 @@ def test_rules_equal_a_plain_twin_on_random_histories(seed):
             for p, mine in ((text, lambda t: t < 8), (codes, lambda t: t >= 8)):
                 seen = [t for t in (prompt if p.prompt else []) + said[r] if mine(t)]
                 seen = seen[-p.window :] if p.window else seen
-                want = np.array(rules_twin(want, seen, p.repetition, p.frequency, p.presence, p.no_repeat_ngram))
+                want = np.array(rules_reference(want, seen, p.repetition, p.frequency, p.presence, p.no_repeat_ngram))
             finite = np.isfinite(want)
             assert np.array_equal(np.isfinite(got[r]), finite)
             assert np.abs(got[r][finite] - want[finite]).max(initial=0) < 1e-4

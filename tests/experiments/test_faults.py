@@ -187,7 +187,9 @@ def test_pieces_of_15_seconds(tiny_model):
 
 def test_without_the_mask_padding_is_heard(tiny_model):
     mels = [log_mel(tiny.noise(s)) for s in (3.0, 1.0)]
-    right, wrong = (m.net.hear(mels, independent=False) for m in (tiny_model, broken(tiny_model, "padding_mask")))
+    right, wrong = (
+        m.net.encode_audio(mels, independent=False) for m in (tiny_model, broken(tiny_model, "padding_mask"))
+    )
     gaps = [float(mx.abs(a - b).max()) for a, b in zip(right, wrong, strict=True)]
     assert gaps[1] > 10 * gaps[0]  # the long clip has one masked key, the short one is mostly padding
 
@@ -200,14 +202,14 @@ def test_norm_then_pool_by_hand(tiny_model):
     def tap(name, array):
         found[name] = np.array(array)
 
-    net.hear([mel], tap=tap)
-    x = found["block0"][0]
+    net.encode_audio([mel], tap=tap)
+    x = found["encoder.0.resid_post"][0]
     norm = net.encoder.after_norm
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     x = x * np.array(norm.weight) + np.array(norm.bias)
     wanted = x[: len(x) // 2 * 2].reshape(-1, 2, x.shape[1]).mean(axis=1)
-    broken(tiny_model, "norm_pool").net.hear([mel], tap=tap)
-    np.testing.assert_allclose(found["encoded"][0], wanted, atol=1e-4)
+    broken(tiny_model, "norm_pool").net.encode_audio([mel], tap=tap)
+    np.testing.assert_allclose(found["encoder.out"][0], wanted, atol=1e-4)
 
 
 # ---- prompt ----
@@ -292,7 +294,7 @@ def test_fewer_bits_hold_fewer_values(tiny_model):
 
 
 def test_bits_on_a_model_too_narrow(tiny_model):
-    net = defects.twin(tiny_model.net)
+    net = defects.copy_of(tiny_model.net)
     net.encoder.blocks = []  # the only layers 128 wide
     assert len(tiny_model.net.encoder.blocks) == 1
     with pytest.raises(ConfigError, match="multiple of 128"):

@@ -11,8 +11,8 @@ from stepaudio.constants import n_mel_frames, n_prompt_rows
 from stepaudio.decoding.generate import collect
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import ConfigError, DecodeError
-from stepaudio.interp import lens as readings
-from stepaudio.interp import recorder as probes
+from stepaudio.interp import lens, names
+from stepaudio.interp import recorder as recording
 from stepaudio.interp.memory import watch_memory
 from stepaudio.models.kv_cache import CachePolicy, FullCache
 
@@ -23,12 +23,12 @@ GREEDY = Sampling.greedy()
 
 @pytest.fixture(scope="module")
 def messages():
-    return probes.transcription(tiny.noise(SECONDS))
+    return recording.transcription(tiny.noise(SECONDS))
 
 
 @pytest.fixture(scope="module")
 def trace(tiny_model, messages):
-    return probes.record(tiny_model, messages, sampling=GREEDY, max_tokens=N_IDS)
+    return recording.record(tiny_model, messages, sampling=GREEDY, max_tokens=N_IDS)
 
 
 def run(model, messages, **options):
@@ -39,7 +39,7 @@ def run(model, messages, **options):
 
 
 def test_every_name_of_the_glossary_is_recorded_and_no_other(tiny_model, trace):
-    assert set(trace.recorder.names) == set(probes.activation_names(tiny_model.config))
+    assert set(trace.recorder.names) == set(names.activation_names(tiny_model.config))
 
 
 def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
@@ -47,110 +47,110 @@ def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
     frames = n_mel_frames(round(SECONDS * tiny.RATE))
     after_conv = -(-frames // 2)
     heard = {
-        **probes.axis_sizes(tiny_model.config),
+        **names.axis_sizes(tiny_model.config),
         "B": 1,
         "T": frames,
         "S": after_conv,
         "P": after_conv // 2,
         "R": (after_conv // 2 - 1) // 2 + 1,
     }
-    for name, meaning in probes.activation_names(tiny_model.config).items():
+    for name, meaning in names.activation_names(tiny_model.config).items():
         arrays = trace[name]
-        decoder = re.match(r"layer|positions|norm|logits", name) is not None
-        assert len(arrays) == (len(trace.ids) if decoder else 1), name
+        decoder = name.startswith(("decoder", "logits"))
+        assert len(arrays) == (len(trace.tokens) if decoder else 1), name
         for i, array in enumerate(arrays):
             new = trace.n_prompt if i == 0 else 1
             sizes = heard | {"n": new, "L": trace.n_prompt + i}
             assert array.shape == tuple(sizes[axis] for axis in meaning.axes), (name, i)
-            assert array.dtype == (np.int32 if name == "positions" else np.float32)
+            assert array.dtype == (np.int32 if name == "decoder.positions" else np.float32)
 
 
 def test_attention_rows_sum_to_one(trace):
-    for name in ("block0.attention", "layer0.attention", "layer1.attention"):
+    for name in ("encoder.0.pattern", "decoder.0.pattern", "decoder.1.pattern"):
         for array in trace[name]:
             np.testing.assert_allclose(array.sum(axis=-1), 1, atol=1e-5)
 
 
 def test_a_recorded_run_says_what_an_unwatched_run_says(tiny_model, messages, trace):
     alone = run(tiny_model, messages)
-    assert trace.ids == alone.ids
+    assert trace.tokens == alone.ids
     np.testing.assert_allclose([s.logprob for s in trace.steps], alone.logprobs, atol=1e-4)
 
 
 def test_a_run_that_ends_early_keeps_no_pass_beyond_its_end(tiny_model, messages, trace):
     class Ends(type(tiny_model)):
         def _stop_ids(self):
-            return frozenset([trace.ids[stop]])
+            return frozenset([trace.tokens[stop]])
 
-    stop = next(i for i in range(1, N_IDS) if trace.ids[i] not in trace.ids[:i])
+    stop = next(i for i in range(1, N_IDS) if trace.tokens[i] not in trace.tokens[:i])
     ended = Ends(tiny_model.net, tiny_model.tokenizer, tiny_model.report)
-    short = probes.record(ended, messages, ("norm", "positions"), sampling=GREEDY, max_tokens=N_IDS)
+    short = recording.record(ended, messages, ("decoder.out", "decoder.positions"), sampling=GREEDY, max_tokens=N_IDS)
     assert len(short.steps) == stop + 1 < N_IDS
-    assert len(short["norm"]) == len(short["positions"]) == len(short.steps)
+    assert len(short["decoder.out"]) == len(short["decoder.positions"]) == len(short.steps)
 
 
 def test_prompt_geometry(tiny_model, trace):
-    request = tiny_model.request(probes.transcription(tiny.noise(SECONDS)))
+    request = tiny_model.request(recording.transcription(tiny.noise(SECONDS)))
     assert trace.n_prompt == len(request.ids) and trace.spans == request.spans
     patch = tiny_model.tokenizer.audio_patch
-    assert [i for i, t in enumerate(request.ids) if t == patch] == trace.row_positions.tolist()
-    assert len(trace.row_seconds) == n_prompt_rows(n_mel_frames(round(SECONDS * tiny.RATE)))
-    np.testing.assert_allclose(np.diff(trace.row_seconds), 0.08)
+    assert [i for i, t in enumerate(request.ids) if t == patch] == trace.audio_positions.tolist()
+    assert len(trace.audio_seconds) == n_prompt_rows(n_mel_frames(round(SECONDS * tiny.RATE)))
+    np.testing.assert_allclose(np.diff(trace.audio_seconds), 0.08)
 
 
 def test_rows_of_a_second_piece_start_at_25_seconds(tiny_model):
-    trace = probes.record(tiny_model, probes.transcription(tiny.noise(26.0)), "positions", max_tokens=1)
+    trace = recording.record(tiny_model, recording.transcription(tiny.noise(26.0)), "decoder.positions", max_tokens=1)
     first, second = (length for _, length in trace.spans)
-    assert trace.row_seconds[first] == 25.0 and len(trace.row_seconds) == first + second
+    assert trace.audio_seconds[first] == 25.0 and len(trace.audio_seconds) == first + second
 
 
 # ---- what is kept ----
 
 
 def test_the_filter_keeps_only_what_it_names(tiny_model, messages):
-    trace = probes.record(tiny_model, messages, ("layer?", "logits"), max_tokens=2)
-    assert set(trace.recorder.names) == {"layer0", "layer1", "logits"}
+    trace = recording.record(tiny_model, messages, ("decoder.?.resid_post", "logits"), max_tokens=2)
+    assert set(trace.recorder.names) == {"decoder.0.resid_post", "decoder.1.resid_post", "logits"}
 
 
 def test_a_reducer_bounds_what_is_kept(tiny_model, messages, trace):
-    reduced = probes.record(
+    reduced = recording.record(
         tiny_model,
         messages,
-        "layer*.attention",
+        "decoder.*.pattern",
         sampling=GREEDY,
         max_tokens=N_IDS,
-        reduce={"layer0.*": probes.last_query, "layer1.*": probes.head_mean},
+        reduce={"decoder.0.*": recording.last_query, "decoder.1.*": recording.head_mean},
     )
     for i in range(N_IDS):
-        newest = trace["layer0.attention"][i][:, :, -1:]
-        np.testing.assert_allclose(reduced["layer0.attention"][i], newest, atol=1e-6)
-        mean = trace["layer1.attention"][i].mean(1, keepdims=True)
-        np.testing.assert_allclose(reduced["layer1.attention"][i], mean, atol=1e-6)
+        newest = trace["decoder.0.pattern"][i][:, :, -1:]
+        np.testing.assert_allclose(reduced["decoder.0.pattern"][i], newest, atol=1e-6)
+        mean = trace["decoder.1.pattern"][i].mean(1, keepdims=True)
+        np.testing.assert_allclose(reduced["decoder.1.pattern"][i], mean, atol=1e-6)
 
 
 def test_bytes_are_counted_and_the_limit_holds(tiny_model, messages, trace):
     assert trace.recorder.nbytes == sum(a.nbytes for n in trace.recorder.names for a in trace[n])
-    needed = probes.record(tiny_model, messages, "layer*", max_tokens=N_IDS, sampling=GREEDY).recorder.nbytes
-    with pytest.raises(DecodeError, match=r"recording layer\d.* needs .* bytes.*last_query"):
-        probes.record(tiny_model, messages, "layer*", max_tokens=N_IDS, sampling=GREEDY, byte_limit=needed - 1)
+    needed = recording.record(tiny_model, messages, "decoder.?.*", max_tokens=N_IDS, sampling=GREEDY).recorder.nbytes
+    with pytest.raises(DecodeError, match=r"recording decoder.\d.* needs .* bytes.*last_query"):
+        recording.record(tiny_model, messages, "decoder.?.*", max_tokens=N_IDS, sampling=GREEDY, byte_limit=needed - 1)
 
 
 def test_what_does_not_fit_is_never_computed(tiny_model):
-    recorder = probes.Recorder(tiny_model.config, "logits", byte_limit=1000)
+    recorder = recording.Recorder(tiny_model.config, "logits", byte_limit=1000)
     with pytest.raises(DecodeError):
         recorder("logits", mx.zeros((1 << 20, 1 << 20)))  # 4 TB, were it made
     assert recorder.nbytes == 0
 
 
-@pytest.mark.parametrize("names, reduce", [("lyer*", None), ("layer9", None), ("*", {"x": probes.last_query})])
+@pytest.mark.parametrize("names, reduce", [("lyer*", None), ("layer9", None), ("*", {"x": recording.last_query})])
 def test_a_name_that_nobody_has_is_refused(tiny_model, names, reduce):
     with pytest.raises(ConfigError, match="no activation is called"):
-        probes.Recorder(tiny_model.config, names, reduce)
+        recording.Recorder(tiny_model.config, names, reduce)
 
 
 def test_asking_for_what_was_not_recorded(tiny_model, messages):
-    trace = probes.record(tiny_model, messages, "norm", max_tokens=1)
-    with pytest.raises(ConfigError, match="layer0 was not recorded; recorded are norm"):
+    trace = recording.record(tiny_model, messages, "decoder.out", max_tokens=1)
+    with pytest.raises(ConfigError, match="decoder.0.resid_post was not recorded; recorded are decoder.out"):
         trace.residual(0)
 
 
@@ -166,9 +166,11 @@ POLICIES = [
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p.kind}-{p.positions}")
 def test_watching_a_cache_changes_nothing_and_positions_name_its_slots(tiny_model, messages, policy):
-    trace = probes.record(tiny_model, messages, sampling=GREEDY, cache=policy, max_tokens=N_IDS)
-    assert trace.ids == run(tiny_model, messages, cache=policy).ids
-    for i, (slots, keys) in enumerate(zip(trace.writing("positions"), trace.writing("layer0.keys"), strict=True)):
+    trace = recording.record(tiny_model, messages, sampling=GREEDY, cache=policy, max_tokens=N_IDS)
+    assert trace.tokens == run(tiny_model, messages, cache=policy).ids
+    for i, (slots, keys) in enumerate(
+        zip(trace.writing("decoder.positions"), trace.writing("decoder.0.k_cache"), strict=True)
+    ):
         newest = trace.n_prompt - 1 + i
         assert slots.shape == (keys.shape[2],) and newest in slots and slots.max() == newest
         assert len(set(slots.tolist())) == len(slots)
@@ -179,19 +181,19 @@ def test_watching_a_cache_changes_nothing_and_positions_name_its_slots(tiny_mode
 
 def test_values_of_a_slot_are_those_of_its_position(tiny_model, messages, trace):
     """Layer 0 sees embeddings only, so the value at a position does not depend on what was forgotten."""
-    window = probes.record(
+    window = recording.record(
         tiny_model,
         messages,
-        ("layer0.values", "positions"),
+        ("decoder.0.v_cache", "decoder.positions"),
         sampling=GREEDY,
         max_tokens=N_IDS,
         cache=CachePolicy("window", 24),
     )
-    whole = trace["layer0.values"][-1][0]
+    whole = trace["decoder.0.v_cache"][-1][0]
     for i in range(N_IDS):
-        if window.ids[:i] != trace.ids[:i]:
+        if window.tokens[:i] != trace.tokens[:i]:
             break
-        slots, values = window.writing("positions")[i], window.writing("layer0.values")[i]
+        slots, values = window.writing("decoder.positions")[i], window.writing("decoder.0.v_cache")[i]
         np.testing.assert_allclose(values[0], whole[:, slots], atol=1e-4)
     assert i >= 1
 
@@ -201,89 +203,89 @@ def test_values_of_a_slot_are_those_of_its_position(tiny_model, messages, trace)
 
 def test_the_lens_on_the_last_layer_is_the_model_itself(tiny_model, trace):
     last = tiny_model.config.text_config.num_hidden_layers - 1
-    lens = readings.logit_lens(tiny_model.net, trace.residual(last), top=3)
-    assert lens.ids[:, 0].tolist() == list(trace.ids)  # greedy
-    np.testing.assert_allclose(lens.logprobs[:, 0], [s.logprob for s in trace.steps], atol=1e-4)
-    assert (np.diff(lens.logprobs, axis=1) <= 0).all()
+    found = lens.logit_lens(tiny_model.net, trace.residual(last), top=3)
+    assert found.tokens[:, 0].tolist() == list(trace.tokens)  # greedy
+    np.testing.assert_allclose(found.logprobs[:, 0], [s.logprob for s in trace.steps], atol=1e-4)
+    assert (np.diff(found.logprobs, axis=1) <= 0).all()
 
 
 def test_the_lens_on_an_earlier_layer_is_norm_and_head_by_hand(tiny_model, trace):
     x = trace.residual(0)
     scaled = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * np.array(tiny_model.net.model.norm.weight)
     scores = scaled @ np.array(tiny_model.net.lm_head.weight).T
-    lens = readings.logit_lens(tiny_model.net, x)
-    assert lens.ids[:, 0].tolist() == scores.argmax(axis=1).tolist()
+    found = lens.logit_lens(tiny_model.net, x)
+    assert found.tokens[:, 0].tolist() == scores.argmax(axis=1).tolist()
     best = np.exp(scores.max(1)) / np.exp(scores).sum(1)
-    np.testing.assert_allclose(np.exp(lens.logprobs[:, 0]), best, rtol=1e-3)
+    np.testing.assert_allclose(np.exp(found.logprobs[:, 0]), best, rtol=1e-3)
 
 
 def test_the_lens_works_in_blocks(tiny_model):
-    x = np.random.default_rng(0).normal(size=(readings.LENS_POSITIONS + 5, 32)).astype(np.float32)
-    both = readings.logit_lens(tiny_model.net, x)
-    assert both.ids[-5:].tolist() == readings.logit_lens(tiny_model.net, x[-5:]).ids.tolist()
-    assert readings.logit_lens(tiny_model.net, x[:0], top=2).ids.shape == (0, 2)
+    x = np.random.default_rng(0).normal(size=(lens.LENS_POSITIONS + 5, 32)).astype(np.float32)
+    both = lens.logit_lens(tiny_model.net, x)
+    assert both.tokens[-5:].tolist() == lens.logit_lens(tiny_model.net, x[-5:]).tokens.tolist()
+    assert lens.logit_lens(tiny_model.net, x[:0], top=2).tokens.shape == (0, 2)
 
 
 @pytest.mark.parametrize("shape, top", [((4, 31), 1), ((32,), 1), ((4, 32), 0), ((4, 32), 10**9)])
 def test_the_lens_refuses_what_is_no_residual(tiny_model, shape, top):
     with pytest.raises(ConfigError, match="logit lens"):
-        readings.logit_lens(tiny_model.net, np.zeros(shape, np.float32), top)
+        lens.logit_lens(tiny_model.net, np.zeros(shape, np.float32), top)
 
 
 # ---- attention to audio ----
 
 
 def test_attention_to_audio_by_hand(trace):
-    reading = readings.audio_attention(trace, layers=[1], heads=[0, 2])
+    reading = lens.audio_attention(trace, layers=[1], heads=[0, 2])
     start, length = trace.spans[0]
     for i in range(N_IDS):
-        seen = trace["layer1.attention"][i][0, [0, 2], -1, start : start + length].mean(axis=0)
+        seen = trace["decoder.1.pattern"][i][0, [0, 2], -1, start : start + length].mean(axis=0)
         np.testing.assert_allclose(reading.weights[i], seen, atol=1e-6)
     assert reading.weights.shape == (N_IDS, length) and (reading.share <= 1 + 1e-5).all()
     np.testing.assert_allclose(reading.peak, (reading.weights.argmax(axis=1) + 0.5) * 0.08)
 
 
 def test_attention_to_audio_is_the_mean_over_layers_and_heads(trace):
-    single = [readings.audio_attention(trace, [i], [h]).weights for i in range(2) for h in range(4)]
-    np.testing.assert_allclose(readings.audio_attention(trace).weights, np.mean(single, axis=0), atol=1e-6)
+    single = [lens.audio_attention(trace, [i], [h]).weights for i in range(2) for h in range(4)]
+    np.testing.assert_allclose(lens.audio_attention(trace).weights, np.mean(single, axis=0), atol=1e-6)
 
 
 def test_audio_that_was_forgotten_has_no_weight(tiny_model, messages):
     """A window shorter than what follows the audio: nothing of it can be read."""
-    trace = probes.record(
+    trace = recording.record(
         tiny_model,
         messages,
-        ("*attention", "positions"),
+        ("decoder.*.pattern", "decoder.positions"),
         cache=CachePolicy("window", 8),
         sampling=GREEDY,
         max_tokens=N_IDS,
     )
-    reading = readings.audio_attention(trace)
+    reading = lens.audio_attention(trace)
     for i in range(N_IDS):
-        reachable = trace.row_positions > trace.n_prompt - 1 + i - 8
+        reachable = trace.audio_positions > trace.n_prompt - 1 + i - 8
         assert (reading.weights[i, ~reachable] == 0).all() and (reading.weights[i, reachable] > 0).all()
 
 
 def test_a_planted_reader_is_found_where_it_reads(tiny_model, messages, trace):
     """Put all attention of every pass on one row, another for each id, and read it back in seconds."""
     start, length = trace.spans[0]
-    for name in ("layer0.attention", "layer1.attention"):
+    for name in ("decoder.0.pattern", "decoder.1.pattern"):
         for i, array in enumerate(trace[name]):
             planted = np.zeros_like(array)
             planted[..., start + i % length] = 1
             trace.recorder._arrays[name][i] = planted
-    reading = readings.audio_attention(trace)
+    reading = lens.audio_attention(trace)
     np.testing.assert_allclose(reading.peak, 0.04 + 0.08 * (np.arange(N_IDS) % length))
     np.testing.assert_allclose(reading.share, 1)
 
 
 def test_attention_needs_its_recordings(tiny_model, messages):
-    trace = probes.record(tiny_model, messages, "norm", max_tokens=1)
+    trace = recording.record(tiny_model, messages, "decoder.out", max_tokens=1)
     with pytest.raises(ConfigError, match="attention to audio"):
-        readings.audio_attention(trace)
-    spoken = probes.record(tiny_model, messages, ("layer*.attention", "positions"), max_tokens=1)
+        lens.audio_attention(trace)
+    spoken = recording.record(tiny_model, messages, ("decoder.*.pattern", "decoder.positions"), max_tokens=1)
     with pytest.raises(ConfigError, match="heads"):
-        readings.audio_attention(spoken, heads=[4])
+        lens.audio_attention(spoken, heads=[4])
 
 
 # ---- memory ----
@@ -297,11 +299,13 @@ def test_memory_along_a_run(tiny_model, messages):
 
 
 def test_the_faithful_decoder_takes_no_explicit_softmax_without_a_tap(tiny_model, monkeypatch):
-    """Recording must not leave the fused kernel switched off."""
-    from stepaudio.models import decoder as llm
+    from stepaudio.models import attention
 
-    taps = []
-    monkeypatch.setattr(llm, "softmax_attention", lambda q, k, v, s, m, tap: taps.append(tap) or q)
+    def explicit(*_):
+        raise AssertionError("the pattern was computed")
+
     cache = FullCache(2, tiny_model.net.model.rope)
+    monkeypatch.setattr(attention, "attention_pattern", explicit)
     tiny_model.net.next_logits(mx.zeros((1, 3, 32)), cache)
-    assert taps == [None, None]
+    with pytest.raises(AssertionError, match="was computed"):
+        tiny_model.net.next_logits(mx.zeros((1, 3, 32)), cache, lambda name, x: None)

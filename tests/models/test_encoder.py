@@ -8,16 +8,23 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from twins import tiny_net
+from reference import tiny_net
 
 from stepaudio.constants import n_prompt_rows
 from stepaudio.errors import AudioError
 from stepaudio.models.encoder import Adapter, AudioEncoder, AudioEncoderConfig, average_pairs, n_rows, zero_past
+from stepaudio.models.tap import named
 
 TENSORS = load_file(Path(__file__).parents[1] / "assets" / "encoder.safetensors")
 TOLERANCE = 1e-4  # largest difference over the root mean square; float32 on both sides
-STAGES = ["mask", "conv2", "block0", "block2", "pooled", "encoded", "adapter_conv"]
-NAMES = {"mask": "mask_bias", "encoded": "encoder"}  # ours -> the golden file's
+STAGES = ["mask", "conv2", "0.resid_post", "2.resid_post", "pooled", "out", "adapter.conv"]
+NAMES = {  # ours -> the golden file's
+    "mask": "mask_bias",
+    "out": "encoder",
+    "0.resid_post": "block0",
+    "2.resid_post": "block2",
+    "adapter.conv": "adapter_conv",
+}
 
 
 class Hearing(nn.Module):
@@ -56,11 +63,11 @@ def off(got, want) -> float:
 def stages_of(net: Hearing, batch: str, independent: bool = False) -> dict[str, mx.array]:
     found: dict[str, mx.array] = {}
     mel, x_len = mx.array(TENSORS[f"in.{batch}.mel"]), mx.array(TENSORS[f"in.{batch}.x_len"])
-    net.adapter(net.encoder(mel, x_len, independent, tap=found.__setitem__), found.__setitem__)
+    net.adapter(net.encoder(mel, x_len, independent, tap=found.__setitem__), named(found.__setitem__, "adapter."))
     return found
 
 
-@pytest.mark.parametrize(("batch", "stage"), [("A", s) for s in STAGES] + [("B", "mask"), ("B", "encoded")])
+@pytest.mark.parametrize(("batch", "stage"), [("A", s) for s in STAGES] + [("B", "mask"), ("B", "out")])
 def test_stages_equal_the_reference(batch, stage):
     found = stages_of(HEARING, batch)
     got = found["mask"][:, 0] if stage == "mask" else found[stage]
@@ -108,11 +115,11 @@ MORE = [[5, 5, 5], [5, 6, 7, 8, 9, 10, 11, 12], [128, 5, 33, 6]]
 @pytest.mark.parametrize("lengths", ODD_AND_EVEN + MORE, ids=str)
 def test_independent_clips_do_not_notice_company(lengths):
     mels = random_mels(lengths, seed=sum(lengths))
-    together = TINY.hear(mels, independent=True)
+    together = TINY.encode_audio(mels, independent=True)
     for mel, rows in zip(mels, together, strict=True):
         # Alone, the reference's way and ours are the same thing: nothing is padded.
         for independent in (True, False):
-            alone = TINY.hear([mel], independent=independent)[0]
+            alone = TINY.encode_audio([mel], independent=independent)[0]
             assert alone.shape[0] == n_prompt_rows(mel.shape[1])
             assert off(rows, alone) < 1e-5
 
@@ -123,14 +130,14 @@ def test_what_lies_in_the_padding_does_not_matter():
     x_len = mx.array([58, 29])
     clean = TINY.adapter(TINY.encoder(mx.array(mel), x_len, independent=True))
     rows = n_prompt_rows(31)
-    assert off(clean[1, :rows], TINY.hear([mel[1, :, :31]])[0]) < 1e-5
+    assert off(clean[1, :rows], TINY.encode_audio([mel[1, :, :31]])[0]) < 1e-5
 
 
 @pytest.mark.parametrize(("frames", "changed"), [(30, "last row"), (31, "every row"), (32, "no row")])
 def test_reference_mode_lets_company_in(frames, changed):
     # 60 frames beside it: an odd clip gets the mask of an even one; an unmasked convolution reaches past the end.
     mels = random_mels([frames, 60])
-    alone, together = TINY.hear(mels[:1])[0], TINY.hear(mels, independent=False)[0]
+    alone, together = TINY.encode_audio(mels[:1])[0], TINY.encode_audio(mels, independent=False)[0]
     moved = np.abs(np.array(alone - together)).max(axis=1) > 1e-3
     want = {"last row": [False] * 3 + [True], "every row": [True] * 4, "no row": [False] * 4}[changed]
     assert moved.tolist() == want
@@ -140,7 +147,7 @@ def test_masked_keys_carry_no_weight():
     found: dict[str, mx.array] = {}
     mel = random_mels([41])[0][None]
     TINY.encoder(mx.array(mel), mx.array([20]), tap=found.__setitem__)
-    weights = np.array(found["block0.attention"])
+    weights = np.array(found["0.pattern"])
     assert np.abs(weights.sum(-1) - 1).max() < 1e-6
     visible = np.array(found["mask"])[0, 0, 0] == 0
     assert visible.sum() == 10 and not weights[..., ~visible].any() and (weights[..., visible] > 0).all()
@@ -148,13 +155,14 @@ def test_masked_keys_carry_no_weight():
 
 def test_attention_with_and_without_a_tap_agree():
     mel, x_len = mx.array(np.stack(random_mels([40, 40]))), mx.array([38, 20])
-    assert off(TINY.encoder(mel, x_len, tap=lambda name, array: None), TINY.encoder(mel, x_len)) < 1e-5
+    watched = TINY.encoder(mel, x_len, tap=lambda name, array: None)
+    assert np.array_equal(watched, TINY.encoder(mel, x_len))
 
 
 def test_pool_comes_before_the_norm():
     found: dict[str, mx.array] = {}
     x = TINY.encoder(mx.array(random_mels([21])[0][None]), mx.array([19]), tap=found.__setitem__)
-    assert off(found["pooled"], average_pairs(found["block1"])) < 1e-6
+    assert off(found["pooled"], average_pairs(found["1.resid_post"])) < 1e-6
     assert off(x, TINY.encoder.after_norm(found["pooled"])) < 1e-6
 
 
@@ -166,8 +174,8 @@ def test_small_parts():
 
 
 def test_refuses_what_is_too_long():
-    TINY.hear(random_mels([128]))  # 64 positions, all there are
+    TINY.encode_audio(random_mels([128]))  # 64 positions, all there are
     with pytest.raises(AudioError, match="129 mel frames needs 65 encoder positions, the checkpoint has 64"):
-        TINY.hear(random_mels([129]))
+        TINY.encode_audio(random_mels([129]))
     with pytest.raises(AudioError, match="needs 65"):
-        TINY.hear(random_mels([20, 129]))
+        TINY.encode_audio(random_mels([20, 129]))

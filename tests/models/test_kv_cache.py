@@ -1,11 +1,11 @@
-"""Every cache against a twin that has none: whole sequences, each pair of positions worked out by itself."""
+"""Every cache against a reference that has none: whole sequences, each pair of positions worked out by itself."""
 
 from itertools import cycle
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from twins import decoder_twin, remembered, tiny_net
+from reference import decoder_reference, remembered, tiny_net
 
 from stepaudio.decoding.generate import Request, generate
 from stepaudio.decoding.options import Options
@@ -60,9 +60,9 @@ def build(kind: str, positions: str, limit: int = LIMIT, spans=SPANS, net=NET):
     return policy.build(net.config.text_config.num_hidden_layers, net.model.rope, spans=spans)
 
 
-def twin(kind: str, positions: str, x) -> np.ndarray:
+def by_hand(kind: str, positions: str, x) -> np.ndarray:
     limit = None if kind == "full" else LIMIT
-    return decoder_twin(NET, x, KEPT.get(kind, ()), limit, positions == "renumbered")
+    return decoder_reference(NET, x, KEPT.get(kind, ()), limit, positions == "renumbered")
 
 
 def off(got: np.ndarray, want: np.ndarray) -> float:
@@ -71,15 +71,15 @@ def off(got: np.ndarray, want: np.ndarray) -> float:
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
 @pytest.mark.parametrize(("kind", "positions"), KINDS)
-def test_equals_the_twin_without_a_cache(kind, positions, pieces):
+def test_equals_the_reference_without_a_cache(kind, positions, pieces):
     x = embeddings()
-    assert off(run(build(kind, positions), x, pieces), twin(kind, positions, x)) < TOLERANCE
+    assert off(run(build(kind, positions), x, pieces), by_hand(kind, positions, x)) < TOLERANCE
 
 
-def test_twins_differ_once_something_is_forgotten():
+def test_kinds_differ_once_something_is_evicted():
     # Otherwise the test above could not tell one policy from another.
     x = embeddings()
-    logits = {kind: twin(*kind, x) for kind in KINDS}
+    logits = {kind: by_hand(*kind, x) for kind in KINDS}
     # A plain window has no gap, and rotary attention sees distances only: there the conventions agree.
     assert off(logits["window", "renumbered"], logits.pop(("window", "absolute"))) < 1e-9
     for i, a in enumerate(logits):
@@ -91,7 +91,7 @@ def test_twins_differ_once_something_is_forgotten():
 @pytest.mark.parametrize("positions", ["absolute", "renumbered"])
 def test_tiny_limits(positions, limit):
     x = embeddings(12)
-    want = decoder_twin(NET, x, (), limit, positions == "renumbered")
+    want = decoder_reference(NET, x, (), limit, positions == "renumbered")
     for pieces in ([1], [12], [3, 4]):
         assert off(run(build("window", positions, limit), x, pieces), want) < TOLERANCE
 
@@ -100,7 +100,7 @@ def test_tiny_limits(positions, limit):
 def test_pinned_longer_than_its_window(positions):
     x, kept = embeddings(40), {0, 1, 2, 3, *range(6, 26)}
     cache = build("pinned", positions, len(kept) + 1, ((6, 20),))
-    assert off(run(cache, x, [9]), decoder_twin(NET, x, kept, len(kept) + 1, positions == "renumbered")) < TOLERANCE
+    assert off(run(cache, x, [9]), decoder_reference(NET, x, kept, len(kept) + 1, positions == "renumbered")) < TOLERANCE
     assert set(cache.held) == kept | {39}
 
 
@@ -133,9 +133,9 @@ def test_sinks_equal_full_while_nothing_is_forgotten():
     assert off(run(build("sinks", "renumbered"), x, [4]), full) < 1e-5
 
 
-def test_no_cache_equals_the_twin():
+def test_no_cache_equals_the_reference():
     x = embeddings()
-    assert off(np.array(NET.logits(x[None], NoCache(NET.model.rope))[0]), twin("full", "absolute", x)) < TOLERANCE
+    assert off(np.array(NET.logits(x[None], NoCache(NET.model.rope))[0]), by_hand("full", "absolute", x)) < TOLERANCE
 
 
 def padded(lengths: list[int]) -> tuple[mx.array, list[mx.array], np.ndarray]:
@@ -157,10 +157,10 @@ def test_left_padding_changes_no_row(pieces):
     got = np.concatenate(out, axis=1)
     assert np.isfinite(got).all()
     for row, x, p in zip(got, rows, pad, strict=True):
-        assert off(row[p:], decoder_twin(NET, x)) < TOLERANCE
+        assert off(row[p:], decoder_reference(NET, x)) < TOLERANCE
     whole = np.array(NET.logits(batch, NoCache(NET.model.rope, mx.array(pad))))
     for row, x, p in zip(whole, rows, pad, strict=True):
-        assert off(row[p:], decoder_twin(NET, x)) < TOLERANCE
+        assert off(row[p:], decoder_reference(NET, x)) < TOLERANCE
 
 
 def test_keep_rows_drops_the_others():
@@ -172,7 +172,7 @@ def test_keep_rows_drops_the_others():
     more = embeddings(3, seed=99)
     got = np.array(NET.logits(mx.stack([more, more]), cache))
     for row, x in zip(got, [rows[2], rows[1]], strict=True):
-        assert off(row, decoder_twin(NET, mx.concatenate([x, more]))[-3:]) < TOLERANCE
+        assert off(row, decoder_reference(NET, mx.concatenate([x, more]))[-3:]) < TOLERANCE
 
 
 def test_bytes_are_those_of_the_config():

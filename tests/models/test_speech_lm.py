@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from twins import golden_net, tiny_net
+from reference import golden_net, tiny_net
 
 from stepaudio.constants import n_prompt_rows
 from stepaudio.errors import AudioError, PromptError
@@ -53,7 +53,7 @@ def test_hearing_and_reading_equal_the_reference(goldens, k):
     net.load_weights([(n, mx.array(a)) for n, a in weights.items()])
     ids, frames = tensors[f"in.audio{k}.ids"], tensors[f"in.audio{k}.mel_lens"] + 2
     mels = [m[:, :n] for m, n in zip(tensors[f"in.audio{k}.mels"], frames, strict=True)]
-    heard = net.hear(mels, independent=False)
+    heard = net.encode_audio(mels, independent=False)
     assert [len(h) for h in heard] == [n_prompt_rows(int(n)) for n in frames]
     starts = np.flatnonzero(ids[0] == c["token_ids"]["audio_start"]) + 1
     x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, heard, strict=True)], heard)
@@ -63,7 +63,7 @@ def test_hearing_and_reading_equal_the_reference(goldens, k):
 
 def test_several_rows_each_with_their_own_audio():
     ids = np.arange(20).reshape(2, 10)
-    a, b = TINY.hear([mel(21), mel(40)])
+    a, b = TINY.encode_audio([mel(21), mel(40)])
     x = np.array(TINY.embed(ids, [Slot(1, 2, len(a)), Slot(0, 5, len(b))], [a, b]))
     plain = np.array(TINY.embed(ids))
     plain[1, 2 : 2 + len(a)], plain[0, 5 : 5 + len(b)] = np.array(a), np.array(b)
@@ -115,8 +115,8 @@ def test_refuses_ids_outside_the_vocabulary(ids):
 )
 def test_refuses_mels_it_cannot_hear(mels, message):
     with pytest.raises(AudioError, match=message):
-        TINY.hear(mels)
+        TINY.encode_audio(mels)
 
 
 def test_shortest_clip_has_one_row():
-    assert TINY.hear([mel(5)])[0].shape == (1, 32)
+    assert TINY.encode_audio([mel(5)])[0].shape == (1, 32)

@@ -21,9 +21,10 @@ from stepaudio.errors import DataError
 from stepaudio.models.encoder import AudioEncoderConfig
 from stepaudio.models.kv_cache import NoCache
 from stepaudio.models.speech_lm import Slot, StepAudioConfig, StepAudioNet
-from stepaudio.parity.decoder import GREEDY, _greedy
-from stepaudio.parity.encoder import _Hearing
-from stepaudio.parity.features import _row_arithmetic
+from stepaudio.models.tap import named
+from stepaudio.parity.decoder import GREEDY, greedy_tokens
+from stepaudio.parity.encoder import EncoderAndAdapter
+from stepaudio.parity.features import row_arithmetic
 from stepaudio.parity.golden import Golden
 from stepaudio.parity.run import table, verify
 from stepaudio.text.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def randomised(module):
 
 def mel_file(folder):
     x = tiny.noise(1)
-    rows = _row_arithmetic(np.arange(0, 900_000, 77_777))
+    rows = row_arithmetic(np.arange(0, 900_000, 77_777))
     write(folder, "mel", {"sample_rate": 16_000, "n_fft": 400, "hop": 160, "padding": 479, "n_mels": 80}, {
         "in.x.wav": x, "out.x.step_logmel": log_mel(x, 80), "out.x.s3_logmel": log_mel(x, 80, 0),
         "out.mel_filters_80": mel_filterbank(16_000, 400, 80), "out.token_num": rows})  # fmt: skip
@@ -76,13 +77,15 @@ SIZES = {
 
 def encoder_file(folder, stride=2):
     config = AudioEncoderConfig(**SIZES | {"adapter_stride": stride}, adapter_hidden=28)
-    net, stages = _Hearing(config), {}
+    net, stages = EncoderAndAdapter(config), {}
     arrays = randomised(net)
     mel, x_len = normal((2, 12, 101)), np.array([99, 50], np.int32)
-    net.adapter(net.encoder(mx.array(mel), mx.array(x_len), tap=stages.__setitem__), stages.__setitem__)
+    tap = stages.__setitem__
+    net.adapter(net.encoder(mx.array(mel), mx.array(x_len), tap=tap), named(tap, "adapter."))
     arrays |= {"in.Z.mel": mel, "in.Z.x_len": x_len}
-    for stage in ("embedded", "block0", "pooled", "adapter_conv", "adapter"):
-        arrays[f"out.Z.{stage}"] = np.array(stages[stage])
+    ours = {"embedded": "0.resid_pre", "block0": "0.resid_post", "pooled": "pooled"}
+    for stage, name in (ours | {"adapter_conv": "adapter.conv", "adapter": "adapter.out"}).items():
+        arrays[f"out.Z.{stage}"] = np.array(stages[name])
     arrays["out.Z.encoder_len"] = (x_len + 1) // 4
     arrays["out.Z.feat_len"] = ((x_len + 1) // 4 - 1) // stride + 1
     alone = net.adapter(net.encoder(mx.array(mel[1:, :, :52]), mx.array(x_len[1:])))
@@ -112,15 +115,15 @@ def llm_file(folder):
     arrays |= {
         "in.text.ids": ids,
         "out.text.logits": np.array(logits),
-        "out.text.layer1": np.array(stages["layer1"]),
+        "out.text.layer1": np.array(stages["decoder.1.resid_post"]),
     }
     for name, rules in GREEDY.items():
-        arrays[f"out.greedy.{name}"] = np.array(_greedy(net, ids, x, 12, rules))
+        arrays[f"out.greedy.{name}"] = np.array(greedy_tokens(net, ids, x, 12, rules))
     plain = arrays["out.greedy.plain"]
     stop = int(plain[5])
     arrays |= {"in.greedy.eos_id": np.array([stop]), "out.greedy.eos": plain[: list(plain).index(stop) + 1]}
     mels = normal((1, 12, 60))
-    (rows,) = net.hear([mels[0]])
+    (rows,) = net.encode_audio([mels[0]])
     prompt = np.array([[3, 81, *[82] * len(rows), 83, 5]])
     y = net.embed(prompt, [Slot(0, 2, len(rows))], [rows])
     arrays |= {
@@ -130,7 +133,7 @@ def llm_file(folder):
         "out.audio1.rows": np.arange(2, 2 + len(rows)),
         "out.audio1.embeds": np.array(y),
         "out.audio1.logits": np.array(net.logits(y, NoCache(net.model.rope))),
-        "out.audio1.greedy": np.array(_greedy(net, prompt, y, 7)),
+        "out.audio1.greedy": np.array(greedy_tokens(net, prompt, y, 7)),
     }
     write(
         folder,

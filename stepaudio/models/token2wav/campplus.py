@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from ...errors import AudioError
 from ...schema import require, require_positive
-from ..tap import Tap, no_tap
+from ..tap import Tap, emit
 from .layers import SpreadConv1d
 
 HEAD_LAYERS, HEAD_BLOCKS = 2, 2  # residual layers of the 2-D front end, blocks in each: literals in the reference
@@ -25,7 +25,7 @@ HEAD_CONTEXT = 2 + 2 * HEAD_LAYERS * HEAD_BLOCKS  # 3 x 3 convolutions in a row:
 HEAD_FRAMES = 500  # feature frames the front end takes at a time
 TDNN_TAPS, TDNN_STRIDE = 5, 2
 REDUCTION = 2  # of channels inside the context mask
-MIN_FRAMES = TDNN_STRIDE + 1  # leaves the two frames that a deviation needs
+MIN_FRAMES = TDNN_STRIDE + 1  # leaves the two frames that a standard deviation needs
 COUNTER = ".num_batches_tracked"  # published bookkeeping of training, which no forward pass reads
 
 
@@ -267,15 +267,12 @@ class XVector(nn.Module):
         self.dense = Dense(config, 2 * out)
         self._n_blocks = len(config.blocks)
 
-    def __call__(self, x: mx.array, tap: Tap) -> mx.array:
-        x = self.tdnn(x)
-        tap("tdnn", x)
+    def __call__(self, x: mx.array, tap: Tap | None = None) -> mx.array:
+        """(B, T, head_channels) -> (B, embedding_size)."""
+        x = emit(tap, "tdnn", self.tdnn(x))
         for i in range(1, self._n_blocks + 1):
-            x = self[f"transit{i}"](self[f"block{i}"](x))
-            tap(f"transit{i}", x)
-        x = statistics(self.out_nonlinear(x))
-        tap("stats", x)
-        return self.dense(x)
+            x = emit(tap, f"transit{i}", self[f"transit{i}"](self[f"block{i}"](x)))
+        return self.dense(emit(tap, "stats", statistics(self.out_nonlinear(x))))
 
 
 class SpeakerEncoder(nn.Module):
@@ -289,12 +286,12 @@ class SpeakerEncoder(nn.Module):
     def config(self) -> SpeakerConfig:
         return self._config
 
-    def __call__(self, features: mx.array, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, features: mx.array, tap: Tap | None = None) -> mx.array:
         """Voice vectors of clips of one length; there is no mask, so clips of other lengths go in by themselves.
 
         Parameters
         ----------
-        features : (B, T, feat_dim), T >= 3, as `mel_speaking.kaldi_fbank(samples, subtract_mean=True)` makes them.
+        features : (B, T, feat_dim), T >= 3, as `audio.features.kaldi_fbank(samples, subtract_mean=True)` makes them.
         tap : called as tap(name, array) with every intermediate result, (B, frames, channels).
 
         Returns
@@ -303,7 +300,7 @@ class SpeakerEncoder(nn.Module):
 
         Raises
         ------
-        AudioError : wrong shape, or too few frames to have a deviation.
+        AudioError : wrong shape, or too few frames for a standard deviation.
         """
         F = self._config.feat_dim
         if features.ndim != 3 or features.shape[2] != F or features.shape[0] == 0:
@@ -317,7 +314,4 @@ class SpeakerEncoder(nn.Module):
                 f"expected {MIN_FRAMES} or more: use a longer clip"
             )
         x = self.head(mx.array(features).astype(self.head.conv1.weight.dtype))
-        tap("head", x)
-        x = self.xvector(x, tap)
-        tap("embedding", x)
-        return x
+        return emit(tap, "embedding", self.xvector(emit(tap, "head", x), tap))

@@ -18,7 +18,8 @@ import numpy as np
 
 from ...backend.ops import silu
 from ...schema import require, require_only, require_positive
-from ..tap import Tap, no_tap
+from ..attention import attend, fast_attention
+from ..tap import Tap, emit, named
 from .layers import with_past
 
 
@@ -140,15 +141,21 @@ class RelativeAttention(nn.Module):
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], self._n_head, -1).transpose(0, 2, 1, 3)  # (B, H, n, D)
 
-    def __call__(self, x: mx.array, positions: mx.array, past: Pair | None = None) -> tuple[mx.array, Pair]:
-        q, k, v = (self._heads(f(x)) for f in (self.linear_q, self.linear_k, self.linear_v))
+    def __call__(
+        self, x: mx.array, positions: mx.array, past: Pair | None = None, tap: Tap | None = None
+    ) -> tuple[mx.array, Pair]:
+        """(B, n, C) with the sinusoids of all distances -> (B, n, C), and all keys and values."""
+        q, k, v = (
+            emit(tap, name, self._heads(f(x)))
+            for name, f in (("q", self.linear_q), ("k", self.linear_k), ("v", self.linear_v))
+        )
         if past is not None:
             k, v = mx.concatenate([past[0], k], axis=2), mx.concatenate([past[1], v], axis=2)
         p = self._heads(self.linear_pos(positions))  # (1, H, L+n-1, D)
         scale = q.shape[-1] ** -0.5
         bias = by_distance_to_by_key((q + self.pos_bias_v[:, None]) @ p.swapaxes(-1, -2), k.shape[2]) * scale
-        y = mx.fast.scaled_dot_product_attention(q + self.pos_bias_u[:, None], k, v, scale=scale, mask=bias)
-        return self.linear_out(y.transpose(0, 2, 1, 3).reshape(x.shape)), (k, v)
+        y = attend(q + self.pos_bias_u[:, None], k, v, scale, bias, tap, fast_attention)
+        return self.linear_out(y), (k, v)
 
 
 class FeedForward(nn.Module):
@@ -172,10 +179,14 @@ class ConformerLayer(nn.Module):
         self.norm_ff = nn.LayerNorm(C, eps=BLOCK_EPS)
         self.norm_mha = nn.LayerNorm(C, eps=BLOCK_EPS)
 
-    def __call__(self, x: mx.array, positions: mx.array, past: Pair | None = None) -> tuple[mx.array, Pair]:
-        y, pair = self.self_attn(self.norm_mha(x), positions, past)
-        x = x + y
-        return x + self.feed_forward(self.norm_ff(x)), pair
+    def __call__(
+        self, x: mx.array, positions: mx.array, past: Pair | None = None, tap: Tap | None = None
+    ) -> tuple[mx.array, Pair]:
+        """(B, n, C) -> (B, n, C), and all keys and values."""
+        x = emit(tap, "resid_pre", x)
+        y, pair = self.self_attn(self.norm_mha(x), positions, past, tap)
+        x = emit(tap, "resid_mid", x + emit(tap, "attn_out", y))
+        return emit(tap, "resid_post", x + emit(tap, "mlp_out", self.feed_forward(self.norm_ff(x)))), pair
 
 
 class Embedding(nn.Module):
@@ -233,7 +244,7 @@ class UpsampleConformer(nn.Module):
         self._ahead = config.pre_lookahead_len
 
     def __call__(
-        self, x: mx.array, past: ConformerState | None = None, last: bool = True, tap: Tap = no_tap
+        self, x: mx.array, past: ConformerState | None = None, last: bool = True, tap: Tap | None = None
     ) -> tuple[mx.array, ConformerState]:
         """Encode a whole sequence, or the next chunk of one.
 
@@ -248,30 +259,24 @@ class UpsampleConformer(nn.Module):
         -------
         (B, stride * m, C) and the new state; m = n if `last`, else n - pre_lookahead_len.
         """
-        x = self.embed(x)
-        tap("embed", x)
+        x = emit(tap, "embed", self.embed(x))
         if last:  # what lies ahead is zeros, put in after the embedding
             x = mx.pad(x, [(0, 0), (0, self._ahead), (0, 0)])
         x, lookahead = self.pre_lookahead_layer(x, past and past.lookahead)
-        tap("pre_lookahead", x)
-        x, attention = self._stack(self.encoders, x, past and past.attention, tap, "")
+        x = emit(tap, "pre_lookahead", x)
+        x, attention = self._stack(self.encoders, x, past and past.attention, tap)
         x, upsample = self.up_layer(x, past and past.upsample)
-        tap("up_layer", x)
-        x = self.up_embed(x)
-        tap("up_embed", x)
-        x, up_attention = self._stack(self.up_encoders, x, past and past.up_attention, tap, "up_")
-        x = self.after_norm(x)
-        tap("after_norm", x)
+        x = emit(tap, "up.embed", self.up_embed(emit(tap, "up.conv", x)))
+        x, up_attention = self._stack(self.up_encoders, x, past and past.up_attention, named(tap, "up."))
+        x = emit(tap, "out", self.after_norm(x))
         return x, ConformerState(lookahead, upsample, attention, up_attention)
 
-    def _stack(self, layers, x: mx.array, past: tuple[Pair, ...] | None, tap: Tap, prefix: str):
+    def _stack(self, layers, x: mx.array, past: tuple[Pair, ...] | None, tap: Tap | None):
         n = x.shape[1]
         L = n + (past[0][0].shape[2] if past else 0)
-        positions = relative_positions(n, L, x.shape[2]).astype(x.dtype)
-        tap(f"{prefix}pos_emb", positions)
+        positions = emit(tap, "pos_embed", relative_positions(n, L, x.shape[2]).astype(x.dtype))
         pairs = []
         for i, layer in enumerate(layers):
-            x, pair = layer(x, positions, past[i] if past else None)
+            x, pair = layer(x, positions, past[i] if past else None, named(tap, f"{i}."))
             pairs.append(pair)
-            tap(f"{prefix}block{i}", x)
         return x, tuple(pairs)

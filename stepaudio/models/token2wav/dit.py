@@ -17,7 +17,8 @@ import numpy as np
 from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
 from ...backend.ops import silu
 from ...schema import require_positive
-from ..tap import Tap, no_tap
+from ..attention import attend, fast_attention
+from ..tap import Tap, emit, named
 from .layers import with_past
 
 
@@ -114,16 +115,19 @@ class Attention(nn.Module):
         self.proj = nn.Linear(inner, C)
         self._n_head = config.num_heads
 
-    def __call__(self, x: mx.array, past: BlockState | None) -> tuple[mx.array, mx.array, mx.array]:
+    def __call__(
+        self, x: mx.array, past: BlockState | None, tap: Tap | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, T, C) -> (B, T, C), and all keys and values, the new ones in front."""
         B, T, _ = x.shape
         q, k, v = (
-            f(x).reshape(B, T, self._n_head, -1).transpose(0, 2, 1, 3) for f in (self.to_q, self.to_k, self.to_v)
+            emit(tap, name, f(x).reshape(B, T, self._n_head, -1).transpose(0, 2, 1, 3))
+            for name, f in (("q", self.to_q), ("k", self.to_k), ("v", self.to_v))
         )
         q, k = self.q_norm(q), self.k_norm(k)
         if past is not None:  # in front, as in the reference: trimming counts from there
             k, v = mx.concatenate([k, past.k], axis=2), mx.concatenate([v, past.v], axis=2)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(B, T, -1)), k, v
+        return self.proj(attend(q, k, v, q.shape[-1] ** -0.5, None, tap, fast_attention)), k, v
 
 
 class Mlp(nn.Module):
@@ -172,17 +176,21 @@ class DitBlock(nn.Module):
         self.conv = CausalConvBlock(C)
         self.adaLN_modulation = [silu, nn.Linear(C, MODULATIONS * C)]
 
-    def __call__(self, x: mx.array, c: mx.array, past: BlockState | None) -> tuple[mx.array, BlockState]:
+    def __call__(
+        self, x: mx.array, c: mx.array, past: BlockState | None, tap: Tap | None = None
+    ) -> tuple[mx.array, BlockState]:
+        """(B, T, C) under the time embedding c (B, 1, C) -> (B, T, C), and what is remembered."""
         activate, linear = self.adaLN_modulation
         (shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, shift_c, scale_c, gate_c) = mx.split(
             linear(activate(c)), MODULATIONS, axis=-1
         )
-        y, k, v = self.attn(modulate(x, shift_a, scale_a), past)
-        x = x + gate_a * y
+        x = emit(tap, "resid_pre", x)
+        y, k, v = self.attn(modulate(x, shift_a, scale_a), past, tap)
+        x = x + emit(tap, "attn_out", gate_a * y)
         y, tail1, tail2 = self.conv(modulate(x, shift_c, scale_c), past)
-        x = x + gate_c * y
-        x = x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
-        return x, BlockState(k, v, tail1, tail2)
+        x = emit(tap, "resid_mid", x + emit(tap, "conv_out", gate_c * y))
+        x = x + emit(tap, "mlp_out", gate_m * self.mlp(modulate(x, shift_m, scale_m)))
+        return emit(tap, "resid_post", x), BlockState(k, v, tail1, tail2)
 
 
 class FinalLayer(nn.Module):
@@ -213,7 +221,7 @@ class DiT(nn.Module):
         speaker: mx.array,
         cond: mx.array,
         past: DitState | None = None,
-        tap: Tap = no_tap,
+        tap: Tap | None = None,
     ) -> tuple[mx.array, DitState]:
         """Velocity of x at time t.
 
@@ -227,15 +235,11 @@ class DiT(nn.Module):
         -------
         (B, T, M) and the state after these frames.
         """
-        c = self.t_embedder(t)
-        tap("t_emb", c[:, 0])
+        c = emit(tap, "time", self.t_embedder(t)[:, 0])[:, None]
         speaker = mx.broadcast_to(speaker[:, None], (*x.shape[:2], speaker.shape[1]))
         x = self.in_proj(mx.concatenate([x, mu, speaker, cond], axis=-1))
         states = []
         for i, block in enumerate(self.blocks):
-            x, state = block(x, c, past[i] if past else None)
+            x, state = block(x, c, past[i] if past else None, named(tap, f"{i}."))
             states.append(state)
-            tap(f"block{i}", x)
-        x = self.final_layer(x, c)
-        tap("out", x)
-        return x, tuple(states)
+        return emit(tap, "out", self.final_layer(x, c)), tuple(states)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import ConfigError, DecodeError
 from ...schema import read_record, require_only, require_positive
-from ..tap import Tap, no_tap
+from ..tap import Tap, emit, named
 from .conformer import ConformerConfig, ConformerState, UpsampleConformer
 from .dit import BlockState, DitState
 from .flow_matching import CausalConditionalCFM, CfmConfig
@@ -179,7 +179,12 @@ class Flow(nn.Module):
         return Prompt(codes, mel.astype(self.dtype), speaker)
 
     def __call__(
-        self, codes: np.ndarray, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE, tap: Tap = no_tap
+        self,
+        codes: np.ndarray,
+        prompt: Prompt,
+        noise: Noise,
+        options: FlowOptions = REFERENCE,
+        tap: Tap | None = None,
     ) -> mx.array:
         """Mel of all codes at once.
 
@@ -203,19 +208,19 @@ class Flow(nn.Module):
             raise DecodeError(
                 f"audio codes: expected {len(prompt.codes)} non-empty rows of integers, found shape {codes.shape}"
             )
-        speaker = self.project_speaker(prompt.speaker)
-        tap("spk", speaker)
-        h, _ = self.encoder(self.embed(np.concatenate([prompt.codes, codes], axis=1)), tap=_named(tap, "enc."))
-        mu = self.encoder_proj(h)
-        tap("enc.mu", mu)
+        speaker = emit(tap, "speaker", self.project_speaker(prompt.speaker))
+        h, _ = self.encoder(self.embed(np.concatenate([prompt.codes, codes], axis=1)), tap=named(tap, "encoder."))
+        mu = emit(tap, "mu", self.encoder_proj(h))
         n_prompt, T = prompt.mel.shape[1], mu.shape[1]
         cond = mx.pad(prompt.mel, [(0, 0), (0, T - n_prompt), (0, 0)])
         x = noise_frames(noise, 0, T, mu.shape[2]).astype(mu.dtype)
-        x = mx.broadcast_to(x, mu.shape)
-        x, _ = self.decoder(x, mu, speaker, cond, options.n_steps, tap=_named(tap, "euler."))
+        x = emit(tap, "noise", mx.broadcast_to(x, mu.shape))
+        x, _ = self.decoder(x, mu, speaker, cond, options.n_steps, tap=named(tap, "euler."))
         return x[:, n_prompt:]
 
-    def begin(self, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE) -> FlowState:
+    def begin(
+        self, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE, tap: Tap | None = None
+    ) -> FlowState:
         """Read the voice prompt into a fresh state. Its own FIRST codes stand in for what follows it, as the
         reference has it; so a prompt needs at least `look_ahead` codes (else `DecodeError`).
         """
@@ -226,12 +231,14 @@ class Flow(nn.Module):
                 f"{self.look_ahead} or more; use a longer clip"
             )
         codes = np.concatenate([prompt.codes, prompt.codes[:, : self.look_ahead]], axis=1)
-        speaker = self.project_speaker(prompt.speaker)
-        _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None)
+        speaker = emit(tap, "speaker", self.project_speaker(prompt.speaker))
+        _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None, tap)
         n = prompt.mel.shape[1]
         return FlowState(conformer, estimator, speaker, noise, options, n, n)
 
-    def step(self, codes: np.ndarray, state: FlowState, last: bool = False) -> tuple[mx.array, FlowState]:
+    def step(
+        self, codes: np.ndarray, state: FlowState, last: bool = False, tap: Tap | None = None
+    ) -> tuple[mx.array, FlowState]:
         """Mel of the next codes of a stream.
 
         Parameters
@@ -254,7 +261,7 @@ class Flow(nn.Module):
             )
         start = state.cache_frames if state.options.noise == "cache" else state.position
         x, conformer, estimator = self._advance(
-            codes, last, state.speaker, None, state.noise, start, state.options.n_steps, state
+            codes, last, state.speaker, None, state.noise, start, state.options.n_steps, state, tap
         )
         n = x.shape[1]
         estimator = tuple(tuple(_trim(block, n, state) for block in step) for step in estimator)
@@ -263,18 +270,15 @@ class Flow(nn.Module):
             conformer, estimator, state.speaker, state.noise, state.options, state.prompt_frames, state.position + n
         )
 
-    def _advance(self, codes, last, speaker, cond, noise, start, n_steps, state: FlowState | None):
-        h, conformer = self.encoder(self.embed(codes), state and state.conformer, last)
-        mu = self.encoder_proj(h)
+    def _advance(self, codes, last, speaker, cond, noise, start, n_steps, state: FlowState | None, tap: Tap | None):
+        past, steps = (state.conformer, state.estimator) if state else (None, None)
+        h, conformer = self.encoder(self.embed(codes), past, last, named(tap, "encoder."))
+        mu = emit(tap, "mu", self.encoder_proj(h))
         x = noise_frames(noise, start, mu.shape[1], mu.shape[2]).astype(mu.dtype)
-        x = mx.broadcast_to(x, mu.shape)
+        x = emit(tap, "noise", mx.broadcast_to(x, mu.shape))
         cond = mx.zeros_like(mu) if cond is None else cond
-        x, estimator = self.decoder(x, mu, speaker, cond, n_steps, state and state.estimator, keep=True)
+        x, estimator = self.decoder(x, mu, speaker, cond, n_steps, steps, True, named(tap, "euler."))
         return x, conformer, estimator
-
-
-def _named(tap: Tap, prefix: str) -> Tap:
-    return tap if tap is no_tap else lambda name, array: tap(prefix + name, array)
 
 
 def _trim(block: BlockState, n: int, state: FlowState) -> BlockState:

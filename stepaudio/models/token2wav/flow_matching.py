@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...schema import require
-from ..tap import Tap, no_tap
+from ..tap import Tap, emit, named
 from .dit import DiT, DitConfig, DitState
 
 
@@ -65,7 +65,7 @@ class CausalConditionalCFM(nn.Module):
         n_steps: int,
         past: tuple[DitState, ...] | None = None,
         keep: bool = False,
-        tap: Tap = no_tap,
+        tap: Tap | None = None,
     ):
         """Solve from noise x at t = 0 to a mel at t = 1 by Euler's method.
 
@@ -86,11 +86,11 @@ class CausalConditionalCFM(nn.Module):
         for i, (t, dt) in enumerate(euler_steps(n_steps)):
             both = mx.concatenate([x, x])
             now = mx.full((both.shape[0],), t)
-            v, state = self.estimator(both, mu, now, speaker, cond, past[i] if past else None)
-            tap(f"v_step{i}", v)
+            at = named(tap, f"{i}.")
+            v, state = self.estimator(both, mu, now, speaker, cond, past[i] if past else None, named(at, "dit."))
+            v = emit(at, "velocity", v)
             conditional, unconditional = mx.split(v, 2)
-            x = x + dt * ((1 + self._rate) * conditional - self._rate * unconditional)
-            tap(f"x_step{i + 1}", x)
+            x = emit(at, "x", x + dt * ((1 + self._rate) * conditional - self._rate * unconditional))
             if keep:
                 states.append(state)
             mx.eval(x, [a for block in (state if keep else ()) for a in block.arrays])  # the end of each Euler step

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import DecodeError
 from ...schema import read_record, require, require_positive
-from ..tap import Tap, no_tap
+from ..tap import Tap, emit, named
 from .layers import Conv1d, ConvTranspose1d, overlap_add
 from .noise import Noise, noise_frames
 
@@ -191,7 +191,7 @@ class Source(nn.Module):
         self.l_linear = nn.Linear(config.nb_harmonics + 1, 1)
         self._config = config
 
-    def __call__(self, f0: mx.array, noise: Noise | None, start: int = 0, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, f0: mx.array, noise: Noise | None, start: int = 0, tap: Tap | None = None) -> mx.array:
         c = self._config
         phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.samples_per_frame)  # (B, n, H)
         voiced = mx.repeat((f0 > c.nsf_voiced_threshold).astype(mx.float32), c.samples_per_frame, axis=1)[..., None]
@@ -199,7 +199,7 @@ class Source(nn.Module):
         if noise is not None:
             amplitude = voiced * c.nsf_sigma + (1 - voiced) * (c.nsf_alpha / 3)
             sines = sines + amplitude * noise_frames(noise, start, phase.shape[1], phase.shape[2])
-        tap("sines", sines)
+        sines = emit(tap, "sines", sines)
         return mx.tanh(self.l_linear(sines.astype(self.l_linear.weight.dtype)))[..., 0]  # (B, n)
 
 
@@ -274,7 +274,7 @@ class Hift(nn.Module):
         noise: Noise | None,
         cache_source: mx.array | None = None,
         start: int = 0,
-        tap: Tap = no_tap,
+        tap: Tap | None = None,
     ) -> tuple[mx.array, mx.array]:
         """Mel to sound.
 
@@ -295,35 +295,29 @@ class Hift(nn.Module):
                 f"vocoder: expected a mel of shape (rows, frames, {self._config.in_channels}), found {tuple(mel.shape)}"
             )
         mel = mel.astype(self.conv_pre.weight.dtype)
-        f0 = self.f0_predictor(mel)
-        tap("f0", f0)
+        f0 = emit(tap, "f0", self.f0_predictor(mel))
         source = self.m_source(f0, noise, start, tap)
         if cache_source is not None and cache_source.shape[1]:
             source = mx.concatenate([cache_source.astype(source.dtype), source[:, cache_source.shape[1] :]], axis=1)
-        tap("source", source)
+        source = emit(tap, "source", source)
         return self.decode(mel, source, tap), source
 
-    def decode(self, mel: mx.array, source: mx.array, tap: Tap = no_tap) -> mx.array:
+    def decode(self, mel: mx.array, source: mx.array, tap: Tap | None = None) -> mx.array:
         """Mel (B, T, M) and source (B, n) -> wave (B, n)."""
         c = self._config
-        spectrum = short_stft(source, c.istft.n_fft, c.istft.hop_len)
-        tap("source_stft", spectrum)
-        x = self.conv_pre(mel)
-        tap("conv_pre", x)
+        spectrum = emit(tap, "source_stft", short_stft(source, c.istft.n_fft, c.istft.hop_len))
+        x = emit(tap, "conv_pre", self.conv_pre(mel))
         per_stage, last = len(c.resblock_kernel_sizes), len(self.ups) - 1
         for i, up in enumerate(self.ups):
-            x = up(nn.leaky_relu(x, c.lrelu_slope))
-            tap(f"up{i}", x)
+            at = named(tap, f"{i}.")
+            x = emit(at, "up", up(nn.leaky_relu(x, c.lrelu_slope)))
             if i == last:  # one frame more, as the centred STFT of the source has
                 x = mx.concatenate([x[:, 1:2], x], axis=1)
-            added = self.source_resblocks[i](self.source_downs[i](spectrum))
-            tap(f"source{i}", added)
-            x = x + added
+            x = x + emit(at, "source", self.source_resblocks[i](self.source_downs[i](spectrum)))
             x = sum(block(x) for block in self.resblocks[i * per_stage : (i + 1) * per_stage]) / per_stage
-        x = nn.leaky_relu(x, c.final_lrelu_slope)
-        tap("before_conv_post", x)
-        x = self.conv_post(x)
-        tap("conv_post", x)
+            x = emit(at, "out", x)
+        x = emit(tap, "before_conv_post", nn.leaky_relu(x, c.final_lrelu_slope))
+        x = emit(tap, "conv_post", self.conv_post(x))
         magnitude, phase = mx.split(x.astype(mx.float32), 2, axis=-1)
         wave = inverse_stft(mx.exp(magnitude), mx.sin(phase), c.istft.n_fft, c.istft.hop_len, c.magnitude_clip)
-        return mx.clip(wave, -c.audio_limit, c.audio_limit)
+        return emit(tap, "wave", mx.clip(wave, -c.audio_limit, c.audio_limit))

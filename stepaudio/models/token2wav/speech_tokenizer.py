@@ -14,12 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...backend.ops import gelu, softmax_attention
+from ...backend.ops import gelu
 from ...constants import FRAMES_PER_SECOND, N_AUDIO_CODES
 from ...errors import AudioError
 from ...schema import require, require_positive
+from ..attention import attend
 from ..encoder import MultiHeadAttention, zero_past
-from ..tap import Tap, named, no_tap
+from ..tap import Tap, emit, named
 
 LEVELS = 3  # values of each quantised dimension
 TANH_SCALE = 0.9990000128746033  # a literal in the reference: keeps round() away from the ends of tanh
@@ -82,19 +83,19 @@ class FSMNMultiHeadAttention(MultiHeadAttention):
         return zero_past(self.fsmn_block(mx.pad(v, ((0, 0), self._pad, (0, 0)))) + v, length)
 
     def __call__(self, x: mx.array, length: mx.array, tap: Tap | None = None) -> mx.array:
-        B, S, C = x.shape
-        values = self.value(x)
-        q, k, v = (
-            y.reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(x), values)
-        )  # (B, heads, S, head size)
-        size = C // self._n_head
+        """(B, S, C) -> (B, S, C), blind to the keys at and after `length` (B,)."""
+        S = x.shape[1]
+        q, k, v = self.heads(x, tap)
+        size = q.shape[-1]
         q, k = (mx.fast.rope(y, size, traditional=False, base=ROPE_BASE, scale=1.0, offset=0) for y in (q, k))
         mask = (mx.arange(S)[None, :] < length[:, None])[:, None, None, :]  # keys only, as in the reference
-        y = softmax_attention(q, k, v, size**-0.5, mask, tap).transpose(0, 2, 1, 3).reshape(B, S, C)
-        return self.out(y) + self.memory(values, length)
+        memory = emit(tap, "memory", self.memory(v.transpose(0, 2, 1, 3).reshape(x.shape), length))
+        return self.out(attend(q, k, v, size**-0.5, mask, tap)) + memory
 
 
 class ResidualAttentionBlock(nn.Module):
+    """Attention with memory, then two linears with a GELU, each behind a norm."""
+
     def __init__(self, config: S3Config):
         super().__init__()
         C = config.n_audio_state
@@ -104,12 +105,12 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp_ln = nn.LayerNorm(C, eps=config.ln_eps)
 
     def __call__(self, x: mx.array, length: mx.array, tap: Tap | None = None) -> mx.array:
-        y = self.attn(self.attn_ln(x), length, tap)
-        if tap is not None:
-            tap("attn", y)
-        x = x + y
+        """(B, S, C) -> (B, S, C); see `interp.token2wav.GLOSSARY` for what the tap receives."""
+        x = emit(tap, "resid_pre", x)
+        x = emit(tap, "resid_mid", x + emit(tap, "attn_out", self.attn(self.attn_ln(x), length, tap)))
         widen, activate, narrow = self.mlp
-        return x + narrow(activate(widen(self.mlp_ln(x))))
+        added = emit(tap, "mlp_out", narrow(activate(widen(self.mlp_ln(x)))))
+        return emit(tap, "resid_post", x + added)
 
 
 class S3Encoder(nn.Module):
@@ -123,23 +124,18 @@ class S3Encoder(nn.Module):
         self.blocks = [ResidualAttentionBlock(config) for _ in range(config.n_audio_layer)]
         self._config = config
 
-    def __call__(self, mel: mx.array, length: mx.array, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, mel: mx.array, length: mx.array, tap: Tap | None = None) -> mx.array:
         """(B, n_mels, T) log mels of `length` (B,) frames -> (B, S, C).
 
         Everything past a clip's length is masked before each convolution and in each attention, so that a clip
-        comes out of a batch as it does alone; rows past `n_codes(length)` hold whatever falls out.
+        comes out of a batch as it does alone; frames past `n_codes(length)` are without meaning.
         """
-        recording = None if tap is no_tap else tap
-        x = gelu(self.conv1(zero_past(mel.transpose(0, 2, 1), length)))
-        tap("conv1", x)
-        x = gelu(self.conv2(zero_past(x, (length - 1) // self._config.stride + 1)))
-        tap("conv2", x)
+        x = emit(tap, "conv1", gelu(self.conv1(zero_past(mel.transpose(0, 2, 1), length))))
+        x = emit(tap, "conv2", gelu(self.conv2(zero_past(x, (length - 1) // self._config.stride + 1))))
         length = self._config.n_codes(length)
         for i, block in enumerate(self.blocks):
-            x = block(x, length, named(recording, f"block{i}."))
-            tap(f"block{i}", x)
-        tap("hidden", x)
-        return x
+            x = block(x, length, named(tap, f"{i}."))
+        return emit(tap, "out", x)
 
 
 class FSQCodebook(nn.Module):
@@ -149,10 +145,9 @@ class FSQCodebook(nn.Module):
         super().__init__()
         self.project_down = nn.Linear(config.n_audio_state, config.n_dims)
 
-    def __call__(self, x: mx.array, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, x: mx.array, tap: Tap | None = None) -> mx.array:
         """(..., C) -> (...), int32."""
-        h = self.project_down(x).astype(mx.float32)
-        tap("project_down", h)
+        h = emit(tap, "project_down", self.project_down(x).astype(mx.float32))
         digits = mx.round(mx.tanh(h) * TANH_SCALE).astype(mx.int32) + 1
         return (digits * mx.array([LEVELS**k for k in range(h.shape[-1])])).sum(axis=-1)
 
@@ -162,7 +157,7 @@ class FSQVectorQuantization(nn.Module):
         super().__init__()
         self._codebook = FSQCodebook(config)
 
-    def __call__(self, x: mx.array, tap: Tap = no_tap) -> mx.array:
+    def __call__(self, x: mx.array, tap: Tap | None = None) -> mx.array:
         return self._codebook(x, tap)
 
 
@@ -185,11 +180,11 @@ class S3Tokenizer(nn.Module):
         return nn.Module.valid_parameter_filter(module, key, value) or key == "_codebook"
 
     def __call__(self, mel: mx.array | np.ndarray, lengths=None, keep_tail: bool = False) -> list[np.ndarray]:
-        """Codes of a zero-padded batch; a clip's codes do not depend on its company.
+        """Codes of a zero-padded batch; a clip's codes do not depend on the other clips.
 
         Parameters
         ----------
-        mel : (B, n_mels, T) log mels as `mel.log_mel(samples, padding=0)` makes them, zeros at the right.
+        mel : (B, n_mels, T) log mels as `audio.features.log_mel(samples, padding=0)` makes them, zeros at the right.
         lengths : (B,) integers in 1 … T, mel frames of each clip; by default all T.
         keep_tail : for clips above 30 s, see `windows`.
 

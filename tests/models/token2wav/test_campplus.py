@@ -1,4 +1,4 @@
-"""The speaker encoder against the reference's own numbers, a plain numpy twin, and itself in pieces and batches."""
+"""The speaker encoder against the reference's own numbers, a plain numpy reference, and itself in pieces and batches."""
 
 import json
 from dataclasses import replace
@@ -171,7 +171,7 @@ class Twin:
 
 
 @pytest.mark.parametrize("frames", [3, 4, 11, 12, 13, 25, 40])
-def test_embedding_equals_a_plain_twin(small, frames):
+def test_embedding_equals_a_plain_reference(small, frames):
     clip = features(1, frames)
     assert relative(small(clip)[0], Twin(SMALL, weights(SMALL))(clip[0])) < 1e-4
 

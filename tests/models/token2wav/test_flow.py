@@ -1,4 +1,4 @@
-"""Codes to mel: against the reference's numbers, slow twins, and the promises of a stream."""
+"""Codes to mel: against the reference's numbers, slow references, and the promises of a stream."""
 
 import json
 from dataclasses import replace
@@ -111,8 +111,8 @@ def test_estimator_equals_the_reference():
     stages = {}
     x, mu, cond = (t[f"in.est.{n}"].swapaxes(1, 2) for n in ("x", "mu", "cond"))
     out, _ = net(x, mu, t["in.est.t"], t["in.est.spk"], cond, tap=stages.__setitem__)
-    for name in ("t_emb", "block0", "block1"):
-        close(stages[name], t[f"out.est.{name}"], 1e-4)
+    for name, theirs in (("time", "t_emb"), ("0.resid_post", "block0"), ("1.resid_post", "block1")):
+        close(stages[name], t[f"out.est.{theirs}"], 1e-4)
     close(out.swapaxes(1, 2), t["out.est.out"], 1e-4)
 
 
@@ -122,7 +122,7 @@ def test_goldens(goldens):
     assert max(r.relative for r in rows) < 1e-4  # far inside the tolerance, which would pass another epsilon
 
 
-# ------------------------------------------------------------------------------------------------ twins
+# ------------------------------------------------------------------------------------------------ references
 
 
 @pytest.mark.parametrize(("n", "L"), [(1, 1), (4, 4), (3, 8), (1, 5)])
@@ -201,8 +201,8 @@ def test_encoder_chunk_without_past_equals_whole(flow):
     assert zeros_ahead.shape == (1, 18, 16) and seen_ahead.shape == (1, 14, 16)
     assert state.attention[0][0].shape[2] == 7 and state.up_attention[0][0].shape[2] == 14
     assert not np.allclose(np.array(zeros_ahead[:, :14]), np.array(seen_ahead), atol=1e-3)
-    close(stages["pos_emb"][0, :, 0], np.sin(np.arange(8, -9, -1)), 1e-6)  # oldest key as the newest sees it, first
-    close(stages["up_pos_emb"][0, :, 0], np.sin(np.arange(17, -18, -1)), 1e-6)
+    close(stages["pos_embed"][0, :, 0], np.sin(np.arange(8, -9, -1)), 1e-6)  # oldest key as the newest sees it, first
+    close(stages["up.pos_embed"][0, :, 0], np.sin(np.arange(17, -18, -1)), 1e-6)
 
 
 CODES = np.random.default_rng(9).integers(0, 30, (1, 40))

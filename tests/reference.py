@@ -1,10 +1,12 @@
-"""Slow, obvious twins of the nets and rules, and the tiny nets they are compared on.
+"""Slow, obvious reference implementations of the nets and rules, and the tiny nets they are compared on.
 
-Every twin is written from the definition, in float64 numpy or plain Python, without caches, masks shared with
+Each is written from the definition, in float64 numpy or plain Python, without caches, masks shared with
 the package, or anything incremental. `tiny_net` gives random weights large enough that attention decides.
 """
 
 from __future__ import annotations
+
+import math
 
 import mlx.core as mx
 import numpy as np
@@ -136,12 +138,20 @@ def rotate(x: np.ndarray, position: np.ndarray, base: float) -> np.ndarray:
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
 
 
-def decoder_twin(net: StepAudioNet, x, kept=(), max_len: int | None = None, renumbered: bool = False) -> np.ndarray:
-    """Logits (n, V) of one whole sequence of embeddings (n, D), every pair of positions worked out by itself."""
-    config = net.config.text_config
+def decoder_reference(
+    net: StepAudioNet, x, kept=(), max_len: int | None = None, renumbered: bool = False, edits=None
+) -> np.ndarray:
+    """Logits (n, V) of one whole sequence of embeddings (n, D), every pair of positions worked out by itself.
+
+    `edits` : name of an activation -> what stands in its place, (n, …) or (heads, n, …); read as `put` is written.
+    """
+    config, edits = net.config.text_config, edits or {}
     weights = {name: np.array(a, dtype=np.float64) for name, a in _flat(net.parameters())}
     x = np.array(x, dtype=np.float64)
     seen, at_query, at_key = visibility(len(x), set(kept), max_len, renumbered)
+
+    def put(name, h):
+        return np.array(edits[name], dtype=np.float64) if name in edits else h
 
     def linear(name, h):
         return h @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
@@ -150,22 +160,86 @@ def decoder_twin(net: StepAudioNet, x, kept=(), max_len: int | None = None, renu
         return h / np.sqrt(np.mean(h**2, axis=-1, keepdims=True) + config.rms_norm_eps) * weights[f"{name}.weight"]
 
     for i in range(config.num_hidden_layers):
-        at = f"model.layers.{i}."
+        at, name = f"model.layers.{i}.", f"decoder.{i}."
+        x = put(name + "resid_pre", x)
         h = norm(at + "input_layernorm", x)
-        q, k, v = (linear(f"{at}self_attn.{c}_proj", h).reshape(len(x), -1, config.head_dim) for c in "qkv")
-        out = np.zeros_like(q)
+        q, k, v = (
+            put(name + c, linear(f"{at}self_attn.{c}_proj", h).reshape(len(x), -1, config.head_dim).swapaxes(0, 1))
+            for c in "qkv"
+        )  # (heads, n, size)
+        v = put(name + "v_cache", v)
+        patterns = []
         for head in range(config.num_attention_heads):
             group = head // (config.num_attention_heads // config.num_key_value_heads)
-            queries = rotate(np.repeat(q[:, None, head], len(x), axis=1), at_query, config.rope_theta)
-            keys = rotate(np.repeat(k[None, :, group], len(x), axis=0), at_key, config.rope_theta)
+            queries = rotate(np.repeat(q[head][:, None], len(x), axis=1), at_query, config.rope_theta)
+            keys = rotate(np.repeat(k[group][None], len(x), axis=0), at_key, config.rope_theta)
+            if name + "rot_q" in edits:
+                queries = np.repeat(edits[name + "rot_q"][head][:, None], len(x), axis=1)
+            if name + "k_cache" in edits:
+                keys = np.repeat(edits[name + "k_cache"][group][None], len(x), axis=0)
             scores = np.where(seen, (queries * keys).sum(-1) / np.sqrt(config.head_dim), -np.inf)
             share = np.exp(scores - scores.max(axis=1, keepdims=True))
-            out[:, head] = (share / share.sum(axis=1, keepdims=True)) @ v[:, group]
-        x = x + linear(at + "self_attn.o_proj", out.reshape(len(x), -1))
+            patterns.append(share / share.sum(axis=1, keepdims=True))
+        pattern = put(name + "pattern", np.stack(patterns))
+        z = put(name + "z", pattern @ np.repeat(v, len(pattern) // len(v), axis=0))
+        x = x + put(name + "attn_out", linear(at + "self_attn.o_proj", z.swapaxes(0, 1).reshape(len(x), -1)))
+        x = put(name + "resid_mid", x)
         h = norm(at + "post_attention_layernorm", x)
         gate = linear(at + "mlp.gate_proj", h)
-        x = x + linear(at + "mlp.down_proj", gate / (1 + np.exp(-gate)) * linear(at + "mlp.up_proj", h))
-    return linear("lm_head", norm("model.norm", x))
+        mlp = linear(at + "mlp.down_proj", gate / (1 + np.exp(-gate)) * linear(at + "mlp.up_proj", h))
+        x = put(name + "resid_post", x + put(name + "mlp_out", mlp))
+    return put("logits", linear("lm_head", put("decoder.out", norm("model.norm", x))))
+
+
+def encoder_reference(net: StepAudioNet, mel, edits=None) -> np.ndarray:
+    """Audio embeddings (R, D) of one unpadded log mel (M, T), every number from the definition; `edits` as above."""
+    config, edits = net.config.audio_encoder_config, edits or {}
+    weights = {name: np.array(a, dtype=np.float64) for name, a in _flat(net.parameters())}
+
+    def put(name, h):
+        return np.array(edits[name], dtype=np.float64) if name in edits else h
+
+    def linear(name, h):
+        return h @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    def conv(name, h, stride):
+        kernel, h = weights[f"{name}.weight"], np.pad(h, ((1, 1), (0, 0)))  # (out, 3, in)
+        starts = range(0, len(h) - kernel.shape[1] + 1, stride)
+        return gelu(np.stack([np.einsum("okc,kc->o", kernel, h[t : t + kernel.shape[1]]) for t in starts])
+                    + weights[f"{name}.bias"])  # fmt: skip
+
+    def norm(name, h):
+        h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+        return h * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    mel = put("encoder.mel", np.array(mel, dtype=np.float64))
+    x = put("encoder.conv2", conv("encoder.conv2", put("encoder.conv1", conv("encoder.conv1", mel.T, 1)), 2))
+    x = x + weights["encoder.positional_embedding.weight"][: len(x)]
+    counts = (mel.shape[1] + 1) % 2 + 2 * np.arange(len(x)) < mel.shape[1] - 2  # as the reference masks a lone clip
+    mask = put("encoder.mask", np.where(counts, 0.0, -1e10))
+    for i in range(config.n_audio_layer):
+        name, at = f"encoder.{i}.", f"encoder.blocks.{i}."
+        x = put(name + "resid_pre", x)
+        h, heads = norm(at + "attn_ln", x), config.n_audio_head
+        q, k, v = (
+            put(name + c, linear(f"{at}attn.{long}", h).reshape(len(x), heads, -1).swapaxes(0, 1))
+            for c, long in (("q", "query"), ("k", "key"), ("v", "value"))
+        )
+        scores = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]) + mask
+        share = np.exp(scores - scores.max(-1, keepdims=True))
+        pattern = put(name + "pattern", share / share.sum(-1, keepdims=True))
+        z = put(name + "z", pattern @ v).swapaxes(0, 1).reshape(len(x), -1)
+        x = put(name + "resid_mid", x + put(name + "attn_out", linear(at + "attn.out", z)))
+        mlp = linear(at + "mlp.2", gelu(linear(at + "mlp.0", norm(at + "mlp_ln", x))))
+        x = put(name + "resid_post", x + put(name + "mlp_out", mlp))
+    x = put("encoder.pooled", (x[0 : len(x) // 2 * 2 : 2] + x[1::2]) / 2)
+    x = put("adapter.conv", conv("adapter.conv", put("encoder.out", norm("encoder.after_norm", x)), 2))
+    return put("adapter.out", linear("adapter.linear2", np.maximum(linear("adapter.linear1", x), 0)))
+
+
+def gelu(x) -> np.ndarray:
+    """x Phi(x), one number at a time."""
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
 def _flat(tree, prefix: str = ""):
@@ -180,7 +254,7 @@ def _flat(tree, prefix: str = ""):
 # ------------------------------------------------------------------------------------------ logit rules
 
 
-def rules_twin(logits, seen, repetition=1.0, frequency=0.0, presence=0.0, no_repeat_ngram=0) -> list[float]:
+def rules_reference(logits, seen, repetition=1.0, frequency=0.0, presence=0.0, no_repeat_ngram=0) -> list[float]:
     """One row of logits after all penalties, one id at a time. `seen`: ids that count."""
     out = []
     for token, logit in enumerate(map(float, logits)):
@@ -195,14 +269,14 @@ def rules_twin(logits, seen, repetition=1.0, frequency=0.0, presence=0.0, no_rep
 
 
 def _completes(history: list[int], token: int, n: int) -> bool:
-    would_be = (history + [token])[-n:]
+    would_be = [*history, token][-n:]
     return len(would_be) == n and any(history[i : i + n] == would_be for i in range(len(history) - n + 1))
 
 
 # ------------------------------------------------------------------------------------------ loops
 
 
-def loop_twin(ids: list[int], max_period: int, min_repeats: int, min_ids: int):
+def loop_reference(ids: list[int], max_period: int, min_repeats: int, min_ids: int):
     """(period, onset) of the loop that the end of `ids` forms, shortest period first, or None. Brute force."""
     for period in range(1, min(max_period, len(ids)) + 1):
         start = len(ids) - period

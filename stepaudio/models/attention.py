@@ -1,0 +1,50 @@
+"""Attention that a tap can see into: the fused kernel unless the pattern itself is replaced.
+
+B batch, H heads, G key/value heads (G divides H), n queries, L keys, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from ..backend.ops import Mask, attention_pattern, softmax_attention, weighted_values
+from .tap import Tap, emit
+
+Kernel = Callable[[mx.array, mx.array, mx.array, float, Mask], mx.array]
+
+
+def fast_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
+    """MLX's own fused kernel on every device, in the form that `attend` takes."""
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: Mask,
+    tap: Tap | None = None,
+    kernel: Kernel = softmax_attention,
+) -> mx.array:
+    """What each query reads, heads side by side: (B, n, H * D).
+
+    The tap receives "pattern" (B, H, n, L), float32, rows summing to 1, and "z" (B, H, n, D), what each head read.
+    The pattern is computed beside the kernel, and by MLX only if somebody looks at it; so watching changes no bit of
+    the result. A pattern that is replaced takes the kernel's place.
+
+    Parameters
+    ----------
+    q : (B, H, n, D). k, v : (B, G, L, D).
+    scale : of the scores. mask : as `backend.ops.softmax_attention` takes it.
+    """
+    pattern = None
+    if tap is not None:
+        computed = attention_pattern(q, k, scale, mask)
+        pattern = emit(tap, "pattern", computed)
+        pattern = None if pattern is computed else pattern
+    z = kernel(q, k, v, scale, mask) if pattern is None else weighted_values(pattern, v)
+    B, H, n, D = z.shape
+    return emit(tap, "z", z).transpose(0, 2, 1, 3).reshape(B, n, H * D)
