@@ -4,7 +4,6 @@ import hashlib
 import sys
 import time
 
-import stepaudio
 from stepaudio.experiments.grid import Grid
 from stepaudio.experiments.sweep import run_sweep
 
@@ -12,11 +11,11 @@ pause = 0.0  # seconds a run takes
 
 
 def fake(model, clip, setting, seed):
-    """Ids that follow from clip, setting and seed, as a faithful model's would; long rows, to be torn."""
+    """Tokens that follow from clip, setting and seed, as a model's would; long rows, to be torn."""
     time.sleep(pause)
     digest = hashlib.sha256(f"{clip.file.name} {setting.sampling.temperature} {seed}".encode()).digest()
     return {
-        "text": "heard “" + digest.hex() + "”",
+        "text": "said “" + digest.hex() + "”",
         "ids": [list(digest) * 20],
         "stops": ["eos"],
         "n_ids": 640,

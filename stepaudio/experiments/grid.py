@@ -1,7 +1,6 @@
-"""What a sweep is to run: model, clips, settings, seeds and defects, declared before anything is loaded.
+"""What a sweep is to run: model, clips, settings, seeds and faults, declared before anything is loaded.
 
-Frozen records that refuse contradictions when they are made, and a JSON shape for them. Knows no nets, runs
-nothing.
+Frozen records that refuse contradictions when they are made, and a JSON shape for them.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import cast
 
 from ..constants import MAX_TOKENS
 from ..decoding.loop_detector import ON_LOOP
@@ -21,7 +21,8 @@ from ..models.kv_cache import CachePolicy
 from ..schema import read_record, read_value, require_keys
 from ..text.prompts import ASR_SYSTEM
 
-NO_DEFECT = "none"
+NO_FAULT = "none"
+OLD_FAULTS = "defects"  # the key of `Grid.faults` in the grids of earlier sweeps
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -33,6 +34,10 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
 
     Keys: "base" (default "planned"), fields of `Sampling`, and penalty names, which change text and audio alike
     before "text", "audio" and "escape" change their own. No "seed": the grid's seeds set it.
+
+    Raises
+    ------
+    ConfigError : an unknown key, a value of the wrong type, or a seed; `path` says where.
     """
     if isinstance(spec, Sampling):
         return spec
@@ -73,7 +78,7 @@ class Setting:
 
     @classmethod
     def of(cls, spec: object, path: str = "setting") -> Setting:
-        """Read the JSON shape; what is not said stays at its default."""
+        """Read the JSON shape; what is not mentioned stays at its default."""
         if isinstance(spec, Setting):
             return spec
         return read_record(cls, spec, path, readers={Sampling: sampling_from})
@@ -92,44 +97,54 @@ class Trial:
     setting_name: str
     setting: Setting
     seed: int
-    defect: str
+    fault: str
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        return self.clip_name, self.setting_name, self.seed, self.defect
+        """Names that no other trial of its grid has: clip, setting, seed, fault."""
+        return self.clip_name, self.setting_name, self.seed, self.fault
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of clips, settings, seeds and defects.
+    """Every combination of clips, settings, seeds and faults.
 
+    Parameters
+    ----------
+    clips : `Clip`s, or the path of a manifest.
+    settings : name to `Setting` or its JSON shape.
     model : checkpoint folder; None for `STEPAUDIO_CHECKPOINT` or the bundled model.
-    clips : `evaluate.Clip`s, or the path of a manifest. settings : name to `Setting` or its JSON shape.
     seeds : whole numbers >= 0. Greedy settings come out alike for every seed.
-    defects : names of what to break; "none" for the faithful model.
+    faults : names of faults to inject; "none" for the model as it is.
     dtype : of the weights, "float32", "float16" or "bfloat16"; None for the backend's default.
+
+    Raises
+    ------
+    ConfigError : a value of the wrong type or outside its range, nothing to run, or something listed twice.
     """
 
     clips: Sequence[Clip] | str | Path
     settings: Mapping[str, Setting | Mapping]
     model: str | Path | None = None
     seeds: Sequence[int] = (0,)
-    defects: Sequence[str] = (NO_DEFECT,)
+    faults: Sequence[str] = (NO_FAULT,)
     dtype: str | None = None
 
     def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # frozen, but read here
-        clips = read_manifest(self.clips) if isinstance(self.clips, (str, Path)) else self.clips
-        put("clips", tuple(clips))
         if not isinstance(self.settings, Mapping):
             raise ConfigError(f"settings: expected an object of name to setting, found {self.settings!r}")
-        put("settings", {str(n): Setting.of(s, f"settings.{n}") for n, s in self.settings.items()})
-        put("seeds", read_value(self.seeds, tuple[int, ...], "seeds"))
-        put("defects", read_value(self.defects, tuple[str, ...], "defects"))
+        resolved = {
+            "clips": tuple(read_manifest(self.clips) if isinstance(self.clips, str | Path) else self.clips),
+            "settings": {str(n): Setting.of(s, f"settings.{n}") for n, s in self.settings.items()},
+            "seeds": read_value(self.seeds, tuple[int, ...], "seeds"),
+            "faults": read_value(self.faults, tuple[str, ...], "faults"),
+        }
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)  # the record is frozen, and complete from here on
         self._check()
 
     def _check(self) -> None:
-        for name in ("clips", "settings", "seeds", "defects"):
+        for name in ("clips", "settings", "seeds", "faults"):
             values = list(getattr(self, name))
             if not values:
                 raise ConfigError(f"{name}: a grid needs at least one")
@@ -137,42 +152,55 @@ class Grid:
                 raise ConfigError(f"{name}: one of them is listed twice, so its runs could not be told apart")
         if min(self.seeds) < 0:
             raise ConfigError(f"seeds: expected 0 or more, found {min(self.seeds)}")
-        if len(set(self.clip_names)) < len(self.clips):
+        if len(set(self.clip_names)) < len(self._clips):
             raise ConfigError("clips: one file is listed twice with different texts")
         if self.dtype not in (None, *DTYPES):
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)} or null, found {self.dtype!r}")
 
     @property
+    def _clips(self) -> tuple[Clip, ...]:
+        return cast(tuple[Clip, ...], self.clips)
+
+    @property
     def clip_names(self) -> list[str]:
         """Files relative to the folder they share, so that a table means the same on another machine."""
-        files = [os.path.abspath(clip.file) for clip in self.clips]
+        files = [os.path.abspath(clip.file) for clip in self._clips]
         shared = os.path.commonpath([os.path.dirname(f) for f in files])
         return [Path(os.path.relpath(f, shared)).as_posix() for f in files]
 
     def trials(self) -> Iterator[Trial]:
-        """All runs in declared order, defects outermost, because changing one may mean rebuilding the model."""
-        named = list(zip(self.clips, self.clip_names, strict=True))
-        for defect in self.defects:
-            for name, setting in self.settings.items():
+        """All runs in declared order, faults outermost, because changing one may mean rebuilding the model."""
+        named = list(zip(self._clips, self.clip_names, strict=True))
+        settings = cast(Mapping[str, Setting], self.settings)
+        for fault in self.faults:
+            for name, setting in settings.items():
                 for clip, clip_name in named:
                     for seed in self.seeds:
-                        yield Trial(clip, clip_name, name, setting, seed, defect)
+                        yield Trial(clip, clip_name, name, setting, seed, fault)
 
     def __len__(self) -> int:
-        return len(self.clips) * len(self.settings) * len(self.seeds) * len(self.defects)
+        return len(self._clips) * len(self.settings) * len(self.seeds) * len(self.faults)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Grid:
         """Read a JSON file with the fields of `Grid`; its paths are relative to it.
 
-        "clips" is the path of a manifest, or a list of {"file", "text"}.
+        "clips" is the path of a manifest, or a list of {"file", "text"}. "defects" is an older name of "faults".
+
+        Raises
+        ------
+        ConfigError : as `Grid`, and if the file cannot be read or has an unknown, missing or doubled key.
         """
         path = Path(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path}: not readable as JSON ({error})") from None
-        data = require_keys(data, (f.name for f in fields(cls)), path.name)
+        data = require_keys(data, (*(f.name for f in fields(cls)), OLD_FAULTS), path.name)
+        if OLD_FAULTS in data:
+            if "faults" in data:
+                raise ConfigError(f"{path.name}: {OLD_FAULTS} is an older name of faults; found both")
+            data["faults"] = data.pop(OLD_FAULTS)
         absent = {"clips", "settings"} - set(data)
         if absent:
             raise ConfigError(f"{path.name}: missing key {', '.join(sorted(absent))}")

@@ -1,7 +1,4 @@
-"""What a run rests on: hashes of config, weights and recordings, versions, backend. Enough to repeat it.
-
-Reads files to hash them; knows no nets and no results.
-"""
+"""Provenance of a run: hashes of config, weights and recordings, versions, backend. Enough to repeat it."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from ..resources import default_checkpoint
 def file_hash(*paths: str | Path) -> str:
     """sha256 (hex) of the bytes of these files, one after another; for one file what `sha256sum` says.
 
-    Read in pieces, and remembered in this process until a file's size or time of change differs.
+    Remembered in this process until a file's size or time of change differs.
     """
     return _file_hash(tuple(_stamp(Path(path)) for path in paths))
 
@@ -59,7 +56,10 @@ def weights_hash(folder: str | Path) -> str:
 def provenance(model: str | Path | None, dtype: str | None = None) -> dict:
     """The columns that all runs of a sweep share.
 
-    model : checkpoint folder, None for the default one. dtype : of the weights in memory, None for the backend's.
+    Parameters
+    ----------
+    model : checkpoint folder, None for the default one.
+    dtype : of the weights in memory, None for the backend's.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Where finished runs go: one JSON object a line, on disk before the next run starts, and the tidy table of them.
 
-A process killed in the middle of a line leaves a torn last line; whoever owns the file cuts it off, everyone else
-reads past it. Knows the columns of a row, and nothing of how a run is made.
+A process killed in the middle of a line leaves a torn last line; its owner removes it, readers ignore it. Only the
+columns of a row are known here, not how a run is made.
 """
 
 from __future__ import annotations
@@ -12,33 +12,36 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 
 from ..errors import DataError
 from ..files import replaced_file
 
 # Every column and what it holds. "json": a list or an object. int and float may be absent (None), the others not.
+# The names are the format of stored tables and stay: `ids` are tokens, `text` the hypothesis, `expected` the reference.
 COLUMNS = {
     "run": "str",  # hash of all that determines the run; no two rows share it
     "clip": "str",
     "setting": "str",
     "seed": "int",
-    "defect": "str",
-    "text": "str",  # what was heard
+    "defect": "str",  # the fault injected, or "none"
+    "text": "str",  # what was recognised
     "expected": "str",  # what was said
     "words": "int",
     "errors": "int",
     "chars": "int",
     "char_errors": "int",
-    "ids": "json",  # one list of ids per piece of at most 25 s, without the end mark
-    "stops": "json",  # why each piece ended
+    "ids": "json",  # one list of tokens per segment of at most 25 s, without the end of the turn
+    "stops": "json",  # why each segment ended
     "n_ids": "int",
-    "loops": "int",  # pieces that fell into a loop
+    "loops": "int",  # segments that fell into a repetition loop
     "period": "int",
-    "onset": "int",  # of the first such piece, in ids
-    "rep_4": "float",  # mean over pieces; absent if none has four ids
-    "mean_logprob": "float",  # natural log, over all ids of all pieces
-    "kv_bytes": "int",  # keys and values held at the end of the longest piece
+    "onset": "int",  # of the first such segment, in tokens
+    "rep_4": "float",  # mean over segments; absent if none has four tokens
+    "mean_logprob": "float",  # natural log, over all tokens of all segments
+    "kv_bytes": "int",  # keys and values held at the end of the longest segment
     "audio_seconds": "float",
     "wall_seconds": "float",
     "error": "str",  # why the run could not be made, else ""
@@ -79,7 +82,7 @@ class Store:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process dies
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
         except OSError:
             os.close(self._fd)
             raise DataError(
@@ -94,7 +97,7 @@ class Store:
     def _cut_torn_line(self) -> None:
         end = os.fstat(self._fd).st_size
         start = end
-        while start > 0:  # look for the last newline from the back, in pieces
+        while start > 0:  # look for the last newline from the back, block by block
             start = max(0, start - 65536)
             found = os.pread(self._fd, min(65536, end - start), start).rfind(b"\n")
             if found >= 0:
@@ -128,8 +131,8 @@ def rank_file(path: str | Path, rank: int, size: int) -> Path:
 def store_files(path: str | Path) -> list[Path]:
     """All files of a store that exist, its own and those of ranks."""
     path = Path(path)
-    ranks = [f for f in path.parent.glob(f"*{path.suffix}") if _rank_of(f, path) is not None]
-    return [f for f in [path, *sorted(ranks, key=lambda f: _rank_of(f, path))] if f.exists()]
+    ranked = {f: rank for f in path.parent.glob(f"*{path.suffix}") if (rank := _rank_of(f, path)) is not None}
+    return [f for f in [path, *sorted(ranked, key=ranked.__getitem__)] if f.exists()]
 
 
 def _rank_of(file: Path, store: Path) -> int | None:
@@ -140,7 +143,11 @@ def _rank_of(file: Path, store: Path) -> int | None:
 def read_store(path: str | Path) -> Table:
     """All finished runs of a store, from all its files, each once, in the order of `Table`.
 
-    A torn last line is read past. Raises `DataError` if there is no such store or a finished line is broken.
+    A torn last line is ignored.
+
+    Raises
+    ------
+    DataError : there is no such store, or a finished line is no row of one.
     """
     files = store_files(path)
     if not files:
@@ -168,14 +175,14 @@ def _read_lines(file: Path) -> Iterator[dict]:
 
 @dataclass(frozen=True)
 class Table:
-    """Finished runs, one row each, sorted by setting, defect, clip and seed: the order they ran in is gone."""
+    """Finished runs, one row each, sorted by setting, fault, clip and seed, not in the order they ran in."""
 
     rows: tuple[dict, ...]
 
     @classmethod
     def of(cls, rows: Iterable[Mapping]) -> Table:
-        key = lambda row: (row["setting"], row["defect"], row["clip"], row["seed"])
-        return cls(tuple(sorted((complete(row) for row in rows), key=key)))
+        """A table of these rows in its order; columns that a row lacks are empty."""
+        return cls(tuple(sorted((complete(row) for row in rows), key=itemgetter("setting", "defect", "clip", "seed"))))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -241,7 +248,7 @@ def _from_csv(path: Path) -> Table:
 
 
 def _big_cells(stream):
-    """Ids of a long recording outgrow the csv module's cell of 131 072 characters."""
+    """The tokens of a long recording outgrow the csv module's cell of 131 072 characters."""
     csv.field_size_limit(1 << 30)
     return stream
 
@@ -290,9 +297,7 @@ def _pandas():
 
 
 def _need_pyarrow() -> None:
-    try:
-        import pyarrow
-    except ImportError:
+    if find_spec("pyarrow") is None:
         raise DataError(
             "Parquet needs pyarrow, which is not installed: install it, or use CSV, which keeps the same columns"
-        ) from None
+        )

@@ -1,8 +1,7 @@
 """Run a grid: every trial once, each row on disk as soon as it is finished, resumable, shared among ranks.
 
 Killed and started again with the same grid and store, it goes on where it stopped. Under `mlx.launch` each rank
-takes every size-th trial and appends to a file of its own; the table joins them. Knows no decoding: a function runs
-a trial.
+takes every size-th trial and appends to a file of its own; the table joins them.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from ..model import StepAudio2
 from ..text.prompts import asr_turns
 from ..transcribe import Segment, Transcript
 from .faults import DEFECTS, LOST, broken, unknown_defects
-from .grid import NO_DEFECT, Grid, Setting, Trial
+from .grid import NO_FAULT, Grid, Setting, Trial
 from .provenance import file_hash, json_hash, provenance
 from .store import SHARED, Store, Table, rank_file, read_store, store_files
 
 RunOne = Callable[[StepAudio2, Clip, Setting, int], dict]
-WithDefect = Callable[[StepAudio2, str], StepAudio2]
+WithFault = Callable[[StepAudio2, str], StepAudio2]
 
 
 def run_sweep(
@@ -38,7 +37,7 @@ def run_sweep(
     *,
     run_one: RunOne | None = None,
     load: Callable[[Grid], StepAudio2] | None = None,
-    with_defect: WithDefect = broken,
+    with_fault: WithFault = broken,
     progress: bool = True,
 ) -> Table:
     """Run what the store does not hold yet, and return the table of the whole grid.
@@ -49,8 +48,8 @@ def run_sweep(
     run_one : (model, clip, setting, seed) -> columns of `store.COLUMNS` that it measured; by default
         `transcribe_one`.
     load : makes the model from the grid, called only if something is left to run; by default `StepAudio2.load`.
-    with_defect : (model, name) -> the model with that defect, for the names in `grid.defects` other than "none"; by
-        default `defects.broken`, which also takes several joined by "+".
+    with_fault : (model, name) -> the model with that fault, for the names in `grid.faults` other than "none"; by
+        default `faults.broken`, which also takes several joined by "+".
     progress : show a bar (rank 0 only).
 
     Returns
@@ -59,12 +58,12 @@ def run_sweep(
 
     Raises
     ------
-    ConfigError : no such defect.
+    ConfigError : no such fault.
     DataError : a recording is missing, or the store is being written to, is broken, or holds a row for the same
-        clip, setting name, seed and defect that was made under other conditions.
+        clip, setting name, seed and fault that was made under other conditions.
     """
-    if with_defect is broken:
-        _check_defects(grid.defects)
+    if with_fault is broken:
+        _check_faults(grid.faults)
     group = mx.distributed.init()
     shared = provenance(grid.model, grid.dtype)
     fixed = {run_id(trial, shared): trial for trial in grid.trials()}
@@ -72,7 +71,7 @@ def run_sweep(
         done = _finished(store, fixed)
         mine = list(fixed.items())[group.rank() :: group.size()]
         todo = [(run, trial) for run, trial in mine if run not in done]
-        models = _Models(grid, load or _load, with_defect)
+        models = _Models(grid, load or _load, with_fault)
         bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="run", disable=not progress or group.rank() > 0)
         with bar:
             for run, trial in todo:
@@ -84,7 +83,7 @@ def run_sweep(
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that should speak: rank 0 under `mlx.launch`, or the only one there is."""
+    """Whether this process is the one to print: rank 0 under `mlx.launch`, or the only one there is."""
     return mx.distributed.init().rank() == 0
 
 
@@ -108,7 +107,7 @@ def _identity(trial: Trial) -> dict:
         "setting": trial.setting_name,
         "setting_json": trial.setting.to_dict(),
         "seed": trial.seed,
-        "defect": trial.defect,
+        "defect": trial.fault,
     }
 
 
@@ -129,37 +128,38 @@ def _refuse(store: str | Path, row: dict, trial: Trial) -> None:
     now = _identity(trial)
     differs = [name for name, value in now.items() if row[name] != value] or [f"one of {', '.join(SHARED)}"]
     raise DataError(
-        f"{store}: holds clip {row['clip']!r}, setting {row['setting']!r}, seed {row['seed']}, defect "
+        f"{store}: holds clip {row['clip']!r}, setting {row['setting']!r}, seed {row['seed']}, fault "
         f"{row['defect']!r} from another sweep (different: {', '.join(differs)}); a table must not mix them: name "
         "another store"
     )
 
 
-def _check_defects(defects: Sequence[str]) -> None:
-    """A slip of the pen must not wait for its turn to be noticed."""
-    names = [name for defect in defects if defect != NO_DEFECT for name in defect.split("+")]
+def _check_faults(faults: Sequence[str]) -> None:
+    """A misspelt name must be noticed before the first run, not at its turn."""
+    names = [name for fault in faults if fault != NO_FAULT for name in fault.split("+")]
     unknown = unknown_defects(names)
     if unknown:
         raise ConfigError(
-            f"no defect is called {unknown[0]!r}; expected {NO_DEFECT} or names joined by +, of: "
+            f"no fault is called {unknown[0]!r}; expected {NO_FAULT} or names joined by +, of: "
             f"{', '.join(DEFECTS)}, {LOST}PREFIX"
         )
 
 
 class _Models:
-    """The model with the defect last asked for, loaded when the first trial needs it."""
+    """The model with the fault last asked for, loaded when the first trial needs it."""
 
-    def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_defect: WithDefect):
-        self._grid, self._load, self._with_defect = grid, load, with_defect
-        self._faithful = self._current = self._name = None
+    def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_fault: WithFault):
+        self._grid, self._load, self._with_fault = grid, load, with_fault
+        self._intact: StepAudio2 | None = None
+        self._current: tuple[str, StepAudio2] | None = None
 
-    def of(self, defect: str) -> StepAudio2:
-        if self._name is None:
-            self._faithful = self._load(self._grid)
-        if self._name != defect:
-            self._current = self._faithful if defect == NO_DEFECT else self._with_defect(self._faithful, defect)
-            self._name = defect
-        return self._current
+    def of(self, fault: str) -> StepAudio2:
+        if self._intact is None:
+            self._intact = self._load(self._grid)
+        if self._current is None or self._current[0] != fault:
+            self._current = None  # lets go of the last one before the next is made
+            self._current = fault, self._intact if fault == NO_FAULT else self._with_fault(self._intact, fault)
+        return self._current[1]
 
 
 def _load(grid: Grid) -> StepAudio2:
@@ -167,7 +167,7 @@ def _load(grid: Grid) -> StepAudio2:
 
 
 def _run(trial: Trial, models: _Models, run_one: RunOne) -> dict:
-    model = models.of(trial.defect)
+    model = models.of(trial.fault)
     began = time.perf_counter()
     try:
         row = run_one(model, trial.clip, trial.setting, trial.seed)
@@ -177,7 +177,7 @@ def _run(trial: Trial, models: _Models, run_one: RunOne) -> dict:
 
 
 def _wait_for_all(group: mx.distributed.Group) -> None:
-    """Come back when every rank has written its last row."""
+    """Return when every rank has written its last row."""
     if group.size() > 1:
         mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
 
@@ -188,7 +188,7 @@ def _wait_for_all(group: mx.distributed.Group) -> None:
 def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -> dict:
     """Transcribe a clip under a setting with this seed; the measured columns of a row."""
     sampling = setting.sampling.override({"seed": seed})
-    heard = model.transcribe(
+    transcript = model.transcribe(
         clip.file,
         sampling=sampling,
         cache=setting.cache,
@@ -198,15 +198,15 @@ def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -
         downmix=setting.downmix,
         progress=False,
     )
-    return measured(heard, clip.text) | {"kv_bytes": kv_bytes(model, heard, setting)}
+    return measured(transcript, clip.text) | {"kv_bytes": kv_bytes(model, transcript, setting)}
 
 
-def measured(heard: Transcript, expected: str) -> dict:
-    """Columns that follow from a transcript. Loops are sought here again: `on_loop` must not decide them."""
-    text = heard.text or ""
+def measured(transcript: Transcript, expected: str) -> dict:
+    """Columns that follow from a transcript. Loops are detected here again: `on_loop` must not decide them."""
+    text = transcript.text or ""
     (words, errors), (chars, wrong) = count_errors(expected, text), count_char_errors(expected, text)
-    ids = [list(s.ids) for s in heard.segments]
-    loops = [found for piece in ids if (found := loop_period_onset(piece))[0] is not None]
+    ids = [list(s.ids) for s in transcript.segments]
+    loops = [found for tokens in ids if (found := loop_period_onset(tokens))[0] is not None]
     period, onset = loops[0] if loops else (None, None)
     return {
         "text": text,
@@ -215,19 +215,19 @@ def measured(heard: Transcript, expected: str) -> dict:
         "chars": chars,
         "char_errors": wrong,
         "ids": ids,
-        "stops": [s.stop for s in heard.segments],
+        "stops": [s.stop for s in transcript.segments],
         "n_ids": sum(map(len, ids)),
         "loops": len(loops),
         "period": period,
         "onset": onset,
         "rep_4": _or_none(seq_rep_4(ids)),
-        "mean_logprob": _mean_logprob(heard.segments),
-        "audio_seconds": heard.audio_seconds,
+        "mean_logprob": _mean_logprob(transcript.segments),
+        "audio_seconds": transcript.audio_seconds,
     }
 
 
 def _mean_logprob(segments: tuple[Segment, ...]) -> float | None:
-    """Over all ids given, the end marks among them."""
+    """Natural log, over all generated tokens, the end of the turn among them."""
     n = np.array([_n_given(s) for s in segments])
     return float(n @ [s.mean_logprob for s in segments] / n.sum()) if n.sum() else None
 
@@ -240,14 +240,14 @@ def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def kv_bytes(model: StepAudio2, heard: Transcript, setting: Setting) -> int:
-    """Bytes of keys and values held at the end of the longest piece: prompt and ids, up to the cache's limit.
+def kv_bytes(model: StepAudio2, transcript: Transcript, setting: Setting) -> int:
+    """Bytes of keys and values held at the end of the longest segment: prompt and answer, up to the cache's limit.
 
     Counted from sizes, in the dtype of the weights: what the positions cost, without the slack of a growing buffer.
     """
     limit = setting.cache.limit(model.config.max_cache_len)
     most = 0
-    for s in heard.segments:
+    for s in transcript.segments:
         if s.stop != "silence":
             rows = n_prompt_rows(n_mel_frames(round((s.end - s.start) * SAMPLE_RATE)))
             prompt = model.pipeline.build_prompt(asr_turns(setting.prompt), model.tokenizer, [[rows]])

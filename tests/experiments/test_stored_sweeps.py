@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stepaudio.experiments.grid import Setting
+from stepaudio.experiments.grid import Grid, Setting
 from stepaudio.experiments.provenance import file_hash, weights_hash
 from stepaudio.experiments.store import read_table
 
@@ -42,9 +42,22 @@ def test_every_run_of_the_grid_is_there_once(stored):
 
 def test_settings_are_those_of_the_grid(stored):
     grid, rows = stored
-    plain = lambda setting: json.loads(json.dumps(setting))  # a table holds JSON
+
+    def plain(setting):
+        return json.loads(json.dumps(setting))  # a table holds JSON
+
     meant = {name: plain(Setting.of(spec).to_dict()) for name, spec in grid["settings"].items()}
     assert {r["setting"]: plain(r["setting_json"]) for r in rows} == meant
+
+
+def test_grids_can_be_run_again(stored, request):
+    """Each reads back, and its trials bear the names of the stored rows, old key or new."""
+    grid, rows = stored
+    if grid["clips"] != "clips/manifest.tsv":
+        pytest.skip("its recordings are joined anew, not stored")
+    path = request.node.callspec.params["stored"]
+    found = {(t.clip_name, t.setting_name, t.seed, t.fault) for t in Grid.from_file(path).trials()}
+    assert found == {(r["clip"], r["setting"], r["seed"], r["defect"]) for r in rows}
 
 
 def test_runs_were_made_with_the_bundled_weights(stored, nano):
@@ -52,7 +65,7 @@ def test_runs_were_made_with_the_bundled_weights(stored, nano):
     assert {r["weights_hash"] for r in rows} == {weights_hash(nano)}
 
 
-def test_runs_heard_the_clips_that_are_there(stored):
+def test_runs_used_the_clips_that_are_there(stored):
     grid, rows = stored
     if grid["clips"] != "clips/manifest.tsv":
         pytest.skip("its recordings are joined anew, not stored")

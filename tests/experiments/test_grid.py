@@ -1,0 +1,107 @@
+"""Grids: what they mean, what they refuse, and their JSON."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from stepaudio.decoding.sampling import Sampling
+from stepaudio.errors import ConfigError, DecodeError
+from stepaudio.evaluation.manifest import Clip
+from stepaudio.experiments.grid import Grid, Setting, sampling_from
+from stepaudio.models.kv_cache import CachePolicy
+
+
+def test_trials_are_every_combination_once(grid):
+    trials = list(grid.trials())
+    assert len(trials) == len({t.key for t in trials}) == len(grid) == 12 * 2 * 5
+
+
+def test_setting_says_what_it_means():
+    found = Setting.of(
+        {
+            "sampling": {"base": "greedy", "repetition": 1.3, "temperature": 0.5, "audio": {"window": 9}},
+            "cache": {"kind": "window", "max_len": 64},
+            "on_loop": "stop",
+        }
+    )
+    assert found.sampling.text == replace(Sampling.greedy().text, repetition=1.3)
+    assert found.sampling.audio == replace(Sampling.greedy().audio, repetition=1.3, window=9)
+    assert (found.sampling.temperature, found.cache, found.on_loop) == (0.5, CachePolicy("window", 64), "stop")
+
+
+def test_setting_comes_back_from_its_own_json():
+    for spec in (
+        {},
+        {"sampling": {"base": "greedy", "temperature": 0.8}, "max_tokens": 40},
+        {"sampling": "reference", "cache": {"kind": "pinned", "positions": "renumbered"}},
+    ):
+        setting = Setting.of(spec)
+        assert Setting.of(json.loads(json.dumps(setting.to_dict()))) == setting
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"samplign": {}}, "unknown key samplign"),
+        ({"sampling": {"temprature": 1}}, "unknown key temprature"),
+        ({"sampling": {"text": {"windw": 1}}}, "sampling.text: unknown key windw"),
+        ({"cache": {"size": 1}}, "unknown key size"),
+        ({"sampling": {"seed": 3}}, "seeds belong to the grid"),
+        ({"sampling": {"temperature": "hot"}}, "wrong type"),
+        ({"max_tokens": 0}, "at least 1"),
+        ({"on_loop": "cry"}, "on_loop"),
+        ({"downmix": "left"}, "downmix"),
+        ([], "a JSON object"),
+        ({"cache": {"sinks": "few"}}, "wrong type|sinks"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(spec, message):
+    with pytest.raises((ConfigError, DecodeError), match=message):
+        Setting.of(spec)
+
+
+def test_values_out_of_range_are_refused_by_their_own_records():
+    with pytest.raises(DecodeError, match="top_p"):
+        sampling_from({"top_p": 2})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seeds": []}, "seeds: a grid needs at least one"),
+        ({"seeds": [1, 1]}, "listed twice"),
+        ({"seeds": [-1]}, "0 or more"),
+        ({"seeds": [True]}, "list of int"),
+        ({"faults": "htk"}, "list of str"),
+        ({"dtype": "int4"}, "dtype"),
+        ({"sedes": [1]}, "unknown key sedes"),
+        ({"clips": [{"file": "a"}]}, "clips: expected"),
+        ({"settings": []}, "settings"),
+        ({"clips": [{"file": "clip0.wav", "text": "a"}, {"file": "clip0.wav", "text": "b"}]}, "different texts"),
+    ],
+)
+def test_bad_grids_are_refused_by_name(grid_file, change, message):
+    grid_file.write_text(json.dumps(json.loads(grid_file.read_text()) | change))
+    with pytest.raises(ConfigError, match=message):
+        Grid.from_file(grid_file)
+
+
+def test_grid_reads_a_manifest_beside_it(grid_file):
+    (grid_file.parent / "m.tsv").write_text("file\ttext\nclip3.wav\thello\n")
+    grid_file.write_text(json.dumps({"clips": "m.tsv", "settings": {"a": {}}}))
+    assert Grid.from_file(grid_file).clips == (Clip(grid_file.parent / "clip3.wav", "hello"),)
+
+
+def test_clip_names_hold_no_machine_and_stay_apart(tmp_path):
+    clips = [Clip(tmp_path / "clean" / "1.wav", "x"), Clip(tmp_path / "noisy" / "1.wav", "x")]
+    assert Grid(clips, {"a": {}}).clip_names == ["clean/1.wav", "noisy/1.wav"]
+
+
+def test_the_older_name_of_faults_is_read(grid_file):
+    data = json.loads(grid_file.read_text())
+    grid_file.write_text(json.dumps(data | {"defects": ["none", "htk"]}))
+    assert Grid.from_file(grid_file).faults == ("none", "htk")
+    grid_file.write_text(json.dumps(data | {"defects": ["htk"], "faults": ["htk"]}))
+    with pytest.raises(ConfigError, match="found both"):
+        Grid.from_file(grid_file)
