@@ -15,11 +15,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from layout_twins import flow_layout, hift_layout, s3_layout, speaker_layout
 
+from stepaudio.checkpoints.convert.batch_norm import foldable
 from stepaudio.checkpoints.convert.flow_yaml import DECODER_CLASS, ENCODER_CLASS, ESTIMATOR_CLASS, FLOW_CLASS
-from stepaudio.checkpoints.s3_layout import s3_layout
-from stepaudio.checkpoints.speaker_layout import foldable, speaker_layout
-from stepaudio.checkpoints.token2wav_layout import flow_layout, hift_layout
 from stepaudio.models.token2wav.campplus import SpeakerConfig
 from stepaudio.models.token2wav.flow import FlowConfig
 from stepaudio.models.token2wav.hift import HiftConfig, IstftConfig

@@ -71,6 +71,7 @@ def test_json_and_record_say_the_same():
         ({"sizes": 3}, r"^f\.sizes: expected a list of int, found 3"),
         ({"sizes": "345"}, r"^f\.sizes: expected a list of int, found '345'"),
         ({"sizes": [1, True]}, r"^f\.sizes: expected a list of int, found \[1, True\]"),
+        ({"made": "abc"}, r"^f\.made: expected a list of str, found 'abc'"),
         ({"grid": [[1], ["a"]]}, r"^f\.grid: expected a list of lists of int, found \[\[1\], \['a'\]\]"),
         ({"triple": [1, 2]}, r"^f\.triple: expected a list of 3 int, found \[1, 2\]"),
         ({"colour": "green"}, r"^f\.colour: expected one of red, blue, found 'green'"),

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..audio.features import log_mel
 from ..audio.load import load_audio
 from ..audio.segment import cut_points, is_silent
 from ..backend import device as backend
-from ..checkpoints.layout import KERNEL_AXES, SWAPPED_KERNELS
+from ..checkpoints.layout import axes_of, parameters_of, to_published
 from ..constants import SAMPLE_RATE
 from ..decoding.generate import Request, collect, generate
 from ..decoding.options import Options
@@ -29,6 +28,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.manifest import read_manifest
 from ..model import CPU_BATCH, StepAudio2
 from ..models.kv_cache import NoCache
+from ..models.speech_lm import StepAudioConfig
 from ..resources import speech_manifest
 from ..text.prompts import ASR_SYSTEM
 from . import torch_baseline as bench_torch
@@ -159,9 +159,8 @@ def read_pieces(manifest: str | Path) -> list[np.ndarray]:
 
 def torch_weights(model: StepAudio2) -> dict[str, np.ndarray]:
     """The loaded weights in float32 and PyTorch's axis order, by their published names."""
-    arrays = dict(tree_flatten(model.net.parameters()))
-    arrays = {n: a.transpose(KERNEL_AXES) if n in SWAPPED_KERNELS else a for n, a in arrays.items()}
-    return {n: np.array(a.astype(mx.float32)) for n, a in arrays.items()}
+    held = parameters_of(model.net).items()
+    return {n: np.array(to_published(a, axes_of(StepAudioConfig, n)).astype(mx.float32)) for n, a in held}
 
 
 # ---------------------------------------------------------------- the report

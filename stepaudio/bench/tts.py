@@ -16,7 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..backend import device as backend
-from ..checkpoints.components import COMPONENTS
+from ..checkpoints.layout import TOKEN2WAV
 from ..checkpoints.random_weights import random_token2wav
 from ..errors import ConfigError
 from ..resources import voice_clip
@@ -110,7 +110,7 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
     """The table; `whole` and `streamed` in pairs."""
     found, prompt = backend.info(), len(trial.voice.codes) / 25
     held = [
-        sum(a.nbytes for _, a in tree_flatten(getattr(trial.synthesizer.parts, c).parameters())) for c in COMPONENTS
+        sum(a.nbytes for _, a in tree_flatten(getattr(trial.synthesizer.parts, c).parameters())) for c in TOKEN2WAV
     ]
     rows = [
         f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
@@ -138,7 +138,7 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
     row("peak memory, streamed (MiB, weights included)", (c.peak / MIB for c in streamed))
     rows += [
         f"weights: {sum(held) / MIB:.0f} MiB ("
-        + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(COMPONENTS, held, strict=True))
+        + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(TOKEN2WAV, held, strict=True))
         + ")",
         f"making the voice from its clip took {reading / prompt:.2f} s for a second, once and cold",
         "no row for PyTorch: the reference nets of this half come in no package that could be run here",

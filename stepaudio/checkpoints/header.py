@@ -15,15 +15,12 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import WeightsError
+from .dtypes import ITEM_BYTES
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 LFS_POINTER = b"version https://git-lfs"
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

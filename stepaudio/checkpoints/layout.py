@@ -1,124 +1,186 @@
-"""Names and shapes of every tensor of the published model, computed from the sizes in its config alone.
+"""Names and shapes of every tensor, published and held, read off the nets themselves; and the order of kernels' axes.
 
-Shapes are PyTorch's, as on disk: Linear `(out, in)`, Conv1d `(out, in, k)`, Embedding `(rows, dim)`. The nets
-hold convolution kernels as MLX wants them, `(out, k, in)`; which tensors those are is a closed list of names.
-Knows nothing of files, dtypes or values.
+A net's parameters carry the published names, so building one of the wanted sizes, without computing anything, gives
+its layout. Three things the nets do not know are declared here and in `weight_norm`: which tensors PyTorch stores with
+other axes (by name and never by shape, since sizes may happen to agree), which kernels are published as a pair of
+weight-norm tensors, and the counters of training batches that no net holds.
+
+Shapes of published tensors are PyTorch's: Linear `(out, in)`, Conv1d `(out, in, k)`, Embedding `(rows, dim)`.
 """
 
 from __future__ import annotations
 
-from ..models.decoder import TextConfig
-from ..models.encoder import AudioEncoderConfig
-from ..models.speech_lm import StepAudioConfig
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
 
-COMPONENTS = ("encoder", "adapter", "model", "lm_head")  # first segment of every published name
-SPEAKING = ("tokenizer", "speaker", "flow", "hift")  # of the speaking half; in reports they stand before a name
-ENCODER_KERNEL = 3  # taps of conv1 and conv2: a literal in the reference; `kernel_size` is the adapter's
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
-# By name and never by shape: a kernel whose sizes happen to agree would otherwise go in the wrong way round.
-SWAPPED_KERNELS = frozenset({"encoder.conv1.weight", "encoder.conv2.weight", "adapter.conv.weight"})
-KERNEL_AXES = (0, 2, 1)  # (out, in, k) <-> (out, k, in); its own inverse
+from ..errors import ConfigError
+from ..models.speech_lm import StepAudioConfig, StepAudioNet
+from ..models.token2wav.campplus import COUNTER, SpeakerConfig, SpeakerEncoder
+from ..models.token2wav.flow import Flow, FlowConfig
+from ..models.token2wav.hift import Hift, HiftConfig
+from ..models.token2wav.speech_tokenizer import S3Config, S3Tokenizer
+from .weight_norm import PAIRED, weight_norm_pair
 
 Shape = tuple[int, ...]
+Axes = tuple[int, ...]
+Token2WavConfig = S3Config | SpeakerConfig | FlowConfig | HiftConfig
+Config = StepAudioConfig | Token2WavConfig
+
+COMPONENTS = ("encoder", "adapter", "model", "lm_head")  # first segment of every name of the language model
+TOKEN2WAV = ("tokenizer", "speaker", "flow", "hift")  # nets of token2wav; in reports they stand in front of a name
+SOURCES = dict(zip(TOKEN2WAV, ("speech_tokenizer_v2_25hz.onnx", "campplus.onnx", "flow.pt", "hift.pt"), strict=True))
+CONFIGS = dict(zip(TOKEN2WAV, (S3Config, SpeakerConfig, FlowConfig, HiftConfig), strict=True))
+NETS = {
+    StepAudioConfig: StepAudioNet, S3Config: S3Tokenizer, SpeakerConfig: SpeakerEncoder, FlowConfig: Flow,
+    HiftConfig: Hift,
+}  # fmt: skip
+
+# PyTorch's axes in the order in which MLX holds them: (out, in, k) -> (out, k, in), and so on.
+CONV1D, CONV2D, TRANSPOSED = (0, 2, 1), (0, 2, 3, 1), (1, 2, 0)
+KERNELS: dict[type, dict[str, Axes]] = {
+    StepAudioConfig: {r"encoder\.conv[12]|adapter\.conv": CONV1D},
+    S3Config: {r"encoder\.conv[12]|encoder\.blocks\.\d+\.attn\.fsmn_block": CONV1D},
+    SpeakerConfig: {
+        r"head\.(conv\d|layer\d+\.\d+\.(conv\d|shortcut\.0))": CONV2D,
+        r"xvector\.(tdnn|dense|transit\d+)\.linear": CONV1D,
+        r"xvector\.block\d+\.tdnnd\d+\.(linear1|cam_layer\.linear(_local|1|2))": CONV1D,
+    },
+    FlowConfig: {
+        r"encoder\.(pre_lookahead_layer\.conv[12]|up_layer\.conv)": CONV1D,
+        r"decoder\.estimator\.blocks\.\d+\.conv\.block\.[16]": CONV1D,
+    },
+    HiftConfig: {
+        r"ups\.\d+": TRANSPOSED,
+        r"conv_(pre|post)|source_downs\.\d+|f0_predictor\.condnet\.\d+": CONV1D,
+        r"(source_)?resblocks\.\d+\.convs[12]\.\d+": CONV1D,
+    },
+}
 
 
-def expected_layout(config: StepAudioConfig) -> dict[str, Shape]:
-    """Every tensor of the published main model.
+def build(config: Config) -> nn.Module:
+    """The net of these sizes, not filled yet.
+
+    Raises
+    ------
+    ConfigError
+        Sizes that no array can have.
+    """
+    try:
+        return NETS[type(config)](cast(Any, config))
+    except (OverflowError, TypeError, ValueError) as error:  # how mlx meets sizes beyond 31 bits
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"{type(config).__name__}: a size is beyond what arrays can have ({reason:.80})") from error
+
+
+def parameters_of(net: nn.Module) -> dict[str, mx.array]:
+    """Every parameter of a net by its dotted name, in the order in which the net names them."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(net.parameters())))
+
+
+def net_layout(config: Config) -> dict[str, Shape]:
+    """Name -> shape of every tensor that the net of these sizes holds, and a converted file with it.
+
+    Nothing is allocated or computed, and MLX's random state is as it was before. Raises as `build`.
+    """
+    return dict(_net_layout(config))
+
+
+@lru_cache(maxsize=32)
+def _net_layout(config: Config) -> tuple[tuple[str, Shape], ...]:
+    high, low = mx.random.state[0].tolist()  # constructing a net asks for random numbers, though none is drawn
+    try:
+        return tuple((name, array.shape) for name, array in parameters_of(build(config)).items())
+    finally:
+        mx.random.seed(high << 32 | low)
+
+
+def expected_layout(config: Config, merged: bool = False) -> dict[str, Shape]:
+    """Every tensor that is published for these sizes.
 
     Parameters
     ----------
-    config : StepAudioConfig
-        Sizes of the nets.
+    config : StepAudioConfig, S3Config, SpeakerConfig, FlowConfig or HiftConfig
+        Sizes of the language model, or of one net of token2wav.
+    merged : bool
+        Whether a weight-norm pair counts as the one kernel that it makes (only the vocoder has such pairs).
 
     Returns
     -------
     dict of str to tuple of int
-        Published name to shape on disk (PyTorch layout), in the order of the forward pass. 832 entries for
-        the published sizes. Source: the module tree of StepFun's `modeling_step_audio_2.py`.
+        Published name -> shape on disk. For the published sizes 832 names of the language model, 102 of the speech
+        tokenizer, 937 of the speaker encoder (122 of them counters), 605 of the flow, 328 of the vocoder.
+
+    Raises
+    ------
+    ConfigError
+        As `build`.
     """
-    text, audio = config.text_config, config.audio_encoder_config
-    return {
-        **_encoder(audio),
-        **_adapter(audio),
-        **_decoder(text),
-        "lm_head.weight": (text.vocab_size, text.hidden_size),
-    }
+    layout: dict[str, Shape] = {}
+    for name, shape in net_layout(config).items():
+        axes = axes_of(type(config), name)
+        shape = shape if axes is None else tuple(shape[i] for i in inverse(axes))
+        paired = isinstance(config, HiftConfig) and not merged and PAIRED.fullmatch(name)
+        layout |= weight_norm_pair(name, shape) if paired else {name: shape}
+        if isinstance(config, SpeakerConfig) and name.endswith(".running_mean"):
+            layout[name.removesuffix(".running_mean") + COUNTER] = ()
+    return layout
 
 
-def component_of(name: str) -> str:
-    """One of `COMPONENTS` or `SPEAKING` by the first segment of `name`; anything else is `other`."""
-    first = name.split(".", 1)[0]
-    return first if first in COMPONENTS or first in SPEAKING else "other"
+def axes_of(kind: type, name: str) -> Axes | None:
+    """Axes that turn the published tensor `name` into the net's; None where both are alike.
+
+    Parameters
+    ----------
+    kind : type
+        Of the config of the net, such as `StepAudioConfig`.
+    name : str
+        The net's own name, weight norm merged.
+    """
+    stem, _, last = name.rpartition(".")
+    if last != "weight":
+        return None
+    return next((axes for pattern, axes in KERNELS[kind].items() if re.fullmatch(pattern, stem)), None)
+
+
+def kernel_axes(config: Config) -> dict[str, Axes]:
+    """Name -> axes, as `axes_of`, of all tensors of a net that have other axes than their published ones."""
+    found = {name: axes_of(type(config), name) for name in net_layout(config)}
+    return {name: axes for name, axes in found.items() if axes is not None}
+
+
+def inverse(axes: Axes) -> Axes:
+    """Axes that undo a transposition by `axes`."""
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def to_net(array: Any, axes: Axes | None) -> Any:
+    """A published array (of numpy or MLX) with its axes in the net's order."""
+    return array if axes is None else array.transpose(axes)
+
+
+def to_published(array: Any, axes: Axes | None) -> Any:
+    """An array of a net with its axes in PyTorch's order."""
+    return array if axes is None else array.transpose(inverse(axes))
 
 
 def mlx_shape(name: str, shape: Shape) -> Shape:
-    """Shape that the net holds for the published tensor `name` of shape `shape`; also its own inverse."""
-    return tuple(shape[axis] for axis in KERNEL_AXES) if name in SWAPPED_KERNELS else tuple(shape)
+    """Shape that the language model holds for its published tensor `name` of shape `shape`."""
+    axes = axes_of(StepAudioConfig, name)
+    return tuple(shape) if axes is None else tuple(shape[axis] for axis in axes)
 
 
-def _linear(name: str, out: int, into: int, bias: bool = True) -> dict[str, Shape]:
-    layout = {f"{name}.weight": (out, into)}
-    return layout | {f"{name}.bias": (out,)} if bias else layout
+def component_of(name: str) -> str:
+    """One of `COMPONENTS` or `TOKEN2WAV` by the first segment of `name`; anything else is `other`."""
+    first = name.split(".", 1)[0]
+    return first if first in COMPONENTS or first in TOKEN2WAV else "other"
 
 
-def _conv(name: str, out: int, into: int, taps: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (out, into, taps), f"{name}.bias": (out,)}
-
-
-def _layer_norm(name: str, width: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _encoder(audio: AudioEncoderConfig) -> dict[str, Shape]:
-    width = audio.n_audio_state
-    layout = {
-        **_conv("encoder.conv1", width, audio.n_mels, ENCODER_KERNEL),
-        **_conv("encoder.conv2", width, width, ENCODER_KERNEL),
-        "encoder.positional_embedding.weight": (audio.n_audio_ctx, width),
-    }
-    for i in range(audio.n_audio_layer):
-        layout |= _encoder_block(f"encoder.blocks.{i}", width)
-    return layout | _layer_norm("encoder.after_norm", width)
-
-
-def _encoder_block(name: str, width: int) -> dict[str, Shape]:
-    return {
-        **_layer_norm(f"{name}.attn_ln", width),
-        **_linear(f"{name}.attn.query", width, width),
-        **_linear(f"{name}.attn.key", width, width, bias=False),  # as Whisper: a key bias cannot change a softmax
-        **_linear(f"{name}.attn.value", width, width),
-        **_linear(f"{name}.attn.out", width, width),
-        **_layer_norm(f"{name}.mlp_ln", width),
-        **_linear(f"{name}.mlp.0", 4 * width, width),
-        **_linear(f"{name}.mlp.2", width, 4 * width),
-    }
-
-
-def _adapter(audio: AudioEncoderConfig) -> dict[str, Shape]:
-    return {
-        **_conv("adapter.conv", audio.n_audio_state, audio.n_audio_state, audio.kernel_size),
-        **_linear("adapter.linear1", audio.adapter_hidden, audio.n_audio_state),
-        **_linear("adapter.linear2", audio.llm_dim, audio.adapter_hidden),
-    }
-
-
-def _decoder(text: TextConfig) -> dict[str, Shape]:
-    layout = {"model.embed_tokens.weight": (text.vocab_size, text.hidden_size)}
-    for i in range(text.num_hidden_layers):
-        layout |= _decoder_layer(f"model.layers.{i}", text)
-    return layout | {"model.norm.weight": (text.hidden_size,)}
-
-
-def _decoder_layer(name: str, text: TextConfig) -> dict[str, Shape]:
-    width, inner, kv = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
-    return {
-        f"{name}.input_layernorm.weight": (width,),
-        **_linear(f"{name}.self_attn.q_proj", width, width),
-        **_linear(f"{name}.self_attn.k_proj", kv, width),
-        **_linear(f"{name}.self_attn.v_proj", kv, width),
-        **_linear(f"{name}.self_attn.o_proj", width, width, bias=False),
-        f"{name}.post_attention_layernorm.weight": (width,),
-        **_linear(f"{name}.mlp.gate_proj", inner, width, bias=False),
-        **_linear(f"{name}.mlp.up_proj", inner, width, bias=False),
-        **_linear(f"{name}.mlp.down_proj", width, inner, bias=False),
-    }
+def prefixed(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{component: {name: value}} as {component.name: value}, the names of reports."""
+    return {f"{component}.{name}": value for component, part in parts.items() for name, value in part.items()}

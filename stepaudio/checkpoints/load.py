@@ -1,7 +1,7 @@
 """The published layout on disk: validate it from headers, load it into the nets, write it back.
 
 Every tensor is accounted for, by name; nothing is guessed, defaulted or dropped in silence. Knows names and files,
-nothing of what the tensors are for. Of the speaking half it asks `token2wav.survey`.
+nothing of what the tensors are for. Of token2wav it asks `inventory`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..errors import WeightsError
 from ..models.speech_lm import StepAudioConfig
+from .dtypes import HELD, as_values, numpy_dtype
 from .header import TensorInfo, listed, read_checkpoint
-from .layout import KERNEL_AXES, SWAPPED_KERNELS, Shape, expected_layout, mlx_shape
-from .report import ACCEPTED_DTYPES, ENOUGH, TOO_LITTLE, WeightReport, compare
-from .statistics import STORED_AS, audit_tensor
+from .layout import Shape, axes_of, expected_layout, net_layout, parameters_of, to_net
+from .match import match
+from .report import ENOUGH, TOO_LITTLE, WeightReport, compare
+from .statistics import audit_tensor
 from .suggest import apply_rename
-from .survey import survey
+from .inventory import take_inventory
 from .tensors import StoredTensor
-
-FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def validate_weights(
@@ -37,7 +36,7 @@ def validate_weights(
 ) -> WeightReport:
     """Hold a checkpoint against the published layout, from headers alone.
 
-    Where the folder holds files of the speaking half too, converted or as published, these are judged with it; their
+    Where the folder holds files of token2wav too, converted or as published, these are judged with it; their
     names then have `tokenizer.`, `speaker.`, `flow.` or `hift.` in front.
 
     Parameters
@@ -49,7 +48,7 @@ def validate_weights(
     values : bool
         Also read all data (in blocks, bounded memory) and describe the values of every tensor.
     rename : mapping of str to str, optional
-        Checkpoint name to published name; keys that end in '.' are prefixes (see `repair.apply_rename`).
+        Checkpoint name to published name; keys that end in '.' are prefixes (see `suggest.apply_rename`).
 
     Returns
     -------
@@ -63,13 +62,13 @@ def validate_weights(
     ConfigError
         If no config was given and the folder has no usable one.
     """
-    speaking = survey(path) if Path(path).is_dir() else None
+    token2wav = take_inventory(path) if Path(path).is_dir() else None
     records, expected = {}, {}
-    if speaking is None or speaking.folder != Path(path):
+    if token2wav is None or token2wav.folder != Path(path):
         records = read_checkpoint(path)
         expected = expected_layout(config or _config_beside(Path(path)))
-    if speaking is not None:
-        records, expected = records | speaking.records, expected | speaking.expected
+    if token2wav is not None:
+        records, expected = records | token2wav.records, expected | token2wav.expected
     records = apply_rename(records, rename)
     audited = [audit_tensor(i, n) for n, i in records.items() if _auditable(i)] if values else None
     return compare(path, records, expected, audited)
@@ -110,19 +109,18 @@ def load_weights(
         If the checkpoint cannot be read or trusted, holds another dtype under an expected name, matches under 50 %,
         or if the model itself was built from another config.
     """
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: weights can be held in float32, float16 or bfloat16")
-    expected = expected_layout(config)
-    _check_model(model, expected)
+    check_parameters(parameters_of(model), config, "the model was built from another config")
     records = apply_rename(read_checkpoint(path), rename)
-    report = compare(path, records, expected)
+    report = compare(path, records, expected_layout(config))
     _enforce(report)
     _fill(model, {name: records[name] for name in report.loaded}, dtype)
     return report
 
 
 def _auditable(info: TensorInfo) -> bool:
-    return info.dtype in STORED_AS and (not isinstance(info, StoredTensor) or info.dense)
+    return info.dtype in HELD and (not isinstance(info, StoredTensor) or info.dense)
 
 
 # ---- loading ----
@@ -132,25 +130,21 @@ def _config_beside(path: Path) -> StepAudioConfig:
     return StepAudioConfig.from_file(path if path.is_dir() else path.parent / "config.json")
 
 
-def _check_model(model: nn.Module, expected: Mapping[str, Shape]) -> None:
-    check_parameters(dict(tree_flatten(model.parameters())), expected, "the model was built from another config")
-
-
-def check_parameters(tensors: Mapping[str, mx.array], expected: Mapping[str, Shape], reason: str) -> None:
-    """Refuse arrays that are not exactly the expected layout as the nets hold it."""
-    for fault, names in (("lacks", expected.keys() - tensors), ("has the unknown", tensors.keys() - expected)):
+def check_parameters(tensors: Mapping[str, mx.array], config: StepAudioConfig, reason: str) -> None:
+    """Refuse with `WeightsError`, opened by `reason`, arrays that are not exactly what the net of these sizes holds."""
+    found = match({name: array.shape for name, array in tensors.items()}, net_layout(config))
+    for fault, names in (("lacks", found.missing), ("has the unknown", found.unexpected)):
         if names:
-            raise WeightsError(f"{reason}: it {fault} {listed(sorted(names))}")
-    for name, shape in expected.items():
-        if tensors[name].shape != mlx_shape(name, shape):
-            raise WeightsError(f"{reason}: {name} is {tensors[name].shape}, expected {mlx_shape(name, shape)}")
+            raise WeightsError(f"{reason}: it {fault} {listed(names)}")
+    for name in found.misshaped:
+        raise WeightsError(f"{reason}: {name} is {found.found[name]}, expected {found.expected[name]}")
 
 
 def _enforce(report: WeightReport) -> None:
     """Refuse or warn, as the matched share demands."""
     if report.wrong_dtype:
         shown = listed((f"{name} ({dtype})" for name, dtype in report.wrong_dtype))
-        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {', '.join(ACCEPTED_DTYPES)}")
+        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {', '.join(HELD)}")
     if report.whole:
         return
     hint = f"; names differ, try rename={report.rename}" if 0 < len(report.rename) <= 4 else ""
@@ -182,10 +176,12 @@ def _stored(file: Path, infos: list[TensorInfo]) -> dict[str, mx.array]:
     try:
         return mx.load(str(file), format="safetensors")
     except RuntimeError:  # mlx refuses the whole file for one spare tensor of, say, float64: read the wanted ones
-        kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-        arrays = {i.name: mx.array(np.memmap(file, kinds[i.dtype], "r", i.offset, i.shape)) for i in infos}
-        bf16 = {i.name: arrays[i.name].view(mx.bfloat16) for i in infos if i.dtype == "BF16"}
-        return arrays | bf16
+        return {i.name: _by_hand(i) for i in infos}
+
+
+def _by_hand(info: TensorInfo) -> mx.array:
+    items = np.memmap(info.file, numpy_dtype(info.dtype), "r", info.offset, info.shape)
+    return mx.array(items).view(HELD[info.dtype])
 
 
 def _finished(
@@ -193,8 +189,9 @@ def _finished(
 ) -> Iterator[tuple[str, mx.array]]:
     for name, info in wanted:
         array = stored.pop(info.name)
-        if name in SWAPPED_KERNELS:
-            array = mx.contiguous(array.transpose(KERNEL_AXES))
+        axes = axes_of(StepAudioConfig, name)
+        if axes is not None:
+            array = mx.contiguous(to_net(array, axes))
         array = array if dtype is None else array.astype(dtype)
         mx.eval(array)
         yield name, array

@@ -11,14 +11,13 @@ import zlib
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..errors import ConfigError
 from ..models.token2wav.campplus import SpeakerConfig
 from ..models.token2wav.flow import FlowConfig
 from ..models.token2wav.hift import HiftConfig
 from ..models.token2wav.speech_tokenizer import S3Config
-from .components import COMPONENTS, Config, build
+from .layout import TOKEN2WAV, Token2WavConfig, build, parameters_of
 from .token2wav import Token2Wav
 
 ONES = (".running_var", ".alpha")
@@ -69,7 +68,7 @@ def _flow(width: int, heads: int, blocks: int, up_blocks: int, depth: int, speak
     )
 
 
-def sizes(size: str = "small") -> dict[str, Config]:
+def sizes(size: str = "small") -> dict[str, Token2WavConfig]:
     """The configs of the four nets, by component: "small", or "published" (those of Step-Audio 2 mini)."""
     if size == "published":
         return {
@@ -112,12 +111,12 @@ def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
     hift.conv_post.weight = hift.conv_post.weight * CALM
     hift.conv_post.bias = mx.concatenate([mx.full((bins,), LEVEL), mx.zeros((bins,))])
     mx.eval([net.parameters() for net in nets.values()])
-    return Token2Wav(**{name: nets[name] for name in COMPONENTS})
+    return Token2Wav(**{name: nets[name] for name in TOKEN2WAV})
 
 
 def _drawn(net: nn.Module, seed: tuple[int, ...]) -> nn.Module:
     """Every tensor of a net from the seed and its own name; what MLX drew at construction is never looked at."""
-    net.load_weights([(name, _values(name, array.shape, seed)) for name, array in tree_flatten(net.parameters())])
+    net.load_weights([(name, _values(name, array.shape, seed)) for name, array in parameters_of(net).items()])
     return net.eval()
 
 

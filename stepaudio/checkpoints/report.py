@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from .dtypes import HELD
 from .header import TensorInfo, listed, printable
-from .layout import COMPONENTS, SPEAKING, Shape, component_of
+from .layout import COMPONENTS, TOKEN2WAV, Shape, component_of
+from .match import Match, match_stored
 from .statistics import MIN_VALUES, TensorValues
 from .suggest import NearMiss, near_misses, rename_map, transform
 
-ACCEPTED_DTYPES = ("BF16", "F16", "F32")
 ENOUGH, TOO_LITTLE = 0.9, 0.5  # matched shares: below the first a louder warning, below the second an error
 SHOWN = 12  # lines per section of the table; `to_dict` has all
 
@@ -145,7 +146,7 @@ class WeightReport:
     def _problems(self) -> list[str]:
         near = {miss.missing: f"   (near: {printable(miss.found)})" for miss in self.near_misses}
         shapes = [f"{m.name}: expected {m.expected}, found {m.found}; {m.repair}" for m in self.misshaped]
-        accepted = ", ".join(ACCEPTED_DTYPES)
+        accepted = ", ".join(HELD)
         return [
             *_section("Missing", [name + near.get(name, "") for name in self.missing]),
             *_section("Mis-shaped", shapes),
@@ -181,8 +182,8 @@ class WeightReport:
 
 def compare(
     path: object,
-    records: dict[str, TensorInfo],
-    expected: dict[str, Shape],
+    records: Mapping[str, TensorInfo],
+    expected: Mapping[str, Shape],
     values: Sequence[TensorValues] | None = None,
 ) -> WeightReport:
     """Hold a checkpoint's records, keyed by published name, against the expected layout.
@@ -192,37 +193,34 @@ def compare(
     WeightReport
         Deals with every name of both sides; near misses are sought only where something is missing.
     """
-    missing = tuple(name for name in expected if name not in records)
-    unexpected = tuple(sorted(name for name in records if name not in expected))
-    present = {name: records[name] for name in expected if name in records}
-    wrong_dtype = {name: info.dtype for name, info in present.items() if info.dtype not in ACCEPTED_DTYPES}
-    misshaped = {
-        name: Misshaped(name, expected[name], info.shape, transform(info.shape, expected[name]))
-        for name, info in present.items()
-        if name not in wrong_dtype and info.shape != expected[name]
-    }
-    loaded = tuple(name for name in present if name not in wrong_dtype and name not in misshaped)
-    outcomes = {"loaded": loaded, "missing": missing, "unexpected": unexpected, "misshaped": misshaped,
-                "wrong_dtype": wrong_dtype}  # fmt: skip
-    spare = {name: records[name].shape for name in unexpected}
+    found = match_stored(records, expected)
+    repairs = {name: transform(records[name].shape, expected[name]) for name in found.misshaped}
     return WeightReport(
         path=str(path),
-        components=_components(records, expected, outcomes),
-        loaded=loaded,
-        missing=missing,
-        unexpected=unexpected,
-        misshaped=tuple(misshaped.values()),
-        wrong_dtype=tuple(wrong_dtype.items()),
-        near_misses=near_misses({name: expected[name] for name in missing}, spare),
+        components=_components(records, found),
+        loaded=found.matched,
+        missing=found.missing,
+        unexpected=found.unexpected,
+        misshaped=tuple(Misshaped(n, expected[n], records[n].shape, repairs[n]) for n in found.misshaped),
+        wrong_dtype=tuple((name, records[name].dtype) for name in found.wrong_dtype),
+        near_misses=near_misses(
+            {name: expected[name] for name in found.missing}, {name: records[name].shape for name in found.unexpected}
+        ),
         values=None if values is None else tuple(values),
     )
 
 
-def _components(records, expected, outcomes) -> tuple[ComponentReport, ...]:
-    counts = {kind: Counter(map(component_of, names)) for kind, names in outcomes.items()}
-    wanted = Counter(map(component_of, expected))
+def _components(records: Mapping[str, TensorInfo], found: Match) -> tuple[ComponentReport, ...]:
+    counts = {
+        "loaded": _per_component(found.matched),
+        "missing": _per_component(found.missing),
+        "unexpected": _per_component(found.unexpected),
+        "misshaped": _per_component(found.misshaped),
+        "wrong_dtype": _per_component(found.wrong_dtype),
+    }
+    wanted = _per_component(found.expected)
     parts = []
-    for part in (*COMPONENTS, *SPEAKING, "other"):
+    for part in (*COMPONENTS, *TOKEN2WAV, "other"):
         stored = [info for name, info in records.items() if component_of(name) == part]
         if not stored and not wanted[part]:
             continue
@@ -232,6 +230,10 @@ def _components(records, expected, outcomes) -> tuple[ComponentReport, ...]:
             **{kind: count[part] for kind, count in counts.items()},
         ))  # fmt: skip
     return tuple(parts)
+
+
+def _per_component(names: Iterable[str]) -> Counter[str]:
+    return Counter(map(component_of, names))
 
 
 def _is_random(values: TensorValues) -> bool:

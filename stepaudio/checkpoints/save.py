@@ -12,9 +12,10 @@ import mlx.core as mx
 from ..errors import ConfigError, WeightsError
 from ..files import move_into_place, staging_folder
 from ..models.speech_lm import StepAudioConfig
+from .dtypes import HELD
 from .header import INDEX_FILE, SINGLE_FILE, listed
-from .layout import KERNEL_AXES, SWAPPED_KERNELS, expected_layout
-from .load import FLOATS, check_parameters
+from .layout import axes_of, net_layout, to_published
+from .load import check_parameters
 
 ASIDE = ".saving-"  # start of the name of the folder that new files are written to
 
@@ -71,12 +72,11 @@ def save_checkpoint(
 
 def _published(config: StepAudioConfig, tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """The tensors in PyTorch layout, in the order of the layout."""
-    expected = expected_layout(config)
-    check_parameters(tensors, expected, "these tensors are not the published layout of this config")
-    odd = [f"{name} ({array.dtype})" for name, array in tensors.items() if array.dtype not in FLOATS]
+    check_parameters(tensors, config, "these tensors are not the published layout of this config")
+    odd = [f"{name} ({array.dtype})" for name, array in tensors.items() if array.dtype not in HELD.values()]
     if odd:
         raise WeightsError(f"unusable dtype: {listed(odd)}; accepted are float32, float16 and bfloat16")
-    return {n: tensors[n].transpose(KERNEL_AXES) if n in SWAPPED_KERNELS else tensors[n] for n in expected}
+    return {name: to_published(tensors[name], axes_of(StepAudioConfig, name)) for name in net_layout(config)}
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int | None) -> dict[str, list[str]]:

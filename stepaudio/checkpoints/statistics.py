@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import WeightsError
+from .dtypes import HELD, ITEM_BYTES, as_values, numpy_dtype
 from .header import TensorInfo, printable
 
-STORED_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # dtypes that are audited; bfloat16 is widened by hand
 BLOCK = 1 << 22  # values at a time: 16 MiB in float32, about 150 MiB with the float64 work arrays
 UNIFORM, NORMAL = 1.8, 3.0  # kurtosis E[x^4] / E[x^2]^2 of the two families
 MIN_VALUES = 1024  # below this the moments of a sample are too uncertain to recognise anything
@@ -73,9 +73,9 @@ def audit_tensor(info: TensorInfo, name: str | None = None) -> TensorValues:
     WeightsError
         If the data cannot be read, or the dtype is another one.
     """
-    if info.dtype not in STORED_AS:
+    if info.dtype not in HELD:
         shown = printable(info.name)
-        raise WeightsError(f"{shown}: values of dtype {info.dtype} are not read, only {list(STORED_AS)}")
+        raise WeightsError(f"{shown}: values of dtype {info.dtype} are not read, only {', '.join(HELD)}")
     name, tally = name or info.name, _Tally()
     for block in _blocks(info):
         tally.add(block)
@@ -147,25 +147,18 @@ class _Tally:
 
 def _blocks(info: TensorInfo) -> Iterator[np.ndarray]:
     """The values of a tensor, flat, as float32, at most `BLOCK` at a time."""
-    dtype = np.dtype(STORED_AS[info.dtype])
-    left = info.nbytes // dtype.itemsize
+    left = info.nbytes // ITEM_BYTES[info.dtype]
     try:
         with info.file.open("rb") as stream:
             stream.seek(info.offset)
             while left:
-                block = np.fromfile(stream, dtype, min(left, BLOCK))
+                block = np.fromfile(stream, numpy_dtype(info.dtype), min(left, BLOCK))
                 if not block.size:
                     raise WeightsError(f"{info.file}: ends within {printable(info.name)}; it changed meanwhile")
                 left -= block.size
-                yield _widen(block, info.dtype)
+                yield as_values(block, info.dtype, float32=True)
     except OSError as error:
         raise WeightsError(f"{info.file}: cannot be read ({error.strerror or error})") from None
-
-
-def _widen(block: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "BF16":  # the upper half of a float32
-        return (block.astype(np.uint32) << 16).view(np.float32)
-    return block.astype(np.float32, copy=False)
 
 
 def _finite(value: float) -> float | None:

@@ -12,26 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, WeightsError
+from .dtypes import as_values, numpy_dtype
 from .header import TensorInfo, printable, read_header
-
-STORED = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "BOOL": "?",
-        "U8": "u1",
-        "I8": "i1",
-        "U16": "<u2",
-        "I16": "<i2",
-        "F16": "<f2",
-        "BF16": "<u2",
-        "U32": "<u4",
-        "I32": "<i4",
-        "F32": "<f4",
-        "U64": "<u8",
-        "I64": "<i8",
-        "F64": "<f8",
-    }.items()
-}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -41,18 +23,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name, info in read_header(path).items():
-        if info.dtype not in STORED:
+        kind = numpy_dtype(info.dtype)
+        if kind is None:
             raise DataError(f"{path}: {name} is stored as {info.dtype}, which nothing here reads")
-        flat = np.fromfile(path, STORED[info.dtype], info.nbytes // STORED[info.dtype].itemsize, offset=info.offset)
-        if info.dtype == "BF16":
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = flat.reshape(info.shape)
+        items = np.fromfile(path, kind, info.nbytes // kind.itemsize, offset=info.offset)
+        arrays[name] = as_values(items, info.dtype).reshape(info.shape)
     return arrays
-
-
-KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2",
-         "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
-FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,9 @@ def read_values(info: StoredTensor) -> np.ndarray:
     Raises `WeightsError` where the file cannot be read.
     """
     strides = c_order(info.shape) if info.strides is None else info.strides
-    n, kind = span(info.shape, strides), np.dtype(KINDS[info.dtype])
+    n, kind = span(info.shape, strides), numpy_dtype(info.dtype)
+    if kind is None:
+        raise WeightsError(f"{info.file}: {printable(info.name)} is stored as {info.dtype}, which nothing here reads")
     if n == 0:
         flat = np.zeros(0, kind)
     else:
@@ -97,9 +75,6 @@ def read_values(info: StoredTensor) -> np.ndarray:
             flat = np.memmap(info.file, kind, "r", info.offset, (n,))
         except (OSError, ValueError) as error:
             raise WeightsError(f"{info.file}: {printable(info.name)} cannot be read ({error})") from None
-    if info.dtype == "BF16":
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    elif info.dtype in FLOATS:
-        flat = flat.astype(np.float32, copy=False)
+    flat = as_values(flat, info.dtype, float32=True)
     steps = tuple(s * flat.itemsize for s in strides)
     return np.lib.stride_tricks.as_strided(flat, info.shape, steps, writeable=False)

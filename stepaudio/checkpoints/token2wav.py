@@ -5,8 +5,10 @@ Needs nothing but mlx: the published files are turned into safetensors once, by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -15,13 +17,13 @@ from ..models.token2wav.campplus import SpeakerEncoder
 from ..models.token2wav.flow import Flow
 from ..models.token2wav.hift import Hift
 from ..models.token2wav.speech_tokenizer import S3Tokenizer
-from .components import COMPONENTS, Config, build, net_layout
 from .convert.flow_yaml import read_flow_config
 from .convert.manifest import MANIFEST, converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, published_folder
-from .header import TensorInfo, listed, read_header
-
-FLOATS = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+from .dtypes import HELD
+from .header import TensorInfo, read_header
+from .layout import TOKEN2WAV, Token2WavConfig, build, net_layout
+from .match import match_stored
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
         missing, unexpected or mis-shaped, by name.
     ConfigError : sizes that contradict each other.
     """
-    if dtype is not None and dtype not in FLOATS.values():
+    if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: the flow can be held in float32, float16 or bfloat16")
     home = converted_folder(folder)
     if home is None:
@@ -59,8 +61,8 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
     manifest = read_manifest(home)
     _check_yaml(home, manifest.configs["flow"])
     kinds = {"flow": dtype or mx.float32}
-    return Token2Wav(**{c: _load(home / file_of(c), manifest.configs[c], kinds.get(c, mx.float32))
-                        for c in COMPONENTS})  # fmt: skip
+    nets = {c: _load(home / file_of(c), manifest.configs[c], kinds.get(c, mx.float32)) for c in TOKEN2WAV}
+    return Token2Wav(**nets)
 
 
 def _unconverted(folder: Path) -> str:
@@ -74,18 +76,18 @@ def _unconverted(folder: Path) -> str:
     return f"{folder}: token2wav is not converted yet; run `stepaudio convert {folder}` once"
 
 
-def _check_yaml(home: Path, config: Config) -> None:
+def _check_yaml(home: Path, config: Token2WavConfig) -> None:
     """A `flow.yaml` that lies beside must still be the one that was converted."""
     if (home / FLOW_YAML).is_file() and read_flow_config(home / FLOW_YAML) != config:
         raise WeightsError(f"{home / FLOW_YAML}: not the sizes that were converted; run `stepaudio convert` again")
 
 
-def _load(path: Path, config: Config, dtype: mx.Dtype):
+def _load(path: Path, config: Token2WavConfig, dtype: mx.Dtype) -> Any:
     """One net, filled."""
     check_header(path, read_header(path), config)
     net = build(config)
     try:
-        stored = mx.load(str(path), format="safetensors")
+        stored = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
         net.load_weights([(name, array.astype(dtype)) for name, array in stored.items()])
         mx.eval(net.parameters())
     except (OSError, RuntimeError, ValueError) as error:
@@ -93,15 +95,8 @@ def _load(path: Path, config: Config, dtype: mx.Dtype):
     return net
 
 
-def check_header(path: Path, found: dict[str, TensorInfo], config: Config) -> None:
-    """Refuse a converted file that is not exactly what the net holds; the message names every fault."""
-    layout = net_layout(config)
-    missing, spare = [n for n in layout if n not in found], sorted(found.keys() - layout)
-    wrong = [f"{n} has shape {found[n].shape}, expected {layout[n]}" for n in layout
-             if n in found and found[n].shape != layout[n]]  # fmt: skip
-    odd = [f"{n} ({found[n].dtype})" for n in layout if n in found and found[n].dtype not in FLOATS]
-    faults = [f"{len(names)} of {len(layout)} tensors {fault}: {listed(names)}" for fault, names in (
-        ("are missing", missing), ("have no place in the net", spare), ("have other shapes", wrong),
-        ("have an unusable type", odd)) if names]  # fmt: skip
+def check_header(path: Path, found: Mapping[str, TensorInfo], config: Token2WavConfig) -> None:
+    """Refuse with `WeightsError` a converted file that is not exactly what the net holds; it names every fault."""
+    faults = match_stored(found, net_layout(config)).faults()
     if faults:
-        raise WeightsError(f"{path}: {'; '.join(faults)}; run `stepaudio convert` again")
+        raise WeightsError(f"{path}: {faults}; run `stepaudio convert` again")

@@ -11,9 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..checkpoints.layout import CONV1D, CONV2D
 from ..errors import DataError
 
-KERNEL_AXES = {3: (0, 2, 1), 4: (0, 2, 3, 1)}  # PyTorch's order of a convolution's axes to MLX's, by their number
+KERNEL_AXES = {3: CONV1D, 4: CONV2D}  # by the number of axes: golden files hold no transposed convolutions
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..checkpoints.arrays import net_arrays
 from ..checkpoints.tensors import read_arrays
-from ..checkpoints.token2wav_layout import flow_weights, hift_weights
 from ..errors import DataError
 from ..models.token2wav.flow import Flow, FlowConfig, FlowOptions, FlowState, Prompt
 from ..models.token2wav.flow_matching import euler_steps, time_grid
@@ -70,14 +70,14 @@ def flow_net(golden) -> tuple[Flow, int]:
         },
         "config",
     )
-    return _filled(Flow(config), flow_weights(_published(golden), config)), c["n_timesteps"]
+    return _filled(Flow(config), net_arrays(_published(golden), config)), c["n_timesteps"]
 
 
 def hift_net(golden) -> Hift:
     """The vocoder of a golden file, weight norm merged."""
     own = {k: v for k, v in golden.config.items() if not k.startswith("published_")}
     config = HiftConfig.from_dict(own, "config")
-    return _filled(Hift(config), hift_weights(_published(golden), config))
+    return _filled(Hift(config), net_arrays(_published(golden), config))
 
 
 def _prompt(golden) -> Prompt:

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from stepaudio.checkpoints.components import COMPONENTS, net_layout
 from stepaudio.checkpoints.convert.flow_yaml import read_flow_config
+from stepaudio.checkpoints.layout import TOKEN2WAV, net_layout
 from stepaudio.checkpoints.random_weights import random_token2wav, sizes
 from stepaudio.errors import ConfigError
 from stepaudio.synthesis.synthesizer import Synthesizer
 
 
 def tensors(parts) -> dict[str, np.ndarray]:
-    return {f"{c}.{n}": np.array(a) for c in COMPONENTS for n, a in tree_flatten(getattr(parts, c).parameters())}
+    return {f"{c}.{n}": np.array(a) for c in TOKEN2WAV for n, a in tree_flatten(getattr(parts, c).parameters())}
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,14 @@ import numpy as np
 from ... import __version__
 from ...errors import ConfigError, WeightsError
 from ...files import move_into_place, sha256, staging_folder
-from ...models.token2wav.campplus import SpeakerConfig
-from ..components import COMPONENTS, SOURCES, kernel_axes
 from ..header import listed, read_header
+from ..layout import SOURCES, TOKEN2WAV, kernel_axes, to_net
+from ..match import match_stored
 from ..tensors import read_values
-from ..token2wav_layout import DIRECTION, MAGNITUDE, merge_weight_norm
+from ..weight_norm import DIRECTION, MAGNITUDE, merge_weight_norm
+from .batch_norm import unfolded
 from .manifest import FORMAT, MANIFEST, Manifest, file_of, read_manifest
-from .published import FLOW_YAML, FOLDER, NORM_KINDS, UNSCALED, PublishedPart, describe, published_folder
+from .published import FLOW_YAML, FOLDER, PublishedPart, describe, published_folder
 from .torch_file import check_storages
 
 ASIDE = ".converting-"
@@ -84,7 +85,7 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     try:
         with staging_folder(target, ASIDE) as aside:
             _write(folder, aside, sources)
-            move_into_place(aside, target, [*map(file_of, COMPONENTS), MANIFEST], retire=[MANIFEST])
+            move_into_place(aside, target, [*map(file_of, TOKEN2WAV), MANIFEST], retire=[MANIFEST])
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
         raise WeightsError(
             f"{target}: the conversion could not be written ({error}); `--out` names another folder"
@@ -105,7 +106,7 @@ def _earlier(target: Path, sources: dict) -> Manifest | None:
         return None
     try:
         found = read_manifest(target)
-        for component in COMPONENTS:
+        for component in TOKEN2WAV:
             read_header(target / file_of(component))
             if (target / file_of(component)).stat().st_size != found.bytes_of(component):
                 return None
@@ -118,25 +119,12 @@ def _earlier(target: Path, sources: dict) -> Manifest | None:
 
 
 def check_part(part: PublishedPart) -> None:
-    """Refuse what is not exactly the published layout, naming every fault once."""
-    tensors, layout = part.tensors, part.layout
-    faults = []
-    missing, spare = [n for n in layout if n not in tensors], sorted(tensors.keys() - layout)
-    wrong = [n for n in layout if n in tensors and tensors[n].shape != layout[n]]
-    odd = [f"{n} ({tensors[n].dtype})" for n in layout if n in tensors and tensors[n].dtype not in
-           ("F32", "F16", "BF16")]  # fmt: skip
-    if missing:
-        faults.append(f"{len(missing)} of {len(layout)} tensors are missing: {listed(missing)}")
-    if spare:
-        shown = (n if n == tensors[n].name else f"{n} (there {tensors[n].name})" for n in spare)
-        faults.append(f"{len(spare)} have no place in the net: {listed(shown)}")
-    if wrong:
-        shown = (f"{n} has shape {tensors[n].shape}, expected {layout[n]}" for n in wrong)
-        faults.append(f"{len(wrong)} have other shapes: {listed(shown)}")
-    if odd:
-        faults.append(f"{len(odd)} are of another type than F32, F16 or BF16: {listed(odd)}")
+    """Refuse with `WeightsError` what is not exactly the published layout, naming every fault once."""
+    own = {name: tensor.name for name, tensor in part.tensors.items()}
+    shown = lambda name: name if name == own[name] else f"{name} (there {own[name]})"
+    faults = match_stored(part.tensors, part.layout).faults(shown)
     if faults:
-        raise WeightsError(f"{part.file}: {'; '.join(faults)}")
+        raise WeightsError(f"{part.file}: {faults}")
 
 
 def _converted(part: PublishedPart, fates: list[dict]) -> Iterator[tuple[str, np.ndarray]]:
@@ -154,14 +142,14 @@ def _converted(part: PublishedPart, fates: list[dict]) -> Iterator[tuple[str, np
         elif part.folded and name.endswith(".bias") and name.removesuffix(".bias") in part.folded:
             norm = part.folded[name.removesuffix(".bias")]
             fates.append({"tensor": tensor.name, "fate": [FOLDED], "as": f"{norm}.*"})
-            yield from _unfolded(norm, values, part.config)
+            yield from unfolded(norm, values, part.config)
             continue
         elif tensor.name != name:
             steps = [RENAMED]
         turned = axes.get(new)
         steps += [TRANSPOSED] if turned or tensor.strides else []
         fates.append({"tensor": tensor.name, "fate": steps or [KEPT], "as": new} | ({"axes": turned} if turned else {}))
-        yield new, np.transpose(values, turned) if turned else values
+        yield new, to_net(values, turned)
     fates += [{"tensor": name, "fate": [DROPPED], "why": why} for name, why in part.dropped.items()]
 
 
@@ -172,23 +160,12 @@ def _merged(part: PublishedPart, name: str, magnitude: np.ndarray, direction: np
         raise WeightsError(f"{part.file}: {name}: {error}") from None
 
 
-def _unfolded(norm: str, bias: np.ndarray, config: SpeakerConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """A batch norm that only adds: what is left of one that an exporter put into the kernel before it."""
-    ones, zeros = np.ones_like(bias), np.zeros_like(bias)
-    values = {"weight": ones, "bias": bias, "running_mean": zeros, "running_var": ones - np.float32(config.bn_eps)}
-    if norm == UNSCALED:
-        values = {"running_mean": -bias, "running_var": values["running_var"]}
-    for kind in NORM_KINDS:
-        if kind in values:
-            yield f"{norm}.{kind}", values[kind]
-
-
 # ---- files ----
 
 
 def _write(folder: Path, aside: Path, sources: dict) -> None:
     parts = {}
-    for component in COMPONENTS:
+    for component in TOKEN2WAV:
         part, fates = describe(folder, component), []
         check_part(part)
         if part.file.suffix == ".pt":

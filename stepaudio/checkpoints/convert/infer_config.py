@@ -19,11 +19,9 @@ from ...errors import ConfigError, WeightsError
 from ...models.token2wav.campplus import BAND_STRIDE, COUNTER, SpeakerConfig
 from ...models.token2wav.hift import HiftConfig, IstftConfig
 from ...models.token2wav.speech_tokenizer import LEVELS, S3Config
-from ..layout import Shape
+from ..layout import Shape, expected_layout
 from ..report import ENOUGH
-from ..s3_layout import s3_layout
-from ..speaker_layout import speaker_layout
-from ..token2wav_layout import DIRECTION, hift_layout
+from ..weight_norm import DIRECTION
 from .onnx_file import Graph
 from .onnx_names import attention_heads, the_one
 
@@ -70,7 +68,7 @@ def s3_sizes(shapes: Shapes, graph: Graph | None = None) -> S3Config:
         told = {"stride": stride[0]} if stride else {}
         told |= {"ln_eps": _rounded(eps)} if eps else {}
     published = replace(S3Config(), **told)
-    if _fits(shapes, s3_layout(published)):
+    if _fits(shapes, expected_layout(published)):
         return published
     block = r"encoder\.blocks\.\d+\."
     C = _size(shapes, (r"encoder\.conv1\.weight", 0), (block + r"attn_ln\..*", 0), (block + r"attn\.query\..*", 0))
@@ -90,7 +88,7 @@ def speaker_sizes(shapes: Shapes, graph: Graph | None = None) -> SpeakerConfig:
         eps, pool = the_one(graph, "BatchNormalization", "epsilon"), the_one(graph, "AveragePool", "kernel_shape")
         told = ({"bn_eps": _rounded(eps)} if eps else {}) | ({"seg_pool": pool[0]} if pool else {})
     published = replace(published, blocks=_blocks(shapes, graph) or published.blocks, **told)
-    if _fits(shapes, speaker_layout(published)):
+    if _fits(shapes, expected_layout(published)):
         return published
     layer, head = r"xvector\.block\d+\.tdnnd\d+\.", r"head\.layer\d+\.\d+\.conv\d\.weight"
     fcm = _size(shapes, (head, 0), (r"head\.conv1\.weight", 0))
@@ -122,7 +120,7 @@ def _blocks(shapes: Shapes, graph: Graph | None) -> tuple[tuple[int, int, int], 
 
 def hift_sizes(shapes: Shapes) -> HiftConfig:
     """Of the vocoder, weight norm not merged; names without "generator."."""
-    if _fits(shapes, hift_layout(HiftConfig())):
+    if _fits(shapes, expected_layout(HiftConfig())):
         return HiftConfig()
     v, stages = re.escape(DIRECTION), _count(shapes, r"ups\.(\d+)\.")
     istft = _istft(shapes)

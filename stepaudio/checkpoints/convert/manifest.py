@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import WeightsError
-from ..components import COMPONENTS, Config, read_config
+from ...schema import read_record
+from ..layout import CONFIGS, TOKEN2WAV, Token2WavConfig
 from .published import FOLDER
 
 MANIFEST = "converted.json"
@@ -27,7 +28,7 @@ class Manifest:
 
     folder: Path
     sources: dict[str, dict]
-    configs: dict[str, Config]
+    configs: dict[str, Token2WavConfig]
     raw: dict
 
     def bytes_of(self, component: str) -> int:
@@ -58,8 +59,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise WeightsError(f"{path}: expected format {FORMAT}, found {found!r}; {again}")
     sources, parts = raw.get("sources"), raw.get("components")
     whole = isinstance(sources, dict) and isinstance(parts, dict) and all(
-        isinstance(parts.get(c), dict) and isinstance(parts[c].get("bytes"), int) for c in COMPONENTS)  # fmt: skip
+        isinstance(parts.get(c), dict) and isinstance(parts[c].get("bytes"), int) for c in TOKEN2WAV)  # fmt: skip
     if not whole:
-        raise WeightsError(f"{path}: does not tell of {', '.join(COMPONENTS)} and their sources; {again}")
-    configs = {c: read_config(c, parts[c].get("config"), f"{path}: {c}") for c in COMPONENTS}
+        raise WeightsError(f"{path}: does not tell of {', '.join(TOKEN2WAV)} and their sources; {again}")
+    configs = {c: read_record(CONFIGS[c], parts[c].get("config"), f"{path}: {c}") for c in TOKEN2WAV}
     return Manifest(folder, sources, configs, raw)

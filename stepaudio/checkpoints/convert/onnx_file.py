@@ -14,7 +14,8 @@ from math import prod
 from pathlib import Path
 
 from ...errors import WeightsError
-from ..header import ITEM_BYTES, LFS_POINTER, listed, printable
+from ..dtypes import ITEM_BYTES
+from ..header import LFS_POINTER, listed, printable
 from ..tensors import StoredTensor
 
 DTYPES = {1: "F32", 10: "F16", 16: "BF16", 11: "F64", 7: "I64", 6: "I32", 5: "I16", 3: "I8", 2: "U8", 9: "BOOL"}

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from ...errors import WeightsError
 from ...models.token2wav.campplus import COUNTER, SpeakerConfig
-from ..components import SOURCES, Config, published_layout
+from ..arrays import published_name
 from ..header import listed
-from ..layout import Shape
-from ..speaker_layout import foldable
+from ..layout import SOURCES, Shape, Token2WavConfig, expected_layout
 from ..tensors import StoredTensor, read_values
-from ..token2wav_layout import published_hift_name
+from .batch_norm import UNSCALED, as_exported, folded
 from .flow_yaml import read_flow_config
 from .infer_config import hift_sizes, s3_sizes, speaker_sizes
 from .onnx_file import read_onnx
@@ -25,8 +24,6 @@ from .torch_file import read_pt
 
 FLOW_YAML = "flow.yaml"
 FOLDER = "token2wav"
-NORM_KINDS = ("weight", "bias", "running_mean", "running_var")
-UNSCALED = "xvector.dense.nonlinear.batchnorm"  # the one batch norm without scale and shift
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class PublishedPart:
 
     component: str
     file: Path
-    config: Config
+    config: Token2WavConfig
     tensors: dict[str, StoredTensor]
     layout: dict[str, Shape]
     dropped: dict[str, str]
@@ -70,10 +67,10 @@ def describe(folder: Path, component: str) -> PublishedPart:
     else:
         tensors = _renamed(content.tensors, file)
         config = _sized(file, hift_sizes, tensors)
-    return PublishedPart(component, file, config, tensors, published_layout(config), dropped, {})
+    return PublishedPart(component, file, config, tensors, expected_layout(config), dropped, {})
 
 
-def _sized(file: Path, sizes, tensors: Mapping[str, StoredTensor], *graph) -> Config:
+def _sized(file: Path, sizes, tensors: Mapping[str, StoredTensor], *graph) -> Token2WavConfig:
     try:
         return sizes({name: tensor.shape for name, tensor in tensors.items()}, *graph)
     except WeightsError as error:
@@ -83,7 +80,7 @@ def _sized(file: Path, sizes, tensors: Mapping[str, StoredTensor], *graph) -> Co
 def _renamed(tensors: dict[str, StoredTensor], file: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        new = published_hift_name(name)
+        new = published_name(name)
         if new in found:
             raise WeightsError(f"{file}: {listed([found[new].name, name])} would both become {new}")
         found[new] = tensor
@@ -97,27 +94,13 @@ def _graph(file: Path, component: str) -> PublishedPart:
         config = _sized(file, s3_sizes if component == "tokenizer" else speaker_sizes, tensors, graph)
     except WeightsError as error:
         raise WeightsError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
-    layout, dropped, folded = published_layout(config), {}, {}
+    layout, dropped, folds = expected_layout(config), {}, {}
     if isinstance(config, SpeakerConfig):
-        folded = _folded(config, tensors)
-        layout = _as_exported(layout, folded)
+        folds = folded(config, tensors)
+        layout = as_exported(layout, folds)
         dropped = _droppable(tensors)
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.name not in dropped}
-    return PublishedPart(component, file, config, tensors, layout, dropped, folded)
-
-
-def _folded(config: SpeakerConfig, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Convolutions whose batch norm is in them. In a graph where any is, one that lacks bias and norm lacks the bias."""
-    bare = {conv: norm for conv, norm in foldable(config).items()
-            if not any(f"{norm}.{kind}" in tensors for kind in NORM_KINDS)}  # fmt: skip
-    return bare if any(f"{conv}.bias" in tensors for conv in bare) else {}
-
-
-def _as_exported(layout: dict[str, Shape], folded: Mapping[str, str]) -> dict[str, Shape]:
-    """Without counters, which no graph needs; a bias in place of each batch norm that was folded."""
-    gone = tuple(f"{norm}." for norm in folded.values())
-    found = {n: s for n, s in layout.items() if not n.endswith(COUNTER) and not n.startswith(gone or ("\0",))}
-    return found | {f"{conv}.bias": layout[f"{conv}.weight"][:1] for conv in folded}
+    return PublishedPart(component, file, config, tensors, layout, dropped, folds)
 
 
 def _droppable(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import WeightsError
-from ..header import ITEM_BYTES, LFS_POINTER, listed, printable
+from ..dtypes import ITEM_BYTES
+from ..header import LFS_POINTER, listed, printable
 from ..tensors import StoredTensor, c_order, span
 
 MAX_PICKLE_BYTES = 8_000_000  # names and shapes alone; the published ones take under 100 kB

@@ -12,20 +12,19 @@ import mlx.core as mx
 import numpy as np
 import published
 import pytest
+from layout_twins import flow_layout, hift_layout, s3_layout, speaker_layout
 
-from stepaudio.checkpoints.components import COMPONENTS, SOURCES, net_layout
+from stepaudio.checkpoints.arrays import net_arrays
 from stepaudio.checkpoints.convert import convert as converting
 from stepaudio.checkpoints.convert.convert import check_part, convert
 from stepaudio.checkpoints.convert.infer_config import hift_sizes, s3_sizes, speaker_sizes
 from stepaudio.checkpoints.convert.published import describe
 from stepaudio.checkpoints.header import read_header
+from stepaudio.checkpoints.layout import SOURCES, TOKEN2WAV, net_layout
 from stepaudio.checkpoints.load import validate_weights
 from stepaudio.checkpoints.report import WeightReport
-from stepaudio.checkpoints.s3_layout import s3_layout
-from stepaudio.checkpoints.speaker_layout import speaker_layout
 from stepaudio.checkpoints.tensors import read_arrays
 from stepaudio.checkpoints.token2wav import Token2Wav, load_token2wav
-from stepaudio.checkpoints.token2wav_layout import flow_layout, flow_weights, hift_layout, hift_weights
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError, StepAudioError, WeightsError
 from stepaudio.models.token2wav.campplus import COUNTER, SpeakerConfig
@@ -65,15 +64,15 @@ def same(a, b, tolerance: float = 1e-6) -> None:
 
 def test_sizes_are_told_from_the_files(model):
     nets = load_token2wav(model)
-    assert {c: getattr(nets, c).config for c in COMPONENTS} == CONFIGS
+    assert {c: getattr(nets, c).config for c in TOKEN2WAV} == CONFIGS
 
 
 def test_flow_and_vocoder_say_what_the_published_weights_say(model):
     nets, tensors = load_token2wav(model / "token2wav"), published.tiny_tensors()
     rng = np.random.default_rng(0)
     flow, hift = Flow(CONFIGS["flow"]), Hift(published.HIFT)
-    flow.load_weights(flow_weights(tensors["flow"], CONFIGS["flow"]))
-    hift.load_weights(hift_weights(tensors["hift"], published.HIFT))
+    flow.load_weights(net_arrays(tensors["flow"], CONFIGS["flow"]))
+    hift.load_weights(net_arrays(tensors["hift"], published.HIFT))
     prompt = Prompt(np.arange(5)[None], mx.array(rng.normal(size=(1, 10, 4)).astype(np.float32)),
                     mx.array(rng.normal(size=(1, 6)).astype(np.float32)))  # fmt: skip
     codes, noise = np.arange(7)[None], mx.array(rng.normal(size=(1, 24, 4)).astype(np.float32))
@@ -155,7 +154,7 @@ def test_every_tensor_of_every_file_has_a_fate(model):
     assert raw["format"] == 1 and raw["package"].startswith("stepaudio ")
     assert set(raw["sources"]) == {"flow.yaml", *SOURCES.values()}
     assert all(len(s["sha256"]) == 64 and s["bytes"] > 0 for s in raw["sources"].values())
-    for component in COMPONENTS:
+    for component in TOKEN2WAV:
         part, told = describe(model / "token2wav", component), raw["components"][component]["tensors"]
         assert sorted(t["tensor"] for t in told) == sorted(t.name for t in part.tensors.values())
         reached = {t["as"] for t in told}
@@ -181,7 +180,7 @@ def test_dropped_tensors_say_why(folder):
     alone.hold(np.zeros(6, np.float32), f"{unscaled}.bias")
     alone.save(folder / "campplus.onnx")
     parts = convert(folder).manifest.raw["components"]
-    why = {t["tensor"]: t["why"] for c in COMPONENTS for t in parts[c]["tensors"] if t["fate"] == ["dropped"]}
+    why = {t["tensor"]: t["why"] for c in TOKEN2WAV for t in parts[c]["tensors"] if t["fate"] == ["dropped"]}
     counters = {n for n in layout if n.endswith(COUNTER)}
     assert set(why) == {"epoch", f"{unscaled}.weight", f"{unscaled}.bias", *counters} and len(counters) > 20
     assert why["epoch"] == "int, not a tensor" and "nothing reads it" in why[f"head.bn1{COUNTER}"]
@@ -205,8 +204,8 @@ def test_second_run_does_nothing_until_a_source_changes(folder, capsys):
 def test_out_is_another_folder_that_stands_alone(folder, tmp_path, capsys):
     out = tmp_path / "elsewhere"
     assert main(["convert", str(folder), "--out", str(out), "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["components"]) == set(COMPONENTS)
-    assert {p.name for p in out.iterdir()} == {"converted.json", *(f"{c}.safetensors" for c in COMPONENTS)}
+    assert set(json.loads(capsys.readouterr().out)["components"]) == set(TOKEN2WAV)
+    assert {p.name for p in out.iterdir()} == {"converted.json", *(f"{c}.safetensors" for c in TOKEN2WAV)}
     assert isinstance(load_token2wav(out), Token2Wav)
     assert {p.name for p in folder.iterdir()} == {"flow.yaml", *SOURCES.values()}
 
@@ -263,7 +262,7 @@ def test_folder_that_cannot_be_written(folder, tmp_path):
 # ---- faults by name ----
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", TOKEN2WAV)
 @pytest.mark.parametrize("fault", ["removed", "renamed", "mis-shaped"])
 def test_one_wrong_tensor_is_refused_by_name(component, fault, folder):
     part = describe(folder, component)
@@ -442,11 +441,11 @@ def test_a_manifest_with_other_sizes(folder):
 def test_report_covers_published_and_converted_files(folder, tmp_path):
     before = validate_weights(folder, values=True)
     assert before.whole and before.exit_status == 0 and not before.unexpected
-    assert [part.name for part in before.components] == list(COMPONENTS)
+    assert [part.name for part in before.components] == list(TOKEN2WAV)
     assert len(before.values) == before.expected
     convert(folder)
     after = validate_weights(folder, values=True)
-    assert after.whole and [p.expected for p in after.components] == [len(net_layout(CONFIGS[c])) for c in COMPONENTS]
+    assert after.whole and [p.expected for p in after.components] == [len(net_layout(CONFIGS[c])) for c in TOKEN2WAV]
     (folder / "hift.safetensors").unlink()
     lacking = validate_weights(folder)
     assert lacking.exit_status == 1 and len(lacking.missing) == len(net_layout(published.HIFT))
@@ -462,7 +461,7 @@ def test_report_joins_both_halves(tiny_checkpoint, tmp_path, capsys):
     published.write_folder(model)
     joined = validate_weights(model)
     assert joined.whole and joined.components[:4] == alone.components
-    assert [p.name for p in joined.components[4:]] == list(COMPONENTS)
+    assert [p.name for p in joined.components[4:]] == list(TOKEN2WAV)
     (model / "token2wav" / "campplus.onnx").unlink()
     assert main(["weights", str(model)]) in (1, 2)
     assert "speaker.head.conv1.weight" in capsys.readouterr().out

@@ -6,11 +6,11 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from layout_twins import speaker_kernels, speaker_layout
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from stepaudio.audio.features import kaldi_fbank
-from stepaudio.checkpoints.speaker_layout import speaker_kernels, speaker_layout
 from stepaudio.errors import AudioError, ConfigError
 from stepaudio.models.token2wav import campplus as speaker
 from stepaudio.models.token2wav.campplus import SpeakerConfig, SpeakerEncoder, segment_means, statistics

@@ -7,12 +7,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from layout_twins import flow_kernels, flow_layout
 from mlx.utils import tree_flatten
 from tiny_flow import YAML, M, make_prompt, random_net
 
+from stepaudio.checkpoints.arrays import net_arrays
 from stepaudio.checkpoints.convert.flow_yaml import flow_config, parse, read_flow_config
 from stepaudio.checkpoints.tensors import read_arrays
-from stepaudio.checkpoints.token2wav_layout import flow_kernels, flow_layout, flow_weights
 from stepaudio.errors import ConfigError, DecodeError, WeightsError
 from stepaudio.models.token2wav.conformer import PreLookahead, RelativeAttention, Upsample, relative_positions
 from stepaudio.models.token2wav.dit import CausalConvBlock, DiT, DitConfig, mish
@@ -358,13 +359,13 @@ def published(flow):
 def test_published_tensors_load_and_misfits_are_named(flow):
     tensors = published(flow)
     net = Flow(flow.config)
-    net.load_weights(flow_weights(tensors, flow.config))
+    net.load_weights(net_arrays(tensors, flow.config))
     name = "decoder.estimator.blocks.1.conv.block.6.weight"  # (8, 8, 3): out and in could be taken for each other
     close(net.decoder.estimator.blocks[1].conv.block[6].weight[:, 1], tensors[name][:, :, 1], 0)
     for change, message in (
-        ({n: a for n, a in tensors.items() if n != name}, f"1 of {len(tensors)} tensors are missing, first {name}"),
-        ({**tensors, "rand_noise": np.zeros(3)}, "no place in the net, first rand_noise"),
+        ({n: a for n, a in tensors.items() if n != name}, f"1 of {len(tensors)} tensors are missing: {name}"),
+        ({**tensors, "rand_noise": np.zeros(3)}, "no place in the net: rand_noise"),
         ({**tensors, name: tensors[name][:, :, :2]}, f"{name} has shape"),
     ):
         with pytest.raises(WeightsError, match=message):
-            flow_weights(change, flow.config)
+            net_arrays(change, flow.config)

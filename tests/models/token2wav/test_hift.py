@@ -6,18 +6,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from layout_twins import hift_kernels, hift_layout
 from mlx.utils import tree_flatten
 
+from stepaudio.checkpoints.arrays import net_arrays
 from stepaudio.checkpoints.convert.flow_yaml import flow_config
 from stepaudio.checkpoints.tensors import read_arrays
-from stepaudio.checkpoints.token2wav_layout import (
-    DIRECTION,
-    MAGNITUDE,
-    hift_kernels,
-    hift_layout,
-    hift_weights,
-    merge_weight_norm,
-)
+from stepaudio.checkpoints.weight_norm import DIRECTION, MAGNITUDE, merge_weight_norm
 from stepaudio.errors import ConfigError, DecodeError, WeightsError
 from stepaudio.models.token2wav.hift import (
     F0Predictor,
@@ -72,7 +67,7 @@ def published(config, seed=0):
 @pytest.fixture(scope="module")
 def hift():
     net = Hift(SMALL)
-    net.load_weights(hift_weights(published(SMALL), SMALL))
+    net.load_weights(net_arrays(published(SMALL), SMALL))
     return net
 
 
@@ -109,7 +104,7 @@ def test_merged_and_unmerged_files_give_the_same_net():
             merged[stem + ".weight"] = merge_weight_norm(tensors[stem + MAGNITUDE], array)
         elif not name.endswith(MAGNITUDE):
             merged["generator." + name] = array
-    one, other = dict(hift_weights(tensors, SMALL)), dict(hift_weights(merged, SMALL))
+    one, other = dict(net_arrays(tensors, SMALL)), dict(net_arrays(merged, SMALL))
     assert set(one) == set(other) and all(mx.array_equal(one[n], other[n]) for n in one)
 
 
@@ -127,12 +122,12 @@ def test_misfits_are_named():
     tensors = published(SMALL)
     name = "ups.1" + MAGNITUDE
     for change, message in (
-        ({n: a for n, a in tensors.items() if n != name}, f"tensors are missing, first {name}"),
-        ({**tensors, "extra": np.zeros(1)}, "no place in the net, first extra"),
+        ({n: a for n, a in tensors.items() if n != name}, f"tensors are missing: {name}"),
+        ({**tensors, "extra": np.zeros(1)}, "no place in the net: extra"),
         ({**tensors, "ups.1" + DIRECTION: tensors["ups.1" + DIRECTION].swapaxes(0, 1)}, "ups.1.* has shape"),
     ):
         with pytest.raises(WeightsError, match=message):
-            hift_weights(change, SMALL)
+            net_arrays(change, SMALL)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from layout_twins import s3_kernels, s3_layout
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
-from stepaudio.checkpoints.s3_layout import s3_kernels, s3_layout
 from stepaudio.errors import AudioError, ConfigError
 from stepaudio.models.token2wav.speech_tokenizer import (
     FSQVectorQuantization,

@@ -1,0 +1,29 @@
+"""Types of stored tensors, as safetensors names them: bytes an item, what numpy reads them as, what nets can hold."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+_NUMPY = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4",
+    "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
+}  # fmt: skip
+HELD = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}  # weights: dtype on disk -> in memory
+FLOATS = (*HELD, "F64")
+
+
+def numpy_dtype(stored: str) -> np.dtype | None:
+    """What numpy reads the bytes of this stored type as, bfloat16 as its bits; None for types that it has not."""
+    return np.dtype(_NUMPY[stored]) if stored in _NUMPY else None
+
+
+def as_values(items: np.ndarray, stored: str, float32: bool = False) -> np.ndarray:
+    """Values of what was read by `numpy_dtype`: bfloat16 widened, and with `float32` every other float type as well."""
+    if stored == "BF16":  # the upper half of a float32
+        return (items.astype(np.uint32) << 16).view(np.float32)
+    return items.astype(np.float32, copy=False) if float32 and stored in FLOATS else items
