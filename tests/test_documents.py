@@ -14,18 +14,18 @@ from test_layers import LAYERS
 README = "README.md"
 COMING = {
     "docs/pictures/mel_with_words.png", "docs/command_line.md", "docs/audio.md", "docs/weights.md", "docs/decoding.md",
-    "docs/caches.md", "docs/looking_inside.md", "docs/exactness.md", "docs/gallery.md", "CONTRIBUTING.md",
+    "docs/caches.md", "docs/looking_inside.md", "docs/exactness.md", "docs/gallery.md",
     "stepaudio/decoding/logits.py",
 }  # fmt: skip
-EXECUTED = [README, *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))]
+EXECUTED = [README, "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))]
 PAGES = EXECUTED + sorted(
     p.relative_to(ROOT).as_posix()
-    for p in [*ROOT.glob("C*.md"), *ROOT.glob("data/*/README.md"), *ROOT.glob("notebooks/README.md")]
+    for p in [ROOT / "CHANGELOG.md", *ROOT.glob("data/*/README.md"), *ROOT.glob("notebooks/README.md")]
 )
 
 
 if not hasattr(importlib.import_module("stepaudio"), "load"):  # until the public face is there
-    WAITING = {README, "CHANGELOG.md", "docs/how_do_i.md", "docs/troubleshooting.md"}
+    WAITING = {README, "CHANGELOG.md", "CONTRIBUTING.md", "docs/how_do_i.md", "docs/troubleshooting.md"}
     EXECUTED, PAGES = ([page for page in pages if page not in WAITING] for pages in (EXECUTED, PAGES))
 
 

@@ -40,6 +40,43 @@ def test_only_torch_is_pinned():
     assert [r for r in wanted if ">=" not in r and "torch==" not in r] == []
 
 
+def recipe_of(target: str) -> list[str]:
+    """The commands of a target of the Makefile, as a shell sees them."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lines = re.search(rf"^{target}:[^\n]*\n((?:\t[^\n]*\n)+)", makefile, re.M)[1].splitlines()
+    return [line.removeprefix("\t@").replace("$(PY)", ".venv/bin/python") for line in lines]
+
+
+def test_hooks_before_a_commit_are_those_of_make_lint():
+    yaml = pytest.importorskip("yaml")
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    assert [hook["entry"] for hook in repos[0]["hooks"]] == recipe_of("lint")
+
+
+def test_workflow_runs_what_make_runs_on_both_systems():
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"].values()
+    commands = [step["run"].split() for job in jobs for step in job["steps"] if "run" in step]
+    targets = set(re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split())
+    assert {c[0] for c in commands} == {"make"} and {c[1] for c in commands} <= targets
+    tested = {
+        job["runs-on"].split("-")[0] for job in jobs for step in job["steps"] if "make test" in step.get("run", "")
+    }
+    assert tested == {"ubuntu", "macos"}
+
+
+def test_version_and_licence_are_said_alike():
+    import stepaudio
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M))
+    assert citation["version"] == stepaudio.__version__ and citation["license"] == project["license"] == "Apache-2.0"
+    assert f"\n## {stepaudio.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and len(text) > 10_000
+
+
 def test_no_paths_of_a_machine():
     """No file names a home, a scratch folder or a package registry's host: what works here must work elsewhere."""
     stray = re.compile(r"(?<![\w.~/])/(?:work|root|home|Users|opt)/\w|pypi[.]org|pythonhosted|file:///|localhost")
