@@ -1,7 +1,7 @@
 # On a machine with only Python (3.11 or newer) and make: `make demo`, `make test`. The first call makes .venv and
 # installs into it; later calls install again only after pyproject.toml or the choice of backend has changed.
 #
-#   make demo        the bundled model reads the bundled recordings
+#   make demo        the bundled model transcribes the bundled recordings
 #   make test        lint, then all tests, the quick ones first, then the notebooks
 #   make notebooks   run every notebook and compare what it says with what is stored in it
 #   make bench       speed against PyTorch, as ratios (installs PyTorch)
