@@ -24,7 +24,9 @@ PAGES = EXECUTED + sorted(
 )
 
 
-if not hasattr(importlib.import_module("stepaudio"), "load"):  # until the public face is there
+FACE = hasattr(importlib.import_module("stepaudio"), "load")
+FORMAT = any("--format" in p.read_text(encoding="utf-8") for p in (ROOT / "stepaudio" / "cli").glob("*.py"))
+if not (FACE and FORMAT):  # until the public face and the commands are there
     WAITING = {
         README,
         "CHANGELOG.md",
