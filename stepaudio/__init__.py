@@ -1,9 +1,91 @@
-"""A research workbench for Step-Audio 2 mini on Apple MLX."""
+"""A research workbench for Step-Audio 2 mini on Apple MLX.
+
+>>> import stepaudio
+>>> model = stepaudio.load()                                  # doctest: +SKIP
+>>> print(model.transcribe("talk.mp3").text)                  # doctest: +SKIP
+
+Everything public is imported when it is first used. What importing does: it puts a fast BLAS under MLX, which has to
+happen before MLX is imported, and has the C library keep freed memory.
+"""
+
+from typing import TYPE_CHECKING
 
 from .backend.blas import keep_freed_memory as _keep_freed_memory
 from .backend.blas import preload_blas as _preload_blas
+from .backend.device import explain_missing_mlx as _explain_missing_mlx
+from .lazy import lazy_names as _lazy_names
 
-_preload_blas()  # must come before anything that imports mlx
-_keep_freed_memory()
+if not _explain_missing_mlx():
+    _preload_blas()  # must come before anything that imports mlx
+    _keep_freed_memory()
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import (
+        audio,
+        backend,
+        bench,
+        checkpoints,
+        choices,
+        decoding,
+        errors,
+        evaluation,
+        experiments,
+        interp,
+        models,
+        parity,
+        resources,
+        synthesis,
+        text,
+        train,
+        viz,
+    )
+    from .checkpoints.load import validate_weights
+    from .choices import CacheKind, LoopAction, Positions, StopReason
+    from .decoding.options import DecodingOptions
+    from .decoding.sampling import Penalties, Sampling
+    from .errors import StepAudioError
+    from .evaluation.scores import evaluate
+    from .model import StepAudio2, load
+    from .models.kv_cache import CachePolicy
+    from .parity.run import verify
+    from .speech_model import SpeechModel, SpeechOptions
+    from .synthesis.voice import Voice
+    from .transcribe import Segment, Transcript
+
+_NAMES = {
+    "load": "model",
+    "StepAudio2": "model",
+    "SpeechModel": "speech_model",
+    "SpeechOptions": "speech_model",
+    "DecodingOptions": "decoding.options",
+    "Sampling": "decoding.sampling",
+    "Penalties": "decoding.sampling",
+    "CachePolicy": "models.kv_cache",
+    "CacheKind": "choices",
+    "Positions": "choices",
+    "LoopAction": "choices",
+    "StopReason": "choices",
+    "Transcript": "transcribe",
+    "Segment": "transcribe",
+    "Voice": "synthesis.voice",
+    "evaluate": "evaluation.scores",
+    "validate_weights": "checkpoints.load",
+    "verify": "parity.run",
+    "StepAudioError": "errors",
+}
+_MODULES = (
+    "audio", "backend", "bench", "checkpoints", "choices", "decoding", "errors", "evaluation", "experiments",
+    "interp", "models", "parity", "resources", "synthesis", "text", "train", "viz",
+)  # fmt: skip
+
+__all__ = [
+    "CacheKind", "CachePolicy", "DecodingOptions", "LoopAction", "Penalties", "Positions", "Sampling", "Segment",
+    "SpeechModel", "SpeechOptions", "StepAudio2", "StepAudioError", "StopReason", "Transcript", "Voice", "__version__",
+    "audio", "backend", "bench", "checkpoints", "choices", "decoding", "errors", "evaluate", "evaluation",
+    "experiments", "interp", "load", "models", "parity", "resources", "synthesis", "text", "train", "validate_weights",
+    "verify", "viz",
+]  # fmt: skip
+
+__getattr__, __dir__ = _lazy_names(__name__, _NAMES | {name: name for name in _MODULES})

@@ -35,3 +35,7 @@ class DecodeError(StepAudioError):
 
 class DataError(StepAudioError):
     """A manifest, a golden file or another data file cannot be used."""
+
+
+class BackendError(StepAudioError, ImportError):
+    """MLX, which does the computing, is not installed."""

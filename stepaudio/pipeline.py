@@ -1,4 +1,4 @@
-"""The functions around the nets: reading, mel, piece length, prompt, sampling, each as the reference has it.
+"""The functions around the nets: reading, mel, segment length, prompt, sampling, each as the reference has it.
 
 A model holds one such record and calls what is in it, so that an experiment can put something else in its place
 without a branch anywhere. Owns no arithmetic.
@@ -25,13 +25,20 @@ def as_asked(sampling: Sampling) -> Sampling:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The defaults are the faithful ones.
+    """The exchangeable functions of a model; the defaults are those of the reference.
 
-    load : as `audio.load_audio`: (source, downmix=, sample_rate=) -> float32 (n,) at 16 kHz.
-    mel : as `mel.log_mel`: (samples (n,), n_mels) -> float32 (n_mels, T).
-    chunk_samples : > 0, longest piece in samples at 16 kHz.
-    build_prompt : as `prompt.build_prompt`: (messages, tokenizer, n_rows) -> Prompt.
-    sampling : what is done instead of the sampling asked for.
+    Parameters
+    ----------
+    load : callable
+        As `audio.load.load_audio`: (source, downmix=, sample_rate=) -> float32 (n,) at 16 kHz.
+    mel : callable
+        As `audio.features.log_mel`: (samples (n,), n_mels) -> float32 (n_mels, T).
+    chunk_samples : int > 0
+        Longest segment in samples at 16 kHz.
+    build_prompt : callable
+        As `text.chat_template.build_prompt`: (messages, tokenizer, n_rows) -> Prompt.
+    sampling : callable
+        The sampling asked for -> the sampling that is done.
     """
 
     load: Callable[..., np.ndarray] = load_audio

@@ -1,4 +1,4 @@
-"""`SpeechModel`: the language model and the speaking half together. Text or speech in, speech out, whole or streamed.
+"""`SpeechModel`: the language model and the vocoder stack together. Text or speech in, speech out, whole or streamed.
 
 Ties `StepAudio2` to a `Synthesizer`; owns no arithmetic and no state between calls. Knows no files but those that it
 is told to load.
@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Unpack
 
 import mlx.core as mx
 import numpy as np
 
-from .constants import MAX_TOKENS
+from .checkpoints.capabilities import Capabilities
 from .decoding.generate import Step, collect
+from .decoding.options import DecodingKeywords, DecodingOptions, merge_options
 from .decoding.outputs import Generation, answer_of
 from .decoding.sampling import Sampling
+from .engine import with_audio
 from .errors import WeightsError
 from .model import StepAudio2
-from .models.kv_cache import CachePolicy
-from .resources import default_checkpoint
+from .resources import checkpoint_folder
 from .synthesis.streaming import StreamOptions, StreamState
 from .synthesis.synthesizer import AS_REFERENCE, Sound, Synthesizer
 from .text.chat_template import Message
@@ -28,35 +30,37 @@ from .text.prompts import DEFAULT_SYSTEM, open_answer, reading_turns, translatio
 from .text.sentences import MAX_CHARACTERS, cut_text
 from .text.tokenizer import Detokenizer, Tokenizer
 
-Conversation = Sequence  # of messages, as `StepAudio2.request` takes them
+Conversation = Sequence  # of messages, as `Engine.build_request` takes them
 
 
-def _chat() -> Sampling:
-    return Sampling.reference("chat")
+def _chat() -> DecodingOptions:
+    return DecodingOptions(Sampling.reference("chat"))
 
 
 @dataclass(frozen=True)
 class SpeechOptions:
     """How answers are made and voiced.
 
-    sampling : by default that of StepFun's spoken examples, which draws; its seed decides.
-    cache, max_tokens, on_loop : as `StepAudio2.stream`, for each answer.
-    seed : >= 0, of the noise that sound starts from.
-    voicing : how a stream is cut; its `flow` also holds the Euler steps of sound made whole.
-    max_characters : longest piece of a text to be read, see `sentences.cut_text`.
+    Parameters
+    ----------
+    decoding : DecodingOptions
+        Of each answer; by default with the sampling of StepFun's spoken examples, which draws: its seed decides.
+    seed : int >= 0
+        Of the noise that sound starts from.
+    voicing : StreamOptions
+        How a stream is divided into chunks; its `flow` also holds the Euler steps of sound made whole.
+    max_characters : int
+        Longest part of a text to be read, see `text.sentences.cut_text`.
     """
 
-    sampling: Sampling = field(default_factory=_chat)
-    cache: CachePolicy = field(default_factory=CachePolicy)
-    max_tokens: int = MAX_TOKENS
-    on_loop: str = "report"
+    decoding: DecodingOptions = field(default_factory=_chat)
     seed: int = 0
     voicing: StreamOptions = AS_REFERENCE
     max_characters: int = MAX_CHARACTERS
 
 
 DEFAULT = SpeechOptions()
-WRITTEN = SpeechOptions(sampling=Sampling.reference("translate"))  # greedy: what the examples do for text
+WRITTEN = SpeechOptions(DecodingOptions(Sampling.reference("translate")))  # greedy: what the examples do for text
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,16 @@ class SpeechModel:
         WeightsError : no speaking half in the folder, found before the language model is read; and what the loaders
             of both halves raise.
         """
-        folder = Path(path) if path is not None else default_checkpoint()
+        folder = checkpoint_folder(path)
+        if speak:
+            Capabilities.of_folder(folder).require("speak")
         synthesizer = Synthesizer.load(folder) if speak else None
         return cls(StepAudio2.load(folder, dtype=dtype), synthesizer)
 
     @property
     def synthesizer(self) -> Synthesizer:
         if self._synthesizer is None:
-            raise WeightsError("this model was loaded without its speaking half: load it with speak=True")
+            raise WeightsError("this model was loaded without its vocoder stack: load it with speak=True")
         return self._synthesizer
 
     # ------------------------------------------------------------ what can be asked
@@ -154,8 +160,9 @@ class SpeechModel:
 
     def translate(self, audio, to: str = "zh", options: SpeechOptions = WRITTEN) -> Generation:
         """What is said in a recording, as text in another language: a key of `prompt.LANGUAGES`."""
-        messages = _with_audio(translation_turns(to), audio)
-        return self.model.generate_text(messages, **_decoding(options))
+        self.model.capabilities.require("translate")
+        messages = with_audio(translation_turns(to), audio)
+        return self.model.generate_text(messages, options=options.decoding)
 
     def translate_speech(self, audio, voice, to: str = "zh", options: SpeechOptions = DEFAULT) -> Spoken:
         """The same as speech."""
@@ -165,18 +172,18 @@ class SpeechModel:
 
     def reading(self, text: str, options: SpeechOptions = DEFAULT) -> list[Conversation]:
         """One conversation per piece of a text to be read aloud."""
-        tokenizer = self._words()
+        tokenizer = self._tokenizer()
         reading_turns(text, tokenizer)  # a fault anywhere ends it before any piece is read
         return [reading_turns(piece, tokenizer) for piece in cut_text(text, options.max_characters)]
 
     def question(self, audio, system: str = DEFAULT_SYSTEM) -> Conversation:
         """A recording as the human's turn, and a spoken answer opened."""
         turns = [Message("system", system), Message("human", [{"type": "audio"}]), open_answer(True)]
-        return _with_audio(turns, audio)
+        return with_audio(turns, audio)
 
     def translation(self, audio, to: str = "zh") -> Conversation:
         """A recording that is to be translated aloud."""
-        return _with_audio(translation_turns(to, spoken=True), audio)
+        return with_audio(translation_turns(to, spoken=True), audio)
 
     def speak(self, conversations: Sequence[Conversation], voice, options: SpeechOptions = DEFAULT) -> Spoken:
         """Answer each conversation, then voice each answer whole, as the reference does.
@@ -187,7 +194,7 @@ class SpeechModel:
         """
         synthesizer = self.synthesizer
         voice = synthesizer.voice(voice)
-        answers = tuple(self.model.generate_with_audio(c, **_decoding(options)) for c in conversations)
+        answers = tuple(self.model.generate_with_audio(c, options=options.decoding) for c in conversations)
         sounds = tuple(
             synthesizer.decode(
                 a.codes, voice, noise=options.seed, source_noise=options.seed, options=options.voicing.flow
@@ -208,15 +215,16 @@ class SpeechModel:
         return self._stream(conversations, state, options)
 
     def _stream(self, conversations, state: StreamState, options: SpeechOptions) -> Iterator[SpokenChunk]:
+        engine = self.model.engine
         for messages in conversations:
-            listener = _Listener(self.model.stream(messages, **_decoding(options)), self._words())
+            listener = _Listener(engine.steps(engine.build_request(messages), options.decoding), self._tokenizer())
             for chunk in self.synthesizer.stream(listener, state):
                 yield SpokenChunk(chunk.wave, listener.new_text())
-            answer = answer_of(collect(iter(listener.steps), 1)[0], self._words())
+            answer = answer_of(collect(iter(listener.steps), 1)[0], self._tokenizer())
             yield SpokenChunk(np.zeros(0, np.float32), listener.new_text(end=True), answer)
 
-    def _words(self) -> Tokenizer:
-        return self.model._words()
+    def _tokenizer(self) -> Tokenizer:
+        return self.model.engine.require_tokenizer()
 
 
 class _Listener:
@@ -230,27 +238,12 @@ class _Listener:
     def __iter__(self) -> Iterator[int]:
         for step in self._source:
             self.steps.append(step)
-            if self._tokenizer.is_audio(step.id):
-                yield step.id - self._tokenizer.first_audio_code
-            elif step.id < self._tokenizer.text_limit:
-                self._text += self._words.push(step.id)
+            if self._tokenizer.is_audio(step.token):
+                yield step.token - self._tokenizer.first_audio_code
+            elif step.token < self._tokenizer.text_limit:
+                self._text += self._words.push(step.token)
 
     def new_text(self, end: bool = False) -> str:
-        """What was spelt since the last call."""
+        """The text since the last call."""
         text, self._text = self._text + (self._words.finish() if end else ""), ""
         return text
-
-
-def _decoding(options: SpeechOptions) -> dict:
-    return {
-        "sampling": options.sampling,
-        "cache": options.cache,
-        "max_tokens": options.max_tokens,
-        "on_loop": options.on_loop,
-    }
-
-
-def _with_audio(turns: Sequence[Message], audio) -> list[Message]:
-    """The turns with the recording in their audio item."""
-    item = {"type": "audio", "audio": audio}
-    return [replace(turn, content=[item]) if isinstance(turn.content, list) else turn for turn in turns]

@@ -1,51 +1,93 @@
-"""From a recording of any length to text with times: cut, decode piece by piece, join.
+"""From recordings of any length to text with times: segment, decode segment by segment, join.
 
-Knows no nets: a function that turns pieces of samples into finished runs is handed in, and so is the one that
-turns ids into text.
+`transcribe_recordings` asks an engine; `transcribe_segments` below it knows no nets: a function that turns segments of
+samples into finished runs is handed in, and so is the one that decodes tokens.
 """
 
 from __future__ import annotations
 
+import html
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .audio.segment import cut_points, is_silent
-from .constants import CHUNK_SECONDS, SAMPLE_RATE
+from .backend.device import on_cpu
+from .choices import StopReason, alternatives
+from .constants import CHUNK_SECONDS, HOP, SAMPLE_RATE, TAIL_PADDING
 from .decoding.generate import Run
+from .decoding.options import DecodingOptions
+from .engine import Engine, PromptTokens
+from .errors import DataError
+from .files import replaced_file
+from .text import subtitles
 
 LONG = 60.0  # seconds from which a progress bar is worth its line
-SEARCH = 8.0  # seconds before the limit in which a cut is sought
+SEARCH = 8.0  # seconds before the limit in which a pause is sought
+CPU_BATCH, GPU_BATCH = 8, 32  # segments decoded together unless the caller says otherwise
+FORMATS = ("txt", "json", "srt", "vtt", "tsv")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What was said in one piece: times in seconds, ids without the end mark, why decoding stopped.
+    """What was said in one segment.
 
-    stop : "eos", "length", "stop string", "loop", or "silence" for a piece that was not decoded because nothing in
-        it rises above -60 dBFS. loop : {period, onset, repeats} if the ids repeat. mean_logprob : natural log.
+    Parameters
+    ----------
+    start, end : float
+        Seconds from the beginning of the recording.
+    text : str, optional
+        None where the model was loaded without a tokenizer.
+    tokens : tuple of int
+        Token ids, without the end mark.
+    stop : StopReason
+        "eos", "length", "stop string", "loop", or "silence" for a segment that was not decoded because nothing in it
+        rises above -60 dBFS.
+    mean_logprob : float
+        Natural logarithm, over all tokens, the end mark included.
+    loop : dict, optional
+        {period, onset, repeats} if the tokens repeat.
     """
 
     start: float
     end: float
     text: str | None
-    ids: tuple[int, ...]
-    stop: str
+    tokens: tuple[int, ...]
+    stop: StopReason | str
     mean_logprob: float
     loop: dict | None = None
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A whole recording. `text` is None where the model was loaded without a tokenizer."""
+    """What was said in a whole recording. Shows itself as a table in a notebook; `print` gives its text.
+
+    Two transcripts are equal if all but the time they took is.
+
+    Parameters
+    ----------
+    text : str, optional
+        None where the model was loaded without a tokenizer.
+    segments : tuple of Segment
+        In order, without a gap.
+    audio_seconds : float
+    wall_seconds : float
+        What the work took; of recordings transcribed together, each one's share by length.
+    notes : tuple of str
+        What had to be assumed, such as the rate of an array that came without one.
+    """
 
     text: str | None
     segments: tuple[Segment, ...]
     audio_seconds: float
-    wall_seconds: float
+    wall_seconds: float = field(compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def real_time_factor(self) -> float:
@@ -54,70 +96,212 @@ class Transcript:
 
     @property
     def loops(self) -> int:
+        """How many segments ended in a repetition loop."""
         return sum(s.loop is not None for s in self.segments)
 
     def to_dict(self) -> dict:
+        """All fields as plain dicts and tuples."""
         return asdict(self)
 
+    def to_txt(self) -> str:
+        """The text and a line break. `DataError` without a tokenizer, as for every format but JSON."""
+        return " ".join(text for _, _, text in self._lines()) + "\n"
+
+    def to_json(self) -> str:
+        """All fields as one JSON object, Chinese and the like as they are."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    def to_srt(self) -> str:
+        """SubRip subtitles, one per segment that has words."""
+        return subtitles.srt(self._lines())
+
+    def to_vtt(self) -> str:
+        """WebVTT subtitles, one per segment that has words."""
+        return subtitles.vtt(self._lines())
+
+    def to_tsv(self) -> str:
+        """Start and end in milliseconds and text, tab-separated, one line per segment that has words."""
+        return subtitles.tsv(self._lines())
+
+    def to(self, form: str) -> str:
+        """The transcript in one of `FORMATS`; "text" means "txt". Raises `DataError` for another."""
+        form = "txt" if form == "text" else form
+        if form not in FORMATS:
+            raise DataError(f"format of a transcript: expected {alternatives(FORMATS)}, found {form!r}")
+        return getattr(self, f"to_{form}")()
+
+    def save(self, path: str | PathLike) -> Path:
+        """Write a file whose suffix says the format: .txt, .json, .srt, .vtt or .tsv. UTF-8, whole or not at all.
+
+        Raises
+        ------
+        DataError
+            Another suffix, no text to write, or a place where nothing can be written.
+        """
+        path = Path(path)
+        if path.suffix[1:].lower() not in FORMATS:
+            raise DataError(f"{path}: the suffix says the format of a transcript: expected .{', .'.join(FORMATS)}")
+        content = self.to(path.suffix[1:].lower())
+        try:
+            with replaced_file(path) as aside:
+                aside.write_text(content, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+        return path
+
+    def _lines(self) -> list[tuple[float, float, str]]:
+        """(start, end, text) of the segments that have words."""
+        if self.text is None:
+            raise DataError("this transcript has no text: the model was loaded with tokenizer=None; save it as .json")
+        return [(s.start, s.end, s.text) for s in self.segments if s.text]
+
+    def __str__(self) -> str:
+        return f"{len(self.segments)} segments without text" if self.text is None else self.text
+
+    def _repr_html_(self) -> str:
+        """A table with one line per segment, for notebooks."""
+        head = "".join(
+            f"<th style='text-align:left'>{name}</th>" for name in ("start", "end", "text", "stop", "logprob")
+        )
+        rows = "".join(
+            f"<tr><td>{s.start:.2f}</td><td>{s.end:.2f}</td>"
+            f"<td style='text-align:left'>{html.escape(_shown(s))}</td><td>{s.stop}</td>"
+            f"<td>{f'{s.mean_logprob:.2f}' if s.tokens else ''}</td></tr>"
+            for s in self.segments
+        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
+
+
+def _shown(segment: Segment) -> str:
+    return f"{len(segment.tokens)} tokens" if segment.text is None else segment.text
+
+
+# ---------------------------------------------------------------- with a model
+
+
+def transcribe_recordings(
+    engine: Engine,
+    recordings: Sequence[np.ndarray],
+    options: DecodingOptions,
+    prompt: str | PromptTokens,
+    progress: bool | None = None,
+) -> list[Transcript]:
+    """Transcribe recordings together; segments of similar length share a batch.
+
+    Parameters
+    ----------
+    engine : Engine
+    recordings : sequence of np.ndarray
+        float32, (n,) each, at 16 kHz.
+    options : DecodingOptions
+    prompt : str or pair of sequences of int
+        As `Engine.transcription_request`.
+    progress : bool, optional
+        As `transcribe_segments`.
+    """
+    engine.require_weights()
+    encoder = engine.config.audio_encoder_config
+    most = 2 * encoder.n_audio_ctx * HOP - TAIL_PADDING  # samples whose mel frames fit the encoder's positions
+
+    def decode(segments: list[np.ndarray]) -> list[Run]:
+        encoded = engine.encode_audio(engine.log_mel(s) for s in segments)
+        return engine.run([engine.transcription_request(e, prompt) for e in encoded], options)
+
+    return transcribe_segments(
+        recordings,
+        decode,
+        engine.decode,
+        engine.stop_ids(),
+        options.batch or (CPU_BATCH if on_cpu() else GPU_BATCH),
+        min(engine.pipeline.chunk_samples, most) / SAMPLE_RATE,
+        progress,
+    )
+
+
+# ---------------------------------------------------------------- without one
 
 Decode = Callable[[list[np.ndarray]], list[Run]]
-Spell = Callable[[Sequence[int]], str | None]
+ToText = Callable[[Sequence[int]], str | None]
 
 
-def transcribe_many(
+def transcribe_segments(
     recordings: Sequence[np.ndarray],
     decode: Decode,
-    spell: Spell,
+    to_text: ToText,
     stop_ids: frozenset[int],
     batch: int,
     max_seconds: float = CHUNK_SECONDS,
     progress: bool | None = None,
 ) -> list[Transcript]:
-    """Transcribe recordings together, `batch` pieces of similar length at a time.
+    """Transcribe recordings together, `batch` segments of similar length at a time.
 
-    recordings : float32 samples at 16 kHz. `wall_seconds` of each is its share, by length, of the batches it was in.
-    progress : show a bar on stderr; by default only for more than a minute of audio, and only on a terminal.
+    Parameters
+    ----------
+    recordings : sequence of np.ndarray
+        float32, (n,) each, at 16 kHz.
+    decode : callable
+        Segments -> their runs.
+    to_text : callable
+        Token ids -> text, or None without a tokenizer.
+    stop_ids : frozenset of int
+        End marks, which are no part of a segment's tokens.
+    batch : int >= 1
+    max_seconds : float
+        Longest segment.
+    progress : bool, optional
+        Show a bar on stderr; by default only for more than a minute of audio, and only on a terminal.
+
+    Returns
+    -------
+    list of Transcript
+        In the order of the recordings; `wall_seconds` is each one's share, by length, of the batches it was in.
     """
     search = min(SEARCH, max_seconds / 2)
-    pieces = [(r, *cut) for r, x in enumerate(recordings) for cut in cut_points(x, max_seconds, search)]
-    segments: dict[tuple[int, int], Segment] = {}
+    spans = [(r, *cut) for r, x in enumerate(recordings) for cut in cut_points(x, max_seconds, search)]
+    done: dict[tuple[int, int], Segment] = {}
     wall = np.zeros(len(recordings))
     loud = []
-    for piece in pieces:
-        r, start, stop = piece
+    for span in spans:
+        r, start, stop = span
         if is_silent(recordings[r][start:stop]):
-            segments[r, start] = Segment(start / SAMPLE_RATE, stop / SAMPLE_RATE, spell(()), (), "silence", 0.0)
+            times = start / SAMPLE_RATE, stop / SAMPLE_RATE
+            done[r, start] = Segment(*times, to_text(()), (), StopReason.SILENCE, 0.0)
         else:
-            loud.append(piece)
-    loud.sort(key=lambda p: p[2] - p[1], reverse=True)
-    seconds = sum(map(len, recordings)) / SAMPLE_RATE
-    # Nobody asked: hidden if short, and otherwise None, which makes tqdm ask whether stderr is a terminal.
-    hidden = not progress if progress is not None else seconds < LONG or None
-    with tqdm(total=round(seconds), unit="s of audio", disable=hidden) as bar:
-        bar.update(round(sum(s.end - s.start for s in segments.values())))
+            loud.append(span)
+    loud.sort(key=lambda span: span[2] - span[1], reverse=True)
+    with _bar(sum(map(len, recordings)) / SAMPLE_RATE, progress) as bar:
+        bar.update(round(sum(s.end - s.start for s in done.values())))
         for i in range(0, len(loud), batch):
             group, began = loud[i : i + batch], time.perf_counter()
             runs = decode([recordings[r][start:stop] for r, start, stop in group])
             spent, size = time.perf_counter() - began, sum(stop - start for _, start, stop in group)
             for (r, start, stop), run in zip(group, runs, strict=True):
-                segments[r, start] = _segment(start, stop, run, spell, stop_ids)
+                done[r, start] = _segment(start, stop, run, to_text, stop_ids)
                 wall[r] += spent * (stop - start) / size
                 bar.update(round((stop - start) / SAMPLE_RATE))
     parts: list[list[Segment]] = [[] for _ in recordings]
-    for r, start in sorted(segments):
-        parts[r].append(segments[r, start])
+    for r, start in sorted(done):
+        parts[r].append(done[r, start])
     return [_join(part, len(x), spent) for part, x, spent in zip(parts, recordings, wall, strict=True)]
 
 
-def _segment(start: int, stop: int, run: Run, spell: Spell, stop_ids: frozenset[int]) -> Segment:
-    ids = run.ids[:-1] if run.stop == "eos" and run.ids[-1] in stop_ids else run.ids
-    text = spell(ids)
+def _bar(seconds: float, progress: bool | None) -> tqdm:
+    """A bar over seconds of audio. Where nobody asked for or against it: hidden if short or if stderr is no terminal."""
+    hidden = not progress if progress is not None else seconds < LONG or None  # None: tqdm looks for a terminal
+    return tqdm(total=round(seconds), unit="s of audio", disable=hidden)
+
+
+def _segment(start: int, stop: int, run: Run, to_text: ToText, stop_ids: frozenset[int]) -> Segment:
+    ended = run.stop == StopReason.EOS and run.tokens[-1] in stop_ids
+    tokens = run.tokens[:-1] if ended else run.tokens
+    text = to_text(tokens)
     return Segment(
         start / SAMPLE_RATE,
         stop / SAMPLE_RATE,
         None if text is None else text.strip(),
-        tuple(ids),
-        run.stop or "length",
+        tuple(tokens),
+        run.stop or StopReason.LENGTH,
         run.mean_logprob,
         None if run.loop is None else asdict(run.loop),
     )
@@ -130,5 +314,5 @@ def _join(segments: list[Segment], n_samples: int, wall: float) -> Transcript:
 
 
 def timed(transcript: Transcript, wall_seconds: float) -> Transcript:
-    """The same transcript with the wall time that a caller measured around reading, cutting and decoding."""
+    """The same transcript with the wall time that a caller measured around reading, segmentation and decoding."""
     return replace(transcript, wall_seconds=wall_seconds)

@@ -13,7 +13,8 @@ from stepaudio.audio.features import log_mel
 from stepaudio.constants import n_mel_frames, n_prompt_rows
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import AudioError, ConfigError, DecodeError, PromptError, StepAudioError, WeightsError
-from stepaudio.model import StepAudio2, StopStrings
+from stepaudio.engine import StopStrings
+from stepaudio.model import StepAudio2
 from stepaudio.models.kv_cache import CachePolicy
 from stepaudio.models.speech_lm import Slot
 from stepaudio.text.chat_template import SPOKEN, Message
@@ -24,7 +25,7 @@ ASK = [{"role": "human", "content": "what is the time now"}, OPEN]
 
 
 def ids_of(transcript):
-    return [segment.ids for segment in transcript.segments]
+    return [segment.tokens for segment in transcript.segments]
 
 
 def hear(audio):
@@ -116,7 +117,7 @@ def test_random_weights_on_demand(tiny_checkpoint, tmp_path):
     folder = copy_with(tiny_checkpoint, tmp_path, without(0.2))
     with pytest.warns(UserWarning):
         model = StepAudio2.load(folder, allow_random=True)
-    assert len(model.generate_text(ASK, max_tokens=3).ids) <= 3
+    assert len(model.generate_text(ASK, max_tokens=3).tokens) <= 3
 
 
 def test_under_half_is_an_error_whatever_is_allowed(tiny_checkpoint, tmp_path):
@@ -143,12 +144,12 @@ def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
     n = n_prompt_rows(n_mel_frames(len(x)))
     ((start, length),) = request.spans
     patch = tiny_model.tokenizer.audio_patch
-    assert length == n and list(request.ids[start : start + n]) == [patch] * n
-    assert request.ids[start - 1] == tiny_model.tokenizer.audio_start
+    assert length == n and list(request.tokens[start : start + n]) == [patch] * n
+    assert request.tokens[start - 1] == tiny_model.tokenizer.audio_start
     rows = tiny_model.net.encode_audio([log_mel(x)])[0]
     np.testing.assert_allclose(np.array(request.embeddings[start : start + n]), np.array(rows), rtol=1e-5, atol=1e-5)
-    plain = tiny_model.net.embed(np.array(request.ids))[0]
-    outside = [i for i in range(len(request.ids)) if not start <= i < start + n]
+    plain = tiny_model.net.embed(np.array(request.tokens))[0]
+    outside = [i for i in range(len(request.tokens)) if not start <= i < start + n]
     np.testing.assert_array_equal(np.array(request.embeddings)[outside], np.array(plain)[outside])
 
 
@@ -163,7 +164,7 @@ def test_a_remainder_too_short_for_a_row_keeps_its_markers(tiny_model):
     request = tiny_model.request(hear(tiny.noise(25.005)))
     t = tiny_model.tokenizer
     assert len(request.spans) == 1
-    assert list(request.ids).count(t.audio_start) == 2 == list(request.ids).count(t.audio_end)
+    assert list(request.tokens).count(t.audio_start) == 2 == list(request.tokens).count(t.audio_end)
 
 
 def test_two_clips_share_one_padded_batch(tiny_model):
@@ -183,11 +184,11 @@ def test_audio_from_a_file_in_a_message(tiny_model, tmp_path):
     sf.write(tmp_path / "a.wav", tiny.noise(1), 16_000, subtype="FLOAT")
     a = tiny_model.generate_text(hear(tmp_path / "a.wav"), max_tokens=8)
     assert a == tiny_model.generate_text(hear(tiny.noise(1)), max_tokens=8)
-    assert a.ids != tiny_model.generate_text(hear(tiny.noise(1, level=1e-3) + 0.5), max_tokens=8).ids
+    assert a.tokens != tiny_model.generate_text(hear(tiny.noise(1, level=1e-3) + 0.5), max_tokens=8).tokens
 
 
 @pytest.mark.parametrize(("messages", "message"), [
-    ("hello", "list of messages"), (None, "list of messages"), (Message("human", "hi"), "list of messages"),
+    (None, "list of messages"), (Message("human", "hi"), "list of messages"),
     ([{"role": "human"}], "role, content"), ([{"role": "boss", "content": "hi"}], "unknown role"),
     ([{"role": "human", "content": [{"type": "audio"}]}], 'under "audio"'),
     ([{"role": "human", "content": ["hi"]}], "expected an item"),
@@ -209,10 +210,12 @@ def test_missing_recording_in_a_message(tiny_model, tmp_path):
 def test_text_and_codes_split_the_ids_as_the_reference_does(tiny_model):
     t = tiny_model.tokenizer
     found = tiny_model.generate_with_audio(ASK, max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
-    assert found.codes == tuple(i - t.first_audio_code for i in found.ids if 0 <= i - t.first_audio_code < tiny.N_AUDIO)
-    assert found.codes and found.text == t.decode([i for i in found.ids if i < t.audio_start], skip_special=True)
+    assert found.codes == tuple(
+        i - t.first_audio_code for i in found.tokens if 0 <= i - t.first_audio_code < tiny.N_AUDIO
+    )
+    assert found.codes and found.text == t.decode([i for i in found.tokens if i < t.audio_start], skip_special=True)
     text = tiny_model.generate_text(ASK, max_tokens=60, sampling=Sampling(temperature=1.5, seed=3))
-    assert text.codes == () and text.ids == found.ids and text.text == found.text
+    assert text.codes == () and text.tokens == found.tokens and text.text == found.text
 
 
 def test_audio_tokens_start_from_the_seeded_turn(tiny_model):
@@ -221,23 +224,23 @@ def test_audio_tokens_start_from_the_seeded_turn(tiny_model):
     seeded = [human, {"role": "assistant", "content": SPOKEN, "eot": False}]
     runs = [tiny_model.generate_audio_tokens(m, max_tokens=9) for m in ([human], [human, OPEN], seeded)]
     assert runs[0] == runs[1] == runs[2] == tiny_model.generate_with_audio(seeded, max_tokens=9)
-    assert tiny_model.request(seeded).ids[-1] == tiny_model.tokenizer.tts_start
+    assert tiny_model.request(seeded).tokens[-1] == tiny_model.tokenizer.tts_start
 
 
 def test_audio_tokens_with_a_recording(tiny_model):
-    assert len(tiny_model.generate_audio_tokens(hear(tiny.noise(1))[:1], max_tokens=5).ids) == 5
+    assert len(tiny_model.generate_audio_tokens(hear(tiny.noise(1))[:1], max_tokens=5).tokens) == 5
 
 
 def test_stream_gives_the_same_ids_one_by_one(tiny_model):
     steps = list(tiny_model.stream(ASK, max_tokens=12))
     whole = tiny_model.generate_with_audio(ASK, max_tokens=12)
-    assert tuple(s.id for s in steps) == whole.ids and steps[-1].stop == whole.stop == "length"
+    assert tuple(s.token for s in steps) == whole.tokens and steps[-1].stop == whole.stop == "length"
     assert whole.mean_logprob == pytest.approx(np.mean([s.logprob for s in steps])) and whole.kv_bytes > 0
 
 
 def test_seed_decides(tiny_model):
     def run(seed):
-        return tiny_model.generate_text(ASK, max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed)).ids
+        return tiny_model.generate_text(ASK, max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed)).tokens
 
     assert run(1) == run(1) != run(2)
 
@@ -250,7 +253,7 @@ def test_end_of_turn_is_not_part_of_the_answer(tiny_checkpoint, tmp_path):
     head[eot] = after * 100
     model.net.lm_head.weight = mx.array(head)
     found = model.generate_text(ASK, max_tokens=5)
-    assert (found.ids, found.text, found.stop) == ((), "", "eos")
+    assert (found.tokens, found.text, found.stop) == ((), "", "eos")
     assert model.transcribe(tiny.noise(1), max_tokens=50).segments[0].stop in ("eos", "length")
 
 
@@ -263,28 +266,28 @@ def _no_cache(model):
 def test_an_answer_is_opened_where_the_messages_do_not(tiny_model):
     asked = [{"role": "system", "content": "Say a word."}, {"role": "human", "content": "Now."}]
     opened = [*asked, {"role": "assistant", "content": None}]
-    given = [[s.id for s in tiny_model.stream(m, max_tokens=8)] for m in (asked, opened)]
+    given = [[s.token for s in tiny_model.stream(m, max_tokens=8)] for m in (asked, opened)]
     assert given[0] == given[1] and len(given[0]) > 0
     closed = [*asked, {"role": "assistant", "content": "No."}]
-    assert len(tiny_model.request(closed).ids) > len(tiny_model.request(opened).ids)
+    assert len(tiny_model.request(closed).tokens) > len(tiny_model.request(opened).tokens)
 
 
 def test_stop_string_that_spans_ids(tiny_model):
     free = tiny_model.generate_text(ASK, max_tokens=40)
-    pieces = [(i, t) for i, t in enumerate(free.ids) if t < tiny_model.tokenizer.audio_start]
+    pieces = [(i, t) for i, t in enumerate(free.tokens) if t < tiny_model.tokenizer.audio_start]
     k = next(
         k
         for k in range(2, len(pieces))
         if pieces[k][0] == pieces[k - 1][0] + 1
-        and "\ufffd" not in tiny_model.tokenizer.decode(free.ids[: pieces[k][0] + 1])[-3:]
+        and "\ufffd" not in tiny_model.tokenizer.decode(free.tokens[: pieces[k][0] + 1])[-3:]
     )
     end = pieces[k][0] + 1
-    text = tiny_model.tokenizer.decode(free.ids[:end], skip_special=True)
+    text = tiny_model.tokenizer.decode(free.tokens[:end], skip_special=True)
     wanted = text[-2:]
     found = tiny_model.generate_text(ASK, max_tokens=40, stop=[wanted, "never said"])
-    assert found.stop == "stop string" and found.ids == free.ids[: len(found.ids)] and len(found.ids) <= end
-    assert wanted in tiny_model.tokenizer.decode(found.ids, skip_special=True)
-    assert wanted not in tiny_model.tokenizer.decode(found.ids[:-1], skip_special=True)
+    assert found.stop == "stop string" and found.tokens == free.tokens[: len(found.tokens)] and len(found.tokens) <= end
+    assert wanted in tiny_model.tokenizer.decode(found.tokens, skip_special=True)
+    assert wanted not in tiny_model.tokenizer.decode(found.tokens[:-1], skip_special=True)
 
 
 def test_stop_strings_alone(tiny_model):
@@ -310,10 +313,10 @@ def test_loop_is_told(tiny_checkpoint):
     model.net.lm_head.weight = mx.zeros_like(model.net.lm_head.weight)
     options = {"max_tokens": 80, "sampling": Sampling.greedy()}
     found = model.generate_text(ASK, **options)
-    assert set(found.ids) == {0} and found.stop == "length"
+    assert set(found.tokens) == {0} and found.stop == "length"
     assert (found.loop.period, found.loop.onset, found.loop.repeats) == (1, 0, 80)
     stopped = model.generate_text(ASK, on_loop="stop", **options)
-    assert stopped.stop == "loop" and len(stopped.ids) < 40
+    assert stopped.stop == "loop" and len(stopped.tokens) < 40
     assert model.generate_text(ASK, on_loop="off", **options).loop is None
     assert model.transcribe(tiny.noise(1), **options).loops == 1
 
@@ -332,7 +335,7 @@ def test_ids_in_ids_out(tiny_checkpoint, tiny_model):
     mute = StepAudio2.load(tiny_checkpoint, tokenizer=None)
     prompt = asr_prompt(tiny_model.tokenizer, [1])
     start = prompt.slots[0].start
-    pair = prompt.ids[:start], prompt.ids[start + 1 :]
+    pair = prompt.tokens[:start], prompt.tokens[start + 1 :]
     found = mute.transcribe(tiny.noise(2), prompt=pair, max_tokens=16)
     assert found.text is None and found.segments[0].text is None
     assert ids_of(found) == ids_of(tiny_model.transcribe(tiny.noise(2), max_tokens=16))
@@ -347,7 +350,7 @@ def test_prompt_ids_that_are_none(tiny_model, prompt, error):
 
 
 def test_audio_alone_is_a_prompt(tiny_model):
-    assert len(tiny_model.transcribe(tiny.noise(1), prompt=([], []), max_tokens=3).segments[0].ids) == 3
+    assert len(tiny_model.transcribe(tiny.noise(1), prompt=([], []), max_tokens=3).segments[0].tokens) == 3
 
 
 def test_text_needs_a_tokenizer(tiny_checkpoint):
@@ -371,7 +374,7 @@ def test_text_needs_a_tokenizer(tiny_checkpoint):
 )
 def test_every_cache_can_be_asked_for(tiny_model, policy):
     found = tiny_model.transcribe(tiny.noise(2), cache=policy, max_tokens=90)
-    assert len(found.segments[0].ids) == 90 or found.segments[0].stop == "eos"
+    assert len(found.segments[0].tokens) == 90 or found.segments[0].stop == "eos"
 
 
 def test_a_limit_that_cannot_bite_changes_nothing(tiny_model):

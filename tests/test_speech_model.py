@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from stepaudio.decoding.options import DecodingOptions
 from stepaudio.decoding.outputs import Generation
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import AudioError, PromptError, WeightsError
@@ -28,8 +29,8 @@ from stepaudio.text.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat. what is the time now?"
 QUICK = StreamOptions(FlowOptions(2))
-LONG = SpeechOptions(Sampling(temperature=1.5, seed=3), max_tokens=90, voicing=QUICK)
-SHORT = SpeechOptions(max_tokens=6)
+LONG = SpeechOptions(DecodingOptions(Sampling(temperature=1.5, seed=3), max_tokens=90), voicing=QUICK)
+SHORT = SpeechOptions(DecodingOptions(Sampling.reference("chat"), max_tokens=6))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,9 @@ def test_prompts_are_those_of_the_examples(goldens, shared):
     words = Tokenizer.from_folder(shared / "Step-Audio-2-mini")
     chats = {c["name"]: c for c in json.loads((goldens / "tokenizer_pairs.json").read_text())["chats"]}
     for name, spoken in (("s2tt", False), ("s2st", True)):
-        assert list(build_prompt(translation_turns(spoken=spoken), words, [[47]]).ids) == chats[name]["ids"]
+        assert list(build_prompt(translation_turns(spoken=spoken), words, [[47]]).tokens) == chats[name]["ids"]
     instruction, text = chats["base_tts"]["messages"]
-    ids = build_prompt(reading_turns(text.removesuffix("<tts_start>"), words), words).ids
+    ids = build_prompt(reading_turns(text.removesuffix("<tts_start>"), words), words).tokens
     said = [i for i in ids if i in chats["base_tts"]["ids"]]
     assert said == words.encode(instruction) + chats["base_tts"]["ids"][len(words.encode(instruction)) :]
 
@@ -60,10 +61,10 @@ def test_a_second_question_follows_the_spoken_answer(goldens, shared, model):
     system, first, answer, second, opened = told["messages"]
     history = [system, hears(first), spoken_turn(answer["content"][1]["token"]), hears(second), open_answer(True)]
     assert opened["content"] == "<tts_start>"
-    assert list(build_prompt(history, words, [[n] for n in told["audio_tokens"]]).ids) == told["ids"]
-    said = model.model.generate_audio_tokens([Message("human", "what?")], max_tokens=9).ids
+    assert list(build_prompt(history, words, [[n] for n in told["audio_tokens"]]).tokens) == told["ids"]
+    said = model.model.generate_audio_tokens([Message("human", "what?")], max_tokens=9).tokens
     again = [Message("human", "what?"), spoken_turn(said), Message("human", "why?"), open_answer(True)]
-    ids = model.model.request(again).ids
+    ids = model.model.request(again).tokens
     assert any(tuple(ids[i : i + len(said)]) == said for i in range(len(ids)))
 
 
@@ -104,7 +105,7 @@ def test_a_text_is_read_piece_by_piece(model, synthesizer, voices):
     found = model.synthesize(TEXT, voices[0], options)
     assert len(found.answers) == len(found.sounds) == 2 and found.kind == "spoken" and found.sample_rate == 24_000
     for answer, sound, messages in zip(found.answers, found.sounds, model.reading(TEXT, options), strict=True):
-        assert answer == model.model.generate_with_audio(messages, sampling=LONG.sampling, max_tokens=90)
+        assert answer == model.model.generate_with_audio(messages, options=LONG.decoding)
         again = synthesizer.decode(answer.codes, voices[0], noise=5, source_noise=5, options=QUICK.flow)
         assert np.array_equal(sound.wave, again.wave) and sound.n_codes == len(answer.codes)
     assert len(found.wave) == 960 * found.n_codes > 0 and found.n_padding == 0
@@ -114,14 +115,12 @@ def test_a_text_is_read_piece_by_piece(model, synthesizer, voices):
 def test_respond_and_translate(model, voices):
     audio = tiny.noise(1)
     spoken = model.respond(audio, voices[0], LONG)
-    assert spoken.answers[0] == model.model.generate_with_audio(
-        model.question(audio), sampling=LONG.sampling, max_tokens=90
-    )
+    assert spoken.answers[0] == model.model.generate_with_audio(model.question(audio), options=LONG.decoding)
     assert len(spoken.wave) == 960 * len(spoken.answers[0].codes)
     aloud = model.translate_speech(audio, voices[0], "en", LONG)
-    assert aloud.answers[0].ids != spoken.answers[0].ids
+    assert aloud.answers[0].tokens != spoken.answers[0].tokens
     written = model.translate(audio, "zh", SHORT)
-    assert written.codes == () and written == model.translate(audio, "zh", SHORT) and len(written.ids) <= 6
+    assert written.codes == () and written == model.translate(audio, "zh", SHORT) and len(written.tokens) <= 6
 
 
 def muted(model: SpeechModel) -> SpeechModel:
@@ -137,7 +136,7 @@ def muted(model: SpeechModel) -> SpeechModel:
 
 def test_an_answer_without_codes_is_a_record(model, voices):
     """Whole and streamed: no sound, and no failure."""
-    quiet, greedy = muted(model), SpeechOptions(Sampling.greedy(), max_tokens=8, voicing=QUICK)
+    quiet, greedy = muted(model), SpeechOptions(DecodingOptions(Sampling.greedy(), max_tokens=8), voicing=QUICK)
     found = quiet.respond(tiny.noise(1), voices[0], greedy)
     assert (found.kind, found.wave.shape, found.n_codes) == ("text", (0,), 0) and found.text
     chunks = list(quiet.stream([quiet.question(tiny.noise(1))], voices[0], greedy))

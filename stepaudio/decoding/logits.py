@@ -1,4 +1,7 @@
-"""Logit rules as small pure functions of arrays. Order and defaults are the sampler's."""
+"""Logit rules as small pure functions of arrays; `sampler` decides their order.
+
+Axes: B sequences of a batch, V token ids, N slots of a history.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ def seen_counts(history: mx.array, n_ids: int) -> mx.array:
 def penalise(logits: mx.array, counts: mx.array, repetition=1.0, frequency=0.0, presence=0.0) -> mx.array:
     """Repetition, then frequency and presence penalties, on ids with a count above 0."""
     if repetition != 1:
-        punished = mx.where(logits > 0, logits / repetition, logits * repetition)
-        logits = mx.where(counts > 0, punished, logits)
+        penalised = mx.where(logits > 0, logits / repetition, logits * repetition)
+        logits = mx.where(counts > 0, penalised, logits)
     if frequency:
         logits = logits - frequency * counts
     if presence:

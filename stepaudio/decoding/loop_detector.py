@@ -1,4 +1,4 @@
-"""Does a run of ids go in circles? An exact, incremental detector of a repeating tail. Plain numpy."""
+"""Repetition loops: an exact, incremental detector of a repeating tail of tokens. Plain numpy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from ..errors import DecodeError
 
-ON_LOOP = ("off", "report", "stop", "escape")
-
 
 @dataclass(frozen=True)
 class Loop:
-    """A tail that repeats: `period` ids long, first seen at index `onset`, `repeats` times over (may be broken)."""
+    """A tail that repeats: a block of `period` tokens from index `onset` on, `repeats` times over (a fraction if the last
+    is unfinished).
+    """
 
     period: int
     onset: int
@@ -21,11 +21,24 @@ class Loop:
 
 
 class LoopDetector:
-    """Watches ids one by one.
+    """Watches tokens one by one.
 
-    A loop is a tail of at least `min_ids` ids that is one block of `period` <= `max_period` ids said at least
-    `min_repeats` times. The thresholds leave what people rightly repeat alone: "no no no", a row of equal digits,
-    a chorus of two lines. Costs one comparison per period and id.
+    A repetition loop is a tail of at least `min_ids` tokens that is one block of `period` <= `max_period` tokens,
+    repeated at least `min_repeats` times. The thresholds leave what people rightly repeat alone: "no no no", a series
+    of equal digits, a chorus of two lines. Costs one comparison per period and token.
+
+    Parameters
+    ----------
+    max_period : int >= 1
+        Longest block, in tokens.
+    min_repeats : int >= 2
+    min_ids : int >= 2
+        Shortest tail, in tokens.
+
+    Raises
+    ------
+    DecodeError
+        A threshold below its least value.
     """
 
     def __init__(self, max_period: int = 64, min_repeats: int = 4, min_ids: int = 32):
@@ -33,15 +46,15 @@ class LoopDetector:
         for name, value, least in limits:
             if value < least:
                 raise DecodeError(f"loop detector: {name} must be at least {least}, found {value}")
-        self._tail = np.full(max_period, -1, dtype=np.int64)  # most recent id first
-        self._run = np.zeros(max_period, dtype=np.int64)  # ids in a row that equalled the one `period` before
+        self._tail = np.full(max_period, -1, dtype=np.int64)  # most recent token first
+        self._run = np.zeros(max_period, dtype=np.int64)  # latest tokens that equalled the one `period` before
         self._period = np.arange(1, max_period + 1)
         self._need = np.maximum(min_repeats * self._period, min_ids)
         self._n = 0
         self.loop: Loop | None = None
 
     def push(self, token: int) -> Loop | None:
-        """Take the next id; returns the loop that the tail now forms, the shortest period first, or None."""
+        """Take the next token; returns the loop that the tail now forms, the shortest period first, or None."""
         self._run = np.where(self._tail == token, self._run + 1, 0)
         self._tail = np.concatenate([[token], self._tail[:-1]])
         self._n += 1
@@ -54,9 +67,9 @@ class LoopDetector:
         return self.loop
 
 
-def find_loop(ids, **thresholds) -> Loop | None:
-    """The last loop in a finished run, or None."""
+def find_loop(tokens, **thresholds) -> Loop | None:
+    """The last repetition loop in a finished run, or None; `thresholds` as `LoopDetector` takes them."""
     detector = LoopDetector(**thresholds)
-    for token in ids:
+    for token in tokens:
         detector.push(int(token))
     return detector.loop

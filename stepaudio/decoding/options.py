@@ -1,37 +1,232 @@
-"""How to generate and when to stop, as one frozen record."""
+"""How to decode and when to stop, as one frozen record, and the one place where short keywords are merged into it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, TypedDict, Unpack, cast
 
+from ..choices import CacheKind, LoopAction, Positions, hint, is_whole
 from ..constants import MAX_TOKENS
 from ..errors import DecodeError
 from ..models.kv_cache import CachePolicy
-from .loop_detector import ON_LOOP
-from .sampling import Sampling
+from .sampling import PENALTY_FIELDS, SAMPLING_FIELDS, Penalties, Sampling
+
+
+class BuildsCache(Protocol):
+    """What decoding asks of a cache policy: `CachePolicy`, or something that watches one."""
+
+    def limit(self, default: int = ...) -> int | None:
+        """Most positions held, None for no limit."""
+        ...
+
+    def build(self, n_layers: int, rope, default_len: int = ..., spans=()):
+        """A cache for one prompt."""
+        ...
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to generate and when to stop.
+class DecodingOptions:
+    """How to decode and when to stop. Every way of generating takes this record, or the same names as keywords.
 
-    max_tokens : most ids per row. stop_ids : ids that end a row (the id itself is part of the run).
-    on_loop : "off", "report" (note it in the result), "stop" (end the row), "escape" (raise the penalties).
-    should_stop : called once per row to make a function `stop(id) -> bool`, for stop strings.
-    audio_range : (first, stop) ids that are audio codes, with penalties of their own.
+    Parameters
+    ----------
+    sampling : Sampling or the name of a preset
+        How the next token is chosen; "planned" (the default), "reference" or "greedy".
+    cache : CachePolicy or the name of a kind
+        What the decoder keeps; by default sinks and the last `max_cache_len` positions.
+    max_tokens : int >= 1
+        Most tokens of a run: of an answer, or of a segment of at most 25 s.
+    on_loop : LoopAction or its name
+        "off", "report" (note it in the result), "stop" (end the run) or "escape" (adaptive penalty).
+    stop : sequence of str
+        Strings that end a run, in the text without special tokens; the one that was met stays in it.
+    batch : int >= 1, optional
+        Segments decoded together; None lets the backend decide. The tokens do not depend on it.
+    top : int >= 0
+        How many of the most probable tokens each `Step` lists with their probabilities.
+
+    Raises
+    ------
+    DecodeError
+        A value outside its range, or a name that is none.
     """
 
-    sampling: Sampling = field(default_factory=Sampling)
-    cache: CachePolicy = field(default_factory=CachePolicy)
+    sampling: Sampling | str = field(default_factory=Sampling)
+    cache: CachePolicy | BuildsCache | str = field(default_factory=CachePolicy)
     max_tokens: int = MAX_TOKENS
+    on_loop: LoopAction | str = LoopAction.REPORT
+    stop: Sequence[str] = ()
+    batch: int | None = None
+    top: int = 0
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)  # frozen, but words become records here
+        put("sampling", named_sampling(self.sampling, "transcribe"))
+        put("cache", _named_cache(self.cache))
+        put("on_loop", LoopAction.of(self.on_loop, "on_loop"))
+        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
+            raise DecodeError(f"stop: expected a list of non-empty strings, found {self.stop!r}")
+        if not all(isinstance(s, str) and s for s in self.stop):
+            raise DecodeError(f"stop: expected a list of non-empty strings, found {self.stop!r}")
+        put("stop", tuple(self.stop))
+        _at_least(self.max_tokens, 1, "max_tokens")
+        _at_least(self.top, 0, "top")
+        if self.batch is not None:
+            _at_least(self.batch, 1, "batch")
+
+    @property
+    def rules(self) -> Sampling:
+        """`sampling` as the record that it has become."""
+        return cast(Sampling, self.sampling)
+
+    @property
+    def policy(self) -> BuildsCache:
+        """`cache` as the policy that it has become."""
+        return cast(BuildsCache, self.cache)
+
+
+def _at_least(value: object, least: int, name: str) -> None:
+    if not (is_whole(value) and cast(int, value) >= least):
+        raise DecodeError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+
+
+def named_sampling(sampling: Sampling | str, task: str) -> Sampling:
+    """A `Sampling` as it is, or the preset of that name as `task` has it."""
+    return sampling if isinstance(sampling, Sampling) else Sampling.named(sampling, task)
+
+
+def _named_cache(cache: CachePolicy | BuildsCache | str) -> CachePolicy | BuildsCache:
+    if isinstance(cache, str):
+        return CachePolicy(CacheKind.of(cache, "cache"))
+    if not (hasattr(cache, "limit") and hasattr(cache, "build")):
+        raise DecodeError(f"cache: expected a CachePolicy or one of {', '.join(CacheKind.values())}, found {cache!r}")
+    return cache
+
+
+class DecodingKeywords(TypedDict, total=False):
+    """The short keywords of every way of generating: fields of `DecodingOptions`, and single values of its records."""
+
+    sampling: Sampling | str | None
+    cache: CachePolicy | BuildsCache | str | None
+    max_tokens: int
+    on_loop: LoopAction | str
+    stop: Sequence[str]
+    batch: int | None
+    top: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    repetition: float
+    frequency: float
+    presence: float
+    no_repeat_ngram: int
+    window: int | None
+    include_prompt: bool
+    text: Penalties
+    audio: Penalties
+    escape: Penalties
+    max_cache_len: int | None
+    sinks: int
+    positions: Positions | str
+
+
+OPTION_FIELDS = tuple(f.name for f in fields(DecodingOptions))
+CACHE_FIELDS = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions"}
+KEYWORDS = (*OPTION_FIELDS, *SAMPLING_FIELDS, *PENALTY_FIELDS, *CACHE_FIELDS)
+
+
+def merge_options(
+    options: DecodingOptions | None = None, task: str = "transcribe", **changes: Unpack[DecodingKeywords]
+) -> DecodingOptions:
+    """The options that a caller means: a record, and on top of it short keywords.
+
+    Parameters
+    ----------
+    options : DecodingOptions, optional
+        Where to start; by default the planned values.
+    task : {"transcribe", "translate", "chat", "speak"}
+        Whose reference is meant by sampling="reference".
+    **changes
+        Fields of `DecodingOptions`, of `Sampling` and `Penalties` (text and audio alike), and `max_cache_len`, `sinks`
+        and `positions` of the cache. A whole record or its name is set first, single values on top of it. None for
+        sampling or cache leaves what `options` has.
+
+    Returns
+    -------
+    DecodingOptions
+
+    Raises
+    ------
+    DecodeError
+        An unknown keyword, or a value outside its range.
+
+    Examples
+    --------
+    >>> merge_options(temperature=0.7).sampling == Sampling(temperature=0.7)
+    True
+    >>> merge_options(sampling="greedy", cache="window", max_cache_len=512).cache.max_len
+    512
+    """
+    given: dict = dict(changes)
+    refuse_unknown(given)
+    if not (options is None or isinstance(options, DecodingOptions)):
+        raise DecodeError(f"options: expected a DecodingOptions, found {options!r:.80}")
+    options = options or DecodingOptions()
+    own = {name: given[name] for name in OPTION_FIELDS if name in given}
+    sampling, cache = own.pop("sampling", None), own.pop("cache", None)
+    sampling = options.rules if sampling is None else named_sampling(sampling, task)
+    cache = options.policy if cache is None else _named_cache(cache)
+    rules = {name: given[name] for name in (*SAMPLING_FIELDS, *PENALTY_FIELDS) if name in given}
+    limits = {field_: given[name] for name, field_ in CACHE_FIELDS.items() if name in given}
+    if limits and not isinstance(cache, CachePolicy):
+        raise DecodeError(f"{', '.join(limits)}: expected with a CachePolicy, found cache {type(cache).__name__}")
+    return replace(
+        options,
+        sampling=sampling.override(rules) if rules else sampling,
+        cache=replace(cast(CachePolicy, cache), **limits) if limits else cache,
+        **own,
+    )
+
+
+def refuse_unknown(given: Mapping, also: Sequence[str] = ()) -> None:
+    """Raise `DecodeError` for a keyword that is neither one of `KEYWORDS` nor one that the caller names in `also`."""
+    for name in given:
+        if name not in KEYWORDS and name not in also:
+            known = (*also, *KEYWORDS)
+            raise DecodeError(
+                f"unknown option {name!r}" + (hint(name, known) or f"; expected one of {', '.join(known)}")
+            )
+
+
+@dataclass(frozen=True)
+class RunOptions(DecodingOptions):
+    """What the decoding loop gets: the caller's options, and what follows from the model.
+
+    Parameters
+    ----------
+    stop_ids : frozenset of int
+        Token ids that end a run (the id itself is part of the run).
+    should_stop : callable, optional
+        Called once per run to make a function `stop(id) -> bool`, for stop strings.
+    audio_range : (int, int), optional
+        First id of the audio codes, and the one after the last; they have penalties of their own.
+    """
+
     stop_ids: frozenset[int] = frozenset()
-    on_loop: str = "report"
     should_stop: Callable[[], Callable[[int], bool]] | None = None
     audio_range: tuple[int, int] | None = None
 
-    def __post_init__(self):
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise DecodeError(f"max_tokens: expected a whole number of at least 1, found {self.max_tokens!r}")
-        if self.on_loop not in ON_LOOP:
-            raise DecodeError(f"on_loop: expected one of {', '.join(ON_LOOP)}, found {self.on_loop!r}")
+    @classmethod
+    def of(
+        cls,
+        options: DecodingOptions,
+        stop_ids: frozenset[int],
+        should_stop: Callable[[], Callable[[int], bool]] | None = None,
+        audio_range: tuple[int, int] | None = None,
+    ) -> RunOptions:
+        """These options for a model with these ids."""
+        own = {name: getattr(options, name) for name in OPTION_FIELDS}
+        return cls(**own, stop_ids=stop_ids, should_stop=should_stop, audio_range=audio_range)

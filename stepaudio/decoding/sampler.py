@@ -15,7 +15,7 @@ HISTORY_BLOCK = 512  # ids by which a history grows
 
 
 class History:
-    """Ids of one kind (text, or audio codes) per row, packed to the left, on the device.
+    """Token ids of one kind (text, or audio codes) per sequence, packed to the left, on the device.
 
     Whether an id is of this kind is only known on the device, and asking would stall it: so the fill counts are
     device arrays as well, and the host keeps an upper bound that tells when to grow.
@@ -27,7 +27,7 @@ class History:
         self._bound = 0
 
     def preload(self, prompts: list[list[int]]) -> None:
-        """Start with known ids, one list a row."""
+        """Start with known ids, one list per sequence."""
         self._bound = max(map(len, prompts), default=0)
         width = -(-(self._bound + 1) // HISTORY_BLOCK) * HISTORY_BLOCK
         table = np.full((len(prompts), width), -1, dtype=np.int32)
@@ -52,13 +52,14 @@ class History:
         return mx.where(mx.arange(self.ids.shape[1])[None, :] >= self.length[:, None] - window, self.ids, -1)
 
     def keep_rows(self, rows: mx.array) -> None:
+        """Drop all sequences of the batch but these."""
         self.ids, self.length = self.ids[rows], self.length[rows]
 
 
 class Sampler:
-    """The state of one run: histories, random keys, and which rows are escaping from a loop.
+    """The state of one batch: histories, random keys, and which sequences have the adaptive penalty.
 
-    audio_range (first, stop): ids that are audio codes; everything else is text.
+    audio_range : (first id of the audio codes, one after the last), None if the model has none; all other ids are text.
     """
 
     def __init__(self, sampling: Sampling, prompts: list[list[int]], audio_range: tuple[int, int] | None = None):
@@ -69,7 +70,7 @@ class Sampler:
             if kind == "audio" and audio_range is None:
                 continue
             history = History(len(prompts))
-            if penalties.prompt:
+            if penalties.include_prompt:
                 history.preload([[t for t in p if self._is_audio(t) == (kind == "audio")] for p in prompts])
             self._histories[kind] = history
         self._keys = [mx.random.key(sampling.seed) for _ in prompts]
@@ -83,11 +84,11 @@ class Sampler:
         return not (s.text.off and s.audio.off and (s.escape.off or not self._escaping.any()))
 
     def escape(self, row: int) -> None:
-        """From the next choice on, use the escape penalties for this row."""
+        """From the next choice on, use the escape penalties for this sequence of the batch."""
         self._escaping[row] = True
 
     def rules(self, logits: mx.array, of: str | None = None) -> mx.array:
-        """Penalties and bans over both histories. `of` = "escape" for the strengths of rows that loop."""
+        """Penalties and bans over both histories. `of` = "escape" for the strengths of sequences that loop."""
         for kind, history in self._histories.items():
             p = self.sampling.escape if of else getattr(self.sampling, kind)
             if p.off:
@@ -116,7 +117,7 @@ class Sampler:
         return ids
 
     def _draw(self, logits: mx.array) -> mx.array:
-        """One draw a row, each row with keys of its own, so that company does not change a row's luck."""
+        """One draw per sequence, with random keys of its own: results must not depend on the composition of the batch."""
         noise = []
         for row in range(logits.shape[0]):
             self._keys[row], key = mx.random.split(self._keys[row])
@@ -124,7 +125,7 @@ class Sampler:
         return mx.argmax(logits + mx.stack(noise), axis=-1)
 
     def keep_rows(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
+        """Drop all sequences of the batch but these."""
         for history in self._histories.values():
             history.keep_rows(mx.array(rows))
         self._escaping = self._escaping[rows]

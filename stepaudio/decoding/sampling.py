@@ -1,32 +1,48 @@
-"""Logit rules and the choice of the next id. Everything stays on the device; nothing is copied to the host.
+"""How the next token is chosen: penalties and sampling values as frozen records, with the presets.
 
-Order of rules, as in HF transformers (`generation/utils.py`): repetition penalty, frequency and presence
-penalty (not in HF; the OpenAI definition), no-repeat n-gram, then, if a temperature is set: temperature, top-k,
-top-p, min-p, draw. Text ids and audio codes have histories and strengths of their own.
-Axes: B rows, V ids, N slots of a history. Knows no nets and no text.
+Order of the rules, as in HF transformers (`generation/utils.py`): repetition penalty, frequency and presence penalty
+(not in HF; the OpenAI definition), no-repeat n-gram; then, if a temperature is set, temperature, top-k, top-p, min-p,
+draw. `logits` holds the rules as functions of arrays, `sampler` applies them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from ..choices import alternatives, hint, is_number, is_whole
 from ..errors import DecodeError
+
+PRESETS = ("planned", "reference", "greedy")
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """How hard repeats are punished. The defaults punish nothing.
+    """How strongly repetition is penalised. The defaults penalise nothing.
 
-    repetition : > 0. Logits of ids seen before are divided by it if positive, multiplied if negative (Keskar et
-        al. 2019); 1 is off.
-    frequency : subtracted once per earlier occurrence (HF has none; OpenAI's definition); 0 is off.
-    presence : subtracted once if the id occurred at all; 0 is off.
-    no_repeat_ngram : >= 0. An id that would complete an n-gram of this length seen before is banned; 0 is off.
-    window : only the last so many ids count; None for all.
-    prompt : whether the prompt's ids count as seen (HF: always; here by default not, since a prompt full of
+    Parameters
+    ----------
+    repetition : number > 0
+        Logits of tokens seen before are divided by it if positive, multiplied if negative (Keskar et al. 2019); 1 is
+        off.
+    frequency : number
+        Subtracted once per earlier occurrence (HF has none; OpenAI's definition); 0 is off.
+    presence : number
+        Subtracted once if the token occurred at all; 0 is off.
+    no_repeat_ngram : int >= 0
+        A token that would complete an n-gram of this length seen before is banned; 0 is off.
+    window : int >= 1, optional
+        Only this many of the latest tokens count; None for all.
+    include_prompt : bool
+        Whether the prompt's tokens count as seen (HF: always; here by default not, since a prompt full of
         `<audio_patch>` says nothing about repetition).
+
+    Raises
+    ------
+    DecodeError
+        A value outside its range.
     """
 
     repetition: float = 1.0
@@ -34,31 +50,29 @@ class Penalties:
     presence: float = 0.0
     no_repeat_ngram: int = 0
     window: int | None = None
-    prompt: bool = False
+    include_prompt: bool = False
 
     def __post_init__(self):
-        _need(0 < self.repetition < np.inf, "repetition penalty", "above 0, finite", self.repetition)
+        _number(self.repetition, "repetition penalty", "above 0, finite", lambda x: 0 < x < np.inf)
+        for name in ("frequency", "presence"):
+            _number(getattr(self, name), f"{name} penalty", "a finite number", np.isfinite)
         _need(
-            np.isfinite([self.frequency, self.presence]).all(),
-            "frequency and presence penalty",
-            "finite",
-            (self.frequency, self.presence),
-        )
-        _need(
-            isinstance(self.no_repeat_ngram, int) and self.no_repeat_ngram >= 0,
+            is_whole(self.no_repeat_ngram) and self.no_repeat_ngram >= 0,
             "no_repeat_ngram",
             "0 (off) or a length",
             self.no_repeat_ngram,
         )
         _need(
-            self.window is None or (isinstance(self.window, int) and self.window > 0),
+            self.window is None or (is_whole(self.window) and self.window > 0),
             "penalty window",
-            "a whole number of at least 1 id, or None",
+            "a whole number of at least 1 token, or None",
             self.window,
         )
+        _need(isinstance(self.include_prompt, bool), "include_prompt", "true or false", self.include_prompt)
 
     @property
     def off(self) -> bool:
+        """Whether nothing is penalised."""
         return self.repetition == 1 and not self.frequency and not self.presence and not self.no_repeat_ngram
 
 
@@ -67,20 +81,39 @@ def _need(ok: bool, what: str, expected: str, found) -> None:
         raise DecodeError(f"{what}: expected {expected}, found {found!r}")
 
 
+def _number(value, what: str, expected: str, fits) -> None:
+    """Refuse what is no number, or is one that does not fit. NaN fits nowhere."""
+    _need(is_number(value) and bool(fits(value)), what, expected, value)
+
+
 PLANNED = Penalties(frequency=1.2, no_repeat_ngram=3)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen. The plain constructor gives the project's planned defaults.
+    """How the next token is chosen. The plain constructor gives the project's planned defaults.
 
-    temperature : >= 0; 0 takes the most probable id (greedy) and ignores top_k, top_p, min_p and seed.
-    top_k : >= 0 ids to keep, ties with the last kept; 0 is off.
-    top_p : 0 < p <= 1, smallest set of ids with that much probability; 1 is off.
-    min_p : 0 <= p <= 1, ids less probable than p times the best are dropped; 0 is off.
-    text, audio : `Penalties` of text ids and of audio codes, each with its own history.
-    escape : `Penalties` that replace `text` and `audio` once a run is to escape from a loop.
-    seed : of the draw; the same seed gives the same ids.
+    Parameters
+    ----------
+    temperature : number >= 0
+        0 takes the most probable token (greedy) and ignores top_k, top_p, min_p and seed.
+    top_k : int >= 0
+        Tokens to keep, ties with the last kept; 0 is off.
+    top_p : number, 0 < p <= 1
+        Smallest set of tokens with that much probability; 1 is off.
+    min_p : number, 0 <= p <= 1
+        Tokens less probable than p times the best are dropped; 0 is off.
+    text, audio : Penalties
+        Of text tokens and of audio codes, each with its own history.
+    escape : Penalties
+        Replace `text` and `audio` once a run is to escape from a repetition loop.
+    seed : int >= 0
+        Of the draw; the same seed gives the same tokens.
+
+    Raises
+    ------
+    DecodeError
+        A value outside its range.
     """
 
     temperature: float = 0.0
@@ -93,11 +126,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        _need(0 <= self.temperature < np.inf, "temperature", "0 (greedy) or more, finite", self.temperature)
-        _need(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", "0 (off) or a count", self.top_k)
-        _need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
-        _need(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
-        _need(isinstance(self.seed, int) and 0 <= self.seed < 2**64, "seed", "a whole number of 64 bits", self.seed)
+        _number(self.temperature, "temperature", "0 (greedy) or more, finite", lambda t: 0 <= t < np.inf)
+        _need(is_whole(self.top_k) and self.top_k >= 0, "top_k", "0 (off) or a count", self.top_k)
+        _number(self.top_p, "top_p", "above 0 and at most 1", lambda p: 0 < p <= 1)
+        _number(self.min_p, "min_p", "between 0 and 1", lambda p: 0 <= p <= 1)
+        for name in ("text", "audio", "escape"):
+            _need(isinstance(getattr(self, name), Penalties), name, "Penalties", getattr(self, name))
+        _need(is_whole(self.seed) and 0 <= self.seed < 2**64, "seed", "a whole number of 64 bits", self.seed)
 
     @classmethod
     def planned(cls, **changes) -> Sampling:
@@ -106,33 +141,49 @@ class Sampling:
 
     @classmethod
     def greedy(cls, **changes) -> Sampling:
-        """The most probable id, no penalties."""
+        """The most probable token, no penalties."""
         return cls(text=Penalties(), audio=Penalties(), **changes)
 
     @classmethod
     def reference(cls, task: str = "transcribe") -> Sampling:
-        """What StepFun's examples use: plain greedy to transcribe; for chat and speech a temperature of 0.7, top-p
-        0.9, repetition penalty 1.05 over prompt and answer, and HF's silent top-k of 50.
+        """What StepFun's examples use.
+
+        Plain greedy to transcribe and translate; for chat and speech a temperature of 0.7, top-p 0.9, repetition
+        penalty 1.05 over prompt and answer, and HF's silent top-k of 50.
         """
         if task in ("transcribe", "translate"):
             return cls.greedy()
         _need(task in ("chat", "speak"), "task", "transcribe, translate, chat or speak", task)
-        penalties = Penalties(repetition=1.05, prompt=True)
+        penalties = Penalties(repetition=1.05, include_prompt=True)
         return cls(temperature=0.7, top_k=50, top_p=0.9, text=penalties, audio=penalties)
 
     @classmethod
     def named(cls, name: str, task: str = "transcribe") -> Sampling:
-        """`planned`, `reference` or `greedy`, as the commands spell it."""
-        makers = {"planned": cls.planned, "greedy": cls.greedy, "reference": lambda: cls.reference(task)}
-        _need(name in makers, "sampling", "planned, reference or greedy", name)
-        return makers[name]()
+        """A preset by its name: `planned`, `reference` or `greedy`; `task` as in `reference`."""
+        if name not in PRESETS:
+            raise DecodeError(
+                f"sampling: expected {alternatives(PRESETS)}, or a Sampling, found {name!r}{hint(name, PRESETS)}"
+            )
+        return cls.reference(task) if name == "reference" else getattr(cls, name)()
 
-    def override(self, changes: dict) -> Sampling:
-        """A copy with single values changed; penalty names change the text's and the audio codes' alike."""
-        penalties = {k: v for k, v in changes.items() if k in {f.name for f in fields(Penalties)}}
+    def override(self, changes: Mapping) -> Sampling:
+        """A copy with single values changed; penalty names change the text's and the audio codes' alike.
+
+        `changes` maps names of fields of `Sampling` or `Penalties` to values. Raises `DecodeError` for another name.
+        """
+        penalties = {k: v for k, v in changes.items() if k in PENALTY_FIELDS}
         own = {k: v for k, v in changes.items() if k not in penalties}
-        unknown = set(own) - {f.name for f in fields(Sampling)}
-        _need(not unknown, "sampling option", "a field of Sampling or Penalties", ", ".join(sorted(unknown)))
+        unknown = sorted(set(own) - set(SAMPLING_FIELDS))
+        if unknown:
+            known = (*SAMPLING_FIELDS, *PENALTY_FIELDS)
+            raise DecodeError(
+                f"sampling option: expected a field of Sampling or Penalties, found {', '.join(map(repr, unknown))}"
+                f"{hint(unknown[0], known)}"
+            )
         if penalties:
             own = {"text": replace(self.text, **penalties), "audio": replace(self.audio, **penalties), **own}
         return replace(self, **own)
+
+
+PENALTY_FIELDS = tuple(f.name for f in fields(Penalties))
+SAMPLING_FIELDS = tuple(f.name for f in fields(Sampling))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from ..constants import SAMPLE_RATE
 from ..errors import DataError, StepAudioError
 from ..transcribe import Transcript, timed
 from .manifest import Clip, read_manifest
@@ -127,7 +128,7 @@ def _score_group(model, group: list[Clip], downmix: str, options: dict[str, Any]
         except StepAudioError as error:
             failed[k] = str(error)
     reading = (time.perf_counter() - began) / max(1, sum(map(len, samples.values())))  # seconds per sample
-    transcripts = model.transcribe_many(list(samples.values()), **options) if samples else []
+    transcripts = model.transcribe(list(samples.values()), sr=SAMPLE_RATE, **options) if samples else []
     done = dict(zip(samples, transcripts, strict=True))
     for k, clip in enumerate(group):
         if k in failed:

@@ -109,7 +109,7 @@ def without_audio_end(prompt: Prompt) -> Prompt:
     """The prompt with the one id after the rows of each piece of audio taken out."""
     ends = [slot.start + slot.length for slot in prompt.slots]
     slots = [AudioSlot(s.start - i, s.length, s.clip, s.piece) for i, s in enumerate(prompt.slots)]
-    return Prompt(tuple(np.delete(prompt.ids, ends).tolist()), tuple(slots))
+    return Prompt(tuple(np.delete(prompt.tokens, ends).tolist()), tuple(slots))
 
 
 def wrong_prompt(**choices: bool) -> Apply:

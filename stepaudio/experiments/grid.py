@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from ..constants import MAX_TOKENS
-from ..decoding.loop_detector import ON_LOOP
+from ..decoding.options import DecodingOptions
 from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError
 from ..evaluation.manifest import Clip, read_manifest
@@ -44,7 +44,7 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
     if isinstance(spec, str):
         return Sampling.named(spec)
     penalties = {f.name for f in fields(Penalties)}
-    spec = require_keys(spec, {"base", *penalties, *(f.name for f in fields(Sampling))}, path)
+    spec = require_keys(_of_now(spec), {"base", *penalties, *(f.name for f in fields(Sampling))}, path)
     if spec.get("seed", 0) != 0:
         raise ConfigError(f"{path}.seed: seeds belong to the grid, found {spec['seed']!r} in a setting")
     start = Sampling.named(spec.pop("base", "planned"))
@@ -53,6 +53,13 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
         both = {kind: read_record(Penalties, shared, path, start=getattr(start, kind)) for kind in ("text", "audio")}
         start = replace(start, **both)
     return read_record(Sampling, spec, path, start=start)
+
+
+def _of_now(spec: object) -> object:
+    """A JSON object with today's names: grids and rows of before version 0.2 say "prompt" for `include_prompt`."""
+    if not isinstance(spec, Mapping):
+        return spec
+    return {"include_prompt" if name == "prompt" else name: _of_now(value) for name, value in spec.items()}
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,7 @@ class Setting:
     downmix: str = "first"
 
     def __post_init__(self):
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise ConfigError(f"max_tokens: expected a whole number of at least 1, found {self.max_tokens!r}")
-        if self.on_loop not in ON_LOOP:
-            raise ConfigError(f"on_loop: expected one of {', '.join(ON_LOOP)}, found {self.on_loop!r}")
+        object.__setattr__(self, "on_loop", self.options.on_loop)  # checks all five, and makes names of choices
         if self.downmix not in ("first", "mean") or not isinstance(self.prompt, str):
             raise ConfigError(
                 f"expected downmix first or mean and a prompt of text, found {self.downmix!r}, {self.prompt!r}"
@@ -82,6 +86,11 @@ class Setting:
         if isinstance(spec, Setting):
             return spec
         return read_record(cls, spec, path, readers={Sampling: sampling_from})
+
+    @property
+    def options(self) -> DecodingOptions:
+        """The same for the model's methods, but for prompt and downmix."""
+        return DecodingOptions(self.sampling, self.cache, self.max_tokens, self.on_loop)
 
     def to_dict(self) -> dict:
         """Every value spelled out, defaults too, so that it means the same after a default changes."""

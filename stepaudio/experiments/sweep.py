@@ -187,13 +187,10 @@ def _wait_for_all(group: mx.distributed.Group) -> None:
 
 def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -> dict:
     """Transcribe a clip under a setting with this seed; the measured columns of a row."""
-    sampling = setting.sampling.override({"seed": seed})
     transcript = model.transcribe(
         clip.file,
-        sampling=sampling,
-        cache=setting.cache,
-        max_tokens=setting.max_tokens,
-        on_loop=setting.on_loop,
+        options=setting.options,
+        seed=seed,
         prompt=setting.prompt,
         downmix=setting.downmix,
         progress=False,
@@ -205,7 +202,7 @@ def measured(transcript: Transcript, expected: str) -> dict:
     """Columns that follow from a transcript. Loops are detected here again: `on_loop` must not decide them."""
     text = transcript.text or ""
     (words, errors), (chars, wrong) = count_errors(expected, text), count_char_errors(expected, text)
-    ids = [list(s.ids) for s in transcript.segments]
+    ids = [list(s.tokens) for s in transcript.segments]
     loops = [found for tokens in ids if (found := loop_period_onset(tokens))[0] is not None]
     period, onset = loops[0] if loops else (None, None)
     return {
@@ -233,7 +230,7 @@ def _mean_logprob(segments: tuple[Segment, ...]) -> float | None:
 
 
 def _n_given(segment: Segment) -> int:
-    return len(segment.ids) + (segment.stop == "eos")
+    return len(segment.tokens) + (segment.stop == "eos")
 
 
 def _or_none(value: float) -> float | None:
@@ -251,6 +248,6 @@ def kv_bytes(model: StepAudio2, transcript: Transcript, setting: Setting) -> int
         if s.stop != "silence":
             rows = n_prompt_rows(n_mel_frames(round((s.end - s.start) * SAMPLE_RATE)))
             prompt = model.pipeline.build_prompt(asr_turns(setting.prompt), model.tokenizer, [[rows]])
-            most = max(most, len(prompt.ids) + _n_given(s))
+            most = max(most, len(prompt.tokens) + _n_given(s))
     held = most if limit is None else min(most, limit)
     return held * model.config.text_config.kv_bytes_per_position(model.net.dtype.size)

@@ -172,7 +172,7 @@ class Trace:
     @property
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the answer, the end mark included."""
-        return tuple(step.id for step in self.steps)
+        return tuple(step.token for step in self.steps)
 
     def __getitem__(self, name: str) -> list[np.ndarray]:
         """One array per pass, in order."""

@@ -60,9 +60,9 @@ class Interleaving:
 
 def interleaving(answer: Generation) -> Interleaving:
     """Kinds and times of an answer's ids. Raises `ConfigError` for one without ids."""
-    if not answer.ids:
+    if not answer.tokens:
         raise ConfigError("interleaving: the answer has no ids")
-    kinds = np.concatenate([np.full(len(p.ids), KINDS.index(p.kind)) for p in answer.pieces])
+    kinds = np.concatenate([np.full(len(p.tokens), KINDS.index(p.kind)) for p in answer.pieces])
     is_code = kinds == KINDS.index(CODES)
     before = np.cumsum(is_code) - is_code
     count = [int((kinds == i).sum()) for i in range(3)]

@@ -1,13 +1,13 @@
-"""Key/value caches: what the decoder remembers, what it forgets, and where it believes things stand.
+"""Key/value caches: what the decoder keeps, what it evicts, and at which positions it places what is kept.
 
 One protocol, used by attention without asking which kind it has:
     plan(n)              n new positions are coming: work out positions and mask, once for all layers
     update(i, q, k, v)   rotate, store and return (q, k, v, mask) for layer i
     advance()            the new positions are now part of the past
     slots                after `plan`: which absolute position each of the L slots holds that this pass reads
-Axes: B rows, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no text.
+Axes: B sequences of a batch, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no text.
 
-Position conventions. *absolute*: a key is rotated once, at the position where it was read. *renumbered*: keys
+Position conventions. *absolute*: a key is rotated once, at the position where it was read. *reindexed*: keys
 are stored unrotated and take, at each step, their rank among the positions still held (StreamingLLM, Xiao et
 al. 2023, section 3.2), so that no distance ever exceeds the limit.
 """
@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backend.ops import rope
+from ..choices import CacheKind, Positions, is_whole
 from ..constants import MAX_CACHE_LEN
 from ..errors import DecodeError
 
@@ -72,7 +73,7 @@ class KVCache(Protocol):
 
 
 class NoCache:
-    """Remembers nothing: one causal pass over a whole sequence (training, logits of a prompt).
+    """Keeps nothing: one causal pass over a whole sequence (training, logits of a prompt).
 
     `pad` (B,) counts positions at the left of each row that hold nothing.
     """
@@ -112,7 +113,7 @@ def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
 
 
 class FullCache:
-    """Remembers everything; grows in blocks. The only kind that holds several rows of unlike length.
+    """Keeps everything; grows in blocks. The only kind that holds a batch of prompts of unlike length.
 
     `pad` (B,): unused positions at the left of each row, for prompts of different length in one batch.
     """
@@ -190,16 +191,16 @@ def write(buffer: mx.array | None, new: mx.array, start: int, limit: int | None 
 
 
 class WindowCache:
-    """Remembers chosen positions for ever and, beside them, the most recent others: never more than `max_len`.
+    """Keeps chosen positions for ever and, beside them, the most recent others: never more than `max_len`.
 
     Position p sees position j <= p if j is in `kept`, or j is among the last `max_len - len(kept)` positions
     that are not. With `kept` empty this is a sliding window; with the first few positions, attention sinks;
-    with a span of audio, span pinning. One row only. The rule also holds inside a prefill, through the mask.
+    with a span of audio, span pinning. A batch of one only. The rule also holds inside a prefill, through the mask.
     """
 
-    def __init__(self, n_layers: int, rope: Rope, max_len: int, kept=(), renumber: bool = False):
+    def __init__(self, n_layers: int, rope: Rope, max_len: int, kept=(), reindex: bool = False):
         self._kept = np.unique(np.asarray(list(kept), dtype=np.int64))
-        self.max_len, self._window, self._renumber = max_len, max_len - len(self._kept), renumber
+        self.max_len, self._window, self._reindex = max_len, max_len - len(self._kept), reindex
         if self._window < 1:
             n = len(self._kept)
             raise DecodeError(
@@ -219,9 +220,9 @@ class WindowCache:
     def room(self, n: int) -> int:
         """How many of `n` new positions may come in one step.
 
-        Renumbered positions move whenever something is forgotten, so a step ends before that, or is one position.
+        Re-indexed positions move whenever something is evicted, so a step ends before that, or is one position.
         """
-        if not self._renumber:
+        if not self._reindex:
             return min(n, self.max_len)
         new = np.arange(self.offset, self.offset + n)
         loose = np.count_nonzero(~self._is_kept(self.held)) + np.cumsum(~self._is_kept(new))
@@ -262,14 +263,14 @@ class WindowCache:
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
         """Rotate, store, and return queries, keys and values by slot, and the mask."""
-        if not self._renumber:
+        if not self._reindex:
             q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         if self._n == 1:
             self._keys[layer] = write(self._keys[layer], k, self._slot, self.max_len)
             self._values[layer] = write(self._values[layer], v, self._slot, self.max_len)
             n = len(self._after)
             k, v = self._keys[layer][..., :n, :], self._values[layer][..., :n, :]
-            if self._renumber:
+            if self._reindex:
                 q, k = self._rope(q, n - 1), self._rope.at(k, self._ranks)
             return q, k, v, self._mask
         if self._keys[layer] is not None:
@@ -278,7 +279,7 @@ class WindowCache:
             v = mx.concatenate([self._values[layer][..., :n, :], v], axis=2)
         stay = self._survivors
         self._keys[layer], self._values[layer] = (k, v) if stay is None else (k[..., stay, :], v[..., stay, :])
-        if self._renumber:  # `room` saw to it that nothing is forgotten during this step: ranks stay as they are
+        if self._reindex:  # `room` saw to it that nothing is evicted during this step: ranks stay as they are
             q, k = self._rope(q, len(self.held)), self._rope.at(k, self._ranks)
         return q, k, v, self._mask
 
@@ -300,41 +301,52 @@ class WindowCache:
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What to remember. Immutable; `build` makes the cache of one run.
+    """What the decoder's cache keeps. Immutable; `build` makes the cache of one run.
 
-    kind: "full" (everything), "window" (the last `max_len`), "sinks" (the first `sinks` and the most recent),
-    "pinned" (sinks, every audio row of the prompt, and the most recent). `max_len` counts positions, all kinds
-    but "full" hold at most that many; None takes the config's `max_cache_len` (4096 unless it says otherwise).
-    positions: "absolute" or "renumbered". Raises `DecodeError` on anything else.
+    Parameters
+    ----------
+    kind : CacheKind or its name
+        "full" (everything), "window" (the last `max_len`), "sinks" (the first `sinks` and the most recent), "pinned"
+        (sinks, every audio embedding of the prompt, and the most recent).
+    max_len : int >= 1, optional
+        Positions that all kinds but "full" hold at most; None takes the config's `max_cache_len` (4096 unless it says
+        otherwise).
+    sinks : int >= 0
+        First positions that "sinks" and "pinned" never evict.
+    positions : Positions or its name
+        "absolute" or "reindexed".
+
+    Raises
+    ------
+    DecodeError
+        Anything else, and re-indexed positions of a full cache.
     """
 
-    kind: str = "sinks"
+    kind: CacheKind | str = CacheKind.SINKS
     max_len: int | None = None
     sinks: int = 4
-    positions: str = "absolute"
+    positions: Positions | str = Positions.ABSOLUTE
 
     def __post_init__(self):
-        if self.kind not in ("full", "window", "sinks", "pinned"):
-            raise DecodeError(f"cache kind {self.kind!r}: expected full, window, sinks or pinned")
-        if self.positions not in ("absolute", "renumbered"):
-            raise DecodeError(f"cache positions {self.positions!r}: expected absolute or renumbered")
-        if self.kind == "full" and self.positions == "renumbered":
-            raise DecodeError("a full cache forgets nothing, so there is nothing to renumber: positions='absolute'")
-        if self.max_len is not None and not (isinstance(self.max_len, int) and self.max_len >= 1):
+        object.__setattr__(self, "kind", CacheKind.of(self.kind, "cache kind"))
+        object.__setattr__(self, "positions", Positions.of(self.positions, "cache positions"))
+        if self.kind == CacheKind.FULL and self.positions == Positions.REINDEXED:
+            raise DecodeError("a full cache evicts nothing, so there is nothing to re-index: positions='absolute'")
+        if self.max_len is not None and not (is_whole(self.max_len) and self.max_len >= 1):
             raise DecodeError(f"cache max_len {self.max_len!r}: expected a whole number of at least 1 position")
-        if not (isinstance(self.sinks, int) and self.sinks >= 0):
+        if not (is_whole(self.sinks) and self.sinks >= 0):
             raise DecodeError(f"cache sinks {self.sinks!r}: expected a whole number, 0 or more")
 
     def limit(self, default: int = MAX_CACHE_LEN) -> int | None:
         """Most positions held, None for no limit."""
-        return None if self.kind == "full" else self.max_len or default
+        return None if self.kind == CacheKind.FULL else self.max_len or default
 
     def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN, spans=()) -> FullCache | WindowCache:
-        """A cache for one prompt. `spans`: (start, length) of the audio rows, used by "pinned"."""
+        """A cache for one prompt. `spans`: (start, length) of the audio embeddings, used by "pinned"."""
         limit = self.limit(default_len)
         if limit is None:
             return FullCache(n_layers, rope)
-        kept: list[int] = list(range(self.sinks)) if self.kind in ("sinks", "pinned") else []
-        if self.kind == "pinned":
+        kept: list[int] = list(range(self.sinks)) if self.kind != CacheKind.WINDOW else []
+        if self.kind == CacheKind.PINNED:
             kept += [p for start, length in spans for p in range(start, start + length)]
-        return WindowCache(n_layers, rope, limit, kept, self.positions == "renumbered")
+        return WindowCache(n_layers, rope, limit, kept, self.positions == Positions.REINDEXED)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..decoding.generate import Request, collect, generate
 from ..decoding.logits import ban_repeated_ngrams, keep_min_p, keep_top_k, keep_top_p, penalise, seen_counts, warp
-from ..decoding.options import Options
+from ..decoding.options import RunOptions
 from ..decoding.sampling import Penalties, Sampling
 from ..models.kv_cache import NoCache
 from ..models.speech_lm import Slot, StepAudioConfig, StepAudioNet
@@ -17,9 +17,9 @@ from .golden import under_golden_names
 
 GREEDY = {
     "plain": Penalties(),
-    "rep": Penalties(repetition=1.3, prompt=True),
-    "ngram": Penalties(no_repeat_ngram=3, prompt=True),
-    "both": Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True),
+    "rep": Penalties(repetition=1.3, include_prompt=True),
+    "ngram": Penalties(no_repeat_ngram=3, include_prompt=True),
+    "both": Penalties(repetition=1.3, no_repeat_ngram=3, include_prompt=True),
 }
 THROUGH_THE_NET = 1e-3
 GOLDEN_NAMES = {r"decoder\.(\d+)\.resid_post": r"layer\1", r"decoder\.out": "norm"}
@@ -45,8 +45,10 @@ def greedy_tokens(
     net: StepAudioNet, ids: np.ndarray, x: mx.array, n: int, penalties=GREEDY["plain"], eos=()
 ) -> list[int]:
     """Tokens of a greedy run of at most `n` through our own loop and cache."""
-    options = Options(Sampling(text=penalties, audio=penalties), max_tokens=n, stop_ids=frozenset(eos), on_loop="off")
-    return list(collect(generate(net, [Request(ids[0], x[0])], options), 1)[0].ids)
+    options = RunOptions(
+        Sampling(text=penalties, audio=penalties), max_tokens=n, stop_ids=frozenset(eos), on_loop="off"
+    )
+    return list(collect(generate(net, [Request(ids[0], x[0])], options), 1)[0].tokens)
 
 
 def _check_text(golden, net: StepAudioNet) -> None:

@@ -62,7 +62,7 @@ def _chat_ids(chat: dict, tokenizer: Tokenizer) -> list[int]:
         clips[-1].append(rows) if open_clip else clips.append([rows])
         open_clip = frames == FULL_PIECE
     build = build_prompt if all(isinstance(m, dict) and "role" in m for m in chat["messages"]) else build_base_prompt
-    return list(build(chat["messages"], tokenizer, clips).ids)
+    return list(build(chat["messages"], tokenizer, clips).tokens)
 
 
 def special_token_checks(golden, folder: Path) -> None:

@@ -81,27 +81,27 @@ class AudioSlot:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids for the decoder and one slot per piece of audio, in order; may be built by hand from ids alone."""
+    """Token ids for the decoder and one slot per piece of audio, in order; may be built by hand from ids alone."""
 
-    ids: tuple[int, ...]
+    tokens: tuple[int, ...]
     slots: tuple[AudioSlot, ...] = ()
 
     def __post_init__(self):
-        if not self.ids:
-            raise PromptError("the prompt is empty; expected at least one id")
+        if not self.tokens:
+            raise PromptError("the prompt is empty; expected at least one token")
         free = 0
         for slot in self.slots:
-            if not (free <= slot.start and slot.length >= 0 and slot.start + slot.length <= len(self.ids)):
+            if not (free <= slot.start and slot.length >= 0 and slot.start + slot.length <= len(self.tokens)):
                 raise PromptError(
                     f"audio rows {slot.start}..{slot.start + slot.length - 1} overlap others or lie "
-                    f"outside the {len(self.ids)} ids of the prompt"
+                    f"outside the {len(self.tokens)} tokens of the prompt"
                 )
             free = slot.start + slot.length
 
     @property
     def n_prompt(self) -> int:
         """Positions the prompt takes."""
-        return len(self.ids)
+        return len(self.tokens)
 
 
 class _Writer:

@@ -52,7 +52,7 @@ class PromptTokens:
 def transcription_prompt(tokenizer: Tokenizer) -> PromptTokens:
     """The reference's transcription prompt, divided at its audio embeddings."""
     prompt = asr_prompt(tokenizer, [1])
-    tokens, start = list(prompt.ids), prompt.slots[0].start
+    tokens, start = list(prompt.tokens), prompt.slots[0].start
     return PromptTokens(tokens[:start], tokens[start + 1 :], tokenizer.audio_patch, tokenizer.eot)
 
 

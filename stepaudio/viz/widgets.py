@@ -333,7 +333,7 @@ def _decode(
         return ["Nothing in this clip rises above -60 dBFS; such segments are not decoded."], b""
     found = model.transcribe(samples, sampling=sampling, cache=cache, max_tokens=max_tokens, progress=False)
     segment = found.segments[0]
-    tokens = segment.ids
+    tokens = segment.tokens
     loop = find_loop(tokens)
     ending = f"repeats {loop.period} tokens from token {loop.onset} on" if loop else "no loop"
     score = ""

@@ -57,12 +57,12 @@ def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
     status, out, err = run("transcribe", wav, wav, *FEW)
     assert (status, err, len(out)) == (0, "", 2)
     found = json.loads(out[0])
-    assert list(found) == ["file", "text", "segments", "audio_seconds", "wall_seconds"]
+    assert list(found) == ["file", "text", "segments", "audio_seconds", "wall_seconds", "notes"]
     wanted = tiny_model.transcribe(wav, max_tokens=6)
     assert found["file"] == str(wav) and found["text"] == wanted.text and found["audio_seconds"] == 1
     (segment,) = found["segments"]
     assert (segment["start"], segment["end"], segment["stop"]) == (0, 1, wanted.segments[0].stop)
-    assert tuple(segment["ids"]) == wanted.segments[0].ids and segment["mean_logprob"] < 0
+    assert tuple(segment["tokens"]) == wanted.segments[0].tokens and segment["mean_logprob"] < 0
     assert run("transcribe", "--json", wav, *FEW)[1][0].split('"wall')[0] == out[0].split('"wall')[0]
 
 
@@ -95,12 +95,12 @@ def test_silence(run, tmp_path):
 def test_ids_without_a_tokenizer(run, wav, tiny_model):
     prompt = asr_prompt(tiny_model.tokenizer, [1])
     start = prompt.slots[0].start
-    ids = f"{' '.join(map(str, prompt.ids[:start]))} AUDIO {','.join(map(str, prompt.ids[start + 1 :]))}"
-    wanted = list(tiny_model.transcribe(wav, max_tokens=6).segments[0].ids)
+    ids = f"{' '.join(map(str, prompt.tokens[:start]))} AUDIO {','.join(map(str, prompt.tokens[start + 1 :]))}"
+    wanted = list(tiny_model.transcribe(wav, max_tokens=6).segments[0].tokens)
     for flags in (["--no-tokenizer"], ["--no-tokenizer", "--text"], []):
         status, out, _ = run("transcribe", *flags, "--prompt-ids", ids, wav, *FEW)
         found = json.loads(out[0])
-        assert status == 0 and found["segments"][0]["ids"] == wanted and (found["text"] is None) == bool(flags)
+        assert status == 0 and found["segments"][0]["tokens"] == wanted and (found["text"] is None) == bool(flags)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_ids_need_a_prompt_of_ids(run, wav, ids):
 
 def test_the_prompt_matters(run, wav):
     a, b = (
-        json.loads(run("transcribe", "--prompt", p, wav, "--max-tokens", "20")[1][0])["segments"][0]["ids"]
+        json.loads(run("transcribe", "--prompt", p, wav, "--max-tokens", "20")[1][0])["segments"][0]["tokens"]
         for p in ("what is the time", "café")
     )
     assert a != b
@@ -124,21 +124,21 @@ def test_downmix(run, tmp_path):
     sf.write(tmp_path / "s.wav", x, 16_000, subtype="FLOAT")
     sf.write(tmp_path / "m.wav", x.mean(1), 16_000, subtype="FLOAT")
     sf.write(tmp_path / "l.wav", x[:, 0], 16_000, subtype="FLOAT")
-    ids = lambda *a: json.loads(run("transcribe", *a, *FEW)[1][0])["segments"][0]["ids"]
+    ids = lambda *a: json.loads(run("transcribe", *a, *FEW)[1][0])["segments"][0]["tokens"]
     assert ids(tmp_path / "s.wav") == ids(tmp_path / "l.wav")
     assert ids("--downmix", "mean", tmp_path / "s.wav") == ids(tmp_path / "m.wav")
 
 
 def sampled(run, wav, *options):
     out = run("transcribe", wav, "--max-tokens", "40", *options)[1]
-    return json.loads(out[0])["segments"][0]["ids"]
+    return json.loads(out[0])["segments"][0]["tokens"]
 
 
 def test_sampling_reaches_the_decoder(run, wav, tiny_model):
     from stepaudio.decoding.sampling import Penalties, Sampling
 
     def direct(sampling):
-        return list(tiny_model.transcribe(wav, max_tokens=40, sampling=sampling).segments[0].ids)
+        return list(tiny_model.transcribe(wav, max_tokens=40, sampling=sampling).segments[0].tokens)
 
     assert sampled(run, wav) == direct(Sampling.planned()) == direct(None)
     assert (
@@ -150,7 +150,7 @@ def test_sampling_reaches_the_decoder(run, wav, tiny_model):
     assert (
         sampled(run, wav, *seeded) == sampled(run, wav, *seeded) == direct(Sampling(temperature=1.3, top_k=20, seed=4))
     )
-    one = Penalties(repetition=1.5, frequency=0.7, presence=0.2, no_repeat_ngram=2, window=9, prompt=True)
+    one = Penalties(repetition=1.5, frequency=0.7, presence=0.2, no_repeat_ngram=2, window=9, include_prompt=True)
     found = sampled(
         run,
         wav,
@@ -175,12 +175,12 @@ def test_cache_reaches_the_decoder(run, wav, tiny_model):
     from stepaudio.models.kv_cache import CachePolicy
 
     options = ["--sampling", "greedy", "--cache", "window", "--max-cache-len", "50", "--positions", "renumbered"]
-    found = json.loads(run("transcribe", wav, *options, "--max-tokens", "60")[1][0])["segments"][0]["ids"]
+    found = json.loads(run("transcribe", wav, *options, "--max-tokens", "60")[1][0])["segments"][0]["tokens"]
     from stepaudio.decoding.sampling import Sampling
 
     policy = CachePolicy("window", 50, positions="renumbered")
     wanted = tiny_model.transcribe(wav, cache=policy, sampling=Sampling.greedy(), max_tokens=60)
-    assert found == list(wanted.segments[0].ids)
+    assert found == list(wanted.segments[0].tokens)
 
 
 @pytest.mark.parametrize("options", [

@@ -12,6 +12,7 @@ import soundfile as sf
 import tiny
 
 from stepaudio.cli.main import main
+from stepaudio.decoding.options import DecodingOptions
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.models.token2wav.flow import FlowOptions
 from stepaudio.speech_model import SpeechModel, SpeechOptions
@@ -44,7 +45,9 @@ def model(speaking_checkpoint) -> SpeechModel:
 
 def options(**changes) -> SpeechOptions:
     sampling = Sampling.reference("chat").override({"seed": 4})
-    return SpeechOptions(sampling, max_tokens=60, seed=4, voicing=StreamOptions(FlowOptions(2)), **changes)
+    return SpeechOptions(
+        DecodingOptions(sampling, max_tokens=60), seed=4, voicing=StreamOptions(FlowOptions(2)), **changes
+    )
 
 
 def one_line(err: str) -> str:
@@ -135,7 +138,9 @@ def test_respond_and_translate(run, model):
     aloud = model.translate_speech("clip.wav", "clip.wav", "en", options())
     told = json.loads(run("translate", "clip.wav", "--to", "en", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
     assert (told["codes"], told["text"]) == (aloud.n_codes, aloud.text)
-    written = model.translate("clip.wav", "zh", SpeechOptions(Sampling.reference("translate"), max_tokens=9))
+    written = model.translate(
+        "clip.wav", "zh", SpeechOptions(DecodingOptions(Sampling.reference("translate"), max_tokens=9))
+    )
     status, out, err = run("translate", "clip.wav", "--max-tokens", "9")
     assert (status, err) == (0, "") and json.loads(out) == {
         "file": "clip.wav",

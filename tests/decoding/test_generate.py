@@ -10,7 +10,7 @@ from reference import chain_net, decoder_reference, golden_net, tiny_net
 
 from stepaudio.decoding import generate as loop_module
 from stepaudio.decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
-from stepaudio.decoding.options import Options
+from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Penalties, Sampling
 from stepaudio.errors import DecodeError
 from stepaudio.models.kv_cache import CachePolicy, FullCache
@@ -26,7 +26,7 @@ def request(net, ids, spans=()) -> Request:
 
 
 def run(net, ids, sampling=GREEDY, spans=(), **options) -> Run:
-    return collect(generate(net, [request(net, ids, spans)], Options(sampling, **options)), 1)[0]
+    return collect(generate(net, [request(net, ids, spans)], RunOptions(sampling, **options)), 1)[0]
 
 
 # ------------------------------------------------------------------------------- the reference's ids
@@ -36,29 +36,29 @@ def run(net, ids, sampling=GREEDY, spans=(), **options) -> Run:
     ("name", "penalties"),
     [
         ("plain", Penalties()),
-        ("rep", Penalties(repetition=1.3, prompt=True)),
-        ("ngram", Penalties(no_repeat_ngram=3, prompt=True)),
-        ("both", Penalties(repetition=1.3, no_repeat_ngram=3, prompt=True)),
+        ("rep", Penalties(repetition=1.3, include_prompt=True)),
+        ("ngram", Penalties(no_repeat_ngram=3, include_prompt=True)),
+        ("both", Penalties(repetition=1.3, no_repeat_ngram=3, include_prompt=True)),
     ],
 )
 def test_greedy_ids_equal_the_reference(name, penalties):
     want = TENSORS[f"out.greedy.{name}"].tolist()
     got = run(GOLDEN, TENSORS["in.text.ids"][0], Sampling(text=penalties), max_tokens=len(want))
-    assert list(got.ids) == want and got.stop == "length"
+    assert list(got.tokens) == want and got.stop == "length"
 
 
 def test_eos_equals_the_reference():
     want, eos = TENSORS["out.greedy.eos"].tolist(), int(TENSORS["in.greedy.eos_id"][0])
     got = run(GOLDEN, TENSORS["in.text.ids"][0], stop_ids=frozenset([eos]), max_tokens=40)
-    assert list(got.ids) == want and got.stop == "eos" and want[-1] == eos
+    assert list(got.tokens) == want and got.stop == "eos" and want[-1] == eos
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_greedy_ids_after_audio_equal_the_reference(k):
     want = TENSORS[f"out.audio{k}.greedy"].tolist()
     prompt = Request(TENSORS[f"in.audio{k}.ids"][0].tolist(), mx.array(TENSORS[f"out.audio{k}.embeds"][0]))
-    (got,) = collect(generate(GOLDEN, [prompt], Options(GREEDY, max_tokens=len(want))), 1)
-    assert list(got.ids) == want
+    (got,) = collect(generate(GOLDEN, [prompt], RunOptions(GREEDY, max_tokens=len(want))), 1)
+    assert list(got.tokens) == want
 
 
 # ------------------------------------------------------------------------------- a reference without a cache
@@ -68,9 +68,9 @@ POLICIES = {
     "full": (CachePolicy("full"), (), None),
     "window": (CachePolicy("window", 19), (), 19),
     "sinks": (CachePolicy("sinks", 19), range(4), 19),
-    "sinks renumbered": (CachePolicy("sinks", 19, positions="renumbered"), range(4), 19),
+    "sinks re-indexed": (CachePolicy("sinks", 19, positions="reindexed"), range(4), 19),
     "pinned": (CachePolicy("pinned", 19), [*range(4), *range(9, 16)], 19),
-    "pinned renumbered": (CachePolicy("pinned", 19, 2, "renumbered"), [0, 1, *range(9, 16)], 19),
+    "pinned re-indexed": (CachePolicy("pinned", 19, 2, "reindexed"), [0, 1, *range(9, 16)], 19),
 }
 
 
@@ -81,19 +81,19 @@ def test_cache_policies_reach_the_loop(policy, n_prompt, sampling):
     cache, kept, limit = POLICIES[policy]
     prompt = np.random.default_rng(n_prompt).integers(0, 48, n_prompt)
     got = run(NET, prompt, sampling, ((9, 7),), cache=cache, max_tokens=25)
-    everything = NET.embed(np.concatenate([prompt, got.ids[:-1]]))[0]
-    logits = decoder_reference(NET, everything, kept, limit, cache.positions == "renumbered")[n_prompt - 1 :]
+    everything = NET.embed(np.concatenate([prompt, got.tokens[:-1]]))[0]
+    logits = decoder_reference(NET, everything, kept, limit, cache.positions == "reindexed")[n_prompt - 1 :]
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     # Log-probabilities are the model's own, before any rule.
-    assert np.abs(got.logprobs - logprobs[np.arange(25), got.ids]).max() < 1e-3
+    assert np.abs(got.logprobs - logprobs[np.arange(25), got.tokens]).max() < 1e-3
     if sampling is GREEDY:
-        assert list(got.ids) == logits.argmax(axis=1).tolist()
+        assert list(got.tokens) == logits.argmax(axis=1).tolist()
     if limit:
         assert got.kv_bytes == limit * NET.config.text_config.kv_bytes_per_position(4)
 
 
 def test_policies_change_what_is_said():
-    said = {run(NET, np.arange(41), spans=((9, 7),), cache=p[0], max_tokens=25).ids for p in POLICIES.values()}
+    said = {run(NET, np.arange(41), spans=((9, 7),), cache=p[0], max_tokens=25).tokens for p in POLICIES.values()}
     assert len(said) == len(POLICIES)
 
 
@@ -109,7 +109,7 @@ def test_prefill_in_pieces_equals_whole(monkeypatch, piece, cache):
     whole = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
     monkeypatch.setattr(loop_module, "PREFILL", piece)
     pieces = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
-    assert pieces.ids == whole.ids and np.allclose(pieces.logprobs, whole.logprobs, atol=1e-4)
+    assert pieces.tokens == whole.tokens and np.allclose(pieces.logprobs, whole.logprobs, atol=1e-4)
 
 
 def test_no_step_is_computed_in_vain(monkeypatch):
@@ -145,14 +145,16 @@ SAMPLINGS = {
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("on_loop", ["report", "stop", "escape"])
 def test_batch_equals_single(sampling, on_loop):
-    options = Options(sampling, max_tokens=48, stop_ids=frozenset([3, 17, 40]), on_loop=on_loop, audio_range=(30, 48))
+    options = RunOptions(
+        sampling, max_tokens=48, stop_ids=frozenset([3, 17, 40]), on_loop=on_loop, audio_range=(30, 48)
+    )
     requests = [request(NET, p) for p in prompts(7)]
     alone = [collect(generate(NET, [r], options), 1)[0] for r in requests]
     together = collect(generate(NET, requests, options), 7)
     for a, b in zip(alone, together, strict=True):
-        assert (a.ids, a.stop, a.loop) == (b.ids, b.stop, b.loop)
+        assert (a.tokens, a.stop, a.loop) == (b.tokens, b.stop, b.loop)
         assert np.allclose(a.logprobs, b.logprobs, atol=1e-3)
-    assert len({len(a.ids) for a in alone}) >= 3  # they stop at different times
+    assert len({len(a.tokens) for a in alone}) >= 3  # they stop at different times
 
 
 def test_rows_leave_the_batch_once_half_has_ended(monkeypatch):
@@ -161,8 +163,8 @@ def test_rows_leave_the_batch_once_half_has_ended(monkeypatch):
     monkeypatch.setattr(FullCache, "keep_rows", lambda cache, rows: kept.append(rows) or keep(cache, rows))
     net = chain_net({i: {i + 1: 5.0} for i in range(31)})
     requests = [request(net, [start]) for start in (0, 20, 24, 10)]
-    runs = collect(generate(net, requests, Options(GREEDY, max_tokens=40, stop_ids=frozenset([28]))), 4)
-    assert [r.ids for r in runs] == [tuple(range(s + 1, 29)) for s in (0, 20, 24, 10)]
+    runs = collect(generate(net, requests, RunOptions(GREEDY, max_tokens=40, stop_ids=frozenset([28]))), 4)
+    assert [r.tokens for r in runs] == [tuple(range(s + 1, 29)) for s in (0, 20, 24, 10)]
     assert kept == [[0, 3], [0]]
 
 
@@ -186,8 +188,8 @@ def test_eos_and_length():
 
 def test_one_token():
     net = chain_net(COUNTING)
-    steps = list(generate(net, [request(net, [0, 6])], Options(GREEDY, max_tokens=1)))
-    assert len(steps) == 1 and (steps[0].id, steps[0].index, steps[0].stop) == (7, 0, "length")
+    steps = list(generate(net, [request(net, [0, 6])], RunOptions(GREEDY, max_tokens=1)))
+    assert len(steps) == 1 and (steps[0].token, steps[0].index, steps[0].stop) == (7, 0, "length")
 
 
 def test_stop_function_is_made_for_each_row():
@@ -202,9 +204,9 @@ def test_stop_function_is_made_for_each_row():
         return make
 
     net = chain_net(COUNTING)
-    options = Options(GREEDY, max_tokens=9, should_stop=ends_after(4))
+    options = RunOptions(GREEDY, max_tokens=9, should_stop=ends_after(4))
     runs = collect(generate(net, [request(net, [0]), request(net, [9, 20])], options), 2)
-    assert [(r.ids, r.stop) for r in runs] == [((1, 2, 3, 4), "stop string"), ((21, 22, 23, 24), "stop string")]
+    assert [(r.tokens, r.stop) for r in runs] == [((1, 2, 3, 4), "stop string"), ((21, 22, 23, 24), "stop string")]
     assert made == [[1, 2, 3, 4], [21, 22, 23, 24]]
     stop_ids = frozenset([4])
     assert run(net, [0], max_tokens=9, should_stop=ends_after(4), stop_ids=stop_ids).stop == "eos"  # comes first
@@ -212,20 +214,20 @@ def test_stop_function_is_made_for_each_row():
 
 def test_loop_stops_a_run():
     got = run(chain_net(CIRCLE), [3], max_tokens=100, on_loop="stop")
-    assert got.stop == "loop" and got.ids == ((4, 5, 3) * 11)[:32]
+    assert got.stop == "loop" and got.tokens == ((4, 5, 3) * 11)[:32]
     assert (got.loop.period, got.loop.onset, got.loop.repeats) == (3, 0, 32 / 3)
 
 
 def test_loop_is_reported_or_ignored():
     got = run(chain_net(CIRCLE), [3], max_tokens=60)
-    assert got.stop == "length" and len(got.ids) == 60 and got.loop.period == 3 and got.loop.repeats == 20
+    assert got.stop == "length" and len(got.tokens) == 60 and got.loop.period == 3 and got.loop.repeats == 20
     got = run(chain_net(CIRCLE), [3], max_tokens=60, on_loop="off")
-    assert got.stop == "length" and len(got.ids) == 60 and got.loop is None
+    assert got.stop == "length" and len(got.tokens) == 60 and got.loop is None
 
 
 def test_steps_tell_of_a_loop_while_it_lasts():
     net = chain_net(CIRCLE)
-    steps = list(generate(net, [request(net, [3])], Options(GREEDY, max_tokens=40)))
+    steps = list(generate(net, [request(net, [3])], RunOptions(GREEDY, max_tokens=40)))
     assert [s.index for s in steps if s.loop] == list(range(31, 40)) and isinstance(steps[0], Step)
 
 
@@ -233,32 +235,32 @@ def test_steps_tell_of_a_loop_while_it_lasts():
 def test_escape_leaves_a_loop(table, start, period):
     # The loop is noticed at the 32nd id; the 33rd has been queued by then; the 34th is chosen by the new rules.
     got = run(chain_net(table | OUT), [start], max_tokens=100, on_loop="escape", stop_ids=frozenset([15]))
-    assert got.ids[:33] == run(chain_net(table), [start], max_tokens=33).ids
-    assert got.ids[33:] == (10, 11, 12, 13, 14, 15)
+    assert got.tokens[:33] == run(chain_net(table), [start], max_tokens=33).tokens
+    assert got.tokens[33:] == (10, 11, 12, 13, 14, 15)
     assert got.stop == "eos" and got.loop.period == period
 
 
 @pytest.mark.parametrize(("table", "start"), [(CIRCLE, 3), (STUCK, 7)])
 def test_escape_that_fails_ends_at_twice_the_loop(table, start):
     got = run(chain_net(table), [start], Sampling.greedy(escape=Penalties()), max_tokens=500, on_loop="escape")
-    assert got.stop == "loop" and len(got.ids) == 64
+    assert got.stop == "loop" and len(got.tokens) == 64
 
 
 def test_escape_of_one_row_leaves_the_others_alone():
     net = chain_net(CIRCLE | STUCK | OUT | {0: {1: 5.0}, 1: {0: 5.0, 2: 4.0}, 2: {0: 5.0}})
     ids = [[3], [7], [0], [30]]
-    options = Options(GREEDY, max_tokens=50, on_loop="escape", stop_ids=frozenset([15, 31]))
+    options = RunOptions(GREEDY, max_tokens=50, on_loop="escape", stop_ids=frozenset([15, 31]))
     together = collect(generate(net, [request(net, i) for i in ids], options), 4)
     alone = [run(net, i, max_tokens=50, on_loop="escape", stop_ids=frozenset([15, 31])) for i in ids]
-    assert [(r.ids, r.stop) for r in together] == [(r.ids, r.stop) for r in alone]
-    assert [r.stop for r in alone][3] == "eos" and len(alone[3].ids) == 1
+    assert [(r.tokens, r.stop) for r in together] == [(r.tokens, r.stop) for r in alone]
+    assert [r.stop for r in alone][3] == "eos" and len(alone[3].tokens) == 1
 
 
 def test_audio_range_reaches_the_sampler():
     net = chain_net({i: {20: 5.0, 21: 4.0, 2: 3.0, 3: 1.0} for i in range(32)})
     sampling = Sampling(text=Penalties(no_repeat_ngram=1), audio=Penalties())
-    assert run(net, [0], sampling, max_tokens=4, audio_range=(20, 32)).ids == (20,) * 4
-    assert run(net, [0], sampling, max_tokens=4).ids == (20, 21, 2, 3)
+    assert run(net, [0], sampling, max_tokens=4, audio_range=(20, 32)).tokens == (20,) * 4
+    assert run(net, [0], sampling, max_tokens=4).tokens == (20, 21, 2, 3)
 
 
 # ------------------------------------------------------------------------------- what cannot be done
@@ -278,11 +280,11 @@ def test_audio_range_reaches_the_sampler():
 )
 def test_refuses_options_out_of_range(option):
     with pytest.raises(DecodeError, match=next(iter(option))):
-        Options(**option)
+        RunOptions(**option)
 
 
 def test_no_request_no_step():
-    assert list(generate(NET, [], Options())) == [] and collect(iter(()), 2) == [Run(), Run()]
+    assert list(generate(NET, [], RunOptions())) == [] and collect(iter(()), 2) == [Run(), Run()]
     assert Run().mean_logprob == 0 and Run(logprobs=(-1.0, -3.0)).mean_logprob == -2
 
 
@@ -290,11 +292,11 @@ def test_refuses_prompts_that_do_not_fit_their_embeddings():
     x = NET.embed(np.arange(3))[0]
     for bad in (Request([], x[:0]), Request([1, 2], x), Request([1, 2, 3, 4], x)):
         with pytest.raises(DecodeError, match="request 1"):
-            list(generate(NET, [request(NET, [1]), bad], Options()))
+            list(generate(NET, [request(NET, [1]), bad], RunOptions()))
 
 
 def test_a_batch_must_fit_under_the_cache_limit():
-    assert Options().max_tokens == 2048
+    assert RunOptions().max_tokens == 2048
     for lengths, max_tokens, cache, fits in (
         ([5, 8], 8, CachePolicy("sinks", 16), True),
         ([5, 9], 8, CachePolicy("sinks", 16), False),
@@ -302,11 +304,11 @@ def test_a_batch_must_fit_under_the_cache_limit():
         ([5, 9], 8, CachePolicy("window"), False),
         ([5, 8], 8, CachePolicy("window"), True),
     ):
-        options = Options(GREEDY, cache, max_tokens)
+        options = RunOptions(GREEDY, cache, max_tokens)
         assert fits_one_batch(lengths, options, 16) == fits
         net, requests = tiny_net(max_cache_len=16), [request(NET, range(n)) for n in lengths]
         if fits:
-            assert [len(r.ids) for r in collect(generate(net, requests, options), 2)] == [8, 8]
+            assert [len(r.tokens) for r in collect(generate(net, requests, options), 2)] == [8, 8]
         else:
             with pytest.raises(DecodeError, match="limit of 16"):
                 list(generate(net, requests, options))

@@ -26,12 +26,12 @@ def test_text_and_codes_in_order(words):
         (MARKER, "", ()), (TEXT, "the", ()), (CODES, "", (3, 6560)), (TEXT, " cat", ()), (PADDING, "", ()),
         (CODES, "", (0,)), (MARKER, "", ()),
     ]  # fmt: skip
-    assert [i for p in pieces for i in p.ids] == ids
-    assert all(tuple(ids[p.start : p.start + len(p.ids)]) == p.ids for p in pieces)
+    assert [i for p in pieces for i in p.tokens] == ids
+    assert all(tuple(ids[p.start : p.start + len(p.tokens)]) == p.tokens for p in pieces)
     found = answer_of(Run(tuple(ids), (0.0,) * len(ids), "length"), words)
     assert (found.text, found.codes, found.n_padding, found.kind) == ("the cat", (3, 6560, 0), 2, "spoken")
     written = found.text_only()
-    assert (written.codes, written.kind, written.ids, written.n_padding) == ((), "text", tuple(ids), 2)
+    assert (written.codes, written.kind, written.tokens, written.n_padding) == ((), "text", tuple(ids), 2)
 
 
 def test_a_character_spread_over_two_pieces_stays_one(words):

@@ -206,7 +206,7 @@ def test_rules_equals_a_plain_reference_on_random_histories(seed):
         for r, prompt in enumerate(prompts):
             want = logits[r].astype(float)
             for p, mine in ((text, lambda t: t < 8), (codes, lambda t: t >= 8)):
-                seen = [t for t in (prompt if p.prompt else []) + said[r] if mine(t)]
+                seen = [t for t in (prompt if p.include_prompt else []) + said[r] if mine(t)]
                 seen = seen[-p.window :] if p.window else seen
                 want = np.array(rules_reference(want, seen, p.repetition, p.frequency, p.presence, p.no_repeat_ngram))
             finite = np.isfinite(want)
@@ -285,7 +285,7 @@ def test_audio_codes_are_text_where_no_range_is_given():
 def test_prompt_counts_only_where_asked():
     logits = row([5, 4, 3, 2])
     for prompt, want in ((False, [0, 1, 2]), (True, [2, 3])):
-        s = Sampling(text=Penalties(no_repeat_ngram=1, prompt=prompt))
+        s = Sampling(text=Penalties(no_repeat_ngram=1, include_prompt=prompt))
         assert ids_of(Sampler(s, [[0, 1]]), logits, len(want)) == [want]
 
 
@@ -382,7 +382,7 @@ def test_reference_by_task():
     assert Sampling.greedy().text.off and Sampling.greedy().audio.off
     chat = Sampling.named("reference", "chat")
     assert (chat.temperature, chat.top_k, chat.top_p) == (0.7, 50, 0.9)
-    assert chat.text == chat.audio == Penalties(repetition=1.05, prompt=True)
+    assert chat.text == chat.audio == Penalties(repetition=1.05, include_prompt=True)
 
 
 def test_override():

@@ -117,10 +117,10 @@ def test_logprobs_equal_those_of_the_decoding_loop(tiny_model):
 
     run = tiny_model.generate_with_audio([{"role": "human", "content": "what is the time"}], max_tokens=6)
     request = tiny_model.request([{"role": "human", "content": "what is the time"}])
-    x = tiny_model.net.embed(np.array([*request.ids, *run.ids]))
+    x = tiny_model.net.embed(np.array([*request.tokens, *run.tokens]))
     logits = np.array(tiny_model.net.logits(x, NoCache(tiny_model.net.model.rope)))[0]
-    steps = logits[len(request.ids) - 1 : -1]
-    assert m.token_logprobs(steps, run.ids).mean() == pytest.approx(run.mean_logprob, abs=1e-4)
+    steps = logits[len(request.tokens) - 1 : -1]
+    assert m.token_logprobs(steps, run.tokens).mean() == pytest.approx(run.mean_logprob, abs=1e-4)
 
 
 def test_logprobs_refuse_unequal_lengths():

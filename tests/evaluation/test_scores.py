@@ -30,7 +30,7 @@ class FixedModel:
         self.texts, self.loop, self.tokenizer, self.calls = texts, loop, object(), []
         self.pipeline = Pipeline()
 
-    def transcribe_many(self, recordings, **options):
+    def transcribe(self, recordings, sr, **options):
         self.calls.append((len(recordings), options))
         return [self._one(len(x) / 16_000) for x in recordings]
 

@@ -10,6 +10,7 @@ from stepaudio.audio.features import log_mel
 from stepaudio.audio.load import load_audio
 from stepaudio.audio.save import save_audio
 from stepaudio.constants import CHUNK_SAMPLES
+from stepaudio.decoding.options import DecodingOptions
 from stepaudio.decoding.sampling import Penalties, Sampling
 from stepaudio.errors import ConfigError
 from stepaudio.experiments import faults as defects
@@ -35,7 +36,7 @@ LONG = tiny.noise(16)  # more than one of the shorter pieces
 
 
 def said(model, source, sampling=GREEDY):
-    return [s.ids for s in model.transcribe(source, sampling=sampling, max_tokens=6).segments]
+    return [s.tokens for s in model.transcribe(source, sampling=sampling, max_tokens=6).segments]
 
 
 def values(model):
@@ -45,9 +46,9 @@ def values(model):
 def fingerprint(model, stereo):
     """What a defect could touch, measured: rows, prompt ids, sampling, all weights."""
     request = model.request(transcription(stereo))
-    options = model._options(GREEDY, None, 8, "off")
+    options = model.engine.run_options(DecodingOptions(GREEDY, max_tokens=8, on_loop="off"))
     return {
-        "ids": np.array(request.ids),
+        "ids": np.array(request.tokens),
         "embeddings": np.array(request.embeddings),
         "sampling": options.sampling,
         "spans": request.spans,
@@ -232,25 +233,25 @@ def test_chatml_prompt(tiny_model):
     prompt = built(broken(tiny_model, "chatml"))
     audio = "<audio_start>" + "<audio_patch>" * 5 + "<audio_end>"
     text = f"<|im_start|>system\n{ASR_SYSTEM}<|im_end|>\n<|im_start|>user\n{audio}<|im_end|>\n<|im_start|>assistant\n"
-    assert tiny_model.tokenizer.decode(prompt.ids) == text
-    assert {prompt.ids[i] for s in prompt.slots for i in range(s.start, s.start + s.length)} == {
+    assert tiny_model.tokenizer.decode(prompt.tokens) == text
+    assert {prompt.tokens[i] for s in prompt.slots for i in range(s.start, s.start + s.length)} == {
         tiny_model.tokenizer.audio_patch
     }
 
 
 def test_prompt_without_audio_end(tiny_model):
     t, prompt = tiny_model.tokenizer, built(broken(tiny_model, "audio_end"))
-    assert list(prompt.ids) == [i for i in built(tiny_model).ids if i != t.audio_end]
+    assert list(prompt.tokens) == [i for i in built(tiny_model).tokens if i != t.audio_end]
     messages = [{"role": "human", "content": [{"type": "audio"}, {"type": "audio"}]}]
     two = defects.WrongPrompt(audio_end=False)(messages, t, [[3, 0], [2]])
-    patches = [i for i, token in enumerate(two.ids) if token == t.audio_patch]
+    patches = [i for i, token in enumerate(two.tokens) if token == t.audio_patch]
     assert patches == [i for s in two.slots for i in range(s.start, s.start + s.length)]
-    assert t.audio_end not in two.ids
+    assert t.audio_end not in two.tokens
 
 
 def test_prompt_without_system_text(tiny_model):
     t = tiny_model.tokenizer
-    assert t.decode(built(broken(tiny_model, "system_text")).ids).startswith("<|BOT|>human\n<audio_start>")
+    assert t.decode(built(broken(tiny_model, "system_text")).tokens).startswith("<|BOT|>human\n<audio_start>")
 
 
 # ---- weights and sampling ----
@@ -302,8 +303,10 @@ def test_bits_on_a_model_too_narrow(tiny_model):
 
 
 def test_penalty_is_fixed_and_counts_the_answer_only(tiny_model):
-    options = broken(tiny_model, "penalty_scope")._options(Sampling.reference("chat"), None, 8, "off")
-    fixed = Penalties(repetition=1.3, prompt=False)
+    options = broken(tiny_model, "penalty_scope").engine.run_options(
+        DecodingOptions(Sampling.reference("chat"), max_tokens=8, on_loop="off")
+    )
+    fixed = Penalties(repetition=1.3, include_prompt=False)
     assert options.sampling.text == options.sampling.audio == fixed and options.sampling.temperature == 0.7
 
 

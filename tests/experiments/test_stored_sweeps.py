@@ -42,12 +42,8 @@ def test_every_run_of_the_grid_is_there_once(stored):
 
 def test_settings_are_those_of_the_grid(stored):
     grid, rows = stored
-
-    def plain(setting):
-        return json.loads(json.dumps(setting))  # a table holds JSON
-
-    meant = {name: plain(Setting.of(spec).to_dict()) for name, spec in grid["settings"].items()}
-    assert {r["setting"]: plain(r["setting_json"]) for r in rows} == meant
+    meant = {name: Setting.of(spec) for name, spec in grid["settings"].items()}
+    assert {r["setting"]: Setting.of(r["setting_json"]) for r in rows} == meant
 
 
 def test_grids_can_be_run_again(stored, request):

@@ -214,7 +214,7 @@ def test_rows_equal_the_model_called_directly(real_grid, real_table, tiny_model)
         found = tiny_model.transcribe(
             clip.file, sampling=setting.sampling.override({"seed": row["seed"]}), cache=setting.cache, max_tokens=6
         )
-        assert (row["text"], row["ids"]) == (found.text, [list(found.segments[0].ids)])
+        assert (row["text"], row["ids"]) == (found.text, [list(found.segments[0].tokens)])
         assert row["stops"] == [found.segments[0].stop] and row["n_ids"] == len(row["ids"][0])
         assert row["mean_logprob"] == pytest.approx(found.segments[0].mean_logprob)
         assert row["words"] == 2 and row["audio_seconds"] == found.audio_seconds and row["wall_seconds"] > 0
@@ -249,7 +249,7 @@ def test_kv_bytes_are_positions_times_their_size(real_grid, real_table, tiny_mod
         ]
     )
     given = greedy[0]["n_ids"] + (greedy[0]["stops"] == ["eos"])
-    assert greedy[0]["clip"] == "0.wav" and greedy[0]["kv_bytes"] == (len(prompt.ids) + given) * per_position
+    assert greedy[0]["clip"] == "0.wav" and greedy[0]["kv_bytes"] == (len(prompt.tokens) + given) * per_position
 
 
 def test_everything_needed_to_repeat_is_there(real_grid, real_table, tiny_checkpoint):

@@ -8,7 +8,7 @@ import pytest
 from reference import decoder_reference, remembered, tiny_net
 
 from stepaudio.decoding.generate import Request, generate
-from stepaudio.decoding.options import Options
+from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import DecodeError
 from stepaudio.models.kv_cache import CachePolicy, FullCache, NoCache, Rope, WindowCache
@@ -17,7 +17,7 @@ NET = tiny_net(seed=1, scale=1.6)
 N, LIMIT = 61, 19
 SPANS = ((7, 5), (30, 3))  # audio rows: one near the start, one that comes after the limit is reached
 KEPT = {"window": set(), "sinks": {0, 1, 2, 3}, "pinned": {0, 1, 2, 3, *range(7, 12), *range(30, 33)}}
-KINDS = [("full", "absolute"), *((k, p) for k in KEPT for p in ("absolute", "renumbered"))]
+KINDS = [("full", "absolute"), *((k, p) for k in KEPT for p in ("absolute", "reindexed"))]
 PIECES = {
     "one by one": [1],
     "whole": [N],
@@ -62,7 +62,7 @@ def build(kind: str, positions: str, limit: int = LIMIT, spans=SPANS, net=NET):
 
 def by_hand(kind: str, positions: str, x) -> np.ndarray:
     limit = None if kind == "full" else LIMIT
-    return decoder_reference(NET, x, KEPT.get(kind, ()), limit, positions == "renumbered")
+    return decoder_reference(NET, x, KEPT.get(kind, ()), limit, positions == "reindexed")
 
 
 def off(got: np.ndarray, want: np.ndarray) -> float:
@@ -81,26 +81,26 @@ def test_kinds_differ_once_something_is_evicted():
     x = embeddings()
     logits = {kind: by_hand(*kind, x) for kind in KINDS}
     # A plain window has no gap, and rotary attention sees distances only: there the conventions agree.
-    assert off(logits["window", "renumbered"], logits.pop(("window", "absolute"))) < 1e-9
+    assert off(logits["window", "reindexed"], logits.pop(("window", "absolute"))) < 1e-9
     for i, a in enumerate(logits):
         for b in list(logits)[:i]:
             assert off(logits[a][-10:], logits[b][-10:]) > 0.01, (a, b)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-@pytest.mark.parametrize("positions", ["absolute", "renumbered"])
+@pytest.mark.parametrize("positions", ["absolute", "reindexed"])
 def test_tiny_limits(positions, limit):
     x = embeddings(12)
-    want = decoder_reference(NET, x, (), limit, positions == "renumbered")
+    want = decoder_reference(NET, x, (), limit, positions == "reindexed")
     for pieces in ([1], [12], [3, 4]):
         assert off(run(build("window", positions, limit), x, pieces), want) < TOLERANCE
 
 
-@pytest.mark.parametrize("positions", ["absolute", "renumbered"])
+@pytest.mark.parametrize("positions", ["absolute", "reindexed"])
 def test_pinned_longer_than_its_window(positions):
     x, kept = embeddings(40), {0, 1, 2, 3, *range(6, 26)}
     cache = build("pinned", positions, len(kept) + 1, ((6, 20),))
-    assert off(run(cache, x, [9]), decoder_reference(NET, x, kept, len(kept) + 1, positions == "renumbered")) < TOLERANCE
+    assert off(run(cache, x, [9]), decoder_reference(NET, x, kept, len(kept) + 1, positions == "reindexed")) < TOLERANCE
     assert set(cache.held) == kept | {39}
 
 
@@ -118,7 +118,7 @@ def test_room_bounds_a_step():
     assert build("full", "absolute").room(1000) == 1000
     assert build("sinks", "absolute").room(1000) == LIMIT and build("sinks", "absolute").room(3) == 3
     # Renumbered: up to the first position that is forgotten, then one by one, but a pinned span at once.
-    cache = build("pinned", "renumbered")
+    cache = build("pinned", "reindexed")
     assert cache.room(1000) == 16  # 9 kept and the 7 others that the limit leaves room for
     run(cache, embeddings(30), [30])
     assert cache.room(2) == 2 and cache.room(1000) == 3
@@ -130,7 +130,7 @@ def test_sinks_equal_full_while_nothing_is_forgotten():
     x = embeddings(LIMIT)
     full = run(build("full", "absolute"), x, [4])
     assert off(run(build("sinks", "absolute"), x, [4]), full) < 1e-6
-    assert off(run(build("sinks", "renumbered"), x, [4]), full) < 1e-5
+    assert off(run(build("sinks", "reindexed"), x, [4]), full) < 1e-5
 
 
 def test_no_cache_equals_the_reference():
@@ -206,8 +206,8 @@ def test_rope_at_any_positions_equals_the_fused_kernel():
     ("options", "message"),
     [
         ({"kind": "ring"}, "full, window, sinks or pinned"),
-        ({"positions": "relative"}, "absolute or renumbered"),
-        ({"kind": "full", "positions": "renumbered"}, "nothing to renumber"),
+        ({"positions": "relative"}, "absolute or reindexed"),
+        ({"kind": "full", "positions": "renumbered"}, "nothing to re-index"),
         ({"max_len": 0}, "at least 1"),
         ({"max_len": -3}, "at least 1"),
         ({"max_len": 8.5}, "a whole number"),
@@ -239,7 +239,7 @@ def test_limit_comes_from_the_policy_or_the_config():
 def decode_bytes(n_tokens: int, kind: str, positions: str) -> tuple[set[int], list[int]]:
     """Bytes that the steps of a long run report after the limit is reached, and MLX's active memory on the way."""
     net = tiny_net(seed=3, layers=1)
-    options = Options(Sampling.greedy(), CachePolicy(kind, 64, positions=positions), n_tokens, on_loop="off")
+    options = RunOptions(Sampling.greedy(), CachePolicy(kind, 64, positions=positions), n_tokens, on_loop="off")
     x = net.embed(np.arange(40) % 48)[0]
     reported, active = set(), []
     for step in generate(net, [Request(list(range(40)), x, ((5, 9),))], options):
@@ -254,9 +254,9 @@ def decode_bytes(n_tokens: int, kind: str, positions: str) -> tuple[set[int], li
     ("n_tokens", "kind", "positions"),
     [
         (1500, "window", "absolute"),
-        (1500, "pinned", "renumbered"),
+        (1500, "pinned", "reindexed"),
         pytest.param(20_000, "sinks", "absolute", marks=pytest.mark.slow),
-        pytest.param(20_000, "pinned", "renumbered", marks=pytest.mark.slow),
+        pytest.param(20_000, "pinned", "reindexed", marks=pytest.mark.slow),
     ],
 )
 def test_memory_stays_flat(n_tokens, kind, positions):

@@ -7,7 +7,7 @@ import pytest
 from reference import decoder_reference, encoder_reference, tiny_net
 
 from stepaudio.decoding.generate import Request, collect, generate
-from stepaudio.decoding.options import Options
+from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import ConfigError
 from stepaudio.interp.names import activation_names
@@ -199,9 +199,9 @@ def shift(name: str, x: mx.array):
 
 
 def generated(net, prompts, cache, tap=None):
-    options = Options(Sampling.greedy(), cache, max_tokens=12, on_loop="off")
+    options = RunOptions(Sampling.greedy(), cache, max_tokens=12, on_loop="off")
     requests = [Request(p, net.embed(np.array(p))[0]) for p in prompts]
-    return [(r.ids, np.array(r.logprobs)) for r in collect(generate(net, requests, options, tap), len(requests))]
+    return [(r.tokens, np.array(r.logprobs)) for r in collect(generate(net, requests, options, tap), len(requests))]
 
 
 PROMPTS = [TOKENS.tolist(), TOKENS[:5].tolist(), TOKENS[3:12].tolist()]

@@ -60,7 +60,7 @@ def test_every_golden_chat_is_exact(published, chats):
     for name, chat in chats.items():
         build = build_base_prompt if chat.get("base_model_raw_format") else build_prompt
         made = build(chat["messages"], published, rows_per_clip(chat))
-        assert list(made.ids) == chat["ids"], name
+        assert list(made.tokens) == chat["ids"], name
         assert made.n_prompt == chat["n_ids"]
         assert [slot.length for slot in made.slots] == chat["audio_tokens"]
         inside = {i for slot in made.slots for i in range(slot.start, slot.start + slot.length)}
@@ -68,10 +68,10 @@ def test_every_golden_chat_is_exact(published, chats):
 
 
 def test_task_prompts_are_the_ones_of_the_examples(published, chats):
-    assert list(asr_prompt(published, [47]).ids) == chats["asr"]["ids"]
-    assert list(asr_prompt(published, [47], prompts.S2TT_SYSTEM_ZH).ids) == chats["s2tt"]["ids"]
-    assert list(asr_prompt(published, [47], prompts.S2TT_SYSTEM_EN).ids) == chats["s2tt_en"]["ids"]
-    assert list(asr_prompt(published, [47], prompts.DEFAULT_SYSTEM).ids) == chats["speech_to_text"]["ids"]
+    assert list(asr_prompt(published, [47]).tokens) == chats["asr"]["ids"]
+    assert list(asr_prompt(published, [47], prompts.S2TT_SYSTEM_ZH).tokens) == chats["s2tt"]["ids"]
+    assert list(asr_prompt(published, [47], prompts.S2TT_SYSTEM_EN).tokens) == chats["s2tt_en"]["ids"]
+    assert list(asr_prompt(published, [47], prompts.DEFAULT_SYSTEM).tokens) == chats["speech_to_text"]["ids"]
     spoken = chats["s2st"]["messages"]
     assert spoken[0]["content"] == prompts.S2ST_SYSTEM
     assert spoken[-1] == {"role": "assistant", "content": grammar.SPOKEN, "eot": False}
@@ -81,8 +81,8 @@ def test_the_chatml_template_beside_the_tokenizer_is_not_used(shared, published)
     template = json.loads((shared / "Step-Audio-2-mini/tokenizer_config.json").read_text("utf-8"))["chat_template"]
     assert "<|im_start|>" in template  # the trap is there
     made = build_prompt([{"role": "human", "content": "hi"}, OPEN], published)
-    assert published.decode(made.ids) == "<|BOT|>human\nhi<|EOT|><|BOT|>assistant\n"
-    assert not {published.id("<|im_start|>"), published.id("<|im_end|>")} & set(made.ids)
+    assert published.decode(made.tokens) == "<|BOT|>human\nhi<|EOT|><|BOT|>assistant\n"
+    assert not {published.id("<|im_start|>"), published.id("<|im_end|>")} & set(made.tokens)
 
 
 # ---- the grammar, on a small vocabulary -------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_turns_read_back_as_written(small):
         ],
         small,
     )
-    assert small.decode(made.ids) == (
+    assert small.decode(made.tokens) == (
         "<|BOT|>system\ns<|EOT|><|BOT|>human\nu<|EOT|><|BOT|>input\ni<|EOT|>"
         "<|BOT|>tool_json_schemas\n{}<|EOT|><|BOT|>assistant\na"
     )
@@ -108,15 +108,15 @@ def test_turns_read_back_as_written(small):
 
 def test_no_chatml_mark_in_any_prompt(small):
     made = build_prompt([Message(role, "x") for role in grammar.ROLES], small)
-    assert not {small.id("<|im_start|>"), small.id("<|im_end|>")} & set(made.ids)
+    assert not {small.id("<|im_start|>"), small.id("<|im_end|>")} & set(made.tokens)
 
 
 def test_a_string_is_one_piece_and_items_are_many():
     # "\nthe" is one token here, so the border between header and text shows
     tokenizer = Tokenizer.train(["\n\n", "\n\n", "\n\n"], vocab_size=257, n_audio=0)
     newline, double = tokenizer.encode("\n")[0], tokenizer.encode("\n\n")[0]
-    one = build_prompt([Message("human", "\nx")], tokenizer).ids
-    many = build_prompt([Message("human", [text("\n"), text("x")])], tokenizer).ids
+    one = build_prompt([Message("human", "\nx")], tokenizer).tokens
+    many = build_prompt([Message("human", [text("\n"), text("x")])], tokenizer).tokens
     assert tokenizer.decode(one) == tokenizer.decode(many)
     assert double in one and newline not in one
     assert double not in many and many.count(newline) == 2
@@ -124,7 +124,7 @@ def test_a_string_is_one_piece_and_items_are_many():
 
 def test_eot_false_leaves_items_open_too(small):
     made = build_prompt([Message("assistant", [text("a")], eot=False)], small)
-    assert small.decode(made.ids) == "<|BOT|>assistant\na"
+    assert small.decode(made.tokens) == "<|BOT|>assistant\na"
 
 
 def test_audio_becomes_marked_rows_in_order(small):
@@ -132,20 +132,32 @@ def test_audio_becomes_marked_rows_in_order(small):
     made = build_prompt([Message("human", [text("a"), AUDIO, AUDIO]), OPEN], small, n_rows)
     start, patch, end = small.audio_start, small.audio_patch, small.audio_end
     head = len(small.encode("<|BOT|>human\n")) + 1
-    assert list(made.ids[head : head + 11]) == [start, patch, patch, patch, end, start, end, start, patch, patch, end]
+    assert list(made.tokens[head : head + 11]) == [
+        start,
+        patch,
+        patch,
+        patch,
+        end,
+        start,
+        end,
+        start,
+        patch,
+        patch,
+        end,
+    ]
     assert made.slots == (AudioSlot(head + 1, 3, 0, 0), AudioSlot(head + 6, 0, 0, 1), AudioSlot(head + 8, 2, 1, 0))
 
 
 def test_base_prompts_have_no_turns(small):
     made = build_base_prompt(["hear", AUDIO, tokens(1, 2), text("x")], small, [[1]])
-    assert small.decode(made.ids) == f"hear<audio_start><audio_patch><audio_end>{small.decode([1, 2])}x"
+    assert small.decode(made.tokens) == f"hear<audio_start><audio_patch><audio_end>{small.decode([1, 2])}x"
 
 
 def test_token_items_go_in_as_they_are(small):
     last = small.n_ids - 1
-    assert build_base_prompt([tokens(0, last)], small).ids == (0, last)
+    assert build_base_prompt([tokens(0, last)], small).tokens == (0, last)
     roomy = Tokenizer(small._backend, vocab_rows=small.n_ids + 3)
-    assert build_base_prompt([tokens(roomy.n_ids + 2)], roomy).ids == (roomy.n_ids + 2,)
+    assert build_base_prompt([tokens(roomy.n_ids + 2)], roomy).tokens == (roomy.n_ids + 2,)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------
@@ -223,5 +235,5 @@ def test_a_prompt_without_a_tokenizer_is_refused():
     ],
 )
 def test_slots_outside_or_over_each_other_are_refused(slots):
-    with pytest.raises(PromptError, match="overlap others or lie outside the 4 ids"):
+    with pytest.raises(PromptError, match="overlap others or lie outside the 4 tokens"):
         Prompt((1, 2, 3, 4), slots)

@@ -44,12 +44,12 @@ def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, stock, monk
         sources = [*prompt.before, *[prompt.patch] * rows, *prompt.after, *batch["answers"][b].tolist()]
         ids = [sources[i] for i in batch["place"][b] if i >= 0]
         labels = batch["labels"][b]
-        assert tuple(ids[: len(wanted.ids)]) == wanted.ids
+        assert tuple(ids[: len(wanted.tokens)]) == wanted.tokens
         (start,) = {s.start for s in wanted.slots}
         np.testing.assert_array_equal(batch["place"][b][start : start + n], start + np.arange(n))
         answer = labels[: np.count_nonzero(labels >= 0)]
-        assert batch["asks"][b] == len(wanted.ids) - 1 and (labels[len(answer) :] == -1).all()
-        np.testing.assert_array_equal(answer, ids[len(wanted.ids) :])
+        assert batch["asks"][b] == len(wanted.tokens) - 1 and (labels[len(answer) :] == -1).all()
+        np.testing.assert_array_equal(answer, ids[len(wanted.tokens) :])
         assert answer[-1] == tokenizer.eot
         text = tokenizer.decode(answer[:-1].tolist())
         clips = {c["start"]: c["text"] for c in stock.shards[0]}

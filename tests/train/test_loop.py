@@ -153,11 +153,12 @@ def test_clean_loss_is_that_of_the_exported_model(trainer, tokenizer, stock, mak
     )
     params = {**trainer.flat.split(trainer.state["average"]), "net": model.net.parameters()}
     _, (text, *_) = trainer.loss(params, mels, arrays, 0.0, 0.0)
-    request = model._listen(model._together([x])[0], nano.ASR_SYSTEM)
+    (encoded,) = model.engine.encode_audio([model.engine.log_mel(x)])
+    request = model.engine.transcription_request(encoded, nano.ASR_SYSTEM)
     from stepaudio.models.kv_cache import NoCache
 
     answer = mx.concatenate([request.embeddings, model.net.model.embed_tokens(mx.array([70, 80]))])[None]
-    logits = model.net.logits(answer, NoCache(model.net.model.rope))[0, len(request.ids) - 1 :]
+    logits = model.net.logits(answer, NoCache(model.net.model.rope))[0, len(request.tokens) - 1 :]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     wanted = -np.mean([logprobs[i, t].item() for i, t in enumerate([70, 80, tokenizer.eot])])
     assert text.item() == pytest.approx(wanted, rel=1e-3)

@@ -1,0 +1,100 @@
+"""Every choice that has names, spelled once: `--help`, widgets, errors and code take the names from here.
+
+Members are strings, so that `CacheKind.SINKS == "sinks"`, in JSON too.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Self
+
+from .errors import DecodeError
+
+
+class Choice(StrEnum):
+    """A closed set of names."""
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    @classmethod
+    def of(cls, value: object, what: str) -> Self:
+        """The member that a word names; `what` opens the message of the `DecodeError` for any other value."""
+        if isinstance(value, str) and value in cls.values():
+            return cls(value)
+        raise DecodeError(f"{what}: expected {alternatives(cls.values())}, found {value!r}{hint(value, cls.values())}")
+
+    @classmethod
+    def values(cls) -> tuple[str, ...]:
+        """All names, in the order of their definition."""
+        return tuple(member.value for member in cls)
+
+
+class CacheKind(Choice):
+    """What a key/value cache keeps once its limit is reached; see `models.kv_cache.CachePolicy`."""
+
+    FULL = "full"
+    WINDOW = "window"
+    SINKS = "sinks"
+    PINNED = "pinned"
+
+
+class Positions(Choice):
+    """Where a cached key stands: where it was read, or at its rank among the keys still held."""
+
+    ABSOLUTE = "absolute"
+    REINDEXED = "reindexed"
+
+    @classmethod
+    def of(cls, value: object, what: str) -> Self:
+        """As `Choice.of`; "renumbered", the name before version 0.2, still means re-indexed."""
+        return super().of("reindexed" if value == "renumbered" else value, what)
+
+
+class LoopAction(Choice):
+    """What is done once the newest tokens form a repetition loop.
+
+    OFF does not look for one; REPORT notes it in the result; STOP ends the run; ESCAPE is the adaptive penalty: from
+    there on stronger penalties apply, and the run ends if the loop goes on all the same.
+    """
+
+    OFF = "off"
+    REPORT = "report"
+    STOP = "stop"
+    ESCAPE = "escape"
+
+
+class StopReason(Choice):
+    """Why a run ended; SILENCE is for audio that was not decoded, because there is nothing to hear in it."""
+
+    EOS = "eos"
+    LENGTH = "length"
+    STOP_STRING = "stop string"
+    LOOP = "loop"
+    SILENCE = "silence"
+
+
+def alternatives(names: tuple[str, ...]) -> str:
+    """Names as a sentence lists them.
+
+    >>> alternatives(("full", "window", "sinks"))
+    'full, window or sinks'
+    """
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def hint(found: object, names) -> str:
+    """What to append to a message about an unknown name: "; did you mean 'sinks'?", or nothing if none is close."""
+    close = get_close_matches(found, list(names), 1) if isinstance(found, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number; `True` and `False` are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; `True` and `False` are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,281 @@
+"""`Engine`: net, tokenizer and pipeline together. Recordings in, requests for the decoder, runs, text out.
+
+Everything that can be asked of a model goes through here: encode audio, build a request, run it, decode its tokens.
+Knows no files and no tensor names (those are `checkpoints`), no turn grammar (that is `text.chat_template`), and
+holds no state between calls.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from .backend.device import on_cpu
+from .checkpoints.capabilities import Capabilities
+from .constants import n_prompt_rows
+from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
+from .decoding.options import DecodingOptions, RunOptions
+from .decoding.outputs import Generation, answer_of
+from .errors import PromptError, WeightsError
+from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
+from .models.tap import Tap
+from .pipeline import Pipeline
+from .text.chat_template import AudioSlot, Message, Prompt
+from .text.prompts import asr_turns
+from .text.tokenizer import Detokenizer, Tokenizer
+
+PromptTokens = tuple[Sequence[int], Sequence[int]]  # before and after the audio, where there is no tokenizer
+
+
+class Engine:
+    """A net with its tokenizer and the functions around it.
+
+    Parameters
+    ----------
+    net : StepAudioNet
+    tokenizer : Tokenizer, optional
+        None to work with token ids alone.
+    pipeline : Pipeline, optional
+        By default that of the reference.
+    capabilities : Capabilities
+        What the weights were trained for; by default everything.
+    incomplete : str, optional
+        What the weights lack. If given, the engine can be looked at but does not run.
+    """
+
+    def __init__(
+        self,
+        net: StepAudioNet,
+        tokenizer: Tokenizer | None,
+        pipeline: Pipeline | None = None,
+        capabilities: Capabilities | None = None,
+        incomplete: str | None = None,
+    ):
+        self.net, self.tokenizer, self.incomplete = net, tokenizer, incomplete
+        self.pipeline, self.capabilities = pipeline or Pipeline(), capabilities or Capabilities()
+
+    def altered(self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None) -> Engine:
+        """Another engine that shares everything with this one but what is given; this one stays as it is."""
+        return Engine(net or self.net, self.tokenizer, pipeline or self.pipeline, self.capabilities, self.incomplete)
+
+    @property
+    def config(self) -> StepAudioConfig:
+        """The sizes of the net."""
+        return self.net.config
+
+    # ------------------------------------------------------------ audio
+
+    def log_mel(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (n,) at 16 kHz -> log mel (n_mels, T) of the encoder's front end."""
+        return self.pipeline.mel(samples, self.config.audio_encoder_config.n_mels)
+
+    def encode_audio(self, mels: Iterable[np.ndarray]) -> list[mx.array]:
+        """Audio embeddings of several log mels, (rows_i, D) each, as if each had been alone.
+
+        One padded batch on a GPU; on the CPU one after another, which keeps the work in the processor's cache.
+        """
+        if not on_cpu():
+            return self.net.encode_audio(list(mels), independent=True)
+        encoded = []
+        for mel in mels:
+            encoded += self.net.encode_audio([mel], independent=True)
+            mx.async_eval(encoded[-1])  # computed while the host makes the next mel
+        return encoded
+
+    # ------------------------------------------------------------ requests
+
+    def build_request(
+        self,
+        messages: Sequence,
+        *,
+        downmix: str = "first",
+        sample_rate: float | None = None,
+        tap: Tap | None = None,
+    ) -> Request:
+        """A prompt of turns, its recordings encoded as the reference encodes them (one zero-padded batch).
+
+        Parameters
+        ----------
+        messages : sequence of Message, or of dicts with the same keys
+            As in StepFun's examples; audio items hold a recording under "audio". Recordings longer than 25 s are cut
+            there, each segment with markers of its own. A list that does not end in an assistant turn gets an open one.
+        downmix : {"first", "mean"}
+            What is taken of recordings with several channels.
+        sample_rate : number, optional
+            Of recordings that are arrays, in Hz; 16 kHz if not given.
+        tap : Tap, optional
+            Called with what encoder and adapter compute.
+
+        Raises
+        ------
+        AudioError, PromptError, WeightsError
+        """
+        self.require_weights()
+        turns = [Message.of(m) for m in message_list(messages)]
+        if turns and turns[-1].role != "assistant":
+            turns.append(Message("assistant", None))
+        clips = [self._chunks(item["audio"], downmix, sample_rate) for item in _audio_items(turns)]
+        mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
+        n_rows = [[n_prompt_rows(mel.shape[1]) for mel in clip] for clip in mels]
+        prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
+        slots = tuple(s for s in prompt.slots if s.length)  # a remainder too short for a row keeps only its markers
+        chosen = [mels[s.clip][s.piece] for s in slots]
+        encoded = self.net.encode_audio(chosen, independent=False, tap=tap) if slots else []
+        return self.embed_prompt(replace(prompt, slots=slots), encoded)
+
+    def transcription_request(self, encoded: mx.array, prompt: str | PromptTokens) -> Request:
+        """The request to transcribe one segment.
+
+        Parameters
+        ----------
+        encoded : mx.array, (rows, D)
+            Its audio embeddings.
+        prompt : str or pair of sequences of int
+            System text; or, without a tokenizer, the token ids before and after the audio.
+        """
+        rows = encoded.shape[0]
+        if isinstance(prompt, str):
+            built = self.pipeline.build_prompt(asr_turns(prompt), self.require_tokenizer(), [[rows]])
+            return self.embed_prompt(built, [encoded])
+        try:
+            before, after = (tuple(map(operator.index, tokens)) for tokens in prompt)
+        except (TypeError, ValueError):
+            raise PromptError(
+                f"prompt: expected a text, or two lists of ids, before and after the audio; found {prompt!r:.120}"
+            ) from None
+        filler = [*after, *before, 0][0]  # any id will do where the audio goes, its embedding is replaced
+        built = Prompt(before + (filler,) * rows + after, (AudioSlot(len(before), rows, 0),))
+        return self.embed_prompt(built, [encoded])
+
+    def embed_prompt(self, prompt: Prompt, encoded: Sequence[mx.array]) -> Request:
+        """A prompt with the audio embeddings of its slots, ready for the decoder."""
+        slots = [Slot(0, s.start, s.length) for s in prompt.slots]
+        x = self.net.embed(np.array(prompt.tokens), slots, encoded)[0]
+        return Request(prompt.tokens, x, tuple((s.start, s.length) for s in prompt.slots))
+
+    def _chunks(self, source, downmix: str, sample_rate: float | None) -> list[np.ndarray]:
+        """A recording in the reference's chunks: 25 s each, wherever that falls."""
+        rate = None if isinstance(source, (str, os.PathLike)) else sample_rate
+        x, size = self.pipeline.load(source, downmix=downmix, sample_rate=rate), self.pipeline.chunk_samples
+        return [x[i : i + size] for i in range(0, len(x), size)]
+
+    # ------------------------------------------------------------ runs
+
+    def run_options(self, options: DecodingOptions) -> RunOptions:
+        """The caller's options with what follows from this model: end marks, stop strings, the range of audio codes."""
+        audio = None
+        if self.tokenizer is not None and self.tokenizer.n_audio:
+            first = self.tokenizer.first_audio_code
+            audio = (first, first + self.tokenizer.n_audio)
+        watch = None
+        if options.stop:
+            tokenizer = self.require_tokenizer()
+            watch = lambda: StopStrings(tokenizer, options.stop)
+        options = replace(options, sampling=self.pipeline.sampling(options.rules))
+        return RunOptions.of(options, self.stop_ids(), watch, audio)
+
+    def steps(self, request: Request, options: DecodingOptions, tap: Tap | None = None) -> Iterator[Step]:
+        """The steps of one run, as they are made."""
+        return generate(self.net, [request], self.run_options(options), tap)
+
+    def run(self, requests: Sequence[Request], options: DecodingOptions) -> list[Run]:
+        """All requests: in one batch where the cache limit allows it, else one after another."""
+        run = self.run_options(options)
+        lengths = [len(r.tokens) for r in requests]
+        if len(requests) == 1 or fits_one_batch(lengths, run, self.config.max_cache_len):
+            return collect(generate(self.net, requests, run), len(requests))
+        return [collect(generate(self.net, [r], run), 1)[0] for r in requests]
+
+    def answer(self, request: Request, options: DecodingOptions, tap: Tap | None = None) -> Generation:
+        """The whole answer to one request, text and audio codes apart."""
+        return answer_of(collect(self.steps(request, options, tap), 1)[0], self.require_tokenizer())
+
+    # ------------------------------------------------------------ tokens
+
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        if self.tokenizer is not None:
+            return self.tokenizer.eos_ids
+        end = self.config.text_config.eos_token_id
+        return frozenset() if end is None else frozenset([end])
+
+    def decode(self, tokens: Sequence[int]) -> str | None:
+        """The text among tokens; markers and audio codes are no text, as in the reference's own split.
+
+        None if the engine has no tokenizer.
+        """
+        if self.tokenizer is None:
+            return None
+        limit = self.tokenizer.text_limit
+        return self.tokenizer.decode([t for t in tokens if t < limit], skip_special=True)
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer; `PromptError` if there is none."""
+        if self.tokenizer is None:
+            raise PromptError(
+                "this needs a tokenizer, and the model was loaded with tokenizer=None: load it with one, "
+                "or give `transcribe` its prompt as two lists of ids (--prompt-ids)"
+            )
+        return self.tokenizer
+
+    def require_weights(self) -> None:
+        """Raise `WeightsError` if the weights are incomplete and were not allowed to be."""
+        if self.incomplete is not None:
+            raise WeightsError(
+                f"the checkpoint is incomplete and will not run on random weights: {self.incomplete}. "
+                "Load it whole, or pass allow_random=True if random weights are what you want"
+            )
+
+
+class StopStrings:
+    """Tells when the text so far ends in one of the strings; a string may span several tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]):
+        self._text, self._detokenizer = "", Detokenizer(tokenizer)
+        self._strings, self._longest = tuple(strings), max(map(len, strings))
+
+    def __call__(self, token: int) -> bool:
+        new = self._detokenizer.push(token)
+        window = self._text + new
+        self._text = window[-self._longest :]
+        return any(s in window for s in self._strings)
+
+
+def message_list(messages) -> Sequence:
+    """Messages as they are; a single text is the human's turn. `PromptError` for anything else."""
+    if isinstance(messages, str):
+        if Path(messages).suffix and Path(messages).is_file():
+            raise PromptError(
+                f"{messages} is a file: to have a recording transcribed, call model.transcribe({messages!r}); to have "
+                'it answered, put it into a message: [{"role": "human", "content": [{"type": "audio", "audio": ...}]}]'
+            )
+        return [Message("human", messages)]
+    if isinstance(messages, (Mapping, Message)) or not isinstance(messages, Iterable):
+        raise PromptError(f"expected a text or a list of messages, found one {type(messages).__name__}")
+    return list(messages)
+
+
+def is_conversation(source) -> bool:
+    """Whether this is a list of messages rather than a recording."""
+    return isinstance(source, (list, tuple)) and all(isinstance(m, (Message, Mapping)) for m in source) and bool(source)
+
+
+def with_audio(turns: Sequence[Message], audio) -> list[Message]:
+    """The turns with a recording in their audio item."""
+    item = {"type": "audio", "audio": audio}
+    return [replace(turn, content=[item]) if isinstance(turn.content, list) else turn for turn in turns]
+
+
+def _audio_items(messages: Sequence[Message]) -> Iterator[Mapping]:
+    for message in messages:
+        for item in message.content if isinstance(message.content, (list, tuple)) else ():
+            if isinstance(item, Mapping) and item.get("type") == "audio":
+                if "audio" not in item:
+                    raise PromptError('an audio item needs its recording under "audio": a path or samples')
+                yield item

@@ -1,0 +1,75 @@
+"""Texts with times as subtitles and tables: SubRip, WebVTT, tab-separated. Plain strings in, one string out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Line = tuple[float, float, str]  # start and end in seconds, text
+
+
+def srt(lines: Iterable[Line]) -> str:
+    """SubRip: numbered from 1, comma before the milliseconds. Lines without words are left out.
+
+    >>> print(srt([(0, 1.5, "yes"), (1.5, 2, ""), (3661, 3662.25, "no")]), end="")
+    1
+    00:00:00,000 --> 00:00:01,500
+    yes
+    <BLANKLINE>
+    2
+    01:01:01,000 --> 01:01:02,250
+    no
+    <BLANKLINE>
+    """
+    spoken = [line for line in lines if line[2].strip()]
+    return "".join(
+        f"{i}\n{clock(start, ',')} --> {clock(end, ',')}\n{_cue(text)}\n\n"
+        for i, (start, end, text) in enumerate(spoken, 1)
+    )
+
+
+def vtt(lines: Iterable[Line]) -> str:
+    """WebVTT (W3C). Lines without words are left out; `&`, `<` and `>` are escaped.
+
+    >>> print(vtt([(0, 1.5, "a < b")]), end="")
+    WEBVTT
+    <BLANKLINE>
+    00:00:00.000 --> 00:00:01.500
+    a &lt; b
+    <BLANKLINE>
+    """
+    spoken = [line for line in lines if line[2].strip()]
+    cues = "".join(f"{clock(start)} --> {clock(end)}\n{_escaped(_cue(text))}\n\n" for start, end, text in spoken)
+    return f"WEBVTT\n\n{cues}"
+
+
+def tsv(lines: Iterable[Line]) -> str:
+    r"""Start and end in milliseconds and the text, tab-separated, under a head; tabs and line breaks become blanks.
+
+    >>> tsv([(0, 1.5, "yes")])
+    'start\tend\ttext\n0\t1500\tyes\n'
+    """
+    rows = "".join(
+        f"{round(1000 * start)}\t{round(1000 * end)}\t{' '.join(text.split())}\n" for start, end, text in lines
+    )
+    return f"start\tend\ttext\n{rows}"
+
+
+def clock(seconds: float, point: str = ".") -> str:
+    """Hours, minutes, seconds and milliseconds.
+
+    >>> clock(3661.25)
+    '01:01:01.250'
+    """
+    milliseconds = round(1000 * seconds)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
+
+
+def _cue(text: str) -> str:
+    """The text in one paragraph: an empty line would end the cue."""
+    return "\n".join(filter(None, (line.strip() for line in text.splitlines())))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
