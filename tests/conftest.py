@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import stepaudio
+import stepaudio  # noqa: F401  before any test imports mlx, under which it puts a fast BLAS
 
 
 def pytest_configure(config):
@@ -72,7 +72,7 @@ def speaking_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def synthesizer(speaking_checkpoint):
-    """Its speaking half, loaded. It holds no state."""
+    """Its token2wav, loaded. It holds no state."""
     from stepaudio.synthesis.synthesizer import Synthesizer
 
     return Synthesizer.load(speaking_checkpoint)

@@ -1,11 +1,11 @@
 """A speech corpus of five short clips, written by hand, and nets of a few channels to train on it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import tiny
 
-from stepaudio.models.decoder import TextConfig
-from stepaudio.models.encoder import AudioEncoderConfig
 from stepaudio.models.speech_lm import StepAudioConfig
 from stepaudio.train import loop
 from stepaudio.train.batches import Bucket, transcription_prompt
@@ -48,27 +48,18 @@ def write(folder, lines=None, tail=b"", name="a"):
 
 
 def sizes(rows):
-    text = TextConfig(
+    """A tenth of the parameters of the tiny model: training takes many steps."""
+    whole = tiny.config(rows)
+    text = replace(
+        whole.text_config,
         hidden_size=16,
         intermediate_size=24,
         num_attention_heads=2,
         num_key_value_heads=1,
         num_hidden_layers=1,
-        vocab_size=rows,
-        rms_norm_eps=1e-6,
         rope_theta=1e4,
     )
-    audio = AudioEncoderConfig(
-        n_mels=128,
-        n_audio_ctx=1500,
-        n_audio_state=16,
-        n_audio_head=2,
-        n_audio_layer=1,
-        llm_dim=16,
-        kernel_size=3,
-        adapter_stride=2,
-        adapter_hidden=24,
-    )
+    audio = replace(whole.audio_encoder_config, n_audio_state=16, llm_dim=16, adapter_hidden=24)
     return StepAudioConfig(text, audio)
 
 

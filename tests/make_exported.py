@@ -1,4 +1,4 @@
-"""Writes `assets/exported`: files that PyTorch itself wrote, and what its nets said. Run by hand, needs torch and onnx.
+"""Writes `assets/exported`: files written by PyTorch, and its nets' outputs. Run by hand; needs torch and onnx.
 
 python tests/make_exported.py
 """
@@ -56,13 +56,13 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     FOLDER.mkdir(exist_ok=True)
     features, mel = torch.randn(1, 60, SPEAKER.feat_dim), torch.randn(1, TOKENIZER.n_mels, 50)
-    said = {"speaker.in": features.numpy(), "tokenizer.in": mel.numpy()}
-    said["speaker.out"] = export(shaken(torch_reference.CamPlus(SPEAKER)), features, "campplus.onnx", 1)
+    outputs = {"speaker.in": features.numpy(), "tokenizer.in": mel.numpy()}
+    outputs["speaker.out"] = export(shaken(torch_reference.CamPlus(SPEAKER)), features, "campplus.onnx", 1)
     tokenizer = shaken(torch_reference.S3(TOKENIZER))
     for norm in ("attn_ln", "mlp_ln"):  # equal parameters, which the exporter lets share one initialiser
         getattr(tokenizer.blocks[1], norm).load_state_dict(getattr(tokenizer.blocks[0], norm).state_dict())
-    said["tokenizer.out"] = export(tokenizer, mel, "speech_tokenizer_v2_25hz.onnx", 2)
+    outputs["tokenizer.out"] = export(tokenizer, mel, "speech_tokenizer_v2_25hz.onnx", 2)
     odd = odd_tensors()
     torch.save(odd, FOLDER / "odd.pt")
-    said |= {f"odd.{n}": t.detach().float().numpy() for n, t in odd.items() if torch.is_tensor(t)}
-    save_file({name: np.ascontiguousarray(array) for name, array in said.items()}, FOLDER / "said.safetensors")
+    outputs |= {f"odd.{n}": t.detach().float().numpy() for n, t in odd.items() if torch.is_tensor(t)}
+    save_file({name: np.ascontiguousarray(array) for name, array in outputs.items()}, FOLDER / "said.safetensors")

@@ -98,7 +98,7 @@ def text_compression_ratio(text: str) -> float:
     return _ratio(text.encode("utf-8"))
 
 
-def token_compression_ratio(tokens: Sequence[int], n_tokens: int) -> float:
+def token_compression_ratio(tokens: Iterable[int], n_tokens: int) -> float:
     """Bytes of tokens over bytes after zlib (level 6); for text tokens and for audio codes.
 
     Each token is written little-endian in the fewest whole bytes that can hold every token id from 0 to n_tokens - 1
