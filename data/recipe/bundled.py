@@ -9,6 +9,7 @@ espeak-ng. Writes the clips, manifest.tsv and README.md under --out.
 """
 
 import argparse
+import importlib.resources
 import json
 import os
 import re
@@ -87,15 +88,14 @@ class Kokoro:
     licence = "CC0 (model Apache-2.0)"
 
     def __init__(self, model, voices):
-        import hibari
         import onnxruntime
         from hibari.g2p import G2P
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        with open(os.path.join(os.path.dirname(hibari.__file__), "assets", "vocab.json"), encoding="utf-8") as file:
-            self.vocabulary = json.load(file)
+        vocabulary = importlib.resources.files("hibari") / "assets" / "vocab.json"
+        self.vocabulary = json.loads(vocabulary.read_text(encoding="utf-8"))
         self.phonemes = {british: G2P(british=british) for british in (False, True)}
         self.folder = voices
 

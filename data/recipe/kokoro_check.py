@@ -64,7 +64,7 @@ def speak(model, entry, forced=None):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ap.add_argument("--weights", required=True)
     ap.add_argument("--manifest", required=True)
     ap.add_argument("--onnx", help="compare with this export instead of the CPU")

@@ -102,7 +102,7 @@ def convert(path):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ap.add_argument("--onnx", required=True)
     ap.add_argument("--voices", required=True, help="folder of NAME.bin, each (510, 1, 256) float32")
     ap.add_argument("--vocab", required=True, help="JSON, phoneme -> id")

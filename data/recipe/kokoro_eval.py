@@ -1,4 +1,4 @@
-"""A small scoring set in voices that training never hears, spoken by the int8 ONNX export itself.
+"""A small scoring set in voices that are in no training data, spoken by the int8 ONNX export itself.
 
     python kokoro_eval.py --onnx kokoro_int8.onnx --voices DIR --text eval.jsonl --out DIR
 
@@ -22,7 +22,7 @@ from kokoro_voices import RESERVED, RESERVED_OTHER
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ap.add_argument("--onnx", required=True)
     ap.add_argument("--voices", type=pathlib.Path, required=True)
     ap.add_argument("--vocab", required=True)
@@ -39,7 +39,7 @@ def main():
     vocab = json.loads(pathlib.Path(args.vocab).read_text(encoding="utf-8"))
     with open(args.text, encoding="utf-8") as f:
         items = [json.loads(line) for line in f]
-    # single words are mostly a judge of luck: phrases of four words and more
+    # scores of single words are mostly chance: phrases of four words and more
     items = [i for i in items if 4 <= len(i["text"].split()) <= 25]
     random.Random(args.seed).shuffle(items)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ and `speed` may be set beforehand.  Writes {"id", "text", "phonemes", "voice",
 estimated number of hours.  Phonemes come from the `hibari` package, British ones
 where British voices prevail.
 
-A recogniser hears far more people than there are voices (`kokoro_voices.py`).
+A recogniser must understand far more people than there are voices (`kokoro_voices.py`).
 Styles are vectors, so a combination of two or three voices speaks as somebody
 new, and some lie beyond a voice, away from another.  Every second clip has its
 timing and melody from elsewhere than its timbre.  Its pitch is then moved, its
@@ -83,7 +83,7 @@ def check_voice(voice):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ap.add_argument("--text", required=True, nargs="+", help="JSONL files of {id, text}")
     ap.add_argument("--out", required=True)
     ap.add_argument("--hours", type=float, default=float("inf"), help="stop at about this much speech")

@@ -86,7 +86,9 @@ class Kokoro:
         """
         mix = [[voice, 1.0]] if isinstance(voice, str) else voice
         total = sum(weight for _, weight in mix)
-        style = sum(self.voices[name][n_ids - 3] * (weight / total) for name, weight in mix)
+        style = torch.zeros_like(self.voices[mix[0][0]][n_ids - 3])
+        for name, weight in mix:
+            style = style + self.voices[name][n_ids - 3] * (weight / total)
         return style if prosody is None else torch.cat([style[:128], self.style(prosody, n_ids)[128:]])
 
     # -- layers -------------------------------------------------------------
@@ -225,7 +227,8 @@ class Kokoro:
             if k == 1:
                 x = F.pad(x, (1, 0), mode="reflect")
             x = x + side
-            x = sum(self.snake_block(g + f"resblocks.{3 * k + j}", x, style) for j in range(3)) / 3
+            blocks = [self.snake_block(g + f"resblocks.{3 * k + j}", x, style) for j in range(3)]
+            x = (blocks[0] + blocks[1] + blocks[2]) / 3
         x = self.conv(g + "conv_post", F.leaky_relu(x, 0.01), padding=3).float()
         magnitude, phase = x[:, :11].exp(), x[:, 11:].sin()
         spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], 1)
@@ -242,12 +245,18 @@ class Kokoro:
         return torch.where(voiced, (log.exp() * manner["pitch"]).clamp(min=1.2 * UNVOICED), f0)
 
     def blur(self, text, deviation):
-        """(B, C, F) encodings of the sounds, each frame a bell-shaped mean of its neighbours; `deviation` (B, 1, 1)."""
+        """(B, C, F) encodings of the sounds, each frame a Gaussian mean of its neighbours.
+
+        `deviation` (B, 1, 1) is the standard deviation in frames.
+        """
         away = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=text.device)
         bell = (-0.5 * (away / deviation.clamp(min=1e-3)) ** 2).exp()
         bell = bell / bell.sum(2, keepdim=True)
         padded = F.pad(text, (BLUR_REACH, BLUR_REACH), mode="replicate")
-        return sum(bell[:, :, k : k + 1] * padded[:, :, k : k + text.shape[2]] for k in range(len(away)))
+        blurred = torch.zeros_like(text)
+        for k in range(len(away)):
+            blurred = blurred + bell[:, :, k : k + 1] * padded[:, :, k : k + text.shape[2]]
+        return blurred
 
     @torch.inference_mode()
     def synthesise(self, index, style, for_pitch, for_sound, noise=1.0, manner=None):

@@ -167,7 +167,7 @@ def speak(model, resample, batch, noise, peak):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ap.add_argument("--weights", required=True, help="the archive that kokoro_convert.py wrote")
     ap.add_argument("--manifest", required=True)
     ap.add_argument("--out", type=pathlib.Path, required=True)

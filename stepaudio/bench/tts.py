@@ -1,7 +1,7 @@
-"""Speed and memory of the speaking half: seconds of work per second of sound, whole against streamed.
+"""Speed and memory of token2wav: seconds of work per second of sound, whole against streamed.
 
-Without a model it runs the published sizes with weights drawn from a seed: time and memory do not ask what the
-weights say. Whole and streamed take turns, so their ratio holds on a shared machine; the rest depends on it.
+Without a model it runs the published sizes with random weights: time and memory do not depend on their values. Whole
+and streamed take turns, so their ratio holds on a shared machine; the other numbers depend on its load.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..backend import device as backend
 from ..checkpoints.layout import TOKEN2WAV
 from ..checkpoints.random_weights import random_token2wav
 from ..errors import ConfigError
+from ..models.parameters import named_arrays
 from ..resources import voice_clip
 from ..synthesis.streaming import StreamOptions
 from ..synthesis.synthesizer import AS_REFERENCE, Synthesizer
@@ -30,8 +30,11 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took. wall, processor : seconds (the second is of all cores, and says nothing of a GPU). peak :
-    bytes that MLX held at most, weights included. parts : wall seconds of its parts, in order. sound : seconds.
+    """What one run took.
+
+    wall, processor : seconds; the second is of all cores, and without any GPU.
+    peak : bytes that MLX held at most, weights included.
+    parts : wall seconds of the run's parts, in order. sound : seconds of sound made.
     """
 
     wall: float
@@ -42,7 +45,7 @@ class Cost:
 
 
 def measured(work: Callable[[], tuple[list[float], float]]) -> Cost:
-    """Run `work`, which gives the clock at the end of each part, and the seconds of sound made."""
+    """Run `work`, which returns the clock at the end of each part, and the seconds of sound made."""
     mx.reset_peak_memory()
     wall, processor = time.perf_counter(), time.process_time()
     ends, sound = work()
@@ -56,7 +59,7 @@ def measured(work: Callable[[], tuple[list[float], float]]) -> Cost:
 
 
 class Trial:
-    """One voice, one row of codes, and the two ways to speak them; drawn codes, because none of them is easier."""
+    """One voice, one sequence of random codes, and the two ways to synthesise them: whole and streamed."""
 
     def __init__(self, synthesizer: Synthesizer, voice: Voice, n_codes: int, options: StreamOptions = AS_REFERENCE):
         self.synthesizer, self.voice, self.options = synthesizer, voice, options
@@ -87,8 +90,14 @@ class Trial:
 def run(model: str | Path | None = None, repeats: int = 3, size: str = "published", n_codes: int = N_CODES) -> int:
     """Measure and print. Returns 0.
 
-    model : folder with a converted token2wav; None for drawn weights of `size`. n_codes : >= 29, two chunks.
-    Raises `ConfigError` for repeats below 1 or fewer codes, and what loading raises.
+    Parameters
+    ----------
+    model : folder with a converted token2wav; None for random weights of `size`.
+    repeats : >= 1, after one that warms up. size : "published" or "small". n_codes : >= 29, two chunks.
+
+    Raises
+    ------
+    ConfigError : too few repeats or codes, and what loading raises.
     """
     if repeats < 1 or n_codes < 29:
         raise ConfigError(f"expected at least 1 repeat and 29 codes, found {repeats} and {n_codes}")
@@ -101,7 +110,7 @@ def run(model: str | Path | None = None, repeats: int = 3, size: str = "publishe
     for _ in range(repeats + 1):  # the first round warms up and does not count
         whole.append(measured(trial.whole))
         streamed.append(measured(trial.streamed))
-    weights = f"the {size} sizes with weights drawn from a seed" if model is None else str(model)
+    weights = f"the {size} sizes with random weights" if model is None else str(model)
     print(report(weights, trial, reading, whole[1:], streamed[1:]))
     return 0
 
@@ -109,9 +118,8 @@ def run(model: str | Path | None = None, repeats: int = 3, size: str = "publishe
 def report(weights: str, trial: Trial, reading: float, whole: list[Cost], streamed: list[Cost]) -> str:
     """The table; `whole` and `streamed` in pairs."""
     found, prompt = backend.info(), len(trial.voice.codes) / 25
-    held = [
-        sum(a.nbytes for _, a in tree_flatten(getattr(trial.synthesizer.parts, c).parameters())) for c in TOKEN2WAV
-    ]
+    parts = trial.synthesizer.parts
+    held = [sum(a.nbytes for _, a in named_arrays(getattr(parts, c).parameters())) for c in TOKEN2WAV]
     rows = [
         f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
         f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {trial.options.flow.n_steps} Euler steps, "
@@ -141,6 +149,6 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
         + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(TOKEN2WAV, held, strict=True))
         + ")",
         f"making the voice from its clip took {reading / prompt:.2f} s for a second, once and cold",
-        "no row for PyTorch: the reference nets of this half come in no package that could be run here",
+        "no row for PyTorch: the reference implementation of these nets is in no installable package",
     ]
     return "\n".join(rows)

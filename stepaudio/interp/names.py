@@ -25,7 +25,7 @@ class Meaning(NamedTuple):
     text: str
 
 
-def _layers(net: str, stream: str, heads: str, kv_heads: str, size: str) -> dict[str, Meaning]:
+def _layers(net: str, stream: Sequence[str], heads: str, kv_heads: str, size: str) -> dict[str, Meaning]:
     """What one block or layer hands out; `stream`: batch, positions and channels of the residual stream."""
     B, n, _ = stream
     residual = tuple(stream)
@@ -62,6 +62,84 @@ GLOSSARY: dict[str, Meaning] = {
     "decoder.{i}.pattern": Meaning(("B", "H", "n", "L"), "attention, query by cache slot; sums to 1 over slots"),
     "decoder.out": Meaning(("B", "n", "D"), "residual stream after the decoder's final norm"),
     "logits": Meaning(("B", "V"), "scores of the next token after the last position, before any rule"),
+}
+
+
+def _stack(prefix: str, stream: Sequence[str], also: dict[str, Meaning]) -> dict[str, Meaning]:
+    """A stack of a token2wav net: {i} or {j} counts its layers, heads have channels of their own."""
+    layers = {
+        f"{prefix}.{name.removeprefix('net.{i}.')}": m for name, m in _layers("net", stream, "H", "H", "K").items()
+    }
+    return layers | {f"{prefix}.{name}": meaning for name, meaning in also.items()}
+
+
+_KEYS = Meaning(("B", "H", "n", "L"), "attention, query by key; sums to 1 over keys")
+_DISTANCES = Meaning(("1", "X", "C"), "sinusoids of all distances between query and key")
+
+# What the nets of token2wav hand out when they are called with a tap. Axes: B rows, n new and L all positions, N codes,
+# T mel frames, M mel bands, C channels of the net, H heads of K channels, F frames of the vocoder's short STFT with Q
+# numbers each, W samples; X depends on the rest. {i} counts layers, Euler steps or stages, {j} layers within a step.
+TOKEN2WAV_GLOSSARY: dict[str, dict[str, Meaning]] = {
+    "speech_tokenizer": {
+        "conv1": Meaning(("B", "T", "C"), "after the first strided convolution and GELU, 50 per second"),
+        "conv2": Meaning(("B", "N", "C"), "after the second, 25 per second"),
+        **_stack(
+            "{i}",
+            ("B", "N", "C"),
+            {
+                "pattern": Meaning(("B", "H", "N", "N"), "attention, query by key; sums to 1 over keys"),
+                "memory": Meaning(("B", "N", "C"), "values filtered over time, which attention is added to"),
+            },
+        ),
+        "out": Meaning(("B", "N", "C"), "residual stream after the last block; no norm follows"),
+        "project_down": Meaning(("B", "N", "8"), "the dimensions that are rounded to digits of a code"),
+    },
+    "speaker_encoder": {
+        "head": Meaning(("B", "T", "C"), "after the convolutions over bands and frames, 100 per second"),
+        "tdnn": Meaning(("B", "T", "C"), "after the strided layer, 50 per second"),
+        "transit{i}": Meaning(("B", "T", "C"), "after dense block i and its transition, i from 1"),
+        "stats": Meaning(("B", "C"), "mean and standard deviation over time"),
+        "embedding": Meaning(("B", "C"), "the speaker vector, not normalised"),
+    },
+    "flow": {
+        "speaker": Meaning(("B", "M"), "speaker vector, normalised and projected"),
+        "encoder.embed": Meaning(("B", "N", "C"), "embedded codes, scaled"),
+        "encoder.pre_lookahead": Meaning(("B", "N", "C"), "after the look-ahead convolutions"),
+        "encoder.pos_embed": _DISTANCES,
+        **_stack("encoder.{i}", ("B", "n", "C"), {"pattern": _KEYS}),
+        "encoder.up.conv": Meaning(("B", "T", "C"), "repeated to 50 per second and convolved"),
+        "encoder.up.embed": Meaning(("B", "T", "C"), "embedded again, scaled"),
+        "encoder.up.pos_embed": _DISTANCES,
+        **_stack("encoder.up.{i}", ("B", "n", "C"), {"pattern": _KEYS}),
+        "encoder.out": Meaning(("B", "T", "C"), "after the last norm"),
+        "mu": Meaning(("B", "T", "M"), "the encoder's mel, which the estimator refines"),
+        "noise": Meaning(("B", "T", "M"), "where Euler's method begins"),
+        "euler.{i}.dit.time": Meaning(("B", "C"), "embedded time; B counts rows twice, with conditions and without"),
+        **_stack(
+            "euler.{i}.dit.{j}",
+            ("B", "T", "C"),
+            {
+                "pattern": _KEYS,
+                "conv_out": Meaning(("B", "T", "C"), "what the convolutions add to the residual stream"),
+            },
+        ),
+        "euler.{i}.dit.out": Meaning(("B", "T", "M"), "the estimator's velocity"),
+        "euler.{i}.velocity": Meaning(("B", "T", "M"), "the same: conditional rows, then unconditional ones"),
+        "euler.{i}.x": Meaning(("B", "T", "M"), "state after Euler step i; after the last, the mel"),
+    },
+    "vocoder": {
+        "f0": Meaning(("B", "T"), "pitch, Hz"),
+        "sines": Meaning(("B", "W", "C"), "harmonics with noise"),
+        "source": Meaning(("B", "W"), "the harmonics mixed to one signal"),
+        "source_stft": Meaning(("B", "F", "Q"), "its short STFT, real parts then imaginary"),
+        "conv_pre": Meaning(("B", "T", "C"), "the mel after the first convolution"),
+        "{i}.up": Meaning(("B", "X", "C"), "after the upsampling of stage i"),
+        "{i}.source": Meaning(("B", "X", "C"), "what the source adds at stage i"),
+        "{i}.out": Meaning(("B", "X", "C"), "after the residual blocks of stage i"),
+        "before_conv_post": Meaning(("B", "F", "C"), "what the last convolution reads"),
+        "conv_post": Meaning(("B", "F", "Q"), "log magnitudes, then phases"),
+        "wave": Meaning(("B", "W"), "sound, within the limit"),
+    },
 }
 
 # Names of the version before -> names of this one. They go with the next version.

@@ -1,4 +1,4 @@
-"""What the bench of the speaking half counts, on small nets; and its door on the command line."""
+"""What the benchmark of token2wav counts, on small nets; and its command."""
 
 import re
 import time
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from stepaudio.bench import tts as bench_speaking
+from stepaudio.bench import tts
 from stepaudio.bench.tts import Cost, Trial, measured, report
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError
@@ -57,42 +57,42 @@ def numbers(text: str, row: str) -> list[float]:
 def test_report_by_hand(trial):
     whole = [Cost(4.0, 6.0, 100 << 20, (3.0, 1.0), 2.0), Cost(2.0, 4.0, 90 << 20, (1.5, 0.5), 2.0)]
     streamed = [Cost(7.0, 8.0, 50 << 20, (1.0, 2.0, 4.0), 2.0), Cost(4.0, 6.0, 60 << 20, (0.5, 2.5, 1.0), 2.0)]
-    told = report("tiny", trial, 0.3, whole, streamed)
-    assert numbers(told, "whole: seconds") == [1, 1.5, 2]
-    assert numbers(told, "  of these, flow") == [0.75, 1.12, 1.5] and numbers(told, "  of these, vocoder")[0] == 0.25
-    assert numbers(told, "streamed: seconds") == [1.75, 2.38, 3]
-    assert numbers(told, "streamed / whole") == [1.5, 1.62, 1.75]
-    assert numbers(told, "reading the voice") == [0.5, 0.75, 1] and numbers(told, "first chunk") == [2, 2.25, 2.5]
-    assert numbers(told, "slowest chunk") == [2.5, 3.25, 4]
-    assert numbers(told, "peak memory, whole") == [90, 95, 100]
-    assert numbers(told, "processor seconds of all cores, streamed, voice") == [3, 3.5, 4]
-    assert numbers(told, "  streamed / whole, of these") == [1.33, 1.42, 1.5]
-    assert "60" not in told.splitlines()[0] and "1 Euler steps" in told and "no row for PyTorch" in told
+    shown = report("tiny", trial, 0.3, whole, streamed)
+    assert numbers(shown, "whole: seconds") == [1, 1.5, 2]
+    assert numbers(shown, "  of these, flow") == [0.75, 1.12, 1.5] and numbers(shown, "  of these, vocoder")[0] == 0.25
+    assert numbers(shown, "streamed: seconds") == [1.75, 2.38, 3]
+    assert numbers(shown, "streamed / whole") == [1.5, 1.62, 1.75]
+    assert numbers(shown, "reading the voice") == [0.5, 0.75, 1] and numbers(shown, "first chunk") == [2, 2.25, 2.5]
+    assert numbers(shown, "slowest chunk") == [2.5, 3.25, 4]
+    assert numbers(shown, "peak memory, whole") == [90, 95, 100]
+    assert numbers(shown, "processor seconds of all cores, streamed, voice") == [3, 3.5, 4]
+    assert numbers(shown, "  streamed / whole, of these") == [1.33, 1.42, 1.5]
+    assert "60" not in shown.splitlines()[0] and "1 Euler steps" in shown and "no row for PyTorch" in shown
 
 
 def test_the_command(capsys, monkeypatch, speaking_checkpoint):
     asked = []
-    monkeypatch.setattr(bench_speaking, "run", lambda *a: asked.append(a) or 0)
+    monkeypatch.setattr(tts, "run", lambda *a: asked.append(a) or 0)
     assert main(["bench", "--speaking", "--model", str(speaking_checkpoint), "--repeats", "2"]) == 0
     assert asked == [(str(speaking_checkpoint), 2)]
     assert main(["bench", "--speaking", "--manifest", "x.tsv"]) == 2 and "nothing is heard" in capsys.readouterr().err
 
 
-def test_run_on_a_converted_model_and_on_drawn_weights(capsys, speaking_checkpoint, monkeypatch):
-    monkeypatch.setattr(bench_speaking, "voice_clip", lambda: tiny.noise(1.5))
-    assert bench_speaking.run(speaking_checkpoint, 1, n_codes=30) == 0
+def test_run_on_a_converted_model_and_on_random_weights(capsys, speaking_checkpoint, monkeypatch):
+    monkeypatch.setattr(tts, "voice_clip", lambda: tiny.noise(1.5))
+    assert tts.run(speaking_checkpoint, 1, n_codes=30) == 0
     out = capsys.readouterr().out
     assert str(speaking_checkpoint) in out and "weights: 0 MiB" in out
-    assert bench_speaking.run(None, 1, "small", 30) == 0
+    assert tts.run(None, 1, "small", 30) == 0
     out = capsys.readouterr().out
-    assert "the small sizes with weights drawn from a seed" in out and "1.2 s of sound in a voice of 1.5 s" in out
+    assert "the small sizes with random weights" in out and "1.2 s of sound in a voice of 1.5 s" in out
     assert "weights: 5 MiB" in out
 
 
 @pytest.mark.parametrize("bad", [{"repeats": 0}, {"n_codes": 28}])
 def test_refusals(bad):
     with pytest.raises(ConfigError, match="at least 1 repeat and 29 codes"):
-        bench_speaking.run(**bad)
+        tts.run(**bad)
 
 
 def test_codes_are_known_to_the_flow(trial):

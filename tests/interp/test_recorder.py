@@ -1,12 +1,11 @@
 """What is recorded: names, shapes, bytes; what is read from it: logit lens, attention to audio, memory."""
 
-import re
-
 import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
 
+from stepaudio.audio.save import save_audio
 from stepaudio.constants import n_mel_frames, n_prompt_rows
 from stepaudio.decoding.generate import collect
 from stepaudio.decoding.sampling import Sampling
@@ -76,7 +75,7 @@ def test_attention_rows_sum_to_one(trace):
 def test_a_recorded_run_says_what_an_unwatched_run_says(tiny_model, messages, trace):
     alone = run(tiny_model, messages)
     assert trace.tokens == alone.tokens
-    np.testing.assert_allclose([s.logprob for s in trace.steps], alone.logprobs, atol=1e-4)
+    assert [s.logprob for s in trace.steps] == list(alone.logprobs)
 
 
 def test_a_run_that_ends_early_keeps_no_pass_beyond_its_end(tiny_model, messages, trace):
@@ -104,6 +103,81 @@ def test_rows_of_a_second_piece_start_at_25_seconds(tiny_model):
     trace = recording.record(tiny_model, recording.transcription(tiny.noise(26.0)), "decoder.positions", max_tokens=1)
     first, second = (length for _, length in trace.spans)
     assert trace.audio_seconds[first] == 25.0 and len(trace.audio_seconds) == first + second
+
+
+def test_a_recording_can_be_given_as_it_is(tiny_model, tmp_path):
+    """A path, or samples: the same as the messages of a transcription."""
+    samples = np.round(tiny.noise(SECONDS) * 32768).astype(np.float32) / 32768  # what 16 bits hold
+    save_audio(tmp_path / "a.wav", samples, tiny.RATE)
+    sources = recording.transcription(samples), tmp_path / "a.wav", str(tmp_path / "a.wav"), samples
+    runs = [recording.record(tiny_model, source, "logits", sampling=GREEDY, max_tokens=3) for source in sources]
+    for run in runs:
+        assert run.steps == runs[0].steps and run.spans == runs[0].spans
+
+
+# ---- names of the version before ----
+
+
+OLD_AND_NEW = [
+    ("layer0", {"decoder.0.resid_post"}),
+    ("layer?", {"decoder.0.resid_post", "decoder.1.resid_post"}),
+    ("layer*.attention", {"decoder.0.pattern", "decoder.1.pattern"}),
+    ("layer1.k*", {"decoder.1.k_cache"}),
+    ("block0*", {"encoder.0.resid_post", "encoder.0.pattern"}),
+    ("*attention", {"encoder.0.pattern", "decoder.0.pattern", "decoder.1.pattern"}),
+    ("norm", {"decoder.out"}),
+    ("adapter", {"adapter.out"}),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_AND_NEW, ids=lambda x: x if isinstance(x, str) else "")
+def test_former_names_are_read_with_a_warning(tiny_model, messages, old, new):
+    with pytest.warns(DeprecationWarning, match="is of an earlier version"):
+        trace = recording.record(tiny_model, messages, old, max_tokens=1)
+    assert set(trace.recorder.names) == new
+
+
+def test_a_recording_answers_to_former_names(trace):
+    for old, new in (("layer1.attention", "decoder.1.pattern"), ("embedded", "encoder.0.resid_pre")):
+        with pytest.warns(DeprecationWarning, match=f"'{old}' .* '{new}'"):
+            assert trace[old] is trace[new]
+
+
+def test_every_former_name_has_one_of_today(tiny_model):
+    known = names.activation_names(tiny_model.config)
+    for former in names.FORMER_NAMES:
+        assert names.current_name(former.replace("{i}", "0")) in known
+    assert names.current_name("layer11.values") == "decoder.11.v_cache"
+    assert names.current_name("decoder.out") == "decoder.out" and names.current_name("layer") == "layer"
+
+
+# ---- edits ----
+
+
+def test_a_recorder_behind_an_edit_records_the_edit(tiny_model, messages, trace):
+    def silence(name, x):
+        return mx.zeros_like(x) if name == "adapter.out" else None
+
+    edited = recording.record(
+        tiny_model, messages, ("adapter.out", "logits"), sampling=GREEDY, max_tokens=3, tap=silence
+    )
+    assert not edited["adapter.out"][0].any()
+    assert np.abs(edited["logits"][0] - trace["logits"][0]).max() > 0.1
+
+
+def test_a_donors_residual_stream_gives_the_donors_next_token(tiny_model, messages, trace):
+    """Patch the last layer at the last position of the prompt with that of another recording."""
+    donor = recording.record(tiny_model, tiny.noise(SECONDS, 7), sampling=GREEDY, max_tokens=1)
+    value = mx.array(donor["decoder.1.resid_post"][0][:, -1:])
+
+    def patch(name, x):
+        if name == "decoder.1.resid_post" and x.shape[1] > 1:
+            return mx.concatenate([x[:, :-1], value], axis=1)
+        return None
+
+    edited = recording.record(tiny_model, messages, "logits", sampling=GREEDY, max_tokens=1, tap=patch)
+    np.testing.assert_allclose(edited["logits"][0], donor["logits"][0], atol=1e-4)
+    assert np.abs(donor["logits"][0] - trace["logits"][0]).max() > 0.1
 
 
 # ---- what is kept ----
