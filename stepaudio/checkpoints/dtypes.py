@@ -17,9 +17,12 @@ HELD = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}  # weights: d
 FLOATS = (*HELD, "F64")
 
 
-def numpy_dtype(stored: str) -> np.dtype | None:
-    """What numpy reads the bytes of this stored type as, bfloat16 as its bits; None for types that it has not."""
-    return np.dtype(_NUMPY[stored]) if stored in _NUMPY else None
+READABLE = frozenset(_NUMPY)  # the others numpy has no type for
+
+
+def numpy_dtype(stored: str) -> np.dtype:
+    """What numpy reads the bytes of this stored type, one of `READABLE`, as; bfloat16 as its bits."""
+    return np.dtype(_NUMPY[stored])
 
 
 def as_values(items: np.ndarray, stored: str, float32: bool = False) -> np.ndarray:

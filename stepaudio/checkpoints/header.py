@@ -58,9 +58,8 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     raw, file_bytes = _header_bytes(path)
     entries = _parse_json(raw, f"{path}: the header")
     metadata = entries.pop("__metadata__", None)  # mlx writes null where it has none
-    if metadata is not None:
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise WeightsError(f"{path}: __metadata__ must map strings to strings; the header is broken")
+    if metadata is not None and not _maps_strings(metadata):
+        raise WeightsError(f"{path}: __metadata__ must map strings to strings; the header is broken")
     data_start = 8 + len(raw)
     infos = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     _check_ranges(path, infos.values(), data_start, file_bytes)
@@ -159,6 +158,10 @@ def _parse_json(raw: bytes, what: str) -> dict:
     if not isinstance(parsed, dict):
         raise WeightsError(f"{what} should be a JSON object, found {type(parsed).__name__}")
     return parsed
+
+
+def _maps_strings(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
 def _is_size(value: object) -> bool:

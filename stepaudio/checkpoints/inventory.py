@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models.token2wav.campplus import COUNTER
+from ..models.token2wav.campplus import COUNTER, SpeakerConfig
+from ..models.token2wav.hift import HiftConfig
+from ..models.token2wav.speech_tokenizer import S3Config
 from .convert.flow_yaml import read_flow_config
 from .convert.manifest import converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, describe, published_folder
 from .header import TensorInfo, read_header
-from .layout import CONFIGS, SOURCES, TOKEN2WAV, Shape, expected_layout, net_layout, prefixed
+from .layout import SOURCES, TOKEN2WAV, Shape, expected_layout, net_layout, prefixed
 
 
 @dataclass(frozen=True)
@@ -63,5 +65,6 @@ def take_inventory(path: str | Path) -> Inventory | None:
 
 def _usual_layout(folder: Path, component: str) -> dict[str, Shape]:
     """What a file that is not there should hold: the published sizes, the flow's from its own config."""
-    config = read_flow_config(folder / FLOW_YAML) if component == "flow" else CONFIGS[component]()
+    usual = {"tokenizer": S3Config, "speaker": SpeakerConfig, "hift": HiftConfig}
+    config = read_flow_config(folder / FLOW_YAML) if component == "flow" else usual[component]()
     return {name: shape for name, shape in expected_layout(config).items() if not name.endswith(COUNTER)}

@@ -11,7 +11,7 @@ Shapes of published tensors are PyTorch's: Linear `(out, in)`, Conv1d `(out, in,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -34,9 +34,13 @@ Config = StepAudioConfig | Token2WavConfig
 
 COMPONENTS = ("encoder", "adapter", "model", "lm_head")  # first segment of every name of the language model
 TOKEN2WAV = ("tokenizer", "speaker", "flow", "hift")  # nets of token2wav; in reports they stand in front of a name
-SOURCES = dict(zip(TOKEN2WAV, ("speech_tokenizer_v2_25hz.onnx", "campplus.onnx", "flow.pt", "hift.pt"), strict=True))
-CONFIGS = dict(zip(TOKEN2WAV, (S3Config, SpeakerConfig, FlowConfig, HiftConfig), strict=True))
-NETS = {
+SOURCES: dict[str, str] = {
+    "tokenizer": "speech_tokenizer_v2_25hz.onnx", "speaker": "campplus.onnx", "flow": "flow.pt", "hift": "hift.pt"
+}  # fmt: skip
+CONFIGS: dict[str, type[Token2WavConfig]] = {
+    "tokenizer": S3Config, "speaker": SpeakerConfig, "flow": FlowConfig, "hift": HiftConfig
+}  # fmt: skip
+NETS: dict[type, type[nn.Module]] = {
     StepAudioConfig: StepAudioNet, S3Config: S3Tokenizer, SpeakerConfig: SpeakerEncoder, FlowConfig: Flow,
     HiftConfig: Hift,
 }  # fmt: skip
@@ -72,7 +76,8 @@ def build(config: Config) -> nn.Module:
         Sizes that no array can have.
     """
     try:
-        return NETS[type(config)](cast(Any, config))
+        make = cast(Callable[[Config], nn.Module], NETS[type(config)])
+        return make(config)
     except (OverflowError, TypeError, ValueError) as error:  # how mlx meets sizes beyond 31 bits
         reason = str(error).split("\n")[0]
         raise ConfigError(f"{type(config).__name__}: a size is beyond what arrays can have ({reason:.80})") from error
@@ -93,7 +98,9 @@ def net_layout(config: Config) -> dict[str, Shape]:
 
 @lru_cache(maxsize=32)
 def _net_layout(config: Config) -> tuple[tuple[str, Shape], ...]:
-    high, low = mx.random.state[0].tolist()  # constructing a net asks for random numbers, though none is drawn
+    high, low = cast(Any, mx.random.state)[
+        0
+    ].tolist()  # constructing a net asks for random numbers, though none is drawn
     try:
         return tuple((name, array.shape) for name, array in parameters_of(build(config)).items())
     finally:

@@ -1,4 +1,4 @@
-"""The published layout on disk: validate it from headers, load it into the nets, write it back.
+"""The published layout on disk: validate it from headers, load it into the nets.
 
 Every tensor is accounted for, by name; nothing is guessed, defaulted or dropped in silence. Knows names and files,
 nothing of what the tensors are for. Of token2wav it asks `inventory`.
@@ -17,15 +17,15 @@ import numpy as np
 
 from ..errors import WeightsError
 from ..models.speech_lm import StepAudioConfig
-from .dtypes import HELD, as_values, numpy_dtype
+from .dtypes import HELD, numpy_dtype
 from .header import TensorInfo, listed, read_checkpoint
-from .layout import Shape, axes_of, expected_layout, net_layout, parameters_of, to_net
+from .inventory import take_inventory
+from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
 from .match import match
 from .report import ENOUGH, TOO_LITTLE, WeightReport, compare
 from .statistics import audit_tensor
 from .suggest import apply_rename
-from .inventory import take_inventory
-from .tensors import StoredTensor
+from .tensors import StoredTensor, lazy_arrays
 
 
 def validate_weights(
@@ -174,7 +174,7 @@ def _fill(model: nn.Module, records: Mapping[str, TensorInfo], dtype: mx.Dtype |
 def _stored(file: Path, infos: list[TensorInfo]) -> dict[str, mx.array]:
     """The wanted tensors of one file, not yet read."""
     try:
-        return mx.load(str(file), format="safetensors")
+        return lazy_arrays(file)
     except RuntimeError:  # mlx refuses the whole file for one spare tensor of, say, float64: read the wanted ones
         return {i.name: _by_hand(i) for i in infos}
 

@@ -1,4 +1,4 @@
-"""The four nets with weights that a seed draws: of a small size, or of the published one.
+"""The four nets of token2wav randomly initialised from a seed: of a small size, or of the published one.
 
 For looking at shapes, order and timing where no trained weights are. Such nets say nothing that is speech; codes,
 mels and waves have the published rates and the small net the published bands, codebook and hop. Opens no file.
@@ -7,6 +7,7 @@ mels and waves have the published rates and the small net the published bands, c
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,15 +16,15 @@ import numpy as np
 from ..errors import ConfigError
 from ..models.token2wav.campplus import SpeakerConfig
 from ..models.token2wav.flow import FlowConfig
-from ..models.token2wav.hift import HiftConfig
+from ..models.token2wav.hift import Hift, HiftConfig
 from ..models.token2wav.speech_tokenizer import S3Config
 from .layout import TOKEN2WAV, Token2WavConfig, build, parameters_of
 from .token2wav import Token2Wav
 
 ONES = (".running_var", ".alpha")
-PITCH = 150.0  # Hz; without an offset, drawn weights would leave every frame unvoiced
-PITCH_SPREAD = 60.0  # how much wider than the others the weights are drawn that move it
-LEVEL, CALM = 0.5, 0.25  # added to log magnitudes, and a factor of what makes them: as drawn, vocoders shout
+PITCH = 150.0  # Hz; without an offset, random weights would leave every frame unvoiced
+PITCH_SPREAD = 60.0  # factor on the weights that move it
+LEVEL, CALM = 0.5, 0.25  # added to log magnitudes, and a factor on what makes them: without, sound leaves full scale
 
 
 def _flow(width: int, heads: int, blocks: int, up_blocks: int, depth: int, speaker: int) -> FlowConfig:
@@ -91,20 +92,28 @@ def sizes(size: str = "small") -> dict[str, Token2WavConfig]:
 
 
 def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
-    """Nets filled with numbers that `seed` decides, alike on every machine.
+    """Nets with random weights that `seed` decides, alike on every machine.
 
-    Kernels and matrices are normal with a variance of 1 / inputs, norms and variances 1, biases 0; but pitch is drawn
+    Kernels and matrices are normal with a variance of 1 / inputs, norms and variances 1, biases 0; but pitch lies
     around 150 Hz, so that there is voice, and the vocoder's magnitudes are evened out, so that it stays below full
     scale.
 
+    Parameters
+    ----------
+    size : {"small", "published"}
+    seed : int >= 0
+
     Raises
     ------
-    ConfigError : another size than "small" and "published", or a seed below 0.
+    ConfigError
+        Another size, or a seed below 0.
     """
     if seed < 0:
         raise ConfigError(f"seed: must not be negative, found {seed}")
-    nets = {name: _drawn(build(config), (seed, i)) for i, (name, config) in enumerate(sizes(size).items())}
-    hift = nets["hift"]
+    nets: dict[str, Any] = {
+        name: _initialised(build(config), (seed, i)) for i, (name, config) in enumerate(sizes(size).items())
+    }
+    hift: Hift = nets["hift"]
     hift.f0_predictor.classifier.bias = mx.array([PITCH])
     hift.f0_predictor.classifier.weight = hift.f0_predictor.classifier.weight * PITCH_SPREAD
     bins = hift.config.istft.n_fft // 2 + 1
@@ -114,8 +123,8 @@ def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
     return Token2Wav(**{name: nets[name] for name in TOKEN2WAV})
 
 
-def _drawn(net: nn.Module, seed: tuple[int, ...]) -> nn.Module:
-    """Every tensor of a net from the seed and its own name; what MLX drew at construction is never looked at."""
+def _initialised(net: nn.Module, seed: tuple[int, ...]) -> nn.Module:
+    """Every tensor of a net from the seed and its own name; what MLX drew at construction is never computed."""
     net.load_weights([(name, _values(name, array.shape, seed)) for name, array in parameters_of(net).items()])
     return net.eval()
 

@@ -1,4 +1,4 @@
-"""What became of every tensor: a checkpoint's names and shapes held against the expected ones, and told as text.
+"""What became of every tensor: a checkpoint's names and shapes held against the expected ones, and said as text.
 
 `compare` fills the record; the record prints itself. Works on header records alone and opens no file.
 """
@@ -237,7 +237,7 @@ def _per_component(names: Iterable[str]) -> Counter[str]:
 
 
 def _is_random(values: TensorValues) -> bool:
-    return bool(values.look_alike) and not values.constant
+    return bool(values.initialiser) and not values.constant
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
@@ -258,5 +258,9 @@ def _columns(parts: Sequence[ComponentReport]) -> str:
         rows.append([part.name, *numbers, ", ".join(f"{dtype} x {n}" for dtype, n in part.dtypes.items()) or "-"])
     rows.append(["all", *(f"{sum(getattr(part, name) for part in parts):,}" for name in counted), ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pad = lambda i, cell: cell.ljust(widths[i]) if i in (0, len(widths) - 1) else cell.rjust(widths[i])
+    last = len(widths) - 1
+
+    def pad(i: int, cell: str) -> str:
+        return cell.ljust(widths[i]) if i in (0, last) else cell.rjust(widths[i])
+
     return "\n".join("  ".join(pad(i, cell) for i, cell in enumerate(row)).rstrip() for row in rows)

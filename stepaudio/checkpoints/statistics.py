@@ -4,8 +4,9 @@ Reads tensor data from disk in blocks of bounded size, by numpy alone. Knows not
 
 What it can tell: that a tensor is unusable (NaN, Inf), was never written (constant), or has the moments of a
 well-known random initialiser of its shape. What it cannot: that a model was trained well, or trained at all by a
-recipe with another initialiser. A short fine-tune hardly moves the moments, so a look-alike may have been trained a
-little, and chance makes some: 1 of 368 kernels of five trained speech and text models matched. Read the share.
+recipe with another initialiser. A short fine-tune hardly moves the moments, so what matches an initialiser may have
+been trained a little, and some match by chance: 1 of 368 kernels of five trained speech and text models did. Read the
+share.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SIGMAS = 4.0  # tolerance in standard errors, where that is wider than the fixed
 class TensorValues:
     """Values of one tensor. Moments are over finite values and `None` where there are none (or overflow).
 
-    `zero_share` is in [0, 1]; `kurtosis` is 3 for a normal distribution; `look_alike` names an initialiser.
+    `zero_share` is in [0, 1]; `kurtosis` is 3 for a normal distribution; `initialiser` names the one that leaves such
+    values, None if none does.
     """
 
     name: str
@@ -43,15 +45,15 @@ class TensorValues:
     std: float | None
     norm: float | None
     kurtosis: float | None
-    look_alike: str | None
+    initialiser: str | None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is remarkable, in words; empty for an ordinary tensor."""
         notes = [f"{n} {kind}" for n, kind in ((self.nan, "NaN"), (self.inf, "Inf")) if n]
-        if self.constant and not self.look_alike:
+        if self.constant and not self.initialiser:
             notes.append(f"constant {self.mean:g}")
-        return (*notes, self.look_alike) if self.look_alike else tuple(notes)
+        return (*notes, self.initialiser) if self.initialiser else tuple(notes)
 
 
 def audit_tensor(info: TensorInfo, name: str | None = None) -> TensorValues:
@@ -85,7 +87,7 @@ def audit_tensor(info: TensorInfo, name: str | None = None) -> TensorValues:
         name=name, count=tally.count, nan=tally.nan, inf=tally.count - tally.finite - tally.nan,
         zero_share=tally.zeros / max(tally.count, 1), constant=constant,
         mean=_finite(mean), std=_finite(std), norm=_finite(norm), kurtosis=_finite(kurtosis),
-        look_alike=_untouched(name, info.shape, tally.low) if constant else _look_alike(name, info.shape, tally),
+        initialiser=_untouched(name, info.shape, tally.low) if constant else _match(name, info.shape, tally),
     )  # fmt: skip
 
 
@@ -95,8 +97,8 @@ def initialisers(shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
     Sources: `torch.nn.init` (Glorot & Bengio 2010; He et al. 2015), the PyTorch defaults of Linear, Conv1d and
     Embedding, `initializer_range` = 0.02 of GPT-2, Qwen2 and Whisper, and LeCun's 1 / sqrt(fan_in).
     """
-    taps = math.prod(shape[2:])
-    fan_in, fan_out = shape[1] * taps, shape[0] * taps
+    kernel = math.prod(shape[2:])
+    fan_in, fan_out = shape[1] * kernel, shape[0] * kernel
     return {
         "uniform(+-1/sqrt(fan_in)), the default of Linear and Conv1d": (1 / math.sqrt(3 * fan_in), UNIFORM),
         "normal(0, 0.02)": (0.02, NORMAL),
@@ -137,7 +139,7 @@ class _Tally:
     def moments(self) -> tuple[float, float, float, float]:
         """Mean, standard deviation (of the population), Euclidean norm, kurtosis; NaN where undefined."""
         if not self.finite:
-            return (math.nan,) * 4
+            return math.nan, math.nan, math.nan, math.nan
         m1, m2, m3, m4 = self.sums / self.finite  # float64 holds the fourth power of any sane weight, and of most
         mean, variance = self.pivot + m1, max(m2 - m1**2, 0.0)
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
@@ -172,7 +174,7 @@ def _untouched(name: str, shape: tuple[int, ...], value: float) -> str | None:
     return "untouched: a bias of zeros" if name.endswith(".bias") and value == 0 else None
 
 
-def _look_alike(name: str, shape: tuple[int, ...], tally: _Tally) -> str | None:
+def _match(name: str, shape: tuple[int, ...], tally: _Tally) -> str | None:
     """The initialiser with these moments: std within 2 %, kurtosis within 0.05, mean zero (wider if few values)."""
     n = tally.finite
     if len(shape) < 2 or not name.endswith(".weight") or n < max(MIN_VALUES, tally.count):
@@ -186,4 +188,4 @@ def _look_alike(name: str, shape: tuple[int, ...], tally: _Tally) -> str | None:
         edge_ok = kurtosis0 == NORMAL or max(-tally.low, tally.high) <= 1.01 * math.sqrt(3) * std0
         if std_ok and kurtosis_ok and edge_ok and abs(mean) <= SIGMAS * std0 / math.sqrt(n):
             fits[label] = off
-    return f"looks like {min(fits, key=fits.get)}" if fits else None
+    return f"looks like {min(fits, key=lambda label: fits[label])}" if fits else None

@@ -1,7 +1,6 @@
 """Guesses about tensors that do not fit: which spare name was meant, which transform would repair a shape.
 
-Guesses are told to the user and never applied on their own; a rename map given by the user is. Knows nothing of
-files.
+Guesses are reported and never applied on their own; a rename map given by the user is.
 """
 
 from __future__ import annotations
@@ -83,8 +82,9 @@ def near_misses(missing: Mapping[str, Shape], spare: Mapping[str, Shape]) -> tup
 
 
 def rename_map(misses: Sequence[NearMiss], stored: Iterable[str]) -> dict[str, str]:
-    """The fewest entries that rename every near miss: a prefix where it moves no other `stored` name, else
-    whole names.
+    """The fewest entries that rename every near miss.
+
+    A prefix where it moves no other `stored` name, else whole names.
     """
     groups: dict[tuple[str, str], list[NearMiss]] = defaultdict(list)
     for miss in misses:

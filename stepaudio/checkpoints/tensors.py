@@ -1,18 +1,20 @@
-"""One tensor of a published file: where it lies and in which order, so that nobody needs to read it to judge it.
+"""Stored tensors as arrays: whole safetensors files, and single tensors of any file by place and strides.
 
-Knows no file format and no names.
+A tensor's record says where it lies and in which order, so that it need not be read to be judged.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import cast
 
+import mlx.core as mx
 import numpy as np
 
 from ..errors import DataError, WeightsError
-from .dtypes import as_values, numpy_dtype
+from .dtypes import READABLE, as_values, numpy_dtype
 from .header import TensorInfo, printable, read_header
 
 
@@ -23,24 +25,34 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name, info in read_header(path).items():
-        kind = numpy_dtype(info.dtype)
-        if kind is None:
+        if info.dtype not in READABLE:
             raise DataError(f"{path}: {name} is stored as {info.dtype}, which nothing here reads")
-        items = np.fromfile(path, kind, info.nbytes // kind.itemsize, offset=info.offset)
+        items = np.fromfile(path, numpy_dtype(info.dtype), prod(info.shape), offset=info.offset)
         arrays[name] = as_values(items, info.dtype).reshape(info.shape)
     return arrays
 
 
+def lazy_arrays(path: str | Path) -> dict[str, mx.array]:
+    """Every tensor of a safetensors file, not read before it is needed; raises what `mx.load` raises."""
+    return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+
+
+def lazy_arrays_with_metadata(path: str | Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """`lazy_arrays`, and the file's own metadata."""
+    loaded = mx.load(str(path), format="safetensors", return_metadata=True)
+    return cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+
+
 @dataclass(frozen=True)
 class StoredTensor(TensorInfo):
-    """`strides` counts items per step of each axis; None where the order is C's."""
+    """A tensor of any file; `strides` counts items per step of each axis, None where the order is C's."""
 
     strides: tuple[int, ...] | None = None
 
     @property
     def dense(self) -> bool:
         """Whether its bytes, in whichever order, are all the values and each of them once."""
-        return self.strides is None or span(self.shape, self.strides) == math.prod(self.shape)
+        return self.strides is None or span(self.shape, self.strides) == prod(self.shape)
 
     @property
     def transposed(self) -> StoredTensor:
@@ -56,7 +68,7 @@ def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of an array without gaps, last axis fastest."""
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def read_values(info: StoredTensor) -> np.ndarray:
@@ -65,14 +77,14 @@ def read_values(info: StoredTensor) -> np.ndarray:
     Raises `WeightsError` where the file cannot be read.
     """
     strides = c_order(info.shape) if info.strides is None else info.strides
-    n, kind = span(info.shape, strides), numpy_dtype(info.dtype)
-    if kind is None:
+    n = span(info.shape, strides)
+    if info.dtype not in READABLE:
         raise WeightsError(f"{info.file}: {printable(info.name)} is stored as {info.dtype}, which nothing here reads")
     if n == 0:
-        flat = np.zeros(0, kind)
+        flat = np.zeros(0, numpy_dtype(info.dtype))
     else:
         try:
-            flat = np.memmap(info.file, kind, "r", info.offset, (n,))
+            flat = np.memmap(info.file, numpy_dtype(info.dtype), "r", info.offset, (n,))
         except (OSError, ValueError) as error:
             raise WeightsError(f"{info.file}: {printable(info.name)} cannot be read ({error})") from None
     flat = as_values(flat, info.dtype, float32=True)

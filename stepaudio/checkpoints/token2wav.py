@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 
@@ -24,6 +24,7 @@ from .dtypes import HELD
 from .header import TensorInfo, read_header
 from .layout import TOKEN2WAV, Token2WavConfig, build, net_layout
 from .match import match_stored
+from .tensors import lazy_arrays
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
 
     Raises
     ------
-    WeightsError : not converted yet, converted from another `flow.yaml` than the one beside it, or a tensor that is
-        missing, unexpected or mis-shaped, by name.
-    ConfigError : sizes that contradict each other.
+    WeightsError
+        Not converted yet, converted from another `flow.yaml` than the one beside it, or a tensor that is missing,
+        unexpected or mis-shaped, by name.
+    ConfigError
+        Sizes that contradict each other.
     """
     if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: the flow can be held in float32, float16 or bfloat16")
@@ -87,7 +90,7 @@ def _load(path: Path, config: Token2WavConfig, dtype: mx.Dtype) -> Any:
     check_header(path, read_header(path), config)
     net = build(config)
     try:
-        stored = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+        stored = lazy_arrays(path)
         net.load_weights([(name, array.astype(dtype)) for name, array in stored.items()])
         mx.eval(net.parameters())
     except (OSError, RuntimeError, ValueError) as error:

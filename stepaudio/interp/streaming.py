@@ -15,7 +15,7 @@ import numpy as np
 from ..audio.features import flow_mel
 from ..errors import ConfigError
 from ..models.token2wav.noise import Noise
-from ..synthesis.streaming import StreamOptions, StreamState, VocoderState, begin, cut, vocode
+from ..synthesis.streaming import StreamOptions, StreamState, VocoderState, begin, chunked, vocode
 from ..synthesis.synthesizer import AS_REFERENCE, Synthesizer
 from ..synthesis.voice import Voice
 from .token2wav import CODES_PER_SECOND, DB_PER_NEPER
@@ -103,7 +103,7 @@ def streamed(
     mx.eval(state.flow.conformer.arrays, [a for step in state.flow.estimator for b in step for a in b.arrays])
     preparing, mels, waves, chunks = time.perf_counter() - clock, [], [], []
     taken, position = 0, 0
-    for chunk, last in cut(codes, options.chunk_codes, flow.look_ahead):
+    for chunk, last in chunked(codes, options.chunk_codes, flow.look_ahead):
         began, before = time.perf_counter(), state.flow
         mel, wave, state = _chunk(flow, hift, chunk, state, last)
         taken += chunk.shape[1] - (flow.look_ahead if taken else 0)

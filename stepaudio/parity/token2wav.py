@@ -256,7 +256,7 @@ def token2wav_checks(golden, _tokenizer) -> None:
     _compare_sound(golden, "offline.wav", given, wave, WAVE_TOLERANCE)
     cutting = voice.StreamOptions(options, c["chunk_tokens"], c["mel_cache_frames"])
     state, ours, theirs = flow.begin(prompt, noise, options), voice.VocoderState(), voice.VocoderState()
-    for i, (chunk, last) in enumerate(voice.cut(codes[0].tolist(), cutting.chunk_codes, c["look_ahead"])):
+    for i, (chunk, last) in enumerate(voice.chunked(codes[0].tolist(), cutting.chunk_codes, c["look_ahead"])):
         mel, state = flow.step(chunk, state, last)
         golden.compare(f"stream{i}.mel", _swap(mel), MEL_TOLERANCE)
         wave, ours, raw = voice.vocode(hift, mel, ours, cutting, None, last)

@@ -1,8 +1,9 @@
 """Codes to sound with one voice: whole, or as a stream of chunks whose state goes in and comes out.
 
 A chunk's mel runs through the vocoder together with the last frames of the chunk before, on the same source, and
-the doubled stretch of sound is cross-faded; its end is held back until the next chunk. Knows no files, no tokens.
+the doubled stretch of sound is cross-faded; its end is held back until the next chunk.
 
+Axes: B batch rows, N codes, T mel frames, M mel bands, n samples.
 Reference: `token2wav.py` of StepFun's Step-Audio 2 (Token2wav.stream).
 """
 
@@ -25,12 +26,24 @@ CHUNK_CODES = 25  # one second; the look-ahead comes on top
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a stream is cut and joined.
+    """How a stream is cut into chunks, and how these are joined.
 
-    flow : options of the mel. chunk_codes : codes per chunk, >= 1, without the look-ahead.
-    mel_frames : frames of a chunk that the vocoder sees again with the next one, >= 1.
-    fade : "hamming", as the reference, whose two halves sum to about 1.08, so that joints are up to 8 % louder; or
-        "even": the same halves divided by their sum.
+    Parameters
+    ----------
+    flow : FlowOptions
+        How the mel is made.
+    chunk_codes : int >= 1
+        Codes per chunk, without the look-ahead.
+    mel_frames : int >= 1
+        Frames of a chunk that the vocoder sees again with the next one.
+    fade : {"hamming", "even"}
+        Weights of the cross-fade. "hamming", as the reference: the two halves sum to about 1.08, so that chunk
+        boundaries are up to 8 % louder. "even": the same halves divided by their sum.
+
+    Raises
+    ------
+    ConfigError
+        A number below 1, or another fade.
     """
 
     flow: FlowOptions = REFERENCE
@@ -59,6 +72,8 @@ class VocoderState:
 
 @dataclass(frozen=True)
 class StreamState:
+    """One stream between two chunks: what flow and vocoder remember, how it is joined, and the source's noise."""
+
     flow: FlowState
     vocoder: VocoderState
     options: StreamOptions
@@ -88,13 +103,27 @@ def vocode(
 
     Parameters
     ----------
-    mel : (B, T, M), the new frames only. state : what the call before returned; `VocoderState()` at the start.
-    noise : of the source, as `Hift`; numbered from the start of the stream.
+    hift : Hift
+        The vocoder.
+    mel : array (B, T, M)
+        The new frames only.
+    state : VocoderState
+        What the call before returned; `VocoderState()` at the start.
+    options : StreamOptions
+        How chunks are joined.
+    noise : int, array or None
+        Of the source, as `Hift` takes it; numbered from the start of the stream.
+    last : bool
+        Whether nothing follows, so that nothing is held back.
 
     Returns
     -------
-    sound (B, n) that is finished (unless `last`, the end is held back), the new state, and the vocoder's own output
-    before the cross-fade.
+    sound : array (B, n)
+        What is finished; unless `last`, the end is held back.
+    state : VocoderState
+        For the next call.
+    raw : array
+        The vocoder's own output before the cross-fade.
     """
     per_frame = hift.config.samples_per_frame
     if state.mel is not None:
@@ -139,10 +168,13 @@ def step(
     return wave, StreamState(flow_state, vocoder, state.options, state.source_noise)
 
 
-def cut(codes: Iterable[int], chunk: int, look_ahead: int) -> Iterator[tuple[np.ndarray, bool]]:
+def chunked(codes: Iterable[int], chunk: int, look_ahead: int) -> Iterator[tuple[np.ndarray, bool]]:
     """Chunks of codes as they come, each with its look-ahead, and whether it is the last; none if no codes come.
 
-    Example: five codes in chunks of 2 with 1 ahead -> ([0 1 2], no), ([2 3 4], no), ([4], yes).
+    Examples
+    --------
+    >>> [(codes[0].tolist(), last) for codes, last in chunked(range(5), chunk=2, look_ahead=1)]
+    [([0, 1, 2], False), ([2, 3, 4], False), ([4], True)]
     """
     waiting: list[int] = []
     for code in codes:
@@ -156,11 +188,11 @@ def cut(codes: Iterable[int], chunk: int, look_ahead: int) -> Iterator[tuple[np.
 
 def stream(flow: Flow, hift: Hift, codes: Iterable[int], state: StreamState) -> Iterator[mx.array]:
     """Sound (n,) as codes arrive, from a state of `begin`. Ends with the codes; nothing comes of no codes."""
-    for chunk, last in cut(codes, state.options.chunk_codes, flow.look_ahead):
+    for chunk, last in chunked(codes, state.options.chunk_codes, flow.look_ahead):
         wave, state = step(flow, hift, chunk, state, last)
         yield wave[0]
 
 
 def to_pcm(wave: np.ndarray) -> np.ndarray:
-    """Samples to int16 as the reference: cut to +-1, times 32767, towards zero."""
+    """Samples to int16 as the reference: limited to +-1, times 32767, rounded towards zero."""
     return (np.clip(np.asarray(wave, np.float32), -1, 1) * np.float32(32767)).astype(np.int16)

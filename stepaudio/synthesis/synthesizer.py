@@ -1,8 +1,7 @@
-"""`Synthesizer`: the speaking half as one object. Codes and a voice go in, sound at 24 kHz comes out, whole or as the
-codes come.
+"""`Synthesizer`: token2wav as one object. Codes and a voice go in, sound at 24 kHz comes out, whole or as a stream.
 
 It holds weights and nothing else: a stream's state is a value that `begin` makes and each chunk replaces, so any
-number of streams and voices can run through one object. Knows no text.
+number of streams and voices can run through one object.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import SupportsIndex, cast
 
 import mlx.core as mx
 import numpy as np
@@ -23,17 +23,18 @@ from ..models.token2wav.flow import REFERENCE, FlowOptions
 from ..models.token2wav.noise import Noise
 from ..resources import default_checkpoint
 from ..text.tokenizer import N_AUDIO_TOKENS
-from .streaming import StreamOptions, StreamState, begin, cut, fade_halves, speak, step
+from .streaming import StreamOptions, StreamState, begin, chunked, fade_halves, speak, step
 from .voice import Voice, fingerprint, open_voice
 
-AS_REFERENCE = StreamOptions()  # 25 codes a chunk, 8 frames seen twice, faded by a Hamming window
+AS_REFERENCE = StreamOptions()  # 25 codes a chunk, 8 frames seen twice, cross-faded by a Hamming window
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A decoded answer. wave : (n,) float32; n = 0 if no code was left. mel : (frames, bands), natural log.
+    """Sound of a run of codes.
 
-    n_codes were spoken, n_padding dropped: `<audio_6561>` and above say nothing.
+    wave : (n,) float32; n = 0 if no code was left. mel : (frames, bands), natural log. n_codes went into sound,
+    n_padding were dropped: `<audio_6561>` and above stand for no sound.
     """
 
     wave: np.ndarray
@@ -44,6 +45,7 @@ class Sound:
 
     @property
     def seconds(self) -> float:
+        """Length of the sound."""
         return len(self.wave) / self.sample_rate
 
 
@@ -70,10 +72,7 @@ class _Codes:
 
     def __iter__(self) -> Iterator[int]:
         for found in self._codes:
-            try:
-                code = operator.index(None if isinstance(found, bool) else found)
-            except TypeError:
-                raise DecodeError(f"audio codes: expected whole numbers, found {found!r:.60}") from None
+            code = _whole(found)
             if N_AUDIO_CODES <= code < N_AUDIO_TOKENS:
                 self.n_padding += 1
                 continue
@@ -87,8 +86,28 @@ class _Codes:
             yield code
 
 
+def _whole(code: object) -> int:
+    try:
+        if isinstance(code, bool):
+            raise TypeError
+        return operator.index(cast(SupportsIndex, code))
+    except TypeError:
+        raise DecodeError(f"audio codes: expected whole numbers, found {code!r:.60}") from None
+
+
 class Synthesizer:
-    """Make one with `Synthesizer.load`, or of nets. Raises `ConfigError` if the nets do not fit each other."""
+    """Speech from codes, made with `Synthesizer.load`, or of nets.
+
+    Parameters
+    ----------
+    parts : Token2Wav
+        The four nets.
+
+    Raises
+    ------
+    ConfigError
+        The nets do not fit each other.
+    """
 
     def __init__(self, parts: Token2Wav):
         self.parts = parts
@@ -99,10 +118,10 @@ class Synthesizer:
         ):
             if one != other:
                 raise ConfigError(f"token2wav: the nets do not belong together: {one} and {other} {what}")
-        heard = parts.tokenizer.config.n_codebook_size
-        if heard > flow.vocab_size:
+        n_codes = parts.tokenizer.config.n_codebook_size
+        if n_codes > flow.vocab_size:
             raise ConfigError(
-                f"token2wav: the nets do not belong together: the speech tokenizer gives {heard} codes, "
+                f"token2wav: the nets do not belong together: the speech tokenizer gives {n_codes} codes, "
                 f"the flow knows {flow.vocab_size}"
             )
 
@@ -112,12 +131,15 @@ class Synthesizer:
 
         Parameters
         ----------
-        path : the model's folder, or its token2wav folder; by default `STEPAUDIO_CHECKPOINT` or the bundled model.
-        dtype : of the flow's weights, as `load_token2wav`.
+        path : str or Path, optional
+            The model's folder, or its token2wav folder; by default `STEPAUDIO_CHECKPOINT` or the bundled model.
+        dtype : mx.Dtype, optional
+            Of the flow's weights, as `load_token2wav`.
 
         Raises
         ------
-        WeightsError, ConfigError : no speaking half there (the bundled model has none), not converted, not whole.
+        WeightsError, ConfigError
+            No token2wav there (the bundled model has none), not converted, or not whole.
         """
         return cls(load_token2wav(default_checkpoint() if path is None else path, dtype))
 
@@ -144,18 +166,29 @@ class Synthesizer:
         source_noise: Noise | None = 0,
         options: FlowOptions = REFERENCE,
     ) -> Sound:
-        """All codes at once, every one seeing all others.
+        """Sound of all codes at once, every one seeing all others.
 
         Parameters
         ----------
-        codes : whole numbers 0 … 6560; padding 6561 … 6655 is dropped and counted. May be none.
-        voice : of these weights.
-        noise, source_noise : seeds, or arrays, of the flow and of the vocoder's source (None: none there).
-        options : only `n_steps` matters here.
+        codes : iterable of int
+            0 … 6560; padding, 6561 … 6655, is dropped and counted. May be none.
+        voice : Voice
+            Of these weights.
+        noise, source_noise : int or array
+            Seeds, or arrays, of the flow and of the vocoder's source (None: none there).
+        options : FlowOptions
+            Only `n_steps` matters here.
+
+        Returns
+        -------
+        Sound
 
         Raises
         ------
-        DecodeError : any other code. WeightsError : a voice made by other weights.
+        DecodeError
+            Any other code.
+        WeightsError
+            A voice made by other weights.
         """
         voice.check(self.weights)
         checked = _Codes(codes, self.parts.flow.config.vocab_size)
@@ -170,8 +203,9 @@ class Synthesizer:
     def begin(
         self, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE
     ) -> StreamState:
-        """The state of a stream in this voice before its first code. It is not changed by streaming, so keep it, and
-        the voice is read only once for many streams. Options as `stream`.
+        """State of a stream in this voice before its first code; arguments as `stream`.
+
+        It is not changed by streaming, so keep it, and the voice is read only once for many streams.
         """
         voice.check(self.weights)
         return begin(self.parts.flow, voice.prompt, noise, source_noise, options)
@@ -189,13 +223,23 @@ class Synthesizer:
 
         Parameters
         ----------
-        codes : as `decode`; taken one at a time, and only as far as the next chunk needs.
-        voice : a voice, or a state of `begin`, which then holds the noise and the options.
-        options : `FlowOptions(noise="position")` in it gives no noise twice, unlike the reference.
+        codes : iterable of int
+            As `decode`; taken one at a time, and only as far as the next chunk needs.
+        voice : Voice or StreamState
+            A voice, or a state of `begin`, which then holds the noise and the options.
+        noise, source_noise : int or array
+            As `decode`.
+        options : StreamOptions
+            `FlowOptions(noise="position")` in it gives no noise twice, unlike the reference.
+
+        Yields
+        ------
+        SoundChunk
 
         Raises
         ------
-        DecodeError, WeightsError : as `decode`, when the code is reached.
+        DecodeError, WeightsError
+            As `decode`, when the code is reached.
         """
         if isinstance(voice, Voice):
             voice = self.begin(voice, noise=noise, source_noise=source_noise, options=options)
@@ -203,7 +247,7 @@ class Synthesizer:
 
     def _stream(self, codes: _Codes, state: StreamState) -> Iterator[SoundChunk]:
         start, flow, hift = 0, self.parts.flow, self.parts.hift
-        for chunk, last in cut(codes, state.options.chunk_codes, flow.look_ahead):
+        for chunk, last in chunked(codes, state.options.chunk_codes, flow.look_ahead):
             found, state = step(flow, hift, chunk, state, last)
             wave = np.array(found[0].astype(mx.float32))
             yield SoundChunk(wave, start, codes.n_codes, codes.n_padding)

@@ -1,7 +1,7 @@
-"""A voice: what the speaking half needs to know of a person, read once from a short clip and then only passed on.
+"""A voice: what token2wav needs to know of a person, read once from a short clip and then only passed on.
 
 P codes at 25/s, two mel frames per code, M mel bands, E numbers of a speaker vector. A voice is immutable and named by
-its content, so any number of them can stand beside each other. Knows no streams and makes no sound.
+its content, so any number of them can be used side by side.
 
 Reference: `_prepare_prompt` of StepFun's `token2wav.py`. It reads channel 0 for codes and speaker and the mean of the
 channels for the mel, and so does this.
@@ -12,19 +12,18 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..audio.features import FLOW_SAMPLE_RATE, flow_mel, kaldi_fbank, log_mel
 from ..audio.load import audio_seconds, load_audio
 from ..audio.segment import is_silent
 from ..checkpoints.header import read_header
+from ..checkpoints.layout import parameters_of
+from ..checkpoints.tensors import lazy_arrays_with_metadata
 from ..checkpoints.token2wav import Token2Wav
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError, WeightsError
@@ -39,11 +38,20 @@ MAX_SECONDS = 30.0  # one window of the speech tokenizer; attention over the pro
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """Equal to another if its content is; usable as a key.
+    """What makes speech sound like one person. Equal to another if its content is; usable as a key.
 
-    codes : (P,) int32. mel : (frames, M) float32, natural log, as many frames per code as the flow makes.
-    speaker : (E,) float32, not normalised. weights : fingerprint of the nets that made it.
-    All three arrays are read-only.
+    Parameters
+    ----------
+    codes : array (P,), int32
+        What the speech tokenizer makes of the clip.
+    mel : array (frames, M), float32
+        Natural log, as many frames per code as the flow makes.
+    speaker : array (E,), float32
+        Speaker embedding, not normalised.
+    weights : str
+        Fingerprint of the nets that made it.
+
+    All three arrays are copied, and the copies are read-only.
     """
 
     codes: np.ndarray
@@ -78,7 +86,7 @@ class Voice:
 
     @property
     def prompt(self) -> Prompt:
-        """The voice as the flow takes it, one row."""
+        """The voice as the flow takes it, a batch of one."""
         return Prompt(self.codes[None], mx.array(self.mel)[None], mx.array(self.speaker)[None])
 
     @classmethod
@@ -97,31 +105,38 @@ class Voice:
 
         Parameters
         ----------
-        source, sample_rate : as `load_audio`.
-        max_seconds : longest clip that is taken; a longer one is refused before it is read.
-        weights : `fingerprint(parts)`, if the caller has it already.
+        parts : Token2Wav
+            The nets.
+        source, sample_rate
+            As `load_audio`.
+        max_seconds : float
+            Longest clip that is taken; a longer one is refused before it is read.
+        weights : str, optional
+            `fingerprint(parts)`, if the caller has it already.
 
         Raises
         ------
         AudioError
             What `load_audio` refuses (less than 0.1 s, for one), longer than `max_seconds`, or silence (below
-            -60 dBFS), in which there is no voice. Under 1 s there is a warning: it will hardly be known again.
+            -60 dBFS), in which there is no voice. Under 1 s there is a warning: it will hardly be recognised.
+        WeightsError
+            The speaker encoder gives NaN or Inf.
         """
         name = source if isinstance(source, (str, os.PathLike)) else "array"
         if isinstance(source, (str, os.PathLike)):
             _refuse_long(name, audio_seconds(source), max_seconds)
-        heard = load_audio(source, sample_rate=sample_rate)
-        seconds = len(heard) / SAMPLE_RATE
+        samples = load_audio(source, sample_rate=sample_rate)
+        seconds = len(samples) / SAMPLE_RATE
         _refuse_long(name, seconds, max_seconds)
-        if is_silent(heard):
+        if is_silent(samples):
             raise AudioError(
                 f"{name}: is silent (below -60 dBFS), and silence is nobody's voice: use a clip in which "
                 "one person speaks"
             )
         if seconds < SHORT_SECONDS:
             warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=2)
-        codes = parts.tokenizer(log_mel(heard, parts.tokenizer.config.n_mels, padding=0)[None])[0]
-        features = kaldi_fbank(heard, parts.speaker.config.feat_dim)
+        codes = parts.tokenizer(log_mel(samples, parts.tokenizer.config.n_mels, padding=0)[None])[0]
+        features = kaldi_fbank(samples, parts.speaker.config.feat_dim)
         speaker = np.array(parts.speaker(mx.array(features)[None])[0].astype(mx.float32))
         sound = load_audio(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
         mel = fitted(flow_mel(sound, parts.flow.config.output_size).T, len(codes) * parts.flow.up)
@@ -134,9 +149,8 @@ class Voice:
         path = Path(path)
         arrays = {name: mx.array(getattr(self, name)) for name in DTYPES}
         try:
-            with replaced_file(path) as aside:
-                with aside.open("wb") as stream:  # by a name, MLX would add its own suffix to any other
-                    mx.save_safetensors(stream, arrays, {"format": FORMAT, "weights": self.weights, "key": self.key})
+            with replaced_file(path) as aside, aside.open("wb") as stream:  # to a name MLX would add its own suffix
+                mx.save_safetensors(stream, arrays, {"format": FORMAT, "weights": self.weights, "key": self.key})
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"{path}: the voice cannot be written ({' '.join(str(error).split())})") from None
 
@@ -146,7 +160,10 @@ class Voice:
 
         Parameters
         ----------
-        parts, weights : the nets that are to speak, or their fingerprint; without either it is not compared.
+        path : str or os.PathLike
+            The file.
+        parts, weights : Token2Wav, str
+            The nets that are to speak, or their fingerprint; without either it is not compared.
 
         Raises
         ------
@@ -158,13 +175,13 @@ class Voice:
         if stored != {"codes": ("I32", 1), "mel": ("F32", 2), "speaker": ("F32", 1)}:
             raise WeightsError(f"{path}: not a voice; expected codes, mel and speaker, found {sorted(stored)}")
         try:
-            arrays, told = mx.load(str(path), format="safetensors", return_metadata=True)
+            arrays, metadata = lazy_arrays_with_metadata(path)
         except (OSError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{path}: cannot be read ({error})") from None
-        if told.get("format") != FORMAT:
-            raise WeightsError(f"{path}: expected the format {FORMAT!r}, found {told.get('format')!r}")
-        voice = cls(**{name: np.array(arrays[name]) for name in DTYPES}, weights=told.get("weights", ""))
-        if voice.key != told.get("key"):
+        if metadata.get("format") != FORMAT:
+            raise WeightsError(f"{path}: expected the format {FORMAT!r}, found {metadata.get('format')!r}")
+        voice = cls(**{name: np.array(arrays[name]) for name in DTYPES}, weights=metadata.get("weights", ""))
+        if voice.key != metadata.get("key"):
             raise WeightsError(f"{path}: is damaged: its content is not what was saved; make the voice again")
         voice.check(weights if weights is not None or parts is None else fingerprint(parts), str(path))
         return voice
@@ -179,7 +196,7 @@ class Voice:
 
 
 def fitted(mel: np.ndarray, n_frames: int) -> np.ndarray:
-    """Frames (T, M) cut to `n_frames`, or the last one repeated up to them."""
+    """Frames (T, M) shortened to `n_frames`, or the last one repeated up to them."""
     return np.concatenate([mel[:n_frames], np.repeat(mel[-1:], max(0, n_frames - len(mel)), axis=0)])
 
 
@@ -187,14 +204,10 @@ def fingerprint(parts: Token2Wav) -> str:
     """SHA-256 over every weight of the speech tokenizer and the speaker encoder: the nets that make a voice."""
     found = hashlib.sha256()
     for net in (parts.tokenizer, parts.speaker):
-        for name, array in _sorted_weights(net):
+        for name, array in sorted(parameters_of(net).items()):
             found.update(f"{type(net).__name__}.{name} {array.shape}".encode())
             found.update(np.ascontiguousarray(np.array(array.astype(mx.float32))).data)
     return found.hexdigest()
-
-
-def _sorted_weights(net: nn.Module) -> Iterable[tuple[str, mx.array]]:
-    return sorted(tree_flatten(net.parameters()))
 
 
 def _refuse_long(name, seconds: float, most: float) -> None:

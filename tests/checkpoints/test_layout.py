@@ -1,4 +1,4 @@
-"""Layouts read off the nets, against lists written by hand, against the published list, and against the nets' arrays."""
+"""Layouts read off the nets, against lists written by hand, the published list, and the nets' arrays."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,10 @@ SMALL = [
     replace(published.SPEAKER, blocks=((1, 5, 3),), init_channels=10),
     replace(published.HIFT, source_resblock_kernel_sizes=(7, 3), resblock_dilation_sizes=((1,), (1, 2, 3))),
 ]
-named = lambda config: type(config).__name__
+
+
+def named(config) -> str:
+    return type(config).__name__
 
 
 @pytest.mark.parametrize("config", [*PUBLISHED, *SMALL], ids=named)

@@ -199,7 +199,10 @@ def test_damaged_headers_never_escape_our_error(tmp_path):
 def test_shards_equal_the_single_file(tmp_path):
     single = read_checkpoint(folder_with(tmp_path / "one", arrays()))
     many = read_checkpoint(sharded(tmp_path / "many", arrays()))
-    describe = lambda infos: {n: (i.shape, i.dtype, i.nbytes) for n, i in infos.items()}
+
+    def describe(infos):
+        return {n: (i.shape, i.dtype, i.nbytes) for n, i in infos.items()}
+
     assert describe(many) == describe(single)
     assert len({info.file for info in many.values()}) == 3
     assert describe(read_checkpoint(tmp_path / "many" / INDEX_FILE)) == describe(single)
@@ -512,7 +515,7 @@ def test_fresh_kernels_are_recognised(tmp_path, case, shape):
     std, kurtosis = initialisers(shape)[case]
     rng = np.random.default_rng(len(case))
     fresh = rng.normal(0, std, shape) if kurtosis == 3 else rng.uniform(-(3**0.5) * std, 3**0.5 * std, shape)
-    assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).look_alike == f"looks like {case}"
+    assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).initialiser == f"looks like {case}"
 
 
 def test_initialisers_by_hand():
@@ -526,9 +529,9 @@ def test_initialisers_by_hand():
 
 def test_one_value_beyond_the_edge_is_no_uniform(tmp_path):
     fresh = np.random.default_rng(5).uniform(-0.1, 0.1, (300, 100)).astype(np.float32)
-    assert audit_tensor(stored(tmp_path, fresh)).look_alike
+    assert audit_tensor(stored(tmp_path, fresh)).initialiser
     fresh[0, 0] = 0.15
-    assert audit_tensor(stored(tmp_path, fresh)).look_alike is None
+    assert audit_tensor(stored(tmp_path, fresh)).initialiser is None
 
 
 def test_mlx_layers_fresh_from_the_shelf_are_recognised(tmp_path):
@@ -537,7 +540,7 @@ def test_mlx_layers_fresh_from_the_shelf_are_recognised(tmp_path):
     report = validate_weights(tmp_path / "m", values=True)
     kernels = [v for v in report.values if v.count >= 1024 and len(expected_layout(SMALL)[v.name]) > 1]
     # in MLX: Linear and Conv1d uniform within 1 / sqrt(fan_in), Embedding normal with 1 / sqrt(dim)
-    assert kernels and all(v.look_alike for v in kernels)
+    assert kernels and all(v.initialiser for v in kernels)
     assert report.looks_untrained and "freshly initialised" in report.table()
 
 
@@ -547,8 +550,8 @@ def test_moved_kernels_are_not(tmp_path, change):
     fresh = rng.normal(0, 0.02, (200, 300))
     tails = rng.laplace(0, 0.02 / 2**0.5, (200, 300))
     moved = {"heavy tails": tails, "wider": fresh * 1.1, "shifted": fresh + 0.001}
-    assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).look_alike
-    assert audit_tensor(stored(tmp_path, moved[change].astype(np.float32))).look_alike is None
+    assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).initialiser
+    assert audit_tensor(stored(tmp_path, moved[change].astype(np.float32))).initialiser is None
 
 
 def test_not_finite_values_fail_the_validation(tmp_path):

@@ -1,6 +1,6 @@
-"""Published `token2wav` files -> safetensors that the nets load as they are, and a manifest of every tensor's fate.
+"""Published `token2wav` files -> safetensors that the nets load as they are, and a manifest of where each came from.
 
-Needs neither PyTorch nor ONNX: the files are read as data (see `pt_file`, `onnx_file`). Everything is written aside
+Needs neither PyTorch nor ONNX: the files are read as data (see `torch_file`, `onnx_file`). Everything is written aside
 and moved into place with the manifest last, so an interrupted conversion leaves nothing that could be loaded. Values
 become float32.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from ... import __version__
 from ...errors import ConfigError, WeightsError
 from ...files import move_into_place, sha256, staging_folder
+from ...models.token2wav.campplus import SpeakerConfig
 from ..header import listed, read_header
 from ..layout import SOURCES, TOKEN2WAV, kernel_axes, to_net
 from ..match import match_stored
@@ -41,12 +42,12 @@ class Conversion:
     fresh: bool
 
     def table(self) -> str:
-        """Text for a terminal: one line a component, with how many tensors met which fate."""
+        """Text for a terminal: one line a component, with how many tensors went through which steps."""
         folder = self.manifest.folder
         lines = [f"{folder}: {'converted' if self.fresh else 'converted already from these files; nothing to do'}"]
         for component, part in self.manifest.raw["components"].items():
-            fates = [fate for tensor in part["tensors"] for fate in tensor["fate"]]
-            counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
+            steps = [step for tensor in part["tensors"] for step in tensor["steps"]]
+            counts = ", ".join(f"{steps.count(step)} {step}" for step in dict.fromkeys(steps))
             lines.append(f"  {component:9}  {part['bytes']:>13,} bytes  {len(part['tensors']):4} tensors: {counts}")
         return "\n".join(lines)
 
@@ -64,9 +65,11 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
 
     Raises
     ------
-    WeightsError : a file that is missing, unreadable, hostile or of another model, by name; a tensor that is missing,
-        unexpected or mis-shaped, by name; or a folder that cannot be written.
-    ConfigError : `flow.yaml`, or sizes that contradict each other.
+    WeightsError
+        A file that is missing, unreadable, hostile or of another model, by name; a tensor that is missing, unexpected
+        or mis-shaped, by name; or a folder that cannot be written.
+    ConfigError
+        `flow.yaml`, or sizes that contradict each other.
     """
     inner = Path(model_dir) / FOLDER
     folder = published_folder(model_dir) or (inner if inner.is_dir() else Path(model_dir))
@@ -120,15 +123,18 @@ def _earlier(target: Path, sources: dict) -> Manifest | None:
 
 def check_part(part: PublishedPart) -> None:
     """Refuse with `WeightsError` what is not exactly the published layout, naming every fault once."""
-    own = {name: tensor.name for name, tensor in part.tensors.items()}
-    shown = lambda name: name if name == own[name] else f"{name} (there {own[name]})"
-    faults = match_stored(part.tensors, part.layout).faults(shown)
+
+    def with_own_name(name: str) -> str:
+        own = part.tensors[name].name
+        return name if name == own else f"{name} (there {own})"
+
+    faults = match_stored(part.tensors, part.layout).faults(with_own_name)
     if faults:
         raise WeightsError(f"{part.file}: {faults}")
 
 
-def _converted(part: PublishedPart, fates: list[dict]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name in the net, values as the net holds them); what became of each tensor of the file goes into `fates`."""
+def _converted(part: PublishedPart, provenance: list[dict]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name in the net, values as the net holds them); what became of each tensor of the file goes to `provenance`."""
     axes = kernel_axes(part.config)
     for name, tensor in part.tensors.items():
         if name.endswith(MAGNITUDE):
@@ -138,19 +144,20 @@ def _converted(part: PublishedPart, fates: list[dict]) -> Iterator[tuple[str, np
             new, steps = f"{name.removesuffix(DIRECTION)}.weight", [MERGED]
             magnitude = part.tensors[name.replace(DIRECTION, MAGNITUDE)]
             values = _merged(part, new, read_values(magnitude), values)
-            fates.append({"tensor": magnitude.name, "fate": [MERGED], "as": new})
-        elif part.folded and name.endswith(".bias") and name.removesuffix(".bias") in part.folded:
+            provenance.append({"tensor": magnitude.name, "steps": [MERGED], "as": new})
+        elif isinstance(part.config, SpeakerConfig) and name.removesuffix(".bias") in part.folded:
             norm = part.folded[name.removesuffix(".bias")]
-            fates.append({"tensor": tensor.name, "fate": [FOLDED], "as": f"{norm}.*"})
+            provenance.append({"tensor": tensor.name, "steps": [FOLDED], "as": f"{norm}.*"})
             yield from unfolded(norm, values, part.config)
             continue
         elif tensor.name != name:
             steps = [RENAMED]
         turned = axes.get(new)
         steps += [TRANSPOSED] if turned or tensor.strides else []
-        fates.append({"tensor": tensor.name, "fate": steps or [KEPT], "as": new} | ({"axes": turned} if turned else {}))
+        said = {"tensor": tensor.name, "steps": steps or [KEPT], "as": new}
+        provenance.append(said | ({"axes": turned} if turned else {}))
         yield new, to_net(values, turned)
-    fates += [{"tensor": name, "fate": [DROPPED], "why": why} for name, why in part.dropped.items()]
+    provenance += [{"tensor": name, "steps": [DROPPED], "why": why} for name, why in part.dropped.items()]
 
 
 def _merged(part: PublishedPart, name: str, magnitude: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -166,14 +173,14 @@ def _merged(part: PublishedPart, name: str, magnitude: np.ndarray, direction: np
 def _write(folder: Path, aside: Path, sources: dict) -> None:
     parts = {}
     for component in TOKEN2WAV:
-        part, fates = describe(folder, component), []
+        part, provenance = describe(folder, component), []
         check_part(part)
         if part.file.suffix == ".pt":
             check_storages(part.file)
-        tensors = {name: mx.array(values) for name, values in _converted(part, fates)}
+        tensors = {name: mx.array(values) for name, values in _converted(part, provenance)}
         path = aside / file_of(component)
         mx.save_safetensors(str(path), tensors, metadata={"format": "mlx", "component": component})
         parts[component] = {"file": path.name, "bytes": path.stat().st_size, "source": SOURCES[component],
-                            "config": asdict(part.config), "tensors": fates}  # fmt: skip
+                            "config": asdict(part.config), "tensors": provenance}  # fmt: skip
     manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": sources, "components": parts}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

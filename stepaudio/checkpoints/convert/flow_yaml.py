@@ -20,9 +20,9 @@ DECODER_CLASS = "cosyvoice2.flow.flow_matching.CausalConditionalCFM"
 ESTIMATOR_CLASS = "cosyvoice2.flow.decoder_dit.DiT"
 
 
-def _untag(flow: object, name: str) -> dict:
+def _untag(tree: object, name: str) -> dict:
     """The nested mappings of flow.yaml without their class names, once these are the known ones."""
-    flow = _of_class(flow, FLOW_CLASS, f"{name}: flow")
+    flow = _of_class(tree, FLOW_CLASS, f"{name}: flow")
     if "encoder" in flow:
         flow["encoder"] = _of_class(flow["encoder"], ENCODER_CLASS, f"{name}: flow.encoder")
     if "decoder" in flow:
@@ -36,9 +36,8 @@ def _untag(flow: object, name: str) -> dict:
 
 def _of_class(node: object, expected: str, path: str) -> dict:
     found = node.get(TAG) if isinstance(node, dict) else None
-    require(
-        found == expected, f"{path}: expected !new:{expected}, found {found or node!r}; is this another model's file?"
-    )
+    if not isinstance(node, dict) or found != expected:
+        raise ConfigError(f"{path}: expected !new:{expected}, found {found or node!r}; is this another model's file?")
     return {k: v for k, v in node.items() if k != TAG}
 
 
@@ -49,13 +48,22 @@ _WORDS = {"true": True, "false": False, "null": None, "~": None}
 
 
 def parse(text: str, name: str) -> dict:
-    """Parse the text of a file; `name` opens every error message.
+    r"""Parse the text of a file; `name` opens every error message.
 
     Returns
     -------
-    dict : nested mappings; one that was written under `!new:CLASS` has CLASS under the key `TAG`.
+    dict
+        Nested mappings; one that was written under `!new:CLASS` has CLASS under the key `TAG`.
 
-    Example: "a: !new:x.Y\\n  b: 3\\n" -> {"a": {"!new": "x.Y", "b": 3}}
+    Raises
+    ------
+    ConfigError
+        Anything beyond nested mappings, plain scalars and `!new:` tags, with its line.
+
+    Examples
+    --------
+    >>> parse("a: !new:x.Y\n  b: 3\n", "flow.yaml")
+    {'a': {'!new': 'x.Y', 'b': 3}}
     """
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -110,8 +118,9 @@ def flow_config(text: str, name: str = "flow.yaml") -> FlowConfig:
 
     Raises
     ------
-    ConfigError : not in the subset of YAML that the file uses, a class other than the four known ones, or a
-        key that is unknown, missing or contradicts another.
+    ConfigError
+        Not in the subset of YAML that the file uses, a class other than the four known ones, or a key that is unknown,
+        missing or contradicts another.
     """
     tree = parse(text, name)
     extra = sorted(set(tree) - {"flow"})

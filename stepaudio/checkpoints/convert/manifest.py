@@ -1,4 +1,4 @@
-"""The manifest of a converted folder: from which files, by which version, to which sizes, and every tensor's fate.
+"""The manifest of a converted folder: from which files, by which version, to which sizes, by which steps.
 
 It is written last, so a folder with a manifest is a whole conversion. Knows JSON, and nothing of tensors.
 """
@@ -15,16 +15,20 @@ from ..layout import CONFIGS, TOKEN2WAV, Token2WavConfig
 from .published import FOLDER
 
 MANIFEST = "converted.json"
-FORMAT = 1  # raised whenever the same sources would be converted to something else
+FORMAT = 2  # raised whenever the same sources would be converted to something else
 
 
 def file_of(component: str) -> str:
+    """Name of a component's file of weights."""
     return f"{component}.safetensors"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`sources` maps published file names to {"sha256", "bytes"}; `raw` is the whole file."""
+    """What `converted.json` says.
+
+    `sources` maps published file names to {"sha256", "bytes"}, `configs` components to sizes; `raw` is the whole file.
+    """
 
     folder: Path
     sources: dict[str, dict]
@@ -32,6 +36,7 @@ class Manifest:
     raw: dict
 
     def bytes_of(self, component: str) -> int:
+        """Size of a component's file."""
         return self.raw["components"][component]["bytes"]
 
 
@@ -45,8 +50,10 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises
     ------
-    WeightsError : unreadable, of another format, or without one of the components.
-    ConfigError : sizes that are not those of the nets.
+    WeightsError
+        Unreadable, of another format, or without one of the components.
+    ConfigError
+        Sizes that are not those of the nets.
     """
     path = folder / MANIFEST
     again = "run `stepaudio convert` again"
@@ -58,9 +65,15 @@ def read_manifest(folder: Path) -> Manifest:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
         raise WeightsError(f"{path}: expected format {FORMAT}, found {found!r}; {again}")
     sources, parts = raw.get("sources"), raw.get("components")
-    whole = isinstance(sources, dict) and isinstance(parts, dict) and all(
-        isinstance(parts.get(c), dict) and isinstance(parts[c].get("bytes"), int) for c in TOKEN2WAV)  # fmt: skip
-    if not whole:
+    if (
+        not isinstance(sources, dict)
+        or not isinstance(parts, dict)
+        or not all(_is_part(parts.get(c)) for c in TOKEN2WAV)
+    ):
         raise WeightsError(f"{path}: does not tell of {', '.join(TOKEN2WAV)} and their sources; {again}")
     configs = {c: read_record(CONFIGS[c], parts[c].get("config"), f"{path}: {c}") for c in TOKEN2WAV}
     return Manifest(folder, sources, configs, raw)
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, dict) and type(part.get("bytes")) is int

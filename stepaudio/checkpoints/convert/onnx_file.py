@@ -37,12 +37,15 @@ class Node:
 
     @property
     def where(self) -> str:
+        """The node as messages name it: operator, and its name or outputs."""
         return f"{self.op} {printable(self.name or ', '.join(self.outputs))}"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in the order of the file, those of branches behind theirs; initialisers by name; `constants` are integer
+    """What a file describes.
+
+    Nodes are in the order of the file, those of branches behind theirs; initialisers by name; `constants` are integer
     tensors by the name that carries them, be it an initialiser's or a Constant node's.
     """
 
@@ -56,8 +59,9 @@ def read_onnx(path: str | Path) -> Graph:
 
     Raises
     ------
-    WeightsError : not readable as ONNX, cut short, operators of a foreign domain, functions of its own, weights
-        in branches, sparse initialisers, or data that lies in other files.
+    WeightsError
+        Not readable as ONNX, cut short, operators of a foreign domain, functions of its own, weights in branches,
+        sparse initialisers, or data that lies in other files.
     """
     path = Path(path)
     try:
@@ -115,8 +119,22 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _text(data, place: tuple[int, int]) -> str:
-    start, end = place
+def _place(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(start, end) of a field of bytes; `TypeError` for a number, which is no such field."""
+    if isinstance(value, int):
+        raise TypeError(f"a field of bytes is the number {value}")
+    return value
+
+
+def _number(value: int | tuple[int, int]) -> int:
+    """A field that is a whole number; `TypeError` for bytes."""
+    if isinstance(value, tuple):
+        raise TypeError("a field of a number is bytes")
+    return value
+
+
+def _text(data, value: int | tuple[int, int]) -> str:
+    start, end = _place(value)
     return data[start:end].decode("utf-8")
 
 
@@ -203,13 +221,14 @@ def _attribute(data, place, inner: list) -> tuple[str, object]:
         if number == 1:
             name = _text(data, value)
         elif number == 2:
-            content = struct.unpack("<f", data[value[0] : value[1]])[0]
+            start, end = _place(value)
+            content = struct.unpack("<f", data[start:end])[0]
         elif number == 3:
-            content = _signed(value)
+            content = _signed(_number(value))
         elif number == 5:
             content = _tensor(data, value, Path())[1]
         elif number in (6, 11):
-            inner.append((value[0], value[1]))
+            inner.append(_place(value))
         elif number == 8:
             ints += _ints(data, value)
     return name, tuple(ints) if ints else content
@@ -222,7 +241,7 @@ def _tensor(data, place, path: Path) -> tuple[StoredTensor, tuple[int, ...] | No
         if number == 1:
             dims += _ints(data, value)
         elif number == 2:
-            kind = value
+            kind = _number(value)
         elif number == 8:
             name = _text(data, value)
         elif number in (4, 9, 10):  # floats and doubles come packed, which is as good as raw_data

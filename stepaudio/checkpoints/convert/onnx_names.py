@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...errors import WeightsError
+from ..dtypes import FLOATS
 from ..header import printable
 from ..tensors import StoredTensor
 from .onnx_file import Graph, Node
@@ -33,8 +34,9 @@ S3_NAMES = (  # what the graph calls it -> what the published state dict does
 
 
 def module_path(node: Node) -> str:
-    """`/head/layer1/layer1.0/conv1/Conv` -> `head.layer1.0.conv1`: without the operator, and without the segments
-    that the next one repeats, as it does for the items of a list.
+    """Module path of a node: `/head/layer1/layer1.0/conv1/Conv` -> `head.layer1.0.conv1`.
+
+    The operator goes, and so do segments that the next one repeats, as it does for the items of a list.
     """
     text = node.name or (node.outputs[0] if node.outputs else "")
     if "/" not in text:
@@ -54,14 +56,14 @@ def named_tensors(graph: Graph, kind: str) -> dict[str, StoredTensor]:
 
     Raises
     ------
-    WeightsError : an operator that takes floating-point weights in a way that neither net does, or two initialisers
-        for one name.
+    WeightsError
+        An operator that takes floating-point weights in a way that neither net does, or two initialisers for one name.
     """
     found: dict[str, StoredTensor] = {}
     used = set()
     for node, place, own, tensor in _uses(graph):
         used.add(tensor.name)
-        if tensor.dtype not in ("F32", "F16", "BF16", "F64"):
+        if tensor.dtype not in FLOATS:
             if len(tensor.shape) > 1:
                 raise WeightsError(
                     f"{node.where} takes {printable(tensor.name)} of type {tensor.dtype}; a quantised "
@@ -83,14 +85,15 @@ def named_tensors(graph: Graph, kind: str) -> dict[str, StoredTensor]:
             )
         found[name] = tensor
     for name, tensor in graph.initialisers.items():
-        if name not in used and (tensor.dtype in ("F32", "F16", "BF16", "F64") or name.endswith(KINDS[-1])):
+        if name not in used and (tensor.dtype in FLOATS or name.endswith(KINDS[-1])):
             found.setdefault(_published(name, kind), tensor)
     return found
 
 
 def _uses(graph: Graph) -> Iterator[tuple[Node, int, str, StoredTensor]]:
-    """(node, input place, name it is used under, initialiser); the exporter lets equal parameters share one by way of
-    Identity nodes, whose outputs keep the parameters' own names.
+    """(node, input place, name it is used under, initialiser).
+
+    The exporter lets equal parameters share one by way of Identity nodes, whose outputs keep the parameters' own names.
     """
     source = {n.outputs[0]: n.inputs[0] for n in graph.nodes if n.op == "Identity" and n.inputs and n.outputs}
     for node in graph.nodes:
@@ -122,9 +125,9 @@ def _published(name: str, kind: str) -> str:
 
 def _as_published(node: Node, place: int, tensor: StoredTensor) -> StoredTensor:
     """Matrices turned to (out, in); an Add's bias may be one row."""
-    if place == 1 and len(tensor.shape) == 2:
-        if node.op == "MatMul" or (node.op == "Gemm" and not node.attributes.get("transB")):
-            return tensor.transposed
+    as_in_out = node.op == "MatMul" or (node.op == "Gemm" and not node.attributes.get("transB"))
+    if place == 1 and len(tensor.shape) == 2 and as_in_out:
+        return tensor.transposed
     if node.op == "Add" and len(tensor.shape) > 1 and tensor.shape[:-1] == (1,) * (len(tensor.shape) - 1):
         return replace(tensor, shape=tensor.shape[-1:])
     return tensor

@@ -28,8 +28,10 @@ FOLDER = "token2wav"
 
 @dataclass(frozen=True)
 class PublishedPart:
-    """One published file. `tensors` and `layout` are by published name, `tensors[n].name` is the file's own;
-    `dropped` tells for names of the file why they are left out; `folded` are convolutions with a batch norm in them.
+    """One published file.
+
+    `tensors` and `layout` are by published name, `tensors[n].name` is the file's own; `dropped` says for names of the
+    file why they are left out; `folded` maps convolutions to the batch norm that was folded into them.
     """
 
     component: str
@@ -54,8 +56,10 @@ def describe(folder: Path, component: str) -> PublishedPart:
 
     Raises
     ------
-    WeightsError : missing, unreadable, hostile, or of no sizes at all.
-    ConfigError : `flow.yaml` is missing or not the published kind, or sizes contradict each other.
+    WeightsError
+        Missing, unreadable, hostile, or of no sizes at all.
+    ConfigError
+        `flow.yaml` is missing or not the published kind, or sizes contradict each other.
     """
     file = folder / SOURCES[component]
     if component in ("tokenizer", "speaker"):

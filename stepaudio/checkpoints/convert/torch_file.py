@@ -100,8 +100,9 @@ def read_pt(path: str | Path) -> PtContent:
 
     Raises
     ------
-    WeightsError : no zip archive, cut short, a pickle that names anything but tensors (nothing of it is run), views
-        that leave their storage, or something else than a flat mapping of names.
+    WeightsError
+        No zip archive, cut short, a pickle that names anything but tensors (nothing of it is run), views that leave
+        their storage, or something else than a flat mapping of names.
     """
     path = Path(path)
     with _refusals(path), zipfile.ZipFile(path) as archive, path.open("rb") as stream:
@@ -162,7 +163,7 @@ def _is_count(value: object) -> bool:
 
 
 def _description(archive: zipfile.ZipFile) -> tuple[str, bytes]:
-    """(folder inside the archive, bytes of its pickle)"""
+    """(folder inside the archive, bytes of its pickle)."""
     found = [e for e in archive.infolist() if e.filename.rpartition("/")[2] == "data.pkl"]
     if len(found) != 1:
         raise WeightsError(f"{len(found)} files named data.pkl inside, expected one; is it a PyTorch file of weights?")
@@ -177,7 +178,7 @@ def _description(archive: zipfile.ZipFile) -> tuple[str, bytes]:
 def _unpickled(raw: bytes) -> object:
     try:
         for opcode, argument, _ in pickletools.genops(raw):  # an index beyond the pickle itself only costs memory
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(raw):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(raw):
                 raise WeightsError(f"its description asks for {argument} memo entries; it is damaged or hostile")
         return _Inert(io.BytesIO(raw)).load()
     except WeightsError:

@@ -149,9 +149,9 @@ def test_half_precision_files_become_float32(folder):
 # ---- the manifest ----
 
 
-def test_every_tensor_of_every_file_has_a_fate(model):
+def test_every_tensor_of_every_file_is_accounted_for(model):
     raw = json.loads((model / "token2wav" / "converted.json").read_text())
-    assert raw["format"] == 1 and raw["package"].startswith("stepaudio ")
+    assert raw["format"] == 2 and raw["package"].startswith("stepaudio ")
     assert set(raw["sources"]) == {"flow.yaml", *SOURCES.values()}
     assert all(len(s["sha256"]) == 64 and s["bytes"] > 0 for s in raw["sources"].values())
     for component in TOKEN2WAV:
@@ -160,12 +160,12 @@ def test_every_tensor_of_every_file_has_a_fate(model):
         reached = {t["as"] for t in told}
         named = {n for n in net_layout(part.config) if n in reached or f"{n.rpartition('.')[0]}.*" in reached}
         assert named == set(net_layout(part.config))
-        fates = {t["as"]: t["fate"] for t in told}
+        steps = {t["as"]: t["steps"] for t in told}
         expected = {"tokenizer": ("encoder.conv1.weight", ["renamed", "transposed"]),
                     "speaker": ("xvector.tdnn.nonlinear.batchnorm.*", ["batch norm folded before"]),
                     "flow": ("encoder_proj.bias", ["kept"]),
                     "hift": ("ups.0.weight", ["weight norm merged"])}[component]  # fmt: skip
-        assert fates[expected[0]][0] == expected[1][0]
+        assert steps[expected[0]][0] == expected[1][0]
 
 
 def test_dropped_tensors_say_why(folder):
@@ -180,7 +180,7 @@ def test_dropped_tensors_say_why(folder):
     alone.hold(np.zeros(6, np.float32), f"{unscaled}.bias")
     alone.save(folder / "campplus.onnx")
     parts = convert(folder).manifest.raw["components"]
-    why = {t["tensor"]: t["why"] for c in TOKEN2WAV for t in parts[c]["tensors"] if t["fate"] == ["dropped"]}
+    why = {t["tensor"]: t["why"] for c in TOKEN2WAV for t in parts[c]["tensors"] if t["steps"] == ["dropped"]}
     counters = {n for n in layout if n.endswith(COUNTER)}
     assert set(why) == {"epoch", f"{unscaled}.weight", f"{unscaled}.bias", *counters} and len(counters) > 20
     assert why["epoch"] == "int, not a tensor" and "nothing reads it" in why[f"head.bn1{COUNTER}"]
@@ -312,7 +312,7 @@ def test_one_wrong_initialiser(component, name, told, fault, folder):
     tensors = published.tiny_tensors()[component]
     graph = (published.s3_graph(tensors, 4) if component == "tokenizer" else
              published.campplus_graph(tensors, (1, 2), published.folds(published.SPEAKER), pool=7))  # fmt: skip
-    held = [n for n in graph.initialisers if n.startswith(name)][0]
+    held = next(n for n in graph.initialisers if n.startswith(name))
     array = graph.initialisers.pop(held)
     if fault != "removed":
         new = held + "x.bias" if fault == "renamed" else held

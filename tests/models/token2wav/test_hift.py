@@ -329,7 +329,7 @@ def test_vocoder_streams_do_not_disturb_each_other(hift):
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 6, 7, 20])
 @pytest.mark.parametrize(("chunk", "ahead"), [(2, 1), (3, 3), (5, 2)])
 def test_cutting_codes_loses_none(n, chunk, ahead):
-    pieces = list(stream.cut(iter(range(n)), chunk, ahead))
+    pieces = list(stream.chunked(iter(range(n)), chunk, ahead))
     assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True] * (n > 0)
     spoken = [c for codes, last in pieces for c in (codes[0] if last else codes[0, :chunk])]
     assert spoken == list(range(n))
