@@ -1,7 +1,7 @@
-"""Break a model on purpose: each known mistake of re-implementations as a named switch of an experiment.
+"""Fault injection: each known mistake of re-implementations as a named switch of an experiment.
 
-A defect makes another model that shares all it can with the one it is given and never changes that one; to leave it
-is to use the model one had. The faithful path knows nothing of this. Defects combine; `broken` applies several in
+A fault makes another model that shares all it can with the one it is given and never changes that one; to be rid of it
+is to use the model one had. The faithful path knows nothing of this. Defects combine; `faulty` applies several in
 one fixed order.
 """
 
@@ -29,7 +29,7 @@ Apply = Callable[[StepAudio2], StepAudio2]
 
 
 @dataclass(frozen=True)
-class Defect:
+class Fault:
     """A mistake: what it is about, what the reference does, what is done instead, and how to make a model do it."""
 
     description: str
@@ -60,13 +60,13 @@ def mean_downmix(model: StepAudio2) -> StepAudio2:
     )
 
 
-def short_pieces(seconds: float) -> Apply:
-    """Pieces of at most so many seconds; transcription still cuts them in pauses."""
+def short_segments(seconds: float) -> Apply:
+    """Segments of at most so many seconds; transcription still cuts them in pauses."""
     return lambda model: _around(model, chunk_samples=round(seconds * SAMPLE_RATE))
 
 
 def fixed_repetition(penalty: float) -> Apply:
-    """One repetition penalty over the generated ids in place of all other penalties, whatever was asked for."""
+    """One repetition penalty over the generated tokens in place of all other penalties, whatever was asked for."""
 
     def instead(sampling: Sampling) -> Sampling:
         fixed = Penalties(repetition=penalty)
@@ -77,10 +77,10 @@ def fixed_repetition(penalty: float) -> Apply:
 
 @dataclass(frozen=True)
 class WrongPrompt:
-    """A prompt builder in the place of `prompt.build_prompt`; the defaults agree with it.
+    """A prompt builder in the place of `text.chat_template.build_prompt`; the defaults agree with it.
 
     chatml : turns as ChatML, the template that lies beside the published tokenizer.
-    system : whether system turns are kept. audio_end : whether `<audio_end>` follows the rows.
+    system : whether system turns are kept. audio_end : whether `<audio_end>` follows the audio.
     """
 
     chatml: bool = False
@@ -106,7 +106,7 @@ def _chatml(message: Message) -> list[str | Mapping]:
 
 
 def without_audio_end(prompt: Prompt) -> Prompt:
-    """The prompt with the one id after the rows of each piece of audio taken out."""
+    """The prompt with the one token after each segment of audio taken out."""
     ends = [slot.start + slot.length for slot in prompt.slots]
     slots = [AudioSlot(s.start - i, s.length, s.clip, s.piece) for i, s in enumerate(prompt.slots)]
     return Prompt(tuple(np.delete(prompt.tokens, ends).tolist()), tuple(slots))
@@ -198,7 +198,7 @@ def _with_fresh(model: StepAudio2, names: Sequence[str], seed: int) -> StepAudio
     have = dict(tree_flatten(net.parameters()))
     odd = [name for name in names if name not in have or not mx.issubdtype(have[name].dtype, mx.floating)]
     if odd:
-        raise ConfigError(f"partly loaded: {odd[0]} is quantised or moved; apply this first, as `broken` does")
+        raise ConfigError(f"partly loaded: {odd[0]} is quantised or moved; apply this first, as `faulty` does")
     keys = mx.random.split(mx.random.key(seed), max(1, len(names)))
     net.load_weights(
         [(name, _fresh(name, have[name], key)) for name, key in zip(names, keys, strict=False)], strict=False
@@ -241,59 +241,57 @@ def fewer_bits(bits: int, group_size: int = 32) -> Apply:
 
 # ---------------------------------------------------------------- the switches
 
-DEFECTS: dict[str, Defect] = {
-    "mel_scale": Defect(
+FAULTS: dict[str, Fault] = {
+    "mel_scale": Fault(
         "mel filters",
         "Slaney's scale, filters of equal area",
         "HTK's scale, filters of equal height",
         wrong_mel(scale="htk"),
     ),
-    "framing": Defect(
+    "framing": Fault(
         "STFT frames",
         "centred, mirrored ends, periodic Hann window",
         "not centred, symmetric Hann window, two frames fewer",
         wrong_mel(framing="uncentred"),
     ),
-    "downmix": Defect("channels", "channel 0", "mean of the channels", mean_downmix),
-    "chunk": Defect("longest piece of audio", "25 s", "15 s", short_pieces(15)),
-    "padding_mask": Defect("keys past the end of a clip", "masked in the encoder", "not masked", no_padding_mask),
-    "chatml": Defect(
+    "downmix": Fault("channels", "channel 0", "mean of the channels", mean_downmix),
+    "chunk": Fault("longest segment of audio", "25 s", "15 s", short_segments(15)),
+    "padding_mask": Fault("keys past the end of a clip", "masked in the encoder", "not masked", no_padding_mask),
+    "chatml": Fault(
         "turn grammar", "<|BOT|>human … <|EOT|>", "<|im_start|>user … <|im_end|>", wrong_prompt(chatml=True)
     ),
-    "audio_end": Defect("end of audio", "<audio_end> after the rows", "no <audio_end>", wrong_prompt(audio_end=False)),
-    "system_text": Defect(
-        "system turn", "says what to do with the audio", "no system turn", wrong_prompt(system=False)
-    ),
-    "penalty_scope": Defect(
+    "audio_end": Fault("end of audio", "<audio_end> after the audio", "no <audio_end>", wrong_prompt(audio_end=False)),
+    "system_text": Fault("system turn", "says what to do with the audio", "no system turn", wrong_prompt(system=False)),
+    "penalty_scope": Fault(
         "repetition penalty",
         "none to transcribe; 1.05 over prompt and answer to chat",
         "1.3, over the answer only, whatever was asked for",
         fixed_repetition(1.3),
     ),
     # What follows changes nets, in an order that works: values, then structure, then how values are held.
-    "partly_loaded": Defect(
+    "partly_loaded": Fault(
         "tensors of the checkpoint", "all of them", "nine in ten, the rest random", partly_loaded(0.9)
     ),
-    "norm_pool": Defect("end of the encoder", "pool, then norm", "norm, then pool", norm_before_pool),
-    "bits_8": Defect("weights of linear layers", "16 bits", "8 bits in groups of 32", fewer_bits(8)),
-    "bits_4": Defect("weights of linear layers", "16 bits", "4 bits in groups of 32", fewer_bits(4)),
+    "norm_pool": Fault("end of the encoder", "pool, then norm", "norm, then pool", norm_before_pool),
+    "bits_8": Fault("weights of linear layers", "16 bits", "8 bits in groups of 32", fewer_bits(8)),
+    "bits_4": Fault("weights of linear layers", "16 bits", "4 bits in groups of 32", fewer_bits(4)),
 }
 ALTERNATIVES = ({"bits_8", "bits_4"},)  # at most one of each set
-LOST = "lost:"  # before a prefix of tensor names: a defect that `lost` makes
+LOST = "lost:"  # before a prefix of tensor names: a fault that `lost` makes
 
 
-def unknown_defects(names: Sequence[str]) -> list[str]:
-    """Those of `names` that are neither in `DEFECTS` nor "lost:" and a prefix of tensor names."""
-    return [name for name in names if name not in DEFECTS and not name.startswith(LOST)]
+def unknown_faults(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are neither in `FAULTS` nor "lost:" and a prefix of tensor names."""
+    return [name for name in names if name not in FAULTS and not name.startswith(LOST)]
 
 
-def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
-    """A model with these defects; the one given stays as it is.
+def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
+    """A model with these faults; the one given stays as it is.
 
     Parameters
     ----------
     model : StepAudio2
-    defects : names from `DEFECTS`, or "lost:" and a prefix of tensor names, in any order, or one string with "+"
+    faults : names from `FAULTS`, or "lost:" and a prefix of tensor names, in any order, or one string with "+"
         between them; "none" or nothing gives the model itself
 
     Raises
@@ -301,21 +299,21 @@ def broken(model: StepAudio2, defects: str | Sequence[str]) -> StepAudio2:
     ConfigError
         An unknown name, a name twice, or two that exclude each other.
     """
-    names = defects.split("+") if isinstance(defects, str) else list(defects)
+    names = faults.split("+") if isinstance(faults, str) else list(faults)
     names = [] if names == ["none"] else names
-    unknown = unknown_defects(names)
+    unknown = unknown_faults(names)
     if unknown:
         raise ConfigError(
-            f"no defect is called {unknown[0]!r}; expected none or names joined by +, of: "
-            f"{', '.join(DEFECTS)}, {LOST}PREFIX"
+            f"no fault is called {unknown[0]!r}; expected none or names joined by +, of: "
+            f"{', '.join(FAULTS)}, {LOST}PREFIX"
         )
     clashes = [sorted(group) for group in ALTERNATIVES if len(group & set(names)) > 1]
     if clashes or len(set(names)) < len(names):
         raise ConfigError(
-            f"defects {'+'.join(names)}: expected each once"
+            f"faults {'+'.join(names)}: expected each once"
             + (f", and at most one of {', '.join(clashes[0])}" if clashes else "")
         )
-    order = list(DEFECTS)
-    for name in sorted(names, key=lambda n: order.index(n if n in DEFECTS else "partly_loaded")):
-        model = (DEFECTS[name].apply if name in DEFECTS else lost(name.removeprefix(LOST)))(model)
+    order = list(FAULTS)
+    for name in sorted(names, key=lambda n: order.index(n if n in FAULTS else "partly_loaded")):
+        model = (FAULTS[name].apply if name in FAULTS else lost(name.removeprefix(LOST)))(model)
     return model

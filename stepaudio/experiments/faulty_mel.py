@@ -1,7 +1,6 @@
 """Log mel spectra as re-implementations get them wrong: the scale of the filters, and how frames are cut.
 
-Written apart from `mel`, whose faithful path has no switches; with both choices faithful it must agree with it.
-Knows no files and no nets.
+Written apart from `audio.features`, whose faithful path has no switches; with both choices faithful the two agree.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def htk_filterbank(n_mels: int = N_MELS) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WrongMel:
-    """A front end in the place of `mel.log_mel`: (samples (n,), n_mels) -> float32 (n_mels, T).
+    """A front end in the place of `audio.features.log_mel`: (samples (n,), n_mels) -> float32 (n_mels, T).
 
     scale : "slaney" (faithful) or "htk" (`htk_filterbank`).
     framing : "centred" (faithful) or "uncentred": frames start at the first sample instead of half a frame before

@@ -22,7 +22,7 @@ from ..evaluation.word_errors import count_char_errors, count_errors
 from ..model import StepAudio2
 from ..text.prompts import asr_turns
 from ..transcribe import Segment, Transcript
-from .faults import DEFECTS, LOST, broken, unknown_defects
+from .faults import FAULTS, LOST, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
 from .provenance import file_hash, json_hash, provenance
 from .store import SHARED, Store, Table, rank_file, read_store, store_files
@@ -37,7 +37,7 @@ def run_sweep(
     *,
     run_one: RunOne | None = None,
     load: Callable[[Grid], StepAudio2] | None = None,
-    with_fault: WithFault = broken,
+    with_fault: WithFault = faulty,
     progress: bool = True,
 ) -> Table:
     """Run what the store does not hold yet, and return the table of the whole grid.
@@ -49,7 +49,7 @@ def run_sweep(
         `transcribe_one`.
     load : makes the model from the grid, called only if something is left to run; by default `StepAudio2.load`.
     with_fault : (model, name) -> the model with that fault, for the names in `grid.faults` other than "none"; by
-        default `faults.broken`, which also takes several joined by "+".
+        default `faults.faulty`, which also takes several joined by "+".
     progress : show a bar (rank 0 only).
 
     Returns
@@ -62,7 +62,7 @@ def run_sweep(
     DataError : a recording is missing, or the store is being written to, is broken, or holds a row for the same
         clip, setting name, seed and fault that was made under other conditions.
     """
-    if with_fault is broken:
+    if with_fault is faulty:
         _check_faults(grid.faults)
     group = mx.distributed.init()
     shared = provenance(grid.model, grid.dtype)
@@ -137,11 +137,11 @@ def _refuse(store: str | Path, row: dict, trial: Trial) -> None:
 def _check_faults(faults: Sequence[str]) -> None:
     """A misspelt name must be noticed before the first run, not at its turn."""
     names = [name for fault in faults if fault != NO_FAULT for name in fault.split("+")]
-    unknown = unknown_defects(names)
+    unknown = unknown_faults(names)
     if unknown:
         raise ConfigError(
             f"no fault is called {unknown[0]!r}; expected {NO_FAULT} or names joined by +, of: "
-            f"{', '.join(DEFECTS)}, {LOST}PREFIX"
+            f"{', '.join(FAULTS)}, {LOST}PREFIX"
         )
 
 

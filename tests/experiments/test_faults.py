@@ -13,8 +13,8 @@ from stepaudio.constants import CHUNK_SAMPLES
 from stepaudio.decoding.options import DecodingOptions
 from stepaudio.decoding.sampling import Penalties, Sampling
 from stepaudio.errors import ConfigError
-from stepaudio.experiments import faults as defects
-from stepaudio.experiments.faults import DEFECTS, broken
+from stepaudio.experiments import faults
+from stepaudio.experiments.faults import FAULTS, faulty
 from stepaudio.experiments.faulty_mel import WrongMel, htk_filterbank
 from stepaudio.interp.recorder import transcription
 from stepaudio.model import StepAudio2
@@ -32,7 +32,7 @@ def stereo(tmp_path_factory):
     return path
 
 
-LONG = tiny.noise(16)  # more than one of the shorter pieces
+LONG = tiny.noise(16)  # more than one of the shorter segments
 
 
 def said(model, source, sampling=GREEDY):
@@ -44,7 +44,7 @@ def values(model):
 
 
 def fingerprint(model, stereo):
-    """What a defect could touch, measured: rows, prompt ids, sampling, all weights."""
+    """What a fault could touch, measured: rows, prompt ids, sampling, all weights."""
     request = model.request(transcription(stereo))
     options = model.engine.run_options(DecodingOptions(GREEDY, max_tokens=8, on_loop="off"))
     return {
@@ -68,71 +68,71 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("name", DEFECTS)
-def test_each_defect_changes_something_and_leaves_the_model_alone(tiny_model, stereo, name):
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_changes_something_and_leaves_the_model_alone(tiny_model, stereo, name):
     heard = LONG if name == "chunk" else stereo
     before = fingerprint(tiny_model, heard)
-    wrong = broken(tiny_model, name)
+    wrong = faulty(tiny_model, name)
     assert wrong is not tiny_model
     assert not same(fingerprint(wrong, heard), before)
     said(wrong, heard)  # it runs
     assert same(fingerprint(tiny_model, heard), before)
 
 
-@pytest.mark.parametrize("name", DEFECTS)
-def test_each_defect_is_the_same_twice(tiny_model, stereo, name):
-    assert same(fingerprint(broken(tiny_model, name), stereo), fingerprint(broken(tiny_model, name), stereo))
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_the_same_twice(tiny_model, stereo, name):
+    assert same(fingerprint(faulty(tiny_model, name), stereo), fingerprint(faulty(tiny_model, name), stereo))
 
 
 def test_leaving_restores_exactly(tiny_checkpoint, stereo):
-    """A model that all defects were made from says, bit for bit, what one that never saw a defect says."""
+    """A model that all faults were made from says, bit for bit, what one that never saw a fault says."""
     used, untouched = StepAudio2.load(tiny_checkpoint), StepAudio2.load(tiny_checkpoint)
-    for name in DEFECTS:
-        said(broken(used, name), stereo)
+    for name in FAULTS:
+        said(faulty(used, name), stereo)
     assert same(fingerprint(used, stereo), fingerprint(untouched, stereo))
     assert said(used, stereo) == said(untouched, stereo)
 
 
-def test_defects_say_what_they_are():
-    for defect in DEFECTS.values():
-        assert defect.description and defect.reference and defect.wrong and defect.reference != defect.wrong
+def test_faults_say_what_they_are():
+    for fault in FAULTS.values():
+        assert fault.description and fault.reference and fault.wrong and fault.reference != fault.wrong
 
 
 def test_none_is_the_model_itself(tiny_model):
-    assert broken(tiny_model, "none") is tiny_model and broken(tiny_model, []) is tiny_model
+    assert faulty(tiny_model, "none") is tiny_model and faulty(tiny_model, []) is tiny_model
 
 
-def test_all_defects_together_run_and_order_does_not_matter(tiny_model, stereo):
-    names = [n for n in DEFECTS if n != "bits_4"]
-    one, other = broken(tiny_model, "+".join(names)), broken(tiny_model, names[::-1])
+def test_all_faults_together_run_and_order_does_not_matter(tiny_model, stereo):
+    names = [n for n in FAULTS if n != "bits_4"]
+    one, other = faulty(tiny_model, "+".join(names)), faulty(tiny_model, names[::-1])
     assert same(fingerprint(one, stereo), fingerprint(other, stereo))
     assert said(one, stereo) == said(other, stereo)
 
 
 def test_pairs_keep_both_effects(tiny_model):
-    model = broken(tiny_model, "mel_scale+framing+chatml+audio_end+system_text+padding_mask+norm_pool")
+    model = faulty(tiny_model, "mel_scale+framing+chatml+audio_end+system_text+padding_mask+norm_pool")
     assert model.pipeline.mel == WrongMel("htk", "uncentred")
-    assert model.pipeline.build_prompt == defects.WrongPrompt(chatml=True, system=False, audio_end=False)
+    assert model.pipeline.build_prompt == faults.WrongPrompt(chatml=True, system=False, audio_end=False)
     mask = model.net.encoder.key_mask(9, mx.array([7]), True)
     assert (
         mask.shape == (1, 1, 1, 5)
         and not mask.any()
-        and isinstance(model.net.encoder.after_norm, type(broken(tiny_model, "norm_pool").net.encoder.after_norm))
+        and isinstance(model.net.encoder.after_norm, type(faulty(tiny_model, "norm_pool").net.encoder.after_norm))
     )
 
 
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("mel", "no defect is called 'mel'"),
+        ("mel", "no fault is called 'mel'"),
         ("chunk+chunk", "each once"),
         ("bits_4+bits_8", "at most one of bits_4, bits_8"),
-        (["none", "chunk"], "no defect is called 'none'"),
+        (["none", "chunk"], "no fault is called 'none'"),
     ],
 )
 def test_nonsense_is_refused(tiny_model, names, message):
     with pytest.raises(ConfigError, match=message):
-        broken(tiny_model, names)
+        faulty(tiny_model, names)
 
 
 # ---- hearing ----
@@ -171,7 +171,7 @@ def test_a_clip_too_short_for_an_uncentred_frame_gives_none():
 
 
 def test_downmix_is_the_mean_whatever_is_asked_for(tiny_model, stereo):
-    wrong = broken(tiny_model, "downmix")
+    wrong = faulty(tiny_model, "downmix")
     mean = load_audio(stereo, downmix="mean")
     for asked in ("first", "mean"):
         np.testing.assert_array_equal(wrong.pipeline.load(stereo, downmix=asked), mean)
@@ -179,8 +179,8 @@ def test_downmix_is_the_mean_whatever_is_asked_for(tiny_model, stereo):
     assert said(wrong, mono) == said(tiny_model, mono)
 
 
-def test_pieces_of_15_seconds(tiny_model):
-    wrong = broken(tiny_model, "chunk")
+def test_segments_of_15_seconds(tiny_model):
+    wrong = faulty(tiny_model, "chunk")
     assert len(said(tiny_model, LONG)) == 1 and len(said(wrong, LONG)) == 2
     assert [n for _, n in wrong.request(transcription(LONG)).spans] == [188, 13]
     assert tiny_model.pipeline.chunk_samples == CHUNK_SAMPLES
@@ -189,7 +189,7 @@ def test_pieces_of_15_seconds(tiny_model):
 def test_without_the_mask_padding_is_heard(tiny_model):
     mels = [log_mel(tiny.noise(s)) for s in (3.0, 1.0)]
     right, wrong = (
-        m.net.encode_audio(mels, independent=False) for m in (tiny_model, broken(tiny_model, "padding_mask"))
+        m.net.encode_audio(mels, independent=False) for m in (tiny_model, faulty(tiny_model, "padding_mask"))
     )
     gaps = [float(mx.abs(a - b).max()) for a, b in zip(right, wrong, strict=True)]
     assert gaps[1] > 10 * gaps[0]  # the long clip has one masked key, the short one is mostly padding
@@ -209,7 +209,7 @@ def test_norm_then_pool_by_hand(tiny_model):
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     x = x * np.array(norm.weight) + np.array(norm.bias)
     wanted = x[: len(x) // 2 * 2].reshape(-1, 2, x.shape[1]).mean(axis=1)
-    broken(tiny_model, "norm_pool").net.encode_audio([mel], tap=tap)
+    faulty(tiny_model, "norm_pool").net.encode_audio([mel], tap=tap)
     np.testing.assert_allclose(found["encoder.out"][0], wanted, atol=1e-4)
 
 
@@ -226,11 +226,11 @@ def test_the_prompt_builder_with_no_wrong_choice_is_the_faithful_one(tiny_model)
     from stepaudio.text.prompts import asr_turns
 
     faithful = asr_prompt(tiny_model.tokenizer, [5])
-    assert built(tiny_model) == faithful == defects.WrongPrompt()(asr_turns(), tiny_model.tokenizer, [[5]])
+    assert built(tiny_model) == faithful == faults.WrongPrompt()(asr_turns(), tiny_model.tokenizer, [[5]])
 
 
 def test_chatml_prompt(tiny_model):
-    prompt = built(broken(tiny_model, "chatml"))
+    prompt = built(faulty(tiny_model, "chatml"))
     audio = "<audio_start>" + "<audio_patch>" * 5 + "<audio_end>"
     text = f"<|im_start|>system\n{ASR_SYSTEM}<|im_end|>\n<|im_start|>user\n{audio}<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_model.tokenizer.decode(prompt.tokens) == text
@@ -240,10 +240,10 @@ def test_chatml_prompt(tiny_model):
 
 
 def test_prompt_without_audio_end(tiny_model):
-    t, prompt = tiny_model.tokenizer, built(broken(tiny_model, "audio_end"))
+    t, prompt = tiny_model.tokenizer, built(faulty(tiny_model, "audio_end"))
     assert list(prompt.tokens) == [i for i in built(tiny_model).tokens if i != t.audio_end]
     messages = [{"role": "human", "content": [{"type": "audio"}, {"type": "audio"}]}]
-    two = defects.WrongPrompt(audio_end=False)(messages, t, [[3, 0], [2]])
+    two = faults.WrongPrompt(audio_end=False)(messages, t, [[3, 0], [2]])
     patches = [i for i, token in enumerate(two.tokens) if token == t.audio_patch]
     assert patches == [i for s in two.slots for i in range(s.start, s.start + s.length)]
     assert t.audio_end not in two.tokens
@@ -251,24 +251,24 @@ def test_prompt_without_audio_end(tiny_model):
 
 def test_prompt_without_system_text(tiny_model):
     t = tiny_model.tokenizer
-    assert t.decode(built(broken(tiny_model, "system_text")).tokens).startswith("<|BOT|>human\n<audio_start>")
+    assert t.decode(built(faulty(tiny_model, "system_text")).tokens).startswith("<|BOT|>human\n<audio_start>")
 
 
 # ---- weights and sampling ----
 
 
 def test_partly_loaded_replaces_the_tensors_it_names_and_no_others(tiny_model):
-    lost = set(defects.left_out(tiny_model.config, 0.9))
-    right, wrong = values(tiny_model), values(broken(tiny_model, "partly_loaded"))
+    lost = set(faults.left_out(tiny_model.config, 0.9))
+    right, wrong = values(tiny_model), values(faulty(tiny_model, "partly_loaded"))
     assert len(right) - len(lost) == round(0.9 * len(right))
     assert {name for name in right if not np.array_equal(right[name], wrong[name])} == lost
-    assert set(defects.left_out(tiny_model.config, 0.9, seed=1)) != lost
+    assert set(faults.left_out(tiny_model.config, 0.9, seed=1)) != lost
 
 
 def test_partly_loaded_at_both_ends(tiny_model):
     right = values(tiny_model)
-    assert all(np.array_equal(a, right[n]) for n, a in values(defects.partly_loaded(1.0)(tiny_model)).items())
-    fresh = values(defects.partly_loaded(0.0)(tiny_model))
+    assert all(np.array_equal(a, right[n]) for n, a in values(faults.partly_loaded(1.0)(tiny_model)).items())
+    fresh = values(faults.partly_loaded(0.0)(tiny_model))
     assert not any(np.array_equal(a, right[n]) for n, a in fresh.items())
     assert (fresh["model.norm.weight"] == 1).all() and (fresh["encoder.after_norm.bias"] == 0).all()
     kernel = fresh["model.layers.0.mlp.down_proj.weight"]
@@ -277,14 +277,14 @@ def test_partly_loaded_at_both_ends(tiny_model):
 
 def test_partly_loaded_comes_before_what_moves_tensors(tiny_model):
     with pytest.raises(ConfigError, match="apply this first"):
-        defects.partly_loaded(0.0)(broken(tiny_model, "bits_4"))
+        faults.partly_loaded(0.0)(faulty(tiny_model, "bits_4"))
 
 
 def test_fewer_bits_hold_fewer_values(tiny_model):
     errors = {}
     weight = np.array(tiny_model.net.lm_head.weight)
     for bits in (8, 4):
-        net = broken(tiny_model, f"bits_{bits}").net
+        net = faulty(tiny_model, f"bits_{bits}").net
         head = net.lm_head
         held = np.array(mx.dequantize(head.weight, head.scales, head.biases, head.group_size, head.bits))
         assert max(len(np.unique(group)) for group in held.reshape(-1, 32)) <= 2**bits
@@ -295,15 +295,15 @@ def test_fewer_bits_hold_fewer_values(tiny_model):
 
 
 def test_bits_on_a_model_too_narrow(tiny_model):
-    net = defects.copy_of(tiny_model.net)
+    net = faults.copy_of(tiny_model.net)
     net.encoder.blocks = []  # the only layers 128 wide
     assert len(tiny_model.net.encoder.blocks) == 1
     with pytest.raises(ConfigError, match="multiple of 128"):
-        defects.fewer_bits(4, group_size=128)(tiny_model.altered(net=net))
+        faults.fewer_bits(4, group_size=128)(tiny_model.altered(net=net))
 
 
 def test_penalty_is_fixed_and_counts_the_answer_only(tiny_model):
-    options = broken(tiny_model, "penalty_scope").engine.run_options(
+    options = faulty(tiny_model, "penalty_scope").engine.run_options(
         DecodingOptions(Sampling.reference("chat"), max_tokens=8, on_loop="off")
     )
     fixed = Penalties(repetition=1.3, include_prompt=False)
@@ -311,19 +311,19 @@ def test_penalty_is_fixed_and_counts_the_answer_only(tiny_model):
 
 
 def test_the_configs_of_both_are_one(tiny_model):
-    assert isinstance(broken(tiny_model, "bits_8").config, StepAudioConfig)
-    assert broken(tiny_model, "bits_8").config is tiny_model.config
+    assert isinstance(faulty(tiny_model, "bits_8").config, StepAudioConfig)
+    assert faulty(tiny_model, "bits_8").config is tiny_model.config
 
 
 def test_lost_tensors_are_those_under_the_prefix_and_no_others(tiny_model):
-    found, before = values(broken(tiny_model, "lost:model.layers.1.")), values(tiny_model)
+    found, before = values(faulty(tiny_model, "lost:model.layers.1.")), values(tiny_model)
     changed = {name for name in before if not np.array_equal(found[name], before[name])}
     assert changed and changed == {name for name in before if name.startswith("model.layers.1.")}
 
 
 def test_lost_joins_with_what_moves_tensors_in_any_order(tiny_model):
     def query(names):
-        return np.array(broken(tiny_model, names).net.model.layers[1].self_attn.q_proj["weight"])
+        return np.array(faulty(tiny_model, names).net.model.layers[1].self_attn.q_proj["weight"])
 
     both = query("bits_4+lost:model.layers.1.")
     assert np.array_equal(both, query("lost:model.layers.1.+bits_4")) and not np.array_equal(both, query("bits_4"))
@@ -331,4 +331,4 @@ def test_lost_joins_with_what_moves_tensors_in_any_order(tiny_model):
 
 def test_a_prefix_of_nothing_is_refused(tiny_model):
     with pytest.raises(ConfigError, match="no tensor"):
-        broken(tiny_model, "lost:model.layers.9.")
+        faulty(tiny_model, "lost:model.layers.9.")
