@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
+from typing import Unpack
 
 import mlx.core as mx
 import numpy as np
 
-from ..constants import MAX_CACHE_LEN, MAX_TOKENS, SAMPLE_RATE
+from ..audio.sources import given_rate
+from ..constants import SAMPLE_RATE
 from ..decoding.generate import Step
+from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
+from ..engine import is_conversation, with_audio
 from ..errors import ConfigError, DecodeError
-from ..models.kv_cache import CachePolicy, FullCache, Rope, WindowCache
+from ..model import StepAudio2
 from ..models.speech_lm import StepAudioConfig
 from ..models.tap import Tap, chain
+from ..text.chat_template import Message
 from ..text.prompts import ASR_SYSTEM, asr_turns
 from .names import current_name, matching, warn_of_former
 
@@ -76,22 +81,17 @@ class Recorder:
         self.byte_limit, self.nbytes = byte_limit, 0
         self._arrays: dict[str, list[np.ndarray]] = defaultdict(list)
         self._passes: dict[str, list[int]] = defaultdict(list)
-        self.pass_lengths: list[int] = []  # new positions of each pass of the decoder so far
+        self._pass = -1  # of the decoder, from 0; -1 while audio is encoded
         self.first_choice: int | None = None  # the pass that chose the first token
 
     def __call__(self, name: str, array: mx.array) -> None:
         """Keep `array` if it is wanted."""
-        if name == "decoder.0.resid_pre":
-            self.pass_lengths.append(array.shape[1])
+        if name == "decoder.positions":
+            self._pass += 1
         elif name == "logits" and self.first_choice is None:
             self.first_choice = self._pass
         if name in self._wanted:
             self._keep(name, self._reducers[name](array) if name in self._reducers else array)
-
-    @property
-    def _pass(self) -> int:
-        """Of the decoder, from 0; -1 while audio is encoded."""
-        return len(self.pass_lengths) - 1
 
     def _keep(self, name: str, array: mx.array) -> None:
         size = 4 * array.size
@@ -102,10 +102,9 @@ class Recorder:
                 "last_query), generate less or raise byte_limit"
             )
         self.nbytes += size
-        # Positions come before the first layer of the pass that they belong to.
-        positions = name == "decoder.positions"
-        self._arrays[name].append(np.array(array if positions else array.astype(mx.float32)))
-        self._passes[name].append(self._pass + positions)
+        whole = name == "decoder.positions"  # the only integers
+        self._arrays[name].append(np.array(array if whole else array.astype(mx.float32)))
+        self._passes[name].append(self._pass)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,23 +127,6 @@ class Recorder:
             self._arrays[name] = [self._arrays[name][i] for i in kept]
             self._passes[name] = [passes[i] for i in kept]
         self.nbytes = sum(a.nbytes for arrays in self._arrays.values() for a in arrays)
-
-
-@dataclass(frozen=True)
-class _NotingPolicy(CachePolicy):
-    """The cache policy of a run; notes where the audio of the prompt is."""
-
-    noted: list[tuple[int, int]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, policy: CachePolicy) -> _NotingPolicy:
-        """The same policy, noting."""
-        return cls(**{f.name: getattr(policy, f.name) for f in fields(policy)})
-
-    def build(self, n_layers: int, rope: Rope, default_len: int = MAX_CACHE_LEN, spans=()) -> FullCache | WindowCache:
-        """As ever, and the spans are noted."""
-        self.noted.extend(spans)
-        return super().build(n_layers, rope, default_len, spans)
 
 
 @dataclass(frozen=True)
@@ -203,45 +185,57 @@ class Trace:
 
 
 def record(
-    model,
+    model: StepAudio2,
     source,
     names: Sequence[str] = ("*",),
     *,
     reduce: Mapping[str, Reducer] | None = None,
     byte_limit: int = BYTE_LIMIT,
-    sampling=None,
-    cache: CachePolicy | None = None,
-    max_tokens: int = MAX_TOKENS,
     tap: Tap | None = None,
+    prompt: str = ASR_SYSTEM,
+    sr: float | None = None,
+    sample_rate: float | None = None,
+    options: DecodingOptions | None = None,
+    **changes: Unpack[DecodingKeywords],
 ) -> Trace:
     """Generate one answer and record it.
 
     Parameters
     ----------
     model : StepAudio2
-    source : a recording to be transcribed (a path, or samples at 16 kHz), or a list of messages as in
-        `StepAudio2.stream`.
+    source : a recording to be transcribed, or a list of messages, as in `StepAudio2.stream`.
     names, reduce, byte_limit : as in `Recorder`.
-    sampling, cache, max_tokens : as in `StepAudio2.stream`.
     tap : an edit: what it returns takes the place of an activation (`models.tap.emit`), and is what is recorded.
+    prompt, sr, sample_rate, options, **changes : as in `StepAudio2.stream`.
+
+    Returns
+    -------
+    Trace
 
     Raises
     ------
     ConfigError, DecodeError : as `Recorder`. Others as `StepAudio2.stream`.
+
+    Examples
+    --------
+    >>> trace = record(model, "a.wav", ["decoder.*.pattern", "logits"], sampling="greedy")   # doctest: +SKIP
+    >>> trace["decoder.0.pattern"][0].shape                                                  # doctest: +SKIP
+    (1, 4, 72, 72)
     """
-    messages = source if isinstance(source, (list, tuple)) else transcription(source)
-    recorder = Recorder(model.config, names, reduce, byte_limit)
-    policy = _NotingPolicy.of(cache or CachePolicy())
+    refuse_unknown(changes, ("names", "reduce", "byte_limit", "tap", "prompt", "sr", "sample_rate", "options"))
+    recorder, engine = Recorder(model.config, names, reduce, byte_limit), model.engine
     watching = chain(tap, recorder)
-    steps = tuple(model.stream(messages, sampling=sampling, cache=policy, max_tokens=max_tokens, tap=watching))
-    before = recorder.first_choice or 0  # passes that only read the prompt
-    recorder.keep_passes(before + len(steps))  # the loop computes one token ahead; that pass belongs to none
-    n_prompt = sum(recorder.pass_lengths[: before + 1])
-    return Trace(steps, tuple(policy.noted), n_prompt, model.pipeline.chunk_samples / SAMPLE_RATE, recorder)
+    asked = is_conversation(source)
+    messages = source if asked else transcription(source, prompt)
+    decoding = merge_options(options, "chat" if asked else "transcribe", **changes)
+    request = engine.build_request(messages, sample_rate=given_rate(sample_rate, sr), tap=watching)
+    steps = tuple(engine.steps(request, decoding, watching))
+    # The loop computes one token ahead; that pass belongs to none.
+    recorder.keep_passes((recorder.first_choice or 0) + len(steps))
+    seconds = model.pipeline.chunk_samples / SAMPLE_RATE
+    return Trace(steps, request.spans, len(request.tokens), seconds, recorder)
 
 
-def transcription(source, system: str = ASR_SYSTEM) -> list:
-    """The reference's messages to have `source` (path, or samples (n,) at 16 kHz) transcribed."""
-    turns = asr_turns(system)
-    item = {"type": "audio", "audio": source}
-    return [replace(turn, content=[item]) if isinstance(turn.content, list) else turn for turn in turns]
+def transcription(source, system: str = ASR_SYSTEM) -> list[Message]:
+    """The reference's messages to have `source`, a recording, transcribed."""
+    return with_audio(asr_turns(system), source)

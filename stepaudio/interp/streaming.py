@@ -1,6 +1,6 @@
 """A stream beside the whole: what came when, where chunks meet, and how far the two are apart.
 
-Runs nets on what it is given; draws nothing. T mel frames at 50/s, M bands, n samples.
+T mel frames at 50/s, M bands, n samples.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ FLOOR_DB = -120.0
 
 @dataclass(frozen=True)
 class ChunkTrace:
-    """One chunk of a stream. codes_taken : since the start, look-ahead included. start, n_samples : of its finished
-    sound. first_frame, n_frames : of its new mel. noise_start : where in the noise it began. cache_frames : what the
-    estimator looked back on. seconds : of computing.
+    """One chunk of a stream.
+
+    Attributes
+    ----------
+    codes_taken : since the start, look-ahead included.
+    start, n_samples : of its finished sound.
+    first_frame, n_frames : of its new mel.
+    noise_start : where in the noise it began.
+    cache_frames : what the estimator looked back on.
+    seconds : of computing.
     """
 
     codes_taken: int
@@ -43,8 +50,16 @@ class ChunkTrace:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A stream that has ended. mel : (T, M). wave : (n,). chunks : in order. preparing : seconds in which the voice was
-    read. frame_samples : samples of a mel frame. sample_rate : Hz.
+    """A stream that has ended.
+
+    Attributes
+    ----------
+    mel : (T, M).
+    wave : (n,).
+    chunks : in order.
+    preparing : seconds in which the voice was read.
+    frame_samples : samples of a mel frame.
+    sample_rate : Hz.
     """
 
     mel: np.ndarray
@@ -55,7 +70,7 @@ class Streamed:
     sample_rate: int
 
     @property
-    def joints(self) -> np.ndarray:
+    def boundaries(self) -> np.ndarray:
         """(chunks - 1,) samples at which a cross-fade begins."""
         return np.array([c.start for c in self.chunks[1:]], int)
 
@@ -90,7 +105,12 @@ def streamed(
     source_noise: Noise | None = 0,
     options: StreamOptions = AS_REFERENCE,
 ) -> Streamed:
-    """Run `Synthesizer.stream` chunk by chunk and keep what it goes by. Codes without padding, at least one.
+    """Run `Synthesizer.stream` chunk by chunk and keep what happened on the way.
+
+    Parameters
+    ----------
+    codes : without padding, at least one.
+    voice, noise, source_noise, options : as there.
 
     Raises
     ------
@@ -145,8 +165,9 @@ def vocoded_in_chunks(
     source_noise: Noise | None = 0,
     options: StreamOptions = AS_REFERENCE,
 ) -> np.ndarray:
-    """Sound (n,) of one mel (T, M) that is given to the vocoder in chunks, as a stream would: the vocoder's share of
-    what a stream changes.
+    """Sound (n,) of one mel (T, M) that is given to the vocoder in chunks, as a stream would.
+
+    It shows the vocoder's share of what a stream changes.
     """
     state, waves = VocoderState(), []
     for start in range(0, len(mel), chunk_frames):
@@ -173,8 +194,12 @@ def level_db(x: np.ndarray, sample_rate: int) -> np.ndarray:
 class Difference:
     """Two runs on one axis of time.
 
-    shift : samples by which the second came later, and was moved back. correlation : -1…1 after that.
-    first, second, difference : (n,) the stretch that both have, and first minus second, to be heard.
+    Attributes
+    ----------
+    shift : samples by which the second came later, and was moved back.
+    correlation : -1…1 after that.
+    first, second, difference : (n,) the stretch that both have, and first minus second, to be listened to.
+    sample_rate : Hz.
     """
 
     shift: int
@@ -238,7 +263,7 @@ def mel_distance_db(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.abs(first - second).mean(axis=1) * DB_PER_NEPER
 
 
-def heard_distance_db(first: np.ndarray, second: np.ndarray, sample_rate: int = 24_000) -> np.ndarray:
+def wave_mel_distance_db(first: np.ndarray, second: np.ndarray, sample_rate: int = 24_000) -> np.ndarray:
     """(T,) the same of the mels that two waves of one length have: blind to phase, as the ear nearly is."""
     if sample_rate != 24_000:
         raise ConfigError(f"the flow's mel is of sound at 24000 Hz, found {sample_rate}")
@@ -247,12 +272,17 @@ def heard_distance_db(first: np.ndarray, second: np.ndarray, sample_rate: int = 
 
 @dataclass(frozen=True)
 class Gap:
-    """A stream against the whole of the same codes. All in dB but the correlation.
+    """A stream against the whole of the same codes. All in dB but the ratio and the correlation.
 
-    mel : mean distance of the mels. mel_near, mel_far : the same over the frames within 0.1 s of a joint, and over the
-        others. mel_relative : RMS of the difference over RMS of the whole's mel (a ratio). heard : mean distance of the
-        mels of the two waves. vocoder_alone : the same where one mel goes through the vocoder whole and in chunks.
-    wave : level of the difference of the waves against the whole. correlation : of the waves.
+    Attributes
+    ----------
+    mel : mean distance of the mels.
+    mel_near, mel_far : the same over the frames within 0.1 s of a chunk boundary, and over the others.
+    mel_relative : RMS of the difference over RMS of the whole's mel (a ratio).
+    heard : mean distance of the mels of the two waves: what a listener gets, blind to phase.
+    vocoder_alone : the same where one mel goes through the vocoder whole and in chunks.
+    wave : level of the difference of the waves against the whole.
+    correlation : of the waves.
     """
 
     mel: float
@@ -278,11 +308,11 @@ def gap(
     whole = synthesizer.decode(codes, voice, noise=noise, source_noise=source_noise, options=options.flow)
     run = streamed(synthesizer, codes, voice, noise=noise, source_noise=source_noise, options=options)
     per_frame = mel_distance_db(whole.mel, run.mel)
-    near = near_joints(run)
+    near = near_boundaries(run)
     chunk = options.chunk_codes * synthesizer.parts.flow.up
     chunked = vocoded_in_chunks(synthesizer, whole.mel, chunk, source_noise=source_noise, options=options)
     waves = listening_difference(whole.wave, run.wave, run.sample_rate, 0)
-    heard, alone = (float(heard_distance_db(whole.wave, w, run.sample_rate).mean()) for w in (run.wave, chunked))
+    heard, alone = (float(wave_mel_distance_db(whole.wave, w, run.sample_rate).mean()) for w in (run.wave, chunked))
     relative = np.sqrt(np.mean((whole.mel - run.mel) ** 2) / np.mean(whole.mel**2))
     return Gap(
         float(per_frame.mean()),
@@ -296,11 +326,11 @@ def gap(
     ), run
 
 
-def near_joints(run: Streamed, seconds: float = 0.1) -> np.ndarray:
+def near_boundaries(run: Streamed, seconds: float = 0.1) -> np.ndarray:
     """(T,) true for the frames within so many seconds of the first frame of a chunk other than the first."""
-    joints = np.array([c.first_frame for c in run.chunks[1:]])
+    boundaries = np.array([c.first_frame for c in run.chunks[1:]])
     frames, reach = np.arange(len(run.mel)), seconds * run.sample_rate / run.frame_samples
-    return (np.abs(frames[:, None] - joints) <= reach).any(axis=1)
+    return (np.abs(frames[:, None] - boundaries) <= reach).any(axis=1)
 
 
 def _mean(x: np.ndarray) -> float:

@@ -1,7 +1,6 @@
-"""What speech is made of: text and codes against time, every stage from codes to wave, and a voice sent round in a
-circle.
+"""Token2wav seen from inside: text and codes against time, stages from codes to wave, and a voice's round trip.
 
-Runs nets on what it is given; draws nothing. N codes at 25/s, T mel frames, M bands, n samples.
+N codes at 25/s, T mel frames, M bands, n samples.
 """
 
 from __future__ import annotations
@@ -30,8 +29,12 @@ KINDS = (TEXT, CODES, PADDING, MARKER)
 class Interleaving:
     """How an answer mixes text and sound.
 
-    kinds : (ids,) what each id is, by its place in `KINDS`. seconds : (ids,) sound whose codes had been written before
-        each id. n_text, n_codes, n_padding : ids of each kind. stop : why it ended.
+    Attributes
+    ----------
+    kinds : (tokens,) what each token is, by its place in `KINDS`.
+    seconds : (tokens,) sound whose codes had been written before each token.
+    n_text, n_codes, n_padding : tokens of each kind.
+    stop : why it ended.
     """
 
     kinds: np.ndarray
@@ -43,12 +46,12 @@ class Interleaving:
 
     @property
     def codes_per_text(self) -> float:
-        """Audio codes for each text id; NaN without text."""
+        """Audio codes for each text token; NaN without text."""
         return self.n_codes / self.n_text if self.n_text else float("nan")
 
     @property
     def unvoiced_text(self) -> int:
-        """Text ids after the last code: written, but no sound followed them."""
+        """Text tokens after the last code: written, but no sound followed them."""
         after = np.flatnonzero(self.kinds == KINDS.index(CODES))
         return int((self.kinds[after[-1] + 1 :] == KINDS.index(TEXT)).sum()) if len(after) else self.n_text
 
@@ -59,22 +62,28 @@ class Interleaving:
 
 
 def interleaving(answer: Generation) -> Interleaving:
-    """Kinds and times of an answer's ids. Raises `ConfigError` for one without ids."""
+    """Kinds and times of an answer's tokens. Raises `ConfigError` for one without tokens."""
     if not answer.tokens:
-        raise ConfigError("interleaving: the answer has no ids")
+        raise ConfigError("interleaving: the answer has no tokens")
     kinds = np.concatenate([np.full(len(p.tokens), KINDS.index(p.kind)) for p in answer.pieces])
     is_code = kinds == KINDS.index(CODES)
     before = np.cumsum(is_code) - is_code
-    count = [int((kinds == i).sum()) for i in range(3)]
-    return Interleaving(kinds, before / CODES_PER_SECOND, *count, answer.stop)
+    n_text, n_codes, n_padding = (int((kinds == i).sum()) for i in range(3))
+    return Interleaving(kinds, before / CODES_PER_SECOND, n_text, n_codes, n_padding, answer.stop)
 
 
 @dataclass(frozen=True)
 class Stages:
     """One utterance at every stage, in the order in which it is made; without the voice prompt.
 
-    codes : (N,). mu : (T, M) what the conformer makes of them, 50 frames/s. steps : (Euler steps + 1, T, M) from noise
-        to mel. f0 : (T,) Hz. source : (n,) and wave : (n,) at `sample_rate`; wave within +-0.99.
+    Attributes
+    ----------
+    codes : (N,).
+    mu : (T, M) what the conformer makes of them, 50 frames/s.
+    steps : (Euler steps + 1, T, M) from noise to mel.
+    f0 : (T,) Hz.
+    source, wave : (n,) at `sample_rate`; wave within +-0.99.
+    sample_rate : Hz.
     """
 
     codes: np.ndarray
@@ -92,6 +101,7 @@ class Stages:
 
     @property
     def frames_per_second(self) -> float:
+        """Mel frames in a second of sound."""
         return self.sample_rate * len(self.mel) / len(self.wave)
 
     def table(self) -> str:
@@ -133,8 +143,13 @@ def stages(
 ) -> Stages:
     """All stages of `Synthesizer.decode`, with the same result at the end.
 
-    codes, voice, noise, source_noise, options : as there, but no padding. Raises `DecodeError` for no codes, and what
-    `decode` raises.
+    Parameters
+    ----------
+    codes, voice, noise, source_noise, options : as there, but no padding.
+
+    Raises
+    ------
+    DecodeError : no codes. Others as `decode`.
     """
     voice.check(synthesizer.weights)
     codes = np.asarray(codes)
@@ -178,10 +193,13 @@ def _host(array: mx.array) -> np.ndarray:
 class RoundTrip:
     """A clip -> codes -> sound -> codes, and what came back.
 
+    Attributes
+    ----------
     before, after : the voices read from the clip and from the sound made of its codes.
-    agreement : share of codes that came back, place by place. by_chance : the same share over all shifts of the codes
-        against each other but none, in the mean. speaker_cosine : -1…1. mel_distance_db : mean absolute difference
-        of the flow's mel, dB.
+    agreement : share of codes that came back, place by place.
+    by_chance : the same share over all shifts of the codes against each other but none, in the mean.
+    speaker_cosine : -1…1.
+    mel_distance_db : mean absolute difference of the flow's mel, dB.
     """
 
     before: Voice
@@ -192,6 +210,7 @@ class RoundTrip:
     mel_distance_db: float
 
     def table(self) -> str:
+        """The four measures as text."""
         rows = [
             ("codes that came back", f"{self.agreement:.1%}"),
             ("the same by chance", f"{self.by_chance:.1%}"),
@@ -202,7 +221,7 @@ class RoundTrip:
 
 
 def round_trip(synthesizer: Synthesizer, source, *, noise: Noise = 0, options: FlowOptions = REFERENCE) -> RoundTrip:
-    """Speak a clip's codes in its own voice, hear the result as a voice, and compare.
+    """Synthesise a clip's codes in its own voice, read the result as a voice, and compare.
 
     Parameters
     ----------
@@ -229,9 +248,15 @@ def compare_voices(before: Voice, after: Voice) -> RoundTrip:
 
 
 def load_or_draw(seed: int = 0) -> tuple[Synthesizer, str]:
-    """The speaking half of the model that `STEPAUDIO_CHECKPOINT` names, or, where it names none, small nets whose
-    weights `seed` draws; and which of the two it is. Raises what `Synthesizer.load` raises: a checkpoint that is named
-    is never passed over.
+    """The token2wav of the model that `STEPAUDIO_CHECKPOINT` names, or small nets with random weights of `seed`.
+
+    Returns
+    -------
+    The synthesizer, and which of the two it is.
+
+    Raises
+    ------
+    What `Synthesizer.load` raises: a checkpoint that is named is never passed over.
     """
     if os.environ.get(CHECKPOINT_VARIABLE):
         return Synthesizer.load(), "the weights that STEPAUDIO_CHECKPOINT names"

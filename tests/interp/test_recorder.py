@@ -10,11 +10,11 @@ from stepaudio.constants import n_mel_frames, n_prompt_rows
 from stepaudio.decoding.generate import collect
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.engine import Engine
-from stepaudio.model import StepAudio2
 from stepaudio.errors import ConfigError, DecodeError
 from stepaudio.interp import lens, names
 from stepaudio.interp import recorder as recording
 from stepaudio.interp.memory import watch_memory
+from stepaudio.model import StepAudio2
 from stepaudio.models.kv_cache import CachePolicy, FullCache
 
 SECONDS = 1.3
@@ -34,6 +34,20 @@ def trace(tiny_model, messages):
 
 def run(model, messages, **options):
     return collect(model.stream(messages, sampling=GREEDY, max_tokens=N_IDS, **options), 1)[0]
+
+
+# ---- what the folder offers ----
+
+
+def test_names_of_the_folder_are_those_of_its_modules():
+    from stepaudio import interp
+
+    assert set(interp.__all__) <= set(dir(interp))
+    for name in interp.__all__:
+        assert getattr(interp, name) is not None
+    assert interp.record is recording.record and interp.logit_lens is lens.logit_lens
+    with pytest.raises(AttributeError, match="no attribute 'probe'"):
+        _ = interp.probe
 
 
 # ---- names and shapes ----

@@ -162,7 +162,7 @@ def test_a_traced_stream_is_the_stream(synthesizer, voices, run):
     assert np.array_equal(run.wave, np.concatenate([c.wave for c in chunks]))
     assert [c.start for c in run.chunks] == [c.start for c in chunks]
     assert [c.codes_taken for c in run.chunks] == [c.n_codes for c in chunks]
-    assert run.joints.tolist() == [c.start for c in chunks[1:]] and run.first_sound == run.chunks[0].seconds > 0
+    assert run.boundaries.tolist() == [c.start for c in chunks[1:]] and run.first_sound == run.chunks[0].seconds > 0
     assert run.mel.shape == (220, 4) and (run.frame_samples, run.sample_rate) == (480, RATE)
 
 
@@ -216,13 +216,13 @@ def test_gap_says_what_its_parts_say(synthesizer, voices, run):
     assert found.mel_relative == pytest.approx(np.linalg.norm(whole.mel - run.mel) / np.linalg.norm(whole.mel))
     difference = whole.wave - run.wave
     assert found.wave == pytest.approx(10 * np.log10(np.sum(difference**2) / np.sum(whole.wave**2)), abs=1e-3)
-    near = streaming.near_joints(run)
+    near = streaming.near_boundaries(run)
     assert np.flatnonzero(near).tolist() == [f for j in (50, 100, 150, 200) for f in range(j - 5, j + 6)]
     weighted = (found.mel_near * near.sum() + found.mel_far * (~near).sum()) / len(near)
     assert weighted == pytest.approx(found.mel)
 
 
-def test_a_stream_of_one_chunk_has_no_joints(synthesizer, voices):
+def test_a_stream_of_one_chunk_has_no_boundaries(synthesizer, voices):
     found, run = streaming.gap(synthesizer, codes(20), voices[0], options=STREAM)
     assert len(run.chunks) == 1 and np.isnan(found.mel_near) and found.mel == found.mel_far
     # one chunk: the same codes, all at once, but in front of a prompt that was read alone
@@ -262,7 +262,7 @@ def test_differences_that_are_refused(bad):
     with pytest.raises(ConfigError, match="one shape"):
         streaming.mel_distance_db(np.zeros((3, 4)), np.zeros((2, 4)))
     with pytest.raises(ConfigError, match="24000 Hz"):
-        streaming.heard_distance_db(np.zeros(2_000), np.zeros(2_000), 16_000)
+        streaming.wave_mel_distance_db(np.zeros(2_000), np.zeros(2_000), 16_000)
 
 
 def test_levels_in_db():
@@ -276,7 +276,7 @@ def test_distances_are_decibels():
     x = noise(1.5, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_allclose(streaming.heard_distance_db(x, 10 * x), 20, atol=0.05)
+        np.testing.assert_allclose(streaming.wave_mel_distance_db(x, 10 * x), 20, atol=0.05)
 
 
 def test_load_or_draw(monkeypatch, speaking_checkpoint, tmp_path):
