@@ -1,9 +1,9 @@
-"""The two front ends of the speaking half, in numpy on the host: the flow's prompt mel and the speaker features.
+"""Samples to mel spectra, as the reference's front ends make them, in numpy on the host.
 
-As in `mel`, frames go through in bounded chunks, so that memory beyond samples and result does not grow with
-length. Knows nothing of files or nets.
+`log_mel` is for the audio encoder and the speech tokenizer, `flow_mel` for the flow, `kaldi_fbank` for the speaker
+encoder. Frames go through in bounded chunks, so that memory beyond samples and result does not grow with length.
 
-Axes: (n_samples,) at the stated rate; (n_mels, n_frames) for the flow; (n_frames, n_mels) for kaldi features.
+Axes: (n_samples,) at the stated rate; (n_mels, n_frames) for `log_mel` and `flow_mel`; (n_frames, n_mels) for kaldi.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DYNAMIC_RANGE = 8.0  # log10 units kept below the loudest value, 80 dB
 CHUNK_FRAMES = 1024  # STFT frames at a time: 5 MB of work, which stays in the cache of the processor
 
 
-@np.errstate(invalid="ignore", over="ignore")  # told by our own error instead
+@np.errstate(invalid="ignore", over="ignore")  # reported by our own error instead
 def log_mel(samples: np.ndarray, n_mels: int = N_MELS, padding: int = TAIL_PADDING) -> np.ndarray:
     """Log mel spectrum of the audio encoder, and with `padding=0` that of the speech tokenizer.
 
@@ -103,7 +103,7 @@ PREEMPHASIS = 0.97
 KALDI_FLOOR = np.finfo(np.float32).eps  # smallest mel power before the logarithm
 
 
-@np.errstate(invalid="ignore", over="ignore")  # told by our own error instead
+@np.errstate(invalid="ignore", over="ignore")  # reported by our own error instead
 def flow_mel(samples: np.ndarray, n_mels: int = FLOW_N_MELS) -> np.ndarray:
     """Mel spectrum that the flow-matching net continues, of a voice prompt at 24 kHz.
 
@@ -136,7 +136,7 @@ def flow_mel(samples: np.ndarray, n_mels: int = FLOW_N_MELS) -> np.ndarray:
     filters = mel_filterbank(FLOW_SAMPLE_RATE, FLOW_N_FFT, n_mels, 0.0, FLOW_FMAX)
     window = hann(FLOW_N_FFT)
     out = np.empty((n_mels, samples.size // FLOW_HOP), np.float32)
-    chunk = max(1, CHUNK_FRAMES * N_FFT // FLOW_N_FFT)  # as many samples of work as in `mel`
+    chunk = max(1, CHUNK_FRAMES * N_FFT // FLOW_N_FFT)  # as many samples of work as in `log_mel`
     for start in range(0, out.shape[1], chunk):
         stop = min(start + chunk, out.shape[1])
         signal = stretch(samples, 0, start * FLOW_HOP - FLOW_PAD, (stop - 1) * FLOW_HOP - FLOW_PAD + FLOW_N_FFT)

@@ -1,9 +1,6 @@
-"""Samples to mel spectra, as the reference's front ends make them, in numpy on the host.
+"""What mel spectra are made with: filterbanks on the scales of Slaney and HTK, windows, and mirrored edges.
 
-Works through bounded chunks of STFT frames, so that memory beyond samples and result does not grow with length.
-Knows nothing of files, pieces or nets.
-
-Axes: (n_samples,) at the stated rate; (n_mels, n_frames) for mels; (n_mels, n_fft // 2 + 1) for filterbanks.
+Axes: (n_samples,) at the stated rate; (n_mels, n_fft // 2 + 1) for filterbanks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recordings in: any file or array becomes mono float32 at one rate, 16 kHz unless told, one block at a time.
+"""Recordings in: any file or array becomes mono float32 at one rate, by default 16 kHz, one block at a time.
 
 One stated policy each for channels, level, rate and length; whatever falls outside is an `AudioError` that says
 what to do. Knows nothing of mels, segments or models.

@@ -1,4 +1,4 @@
-"""Long recordings into pieces that the encoder can hold, cut where nobody speaks.
+"""Segmentation: long recordings into segments that the encoder can hold, with boundaries where nobody speaks.
 
 Works on short-time energy alone: no model of speech, no files, no mels.
 """
@@ -10,15 +10,15 @@ import numpy as np
 from ..constants import CHUNK_SECONDS, MIN_SECONDS, SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 
-FRAME = SAMPLE_RATE // 50  # samples, 20 ms: the grid of energies, and of cuts
-SMOOTH_FRAMES = 10  # 0.2 s around a possible cut; longer than the closure of a plosive inside a word
+FRAME = SAMPLE_RATE // 50  # samples, 20 ms: the grid of energies, and of boundaries
+SMOOTH_FRAMES = 10  # 0.2 s around a possible boundary; longer than the closure of a plosive inside a word
 FLOOR_POWER = 1e-10  # -100 dB, so that digital silence has a level
 SILENCE_DBFS = -60.0  # loudest 20 ms below this: nothing to hear
 SPEECH_PERCENTILE = 90  # the level that stands for speech; the quietest 0.2 s stands for the noise under it
 PAUSE_SHARE = 0.35  # a pause lies in the lowest third between noise and speech ...
 PAUSE_DROP_DB = 30.0  # ... or this far below speech, whichever is the more generous
-MIN_CONTRAST_DB = 6.0  # less between noise and speech, and no pause can be told
-LONG_PAUSE_FRAMES = 12  # quarter of a second free on both sides of a cut is as good as more
+MIN_CONTRAST_DB = 6.0  # less between noise and speech, and there is no telling what is a pause
+LONG_PAUSE_FRAMES = 12  # quarter of a second free on both sides of a boundary is as good as more
 PAUSE_STEP = 3  # frames; pauses that differ by less count as equal
 BLOCK_FRAMES = 4096  # frames whose energy is taken at a time
 
@@ -26,20 +26,20 @@ BLOCK_FRAMES = 4096  # frames whose energy is taken at a time
 def cut_points(
     samples: np.ndarray, max_seconds: float = CHUNK_SECONDS, search_seconds: float = 8.0
 ) -> list[tuple[int, int]]:
-    """Cut a recording into pieces of at most `max_seconds`, at pauses where there are any.
+    """Split a recording into segments of at most `max_seconds`, at pauses where there are any.
 
-    Each cut is sought in the last `search_seconds` before the limit: the middle of the longest pause, the latest
+    Each boundary is sought in the last `search_seconds` before the limit: the middle of the longest pause, the latest
     among equals, else the quietest fifth of a second. When what remains is at most `max_seconds +
-    search_seconds`, it is cut near its middle instead, so that no crumb is left at the end.
+    search_seconds`, it is split near its middle instead, so that no short remainder is left at the end.
 
     Parameters
     ----------
     samples : np.ndarray of float, (n,)
         16 kHz.
     max_seconds : number
-        Longest piece. The reference cuts at exactly 25 s, wherever that falls.
+        Longest segment. The reference cuts at exactly 25 s, wherever that falls.
     search_seconds : number
-        How far before the limit a cut may lie, 0.1 to `max_seconds` / 2.
+        How far before the limit a boundary may lie, 0.1 to `max_seconds` / 2.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def cut_points(
     starts = [0]
     while (left := samples.size - starts[-1]) > limit:
         latest = starts[-1] + (limit if left > limit + search else (left + search) // 2)
-        starts.append(_best_cut(level, starts[-1], latest - search, latest))
+        starts.append(_best_boundary(level, starts[-1], latest - search, latest))
     return list(zip(starts, [*starts[1:], samples.size], strict=True))
 
 
@@ -106,7 +106,7 @@ def _checked(samples: np.ndarray) -> np.ndarray:
     return samples
 
 
-@np.errstate(invalid="ignore", over="ignore")  # told by our own error instead
+@np.errstate(invalid="ignore", over="ignore")  # reported by our own error instead
 def _frame_power(samples: np.ndarray, frame: int = FRAME) -> np.ndarray:
     """Variance of every whole frame, float64, (n // frame,); about the mean, so that an offset is not loud."""
     frames = samples[: samples.size // frame * frame].reshape(-1, frame)
@@ -119,7 +119,7 @@ def _frame_power(samples: np.ndarray, frame: int = FRAME) -> np.ndarray:
 
 
 def _smoothed_db(samples: np.ndarray) -> np.ndarray:
-    """Level in dB of the 0.2 s around each frame boundary, (n // FRAME + 1,): entry i is for a cut at i * FRAME."""
+    """Level in dB of the 0.2 s around each boundary of frames, (n // FRAME + 1,): entry i is for sample i * FRAME."""
     power = _frame_power(samples)
     half, boundary = SMOOTH_FRAMES // 2, np.arange(len(power) + 1)
     total = np.convolve(power, np.ones(SMOOTH_FRAMES))[half - 1 : half + len(power)]
@@ -127,17 +127,17 @@ def _smoothed_db(samples: np.ndarray) -> np.ndarray:
     return 10 * np.log10(total / count + FLOOR_POWER)
 
 
-def _best_cut(level: np.ndarray, start: int, earliest: int, latest: int) -> int:
-    """The sample in [earliest, latest] at which to end the piece that began at `start`."""
+def _best_boundary(level: np.ndarray, start: int, earliest: int, latest: int) -> int:
+    """The sample in [earliest, latest] at which to end the segment that began at `start`."""
     lo, hi = -(-earliest // FRAME), latest // FRAME
-    cut = _pause_cut(level, start // FRAME, lo, hi)
-    if cut is None:  # no pause: the quietest place, the latest among equals
+    boundary = _pause_boundary(level, start // FRAME, lo, hi)
+    if boundary is None:  # no pause: the quietest place, the latest among equals
         window = level[lo : hi + 1]
-        cut = lo + int(np.flatnonzero(window <= window.min() + 0.1)[-1])
-    return cut * FRAME
+        boundary = lo + int(np.flatnonzero(window <= window.min() + 0.1)[-1])
+    return boundary * FRAME
 
 
-def _pause_cut(level: np.ndarray, start: int, lo: int, hi: int) -> int | None:
+def _pause_boundary(level: np.ndarray, start: int, lo: int, hi: int) -> int | None:
     """The boundary in [lo, hi] deepest inside a pause, or None; `level` from `start` on says what a pause is."""
     context = level[start : hi + 1 + LONG_PAUSE_FRAMES]
     noise, speech = context.min(), np.percentile(context, SPEECH_PERCENTILE)
@@ -149,8 +149,8 @@ def _pause_cut(level: np.ndarray, start: int, lo: int, hi: int) -> int | None:
     for first, stop in edges:
         if first > hi or stop <= lo:
             continue
-        cut = min(max((first + stop - 1) // 2, lo), hi)
-        score = min(cut - first, stop - 1 - cut, LONG_PAUSE_FRAMES) // PAUSE_STEP
+        boundary = min(max((first + stop - 1) // 2, lo), hi)
+        score = min(boundary - first, stop - 1 - boundary, LONG_PAUSE_FRAMES) // PAUSE_STEP
         if score >= best_score:  # in order of time, so the latest of equals wins
-            best, best_score = cut, score
+            best, best_score = boundary, score
     return best if best is None else int(best)
