@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 
 from ..errors import ConfigError, StepAudioError
+from .parser import add_formats, add_option, add_verb
+from .progress import busy
 
 
-def run_weights(options) -> int:
+def add_checkpoint_verbs(verbs) -> None:
+    """Add the verbs to the subparsers of the command."""
+    weights = add_verb(
+        verbs, "weights", run_weights, "account for every tensor of a checkpoint, from its headers", "[PATH]",
+        ["stepaudio weights Step-Audio-2-mini --values --json",
+         "stepaudio weights old.safetensors --rename thinker.=model."],
+        {0: "every tensor is there and fits", 1: "a tensor is missing, mis-shaped or, with --values, not finite",
+         2: "under 50 % of the tensors match, or nothing could be read"},
+    )  # fmt: skip
+    weights.add_argument("path", nargs="?", metavar="PATH",
+                         help="folder or file (default: STEPAUDIO_CHECKPOINT, else the bundled nano)")  # fmt: skip
+    add_formats(weights, ("text", "json"), "text")
+    weights.add_argument("--values", action="store_true", help="also read the data: NaN, constant, untrained look")
+    add_option(
+        weights, "--rename", action="append", default=[], metavar="FOUND=PUBLISHED", shown="none",
+        help="read tensors (or a prefix that ends in a dot) under another name; may be given several times",
+    )  # fmt: skip
+
+    convert = add_verb(
+        verbs, "convert", run_convert, "published token2wav files to safetensors, once; nothing in them is run",
+        "MODEL_DIR",
+        ["stepaudio convert Step-Audio-2-mini", "stepaudio convert Step-Audio-2-mini --out converted --json"],
+        {0: "converted, or already so"},
+    )  # fmt: skip
+    convert.add_argument("model_dir", metavar="MODEL_DIR", help="a published model's folder, or its token2wav folder")
+    add_formats(convert, ("text", "json"), "text")
+    add_option(convert, "--out", metavar="DIR", help="where to write", shown="beside the published files")
+
+    verify = add_verb(
+        verbs, "verify", run_verify, "compare every stage with recorded outputs of the reference", "GOLDENS",
+        ["stepaudio verify goldens", "stepaudio verify goldens --tokenizer Step-Audio-2-mini --json"],
+        {0: "everything that is covered agrees", 1: "something is off, or a file could not be used"},
+    )  # fmt: skip
+    verify.add_argument("goldens", metavar="GOLDENS", help="folder of NAME.json and NAME.safetensors")
+    add_formats(verify, ("text", "json"), "text")
+    add_option(
+        verify, "--tokenizer", metavar="DIR", help="folder of the published tokenizer",
+        shown="Step-Audio-2-mini beside the goldens",
+    )  # fmt: skip
+
+
+def run_weights(options: argparse.Namespace) -> int:
+    """Print the weight report of a checkpoint; its own exit status."""
     from ..checkpoints.load import validate_weights
     from ..checkpoints.report import WeightReport
     from ..resources import default_checkpoint
@@ -18,36 +63,44 @@ def run_weights(options) -> int:
     if not all("=" in pair and pair[0] != "=" for pair in options.rename):
         raise ConfigError(f"--rename: expected FOUND=PUBLISHED, found {', '.join(options.rename)}")
     try:
-        report = validate_weights(path, values=options.values, rename=rename or None)
+        with busy("reading the weights"):
+            report = validate_weights(path, values=options.values, rename=rename or None)
     except StepAudioError as error:
         report = WeightReport.unreadable(path, error)
-    print(json.dumps(report.to_dict()) if options.json else report.table())
+    print(json.dumps(report.to_dict()) if options.format == "json" else report.table())
     return report.exit_status
 
 
-def run_convert(options) -> int:
+def run_convert(options: argparse.Namespace) -> int:
+    """Convert a published `token2wav` folder."""
     from ..checkpoints.convert.convert import convert
 
-    done = convert(options.model_dir, options.out)
-    print(json.dumps(done.manifest.raw) if options.json else done.table())
+    with busy("converting"):
+        done = convert(options.model_dir, options.out)
+    print(json.dumps(done.manifest.raw) if options.format == "json" else done.table())
     return 0
 
 
-def run_verify(options) -> int:
+def run_verify(options: argparse.Namespace) -> int:
+    """Compare with golden files; 1 if anything is off or unusable."""
     from ..parity.run import table, verify
 
-    bad = 0
-    for name, rows in verify(options.goldens, options.tokenizer):
-        bad += sum(not row.good for row in rows)
-        if options.json:
-            print(json.dumps({"file": name, "rows": [_plain(vars(row)) for row in rows]}))
+    wrong, found = 0, verify(options.goldens, options.tokenizer)
+    while True:
+        with busy("comparing"):
+            name, rows = next(found, (None, []))
+        if name is None:
+            break
+        wrong += sum(not row.good for row in rows)
+        if options.format == "json":
+            print(json.dumps({"file": name, "rows": [_plain(vars(row)) for row in rows]}), flush=True)
         else:
             print(table(name, rows), flush=True)
-    if not options.json:
-        print(f"\n{'everything that is covered agrees' if not bad else f'{bad} checks are off or unusable'}")
-    return 1 if bad else 0
+    if options.format != "json":
+        print(f"\n{f'{wrong} checks are off or unusable' if wrong else 'everything that is covered agrees'}")
+    return 1 if wrong else 0
 
 
 def _plain(row: dict) -> dict:
-    """JSON knows no infinity; the verdict and its note say what happened."""
+    """JSON has no infinity; the verdict and its note say what happened."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -1,110 +1,153 @@
-"""Options that several commands share, and what becomes of them."""
+"""Options that several commands share, and what becomes of them. Named as the fields of `DecodingOptions` are."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import TYPE_CHECKING, Any
 
 from ..choices import CacheKind, LoopAction, Positions
-from ..constants import MAX_TOKENS
-from ..decoding.options import merge_options
+from ..constants import MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
 from ..errors import ConfigError
-from ..text.prompts import ASR_SYSTEM
+from .parser import Parser, add_choice, add_option
+from .progress import busy
 
+if TYPE_CHECKING:
+    from ..decoding.options import DecodingOptions
+    from ..model import StepAudio2
 
-def decoding_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--model", metavar="DIR", help="checkpoint folder; default: STEPAUDIO_CHECKPOINT or the bundled nano"
-    )
-    verb.add_argument("--prompt-ids", metavar="IDS", help="ids of the prompt, with AUDIO where the recording goes")
-    verb.add_argument("--prompt", default=ASR_SYSTEM, help="system text; default: the reference's transcription prompt")
-    verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
-    verb.add_argument("--downmix", choices=("first", "mean"), default="first")
-    verb.add_argument("--batch", type=int, help="pieces decoded together")
-    verb.add_argument("--on-loop", choices=LoopAction.values(), default="report")
-    rules = verb.add_argument_group("sampling")
-    rules.add_argument("--sampling", choices=PRESETS, default="planned")
-    for name, kind in (
-        ("temperature", float),
-        ("top-k", int),
-        ("top-p", float),
-        ("min-p", float),
-        ("seed", int),
-        ("repetition", float),
-        ("frequency", float),
-        ("presence", float),
-        ("no-repeat-ngram", int),
-        ("window", int),
-    ):
-        rules.add_argument(f"--{name}", type=kind)
-    rules.add_argument(
-        "--include-prompt",
-        "--penalise-prompt",
-        dest="include_prompt",
-        action="store_const",
-        const=True,
-        help="let penalties count the prompt's tokens too",
-    )
-    memory = verb.add_argument_group("cache")
-    memory.add_argument("--cache", choices=CacheKind.values(), default="sinks")
-    memory.add_argument("--max-cache-len", type=int, metavar="POSITIONS")
-    memory.add_argument("--sinks", type=int, default=4)
-    memory.add_argument("--positions", choices=(*Positions.values(), "renumbered"), default="absolute")
+STANDARD = "-"  # instead of a path: standard input, or standard output
+DOWNMIX = ("first", "mean")
 
-
-SAMPLING_OPTIONS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "seed",
-    "repetition",
-    "frequency",
-    "presence",
-    "no_repeat_ngram",
-    "window",
-    "include_prompt",
+# Values of single rules: name, type, metavar, help. Without them those of --sampling hold.
+RULES = (
+    ("temperature", float, "T", "0 takes the most probable token, above 0 a token is drawn"),
+    ("top-k", int, "N", "keep the N most probable tokens; 0 is off"),
+    ("top-p", float, "P", "keep the smallest set of tokens of this probability; 1 is off"),
+    ("min-p", float, "P", "drop tokens less probable than this share of the best; 0 is off"),
+    ("repetition", float, "X", "divide or multiply the logits of tokens seen before; 1 is off"),
+    ("frequency", float, "X", "subtract from a logit once per earlier occurrence; 0 is off"),
+    ("presence", float, "X", "subtract from the logit of a token that occurred at all; 0 is off"),
+    ("no-repeat-ngram", int, "N", "no N tokens in a row a second time; 0 is off"),
+    ("window", int, "N", "penalties count the latest N tokens only"),
 )
 
 
-def decoding_from(options) -> dict:
-    """What the model's methods take, from the command line."""
-    rules = {k: getattr(options, k) for k in SAMPLING_OPTIONS if getattr(options, k) is not None}
-    decoding = merge_options(
+def add_model(verb: Parser, help: str = "checkpoint folder") -> None:
+    """`--model`, where the default is what `stepaudio.load()` takes."""
+    add_option(verb, "--model", metavar="DIR", help=help, shown="STEPAUDIO_CHECKPOINT, else the bundled nano")
+
+
+def add_recording(verb: Parser) -> None:
+    """How a recording is read and asked about."""
+    from ..text.prompts import ASR_SYSTEM
+
+    add_choice(verb, "--downmix", choices=DOWNMIX, default="first", help="which of several channels is read")
+    add_option(verb, "--batch", type=int, metavar="N", help="segments decoded together", shown="8 on a CPU, else 32")
+    add_option(
+        verb, "--prompt", default=ASR_SYSTEM, metavar="TEXT", help="system text",
+        shown="the reference's transcription prompt",
+    )  # fmt: skip
+    add_option(
+        verb, "--prompt-ids", metavar="IDS", help="the prompt as token ids, with AUDIO where the recording goes",
+        shown="--prompt",
+    )  # fmt: skip
+
+
+def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the draw") -> None:
+    """Every field of `DecodingOptions` but the batch size. sampling : default preset. seed : what it is of."""
+    add_option(
+        verb, "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="most tokens of a segment or answer"
+    )
+    add_option(
+        verb, "--stop", action="append", default=[], metavar="TEXT", shown="none",
+        help="end a run once this text was written; may be given several times",
+    )  # fmt: skip
+    add_choice(
+        verb, "--on-loop", choices=LoopAction.values(), default=LoopAction.REPORT.value,
+        help="what is done about a repetition loop; escape raises the penalties from there",
+    )  # fmt: skip
+    rules = verb.add_argument_group("sampling")
+    add_choice(rules, "--sampling", choices=PRESETS, default=sampling, help="preset that the next options change")
+    for name, kind, metavar, text in RULES:
+        add_option(rules, f"--{name}", type=kind, metavar=metavar, help=text, shown="that of --sampling")
+    rules.add_argument(
+        "--include-prompt", "--penalise-prompt", dest="include_prompt", action="store_const", const=True,
+        help="penalties count the prompt's tokens too",
+    )  # fmt: skip
+    add_option(rules, "--seed", type=int, default=0, metavar="N", help=seed)
+    memory = verb.add_argument_group("cache")
+    add_choice(
+        memory, "--cache", choices=CacheKind.values(), default=CacheKind.SINKS.value,
+        help="which positions stay once the limit is reached",
+    )  # fmt: skip
+    add_option(
+        memory, "--max-cache-len", type=int, metavar="N", help="the limit, in positions",
+        shown=f"that of the model's config, else {MAX_CACHE_LEN}",
+    )  # fmt: skip
+    add_option(memory, "--sinks", type=int, default=4, metavar="N", help="first positions that are always kept")
+    add_choice(
+        memory, "--positions", choices=Positions.values(), also=("renumbered",), default=Positions.ABSOLUTE.value,
+        help="where a kept key stands: where it was read, or at its rank among those kept",
+    )  # fmt: skip
+
+
+def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> DecodingOptions:
+    """The decoding options that the command line means; `task` says whose reference `--sampling reference` is."""
+    from ..decoding.options import merge_options
+
+    names = ("include_prompt", *(name.replace("-", "_") for name, *_ in RULES))
+    rules: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return merge_options(
+        task=task,
         sampling=options.sampling,
+        seed=options.seed,
         cache=options.cache,
         max_cache_len=options.max_cache_len,
         sinks=options.sinks,
         positions=options.positions,
         max_tokens=options.max_tokens,
         on_loop=options.on_loop,
-        batch=options.batch,
+        stop=options.stop,
+        batch=getattr(options, "batch", None),
         **rules,
     )
-    return {"options": decoding, "prompt": prompt_from(options), "downmix": options.downmix}
 
 
-def prompt_from(options):
-    no_tokenizer = getattr(options, "no_tokenizer", False)
-    return _prompt_ids(options.prompt_ids) if no_tokenizer or options.prompt_ids is not None else options.prompt
+def transcription_from(options: argparse.Namespace) -> dict[str, Any]:
+    """What `StepAudio2.transcribe` takes, from the command line."""
+    asks = options.no_tokenizer or options.prompt_ids is not None
+    prompt = prompt_ids(options.prompt_ids) if asks else options.prompt
+    return {"options": decoding_from(options), "prompt": prompt, "downmix": options.downmix}
 
 
-def _prompt_ids(text: str | None):
-    """ "1 2 AUDIO 3" -> ([1, 2], [3])"""
+def prompt_ids(text: str | None) -> tuple[list[int], list[int]]:
+    """Token ids before and after the word AUDIO.
+
+    >>> prompt_ids("1 2 AUDIO 3")
+    ([1, 2], [3])
+    """
     parts = (text or "").replace(",", " ").split("AUDIO")
     try:
-        if len(parts) != 2:
-            raise ValueError
-        return tuple([int(t) for t in part.split()] for part in parts)
+        before, after = ([int(t) for t in part.split()] for part in parts)
     except ValueError:
         raise ConfigError(
             "--prompt-ids, which --no-tokenizer needs: expected whole numbers with AUDIO once among "
             "them, for instance "
             f"'1 2 AUDIO 3'; found {text!r}"
         ) from None
+    return before, after
 
 
-def load_model(options):
+def load_model(options: argparse.Namespace) -> StepAudio2:
+    """The model that `--model` names."""
     from ..model import StepAudio2
 
-    return StepAudio2.load(options.model, **({"tokenizer": None} if getattr(options, "no_tokenizer", False) else {}))
+    with busy("loading the model"):
+        return StepAudio2.load(options.model, tokenizer=None if options.no_tokenizer else "beside")
+
+
+def recording(name: str):
+    """The recording that a word of the command line names: standard input for "-"."""
+    return sys.stdin.buffer if name == STANDARD else name

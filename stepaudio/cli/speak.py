@@ -1,4 +1,4 @@
-"""The speaking verbs of the command: speak, say-codes, respond, translate.
+"""The verbs that give sound: speak, say-codes, respond, translate.
 
 Sound goes to a file, or to standard output as raw 32-bit floats, where nothing can clip; the account of a run then goes
 to stderr.
@@ -7,168 +7,178 @@ to stderr.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..audio.load import audio_seconds
 from ..audio.save import audio_writer, check_target
-from ..constants import MAX_TOKENS
-from ..decoding.options import DecodingOptions
-from ..decoding.sampling import Sampling
 from ..errors import AudioError, ConfigError, DataError
-from ..resources import VOICES, voice_clip
-from ..text.prompts import DEFAULT_SYSTEM, LANGUAGES
+from ..resources import VOICES, checkpoint_folder, voice_clip
+from .options import STANDARD, add_decoding, add_model, decoding_from
+from .parser import Parser, add_choice, add_formats, add_option, add_verb
+from .progress import busy, message
 
-STDOUT = "-"
+if TYPE_CHECKING:
+    from ..speech_model import SpeechModel, SpeechOptions
+
+NO_SOUND = "the model gave no sound; nothing was written"
 
 
 def add_speaking_verbs(verbs) -> None:
     """Add the verbs to the subparsers of the command."""
-    speak = verbs.add_parser("speak", help="text to speech")
-    speak.add_argument("text", metavar="TEXT")
-    _model_options(speak)
-    _sound_options(speak, needed=True)
-    speak.set_defaults(run=_speak)
+    from ..text.prompts import DEFAULT_SYSTEM, LANGUAGES
 
-    codes = verbs.add_parser("say-codes", help="audio codes to speech, without the language model")
+    speak = add_verb(
+        verbs, "speak", _speak, "text to speech, in the voice of a clip", "TEXT -o FILE",
+        ['stepaudio speak "Good morning." -o morning.wav --model Step-Audio-2-mini --voice me.wav',
+         'stepaudio speak "Good morning." -o - --stream --model Step-Audio-2-mini | aplay -f FLOAT_LE -r 24000'],
+        {0: "the text was spoken", 1: NO_SOUND},
+    )  # fmt: skip
+    speak.add_argument("text", metavar="TEXT", help="what is to be read aloud")
+    _add_options(speak, needed=True)
+
+    codes = add_verb(
+        verbs, "say-codes", _say_codes, "audio codes to speech, without the language model", "CODES_FILE -o FILE",
+        ["stepaudio say-codes codes.json -o out.wav --model Step-Audio-2-mini",
+         "stepaudio say-codes codes.txt -o out.f32.wav --voice male --steps 20 --model Step-Audio-2-mini"],
+        {0: "the codes were spoken", 1: "all codes were padding; nothing was written"},
+    )  # fmt: skip
     codes.add_argument("codes", metavar="CODES_FILE", help="whole numbers, as a JSON list or between blanks")
-    codes.add_argument("--model", metavar="DIR", help="folder with a converted token2wav")
-    codes.add_argument("--seed", type=int, default=0, help="of the noise that sound starts from")
-    _sound_options(codes, needed=True)
-    codes.set_defaults(run=_say_codes)
+    add_model(codes, "folder with a converted token2wav")
+    add_option(codes, "--seed", type=int, default=0, metavar="N", help="of the noise that sound starts from")
+    _add_sound(codes, needed=True)
 
-    respond = verbs.add_parser("respond", help="speech to speech: answer a recording")
-    respond.add_argument("file", metavar="FILE")
-    respond.add_argument("--system", default=DEFAULT_SYSTEM, help="system text")
-    _model_options(respond)
-    _sound_options(respond, needed=True)
-    respond.set_defaults(run=_respond)
+    respond = add_verb(
+        verbs, "respond", _respond, "speech to speech: answer a recording", "FILE -o FILE",
+        ["stepaudio respond question.wav -o answer.wav --model Step-Audio-2-mini",
+         "stepaudio respond - -o - --stream --model Step-Audio-2-mini < question.wav > answer.f32"],
+        {0: "the answer was spoken", 1: NO_SOUND},
+    )  # fmt: skip
+    respond.add_argument("file", metavar="FILE", help="the question; - is standard input")
+    add_option(respond, "--system", default=DEFAULT_SYSTEM, metavar="TEXT", help="system text",
+               shown="that of the reference's examples")  # fmt: skip
+    _add_options(respond, needed=True)
 
-    turn = verbs.add_parser("translate", help="speech to text in another language; with -o, to speech")
-    turn.add_argument("file", metavar="FILE")
-    turn.add_argument("--to", choices=tuple(LANGUAGES), default="zh")
-    turn.add_argument("--text", action="store_true", help="print plain text instead of JSON")
-    _model_options(turn)
-    _sound_options(turn, needed=False)
-    turn.set_defaults(run=_translate)
+    translate = add_verb(
+        verbs, "translate", _translate, "speech to text in another language; with -o, to speech", "FILE",
+        ["stepaudio translate talk.flac --to en --text --model Step-Audio-2-mini",
+         "stepaudio translate talk.flac --to zh -o translated.wav --model Step-Audio-2-mini"],
+        {0: "translated", 1: f"with -o: {NO_SOUND}"},
+    )  # fmt: skip
+    translate.add_argument("file", metavar="FILE", help="a recording; - is standard input")
+    add_choice(translate, "--to", choices=tuple(LANGUAGES), default="zh", help="language of the translation")
+    add_formats(translate, ("json", "text"), "json")
+    _add_options(translate, needed=False)
 
 
-def _model_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", metavar="DIR", help="checkpoint folder, with a converted token2wav to speak")
-    verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="per answer")
-    verb.add_argument("--sampling", choices=("reference", "planned", "greedy"), default="reference")
-    verb.add_argument("--seed", type=int, default=0, help="of every draw: ids and noise")
+def _add_options(verb: Parser, needed: bool) -> None:
+    add_model(verb, "checkpoint folder, with a converted token2wav to speak")
+    _add_sound(verb, needed)
+    add_decoding(verb, "reference", "of every draw: tokens and noise")
 
 
-def _sound_options(verb: argparse.ArgumentParser, needed: bool) -> None:
-    verb.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        required=needed,
+def _add_sound(verb: Parser, needed: bool) -> None:
+    sound = verb.add_argument_group("sound")
+    add_option(
+        sound, "-o", "--output", metavar="FILE", required=needed, shown="none, the translation is written",
         help="16-bit sound by its suffix, .f32.wav for floats, - for raw floats on standard output",
-    )
-    verb.add_argument(
-        "--voice",
-        metavar="CLIP",
-        default="female",
+    )  # fmt: skip
+    add_option(
+        sound, "--voice", metavar="CLIP", default="female",
         help=f"3 to 10 s of one person, a saved voice, or one of {', '.join(VOICES)} (bundled)",
-    )
-    verb.add_argument("--stream", action="store_true", help="write sound as it comes, and tell when the first came")
-    verb.add_argument("--steps", type=int, default=10, help="Euler steps of the flow")
-    verb.add_argument(
-        "--noise", choices=("cache", "position"), default="cache", help="of a stream: as the reference, or none twice"
-    )
-    verb.add_argument(
-        "--fade",
-        choices=("hamming", "even"),
-        default="hamming",
-        help="of a stream: as the reference (joints up to 8 %% louder), or even",
-    )
+    )  # fmt: skip
+    sound.add_argument("--stream", action="store_true", help="write sound as it comes, and report when the first came")
+    add_option(sound, "--steps", type=int, default=10, metavar="N", help="Euler steps of the flow")
+    add_choice(
+        sound, "--noise", choices=("cache", "position"), default="cache",
+        help="of a stream: as the reference, or none twice",
+    )  # fmt: skip
+    add_choice(
+        sound, "--cross-fade", "--fade", choices=("hamming", "even"), default="hamming",
+        help="of a stream: as the reference (chunk boundaries up to 8 %% louder), or even",
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the verbs
 
 
-def _speak(options) -> int:
-    model, speech = _loaded(options)
+def _speak(options: argparse.Namespace) -> int:
+    model, speech = _loaded(options, "speak")
     return _voiced(options, model, model.reading(options.text, speech), speech)
 
 
-def _respond(options) -> int:
-    model, speech = _loaded(options)
-    return _voiced(options, model, [model.question(options.file, options.system)], speech)
+def _respond(options: argparse.Namespace) -> int:
+    source = _recording(options.file)
+    model, speech = _loaded(options, "respond")
+    return _voiced(options, model, [model.question(source, options.system)], speech)
 
 
-def _translate(options) -> int:
+def _translate(options: argparse.Namespace) -> int:
     if options.output is not None:
-        if options.text:
+        if options.format == "text":
             raise ConfigError("--text: the translation is spoken with -o; leave one of them out")
-        model, speech = _loaded(options)
-        return _voiced(options, model, [model.translation(options.file, options.to)], speech)
+        source = _recording(options.file)
+        model, speech = _loaded(options, "translate")
+        return _voiced(options, model, [model.translation(source, options.to)], speech)
     from ..speech_model import SpeechModel
 
     if options.stream:
         raise ConfigError("--stream: there is no sound without -o")
-    audio_seconds(options.file)
-    found = SpeechModel.load(options.model, speak=False).translate(
-        options.file, options.to, _speech_options(options, "translate")
-    )
-    print(
-        found.text.strip()
-        if options.text
-        else json.dumps(
-            {"file": options.file, "to": options.to, "text": found.text.strip(), "stop": found.stop}, ensure_ascii=False
-        )
-    )
+    source, speech = _recording(options.file), _speech_options(options, "translate")
+    _require(options.model, "translate")
+    with busy("loading the model"):
+        model = SpeechModel.load(options.model, speak=False)
+    with busy("translating"):
+        found = model.translate(source, options.to, speech)
+    text = (found.text or "").strip()
+    line = {"file": options.file, "to": options.to, "text": text, "stop": found.stop}
+    print(text if options.format == "text" else json.dumps(line, ensure_ascii=False))
     return 0
 
 
-def _say_codes(options) -> int:
+def _say_codes(options: argparse.Namespace) -> int:
     from ..synthesis.synthesizer import Synthesizer
 
     _check_output(options.output)
     _voice(options.voice)
     codes, voicing = read_codes(options.codes), _voicing(options)
-    synthesizer = Synthesizer.load(options.model)
+    with busy("loading token2wav"):
+        synthesizer = Synthesizer.load(options.model)
     voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
     noise = {"noise": options.seed, "source_noise": options.seed}
-    if options.stream:
-        chunks = list(
-            _watched(
-                synthesizer.stream(codes, voice, options=voicing, **noise),
-                options,
-                account,
-                synthesizer.loudest(voicing),
-            )
-        )
-        told = chunks[-1] if chunks else synthesizer.decode(codes, voice)  # nothing but padding
-    else:
-        told = synthesizer.decode(codes, voice, options=voicing.flow, **noise)
-        list(_watched([told], options, account))
-    return account.tell(codes=told.n_codes, padding=told.n_padding, voice=voice.key)
+    with busy("speaking"):
+        if options.stream:
+            stream = synthesizer.stream(codes, voice, options=voicing, **noise)
+            chunks = list(_written(stream, options, account, synthesizer.loudest(voicing)))
+            last = chunks[-1] if chunks else synthesizer.decode(codes, voice)  # nothing but padding
+        else:
+            last = synthesizer.decode(codes, voice, options=voicing.flow, **noise)
+            list(_written([last], options, account))
+    return account.report(codes=last.n_codes, padding=last.n_padding, voice=voice.key)
 
 
-def _voiced(options, model, conversations, speech) -> int:
+def _voiced(options: argparse.Namespace, model: SpeechModel, conversations, speech: SpeechOptions) -> int:
     """Run conversations and write their sound; 1 if the model gave none."""
     synthesizer = model.synthesizer
     voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
-    if options.stream:
-        chunks = _watched(
-            model.stream(conversations, voice, speech), options, account, synthesizer.loudest(speech.voicing)
-        )
-        answers = [chunk.answer for chunk in chunks if chunk.answer]
-    else:
-        spoken = model.speak(conversations, voice, speech)
-        list(_watched(spoken.sounds, options, account))
-        answers = spoken.answers
-    return account.tell(
+    with busy("speaking"):
+        if options.stream:
+            stream = model.stream(conversations, voice, speech)
+            chunks = _written(stream, options, account, synthesizer.loudest(speech.voicing))
+            answers = [chunk.answer for chunk in chunks if chunk.answer]
+        else:
+            spoken = model.speak(conversations, voice, speech)
+            list(_written(spoken.sounds, options, account))
+            answers = spoken.answers
+    return account.report(
         text=" ".join(t for a in answers if (t := (a.text or "").strip())),
         codes=sum(len(a.codes) for a in answers),
         padding=sum(a.n_padding for a in answers),
@@ -180,30 +190,43 @@ def _voiced(options, model, conversations, speech) -> int:
 # ---------------------------------------------------------------- what they share
 
 
-def _loaded(options):
+def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, SpeechOptions]:
+    """The model and its options, after what can be refused without reading the model."""
     from ..speech_model import SpeechModel
 
     _check_output(options.output)
     speech = _speech_options(options, "chat")
     _voice(options.voice)
-    if "file" in options:
-        audio_seconds(options.file)  # a recording that is none is told before the model is read
-    return SpeechModel.load(options.model), speech
+    _require(options.model, task)
+    with busy("loading the model"):
+        return SpeechModel.load(options.model), speech
 
 
-def _speech_options(options, task: str):
+def _require(model: str | None, task: str) -> None:
+    """Raise `PromptError` if the checkpoint says that it was not trained for a task."""
+    from ..checkpoints.capabilities import Capabilities
+
+    Capabilities.of_folder(checkpoint_folder(model)).require(task)
+
+
+def _recording(name: str) -> Any:
+    """The recording, found to be one before the model is read; standard input is read to its end."""
+    source = io.BytesIO(sys.stdin.buffer.read()) if name == STANDARD else name
+    audio_seconds(source)
+    return source
+
+
+def _speech_options(options: argparse.Namespace, task: str) -> SpeechOptions:
     from ..speech_model import SpeechOptions
 
-    sampling = Sampling.named(options.sampling, task).override({"seed": options.seed})
-    decoding = DecodingOptions(sampling, max_tokens=options.max_tokens)
-    return SpeechOptions(decoding, seed=options.seed, voicing=_voicing(options))
+    return SpeechOptions(decoding_from(options, task), seed=options.seed, voicing=_voicing(options))
 
 
-def _voicing(options):
+def _voicing(options: argparse.Namespace):
     from ..models.token2wav.flow import FlowOptions
     from ..synthesis.streaming import StreamOptions
 
-    return StreamOptions(FlowOptions(options.steps, noise=options.noise), fade=options.fade)
+    return StreamOptions(FlowOptions(options.steps, noise=options.noise), fade=options.cross_fade)
 
 
 def _voice(name: str) -> str | Path:
@@ -216,7 +239,7 @@ def _voice(name: str) -> str | Path:
 
 
 def _check_output(target: str) -> None:
-    if target != STDOUT:
+    if target != STANDARD:
         check_target(target)
 
 
@@ -249,7 +272,7 @@ class _Account:
         if n and self.first is None:
             self.first = time.perf_counter() - self.began
 
-    def tell(self, **more) -> int:
+    def report(self, **more) -> int:
         """Print the run as one JSON object; the exit status."""
         found = {
             "file": self.target if self.n_samples else None,
@@ -259,13 +282,13 @@ class _Account:
             "first_sound_seconds": None if self.first is None else round(self.first, 3),
             "wall_seconds": round(time.perf_counter() - self.began, 3),
         }
-        print(json.dumps(found, ensure_ascii=False), file=sys.stderr if self.target == STDOUT else sys.stdout)
+        print(json.dumps(found, ensure_ascii=False), file=sys.stderr if self.target == STANDARD else sys.stdout)
         if not self.n_samples:
-            print("stepaudio: no sound: the answer holds no audio codes; nothing was written", file=sys.stderr)
+            message("no sound: the answer holds no audio codes; nothing was written")
         return 0 if self.n_samples else 1
 
 
-def _watched(chunks: Iterable, options, account: _Account, peak: float = 1.0):
+def _written(chunks: Iterable, options, account: _Account, peak: float = 1.0):
     """Pass chunks on, each once its sound is written; the file is there, whole, when they end."""
     with ExitStack() as stack:
         write = None
@@ -279,7 +302,7 @@ def _watched(chunks: Iterable, options, account: _Account, peak: float = 1.0):
 
 def _writer(stack: ExitStack, target: str, rate: int, peak: float):
     """A function that writes samples to a file, or to standard output."""
-    if target != STDOUT:
+    if target != STANDARD:
         return stack.enter_context(audio_writer(target, rate, peak=peak)).write
 
     def write(wave: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,74 @@ def test_bad_file_in_plain_text_leaves_stdout_alone(run, wav, tmp_path):
     assert (status, out) == (1, []) and "none.wav" in one_line(err)
 
 
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "tsv"])
+def test_formats_are_those_of_the_transcript(run, wav, tiny_model, form):
+    status, out, err = run("transcribe", wav, "--format", form, *FEW)
+    assert (status, err) == (0, "") and "\n".join(out).strip() == tiny_model.transcribe(wav, max_tokens=6).to(
+        form
+    ).strip()
+
+
+def test_several_files_as_text_are_named(run, wav, tmp_path, tiny_model):
+    other = tmp_path / "b.flac"
+    sf.write(other, tiny.noise(1, seed=1), 16_000)
+    texts = [tiny_model.transcribe(path, max_tokens=6).text for path in (wav, other)]
+    assert run("transcribe", wav, other, "--text", *FEW)[1] == [f"{wav}: {texts[0]}", f"{other}: {texts[1]}"]
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("srt", "srt"), ("text", "txt"), ("json", "json")])
+def test_one_file_per_recording(run, wav, tmp_path, tiny_model, form, suffix):
+    (tmp_path / "out").mkdir()
+    other = tmp_path / "b.flac"
+    sf.write(other, tiny.noise(1, seed=1), 16_000)
+    status, out, err = run(
+        "transcribe", wav, tmp_path / "no.wav", other, "-o", tmp_path / "out", "--format", form, *FEW
+    )
+    assert (status, out) == (1, []) and "no.wav" in one_line(err)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"a.{suffix}", f"b.{suffix}"}
+    want, found = (
+        tiny_model.transcribe(wav, max_tokens=6),
+        (tmp_path / "out" / f"a.{suffix}").read_text(encoding="utf-8"),
+    )
+    if form == "json":
+        assert json.loads(found)["text"] == want.text
+    else:
+        assert found == want.to(form)
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["a.wav", "b.wav", "--format", "srt"], "--output DIR where the 2 of them go"),
+    (["a.wav", "-o", "nowhere"], "--output nowhere: expected a folder"),
+    (["-", "-"], "standard input can be read once"),
+    (["a.wav", "c/a.flac", "-o", "."], "same name"),
+    (["a.wav", "--no-tokenizer", "--text", "--prompt-ids", "AUDIO"], "no text with --no-tokenizer"),
+])  # fmt: skip
+def test_outputs_that_cannot_be_are_refused_before_any_work(run, monkeypatch, tmp_path, argv, said):
+    from stepaudio.model import StepAudio2
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(StepAudio2, "load", lambda *a, **k: pytest.fail("the model was read"))
+    status, out, err = run("transcribe", *argv)
+    assert (status, out) == (2, []) and said in one_line(err)
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_standard_input(tiny_checkpoint, tiny_model, tmp_path, form):
+    """Whatever soundfile writes into a pipe; the words are those of the same bytes in a file."""
+    sf.write(tmp_path / "a", tiny.noise(1), 16_000, format=form)
+    data = (tmp_path / "a").read_bytes()
+    done = as_process(tiny_checkpoint, "transcribe", "-", *FEW, input=data, encoding=None)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["file"] == "-"
+    assert found["text"] == tiny_model.transcribe(tmp_path / "a", max_tokens=6).text
+
+
+def test_standard_input_that_is_no_sound(tiny_checkpoint):
+    for data, said in ((b"", b"standard input: is empty"), (b"no sound", b"standard input: is not audio")):
+        done = as_process(tiny_checkpoint, "transcribe", "-", *FEW, input=data, encoding=None)
+        assert done.returncode == 1 and said in done.stderr and b"Traceback" not in done.stderr
+
+
 def test_silence(run, tmp_path):
     sf.write(tmp_path / "q.wav", np.zeros(32_000), 16_000)
     status, out, _ = run("transcribe", tmp_path / "q.wav")
@@ -97,7 +166,7 @@ def test_ids_without_a_tokenizer(run, wav, tiny_model):
     start = prompt.slots[0].start
     ids = f"{' '.join(map(str, prompt.tokens[:start]))} AUDIO {','.join(map(str, prompt.tokens[start + 1 :]))}"
     wanted = list(tiny_model.transcribe(wav, max_tokens=6).segments[0].tokens)
-    for flags in (["--no-tokenizer"], ["--no-tokenizer", "--text"], []):
+    for flags in (["--no-tokenizer"], ["--no-tokenizer", "--text", "--json"], []):
         status, out, _ = run("transcribe", *flags, "--prompt-ids", ids, wav, *FEW)
         found = json.loads(out[0])
         assert status == 0 and found["segments"][0]["tokens"] == wanted and (found["text"] is None) == bool(flags)
@@ -124,7 +193,10 @@ def test_downmix(run, tmp_path):
     sf.write(tmp_path / "s.wav", x, 16_000, subtype="FLOAT")
     sf.write(tmp_path / "m.wav", x.mean(1), 16_000, subtype="FLOAT")
     sf.write(tmp_path / "l.wav", x[:, 0], 16_000, subtype="FLOAT")
-    ids = lambda *a: json.loads(run("transcribe", *a, *FEW)[1][0])["segments"][0]["tokens"]
+
+    def ids(*argv):
+        return json.loads(run("transcribe", *argv, *FEW)[1][0])["segments"][0]["tokens"]
+
     assert ids(tmp_path / "s.wav") == ids(tmp_path / "l.wav")
     assert ids("--downmix", "mean", tmp_path / "s.wav") == ids(tmp_path / "m.wav")
 
@@ -192,6 +264,17 @@ def test_impossible_options(run, wav, options):
     assert (status, out) == (2, []) and one_line(err)  # once, not once per file
 
 
+def test_stop_strings_and_both_spellings_reach_the_decoder(run, wav, tiny_model):
+    whole = tiny_model.transcribe(wav, max_tokens=40).text
+    found = json.loads(run("transcribe", wav, "--max-tokens", "40", "--stop", whole[:3])[1][0])["segments"][0]
+    assert found["stop"] == "stop string" and len(found["text"]) < len(whole)
+    one, other = (
+        sampled(run, wav, "--sampling", "greedy", "--repetition", "1.5", spelling)
+        for spelling in ("--include-prompt", "--penalise-prompt")
+    )
+    assert one == other != sampled(run, wav, "--sampling", "greedy", "--repetition", "1.5")
+
+
 def test_unknown_options_and_no_command(run, capsys):
     for argv in (["transcribe"], [], ["transcribe", "x.wav", "--sampling", "best"], ["sing"]):
         with pytest.raises(SystemExit) as stop:
@@ -229,13 +312,9 @@ def as_process(tiny_checkpoint, *argv, **more):
     environment = {**os.environ, "STEPAUDIO_CHECKPOINT": str(tiny_checkpoint), "PYTHONUTF8": "1"}
     return subprocess.run(
         [sys.executable, "-m", "stepaudio", *map(str, argv)],
-        capture_output=True,
-        text=True,
+        **({"capture_output": True, "encoding": "utf-8", "timeout": 120} | more),
         env=environment,
-        encoding="utf-8",
         cwd=Path(__file__).parents[2],
-        timeout=120,
-        **more,
     )
 
 
@@ -263,6 +342,12 @@ def test_evaluate_ends_with_the_totals(run, wav, tmp_path, tiny_model):
     assert {"wer", "clips", "loops", "rtf"} <= set(last) and last["clips"] == 2 and last["sampling"] == "planned"
     assert last["errors"] == sum(line["errors"] for line in lines) and last["words"] == lines[0]["words"]
     assert last["wer"] == pytest.approx(last["errors"] / last["words"], abs=1e-4) and last["rtf"] > 0
+
+
+def test_evaluate_as_text(run, wav, tmp_path):
+    status, out, _ = run("evaluate", table(tmp_path, "file\ttext\nnone.wav\tx\na.wav\tx\n"), "--text", *FEW)
+    assert status == 1 and out[0].startswith("none.wav  failed: ") and out[1].startswith("a.wav  ")
+    assert "word error rate" in out[-1] and "1 could not be used" in out[-1]
 
 
 def test_evaluate_counts_what_it_could_not_read(run, wav, tmp_path):
@@ -356,15 +441,18 @@ def test_info(run):
 
 
 def test_demo(run, wav, tmp_path, monkeypatch):
-    from stepaudio.cli import demo
+    from stepaudio import resources
 
     for rows, status in (("a.wav\tyes\n", 0), ("a.wav\t\n", 0), ("none.wav\tyes\n", 1)):
-        monkeypatch.setattr(demo, "speech_manifest", lambda rows=rows: table(tmp_path, "file\ttext\n" + rows))
+        monkeypatch.setattr(resources, "speech_manifest", lambda rows=rows: table(tmp_path, "file\ttext\n" + rows))
         found, out, _ = run("demo")
-        assert found == status and any("--sampling reference" in line for line in out)
-        assert any("heard" in line or "failed" in line for line in out)
+        assert found == status and any(line.startswith("reference ") for line in out)
+        assert any("wrote" in line or "failed" in line for line in out)
 
 
 def test_demo_on_the_bundled_model(nano, capsys, monkeypatch):
     monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
-    assert main(["demo"]) == 0 and "word error rate" in capsys.readouterr().out
+    assert main(["demo"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^\S+\.flac +\d+\.\d s +\d+\.\d\d s +\d+ of \d+$", out, re.M)) == 19
+    assert re.search(r"^reference +\d+\.\d% +\d\.\d{3} +\d+ of 19$", out, re.M)

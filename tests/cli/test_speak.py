@@ -1,10 +1,12 @@
 """The speaking verbs from the command line to the file, on a tiny random model with a tiny token2wav."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import tiny
 
 from stepaudio.cli.main import main
 from stepaudio.decoding.options import DecodingOptions
-from stepaudio.decoding.sampling import Sampling
+from stepaudio.decoding.sampling import Penalties, Sampling
+from stepaudio.model import StepAudio2
 from stepaudio.models.token2wav.flow import FlowOptions
 from stepaudio.speech_model import SpeechModel, SpeechOptions
 from stepaudio.synthesis.streaming import StreamOptions
@@ -82,7 +85,7 @@ def test_speak_as_a_stream(run, model):
 def test_a_stream_into_16_bits_is_quieter_and_says_so(run):
     status, _, err = run("speak", TEXT, "-o", "a.wav", "--stream", *RUN)
     assert status == 0 and "warning: a.wav: sound may reach 1.069" in err and "-0.6 dB" in err
-    assert run("speak", TEXT, "-o", "a.wav", "--stream", "--fade", "even", *RUN)[2] == ""
+    assert run("speak", TEXT, "-o", "a.wav", "--stream", "--cross-fade", "even", *RUN)[2] == ""
 
 
 def test_raw_floats_on_standard_output(run, model, speaking_checkpoint):
@@ -151,6 +154,23 @@ def test_respond_and_translate(run, model):
     assert run("translate", "clip.wav", "--text", "--max-tokens", "9")[1].strip() == written.text.strip()
 
 
+def test_a_question_from_standard_input(run, monkeypatch):
+    want = json.loads(run("respond", "clip.wav", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(Path("clip.wav").read_bytes())))
+    found = json.loads(run("respond", "-", "-o", "b.wav", "--voice", "clip.wav", *RUN)[1])
+    assert (found["codes"], found["text"]) == (want["codes"], want["text"])
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+def test_options_of_decoding_reach_the_answer(run, model):
+    decoding = ["--sampling", "greedy", "--no-repeat-ngram", "2", "--max-tokens", "30"]
+    found = json.loads(run("translate", "clip.wav", *decoding)[1])
+    penalties = Penalties(no_repeat_ngram=2)
+    sampling = Sampling.greedy().override({"text": penalties, "audio": penalties})
+    want = model.translate("clip.wav", "zh", SpeechOptions(DecodingOptions(sampling, max_tokens=30)))
+    assert found["text"] == (want.text or "").strip()
+
+
 # ---- what is refused, in one line, with nothing written ----
 
 
@@ -189,6 +209,18 @@ def test_files_that_cannot_be_used_are_told_before_the_model_is_read(run, argv, 
 def test_a_stream_needs_somewhere_to_go(run):
     status, _, err = run("translate", "clip.wav", "--stream")
     assert status == 2 and "without -o" in one_line(err)
+
+
+def test_what_the_bundled_model_was_not_trained_for(run, nano, monkeypatch):
+    """It says so, before it is read, with a status that is not 0."""
+    monkeypatch.setattr(StepAudio2, "load", lambda *a, **k: pytest.fail("the model was read"))
+    sound = ["-o", "a.wav"]
+    for argv in (["translate", "clip.wav"], ["translate", "clip.wav", *sound], ["respond", "clip.wav", *sound],
+                 ["speak", TEXT, *sound]):  # fmt: skip
+        status, out, err = run(*argv, "--model", nano)
+        assert (status, out) == (2, "") and f"this model cannot {argv[0]}: it was trained to transcribe" in one_line(
+            err
+        )
 
 
 def test_a_model_without_a_speaking_half_says_what_to_do(run, tiny_checkpoint):
