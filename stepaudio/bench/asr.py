@@ -1,6 +1,6 @@
 """Speed as ratios within one run: this project, PyTorch on the CPU, and decoding without a cache.
 
-All sides get the same weights, the same log mels and the same prompts, take turns, and must give the same ids.
+All sides get the same weights, the same log mels and the same prompts, take turns, and must give the same tokens.
 Prints no times: a shared machine makes them worthless, while ratios of interleaved runs hold.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ..constants import SAMPLE_RATE
 from ..decoding.generate import Request, collect, generate
 from ..decoding.options import RunOptions
 from ..decoding.sampling import Sampling
+from ..engine import PromptTokens
 from ..errors import ConfigError, DataError
 from ..evaluation.manifest import read_manifest
 from ..model import StepAudio2
@@ -32,73 +34,80 @@ from ..models.speech_lm import StepAudioConfig
 from ..resources import speech_manifest
 from ..text.prompts import ASR_SYSTEM
 from ..transcribe import CPU_BATCH
-from . import torch_baseline as bench_torch
+from . import torch_baseline
 
 STAGES = ("encoder", "prefill", "decode", "total")
-MAX_IDS = 200  # per clip: a clip that loops must not outweigh the others
-CACHE_IDS = 100  # ids of the comparison with decoding without a cache
+MAX_TOKENS = 200  # per clip: a clip that loops must not outweigh the others
+CACHE_TOKENS = 100  # of the comparison with decoding without a cache
 THREADS = (1, 2)  # of PyTorch; the better counts
 PAUSE = 0.3  # seconds in which the worker threads of the last turn stop spinning
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One pass over all clips: the ids of each, and seconds (n, 3) in the three stages, n clips or n batches."""
+    """One pass over all clips: the tokens of each, and seconds (n, 3) in the three stages, n clips or n batches."""
 
-    ids: list[tuple[int, ...]]
+    tokens: list[tuple[int, ...]]
     seconds: np.ndarray
 
 
-class Contest:
-    """All sides over the same clips. `turns` holds, per side, one `Turn` per repeat."""
+class Comparison:
+    """All sides over the same clips. `turns` holds, per side, one `Turn` per repeat.
 
-    def __init__(self, model: StepAudio2, pieces: Sequence[np.ndarray], prompt=ASR_SYSTEM):
+    Parameters
+    ----------
+    model : the model under test, whose weights the baseline gets too. segments : samples at 16 kHz, <= 25 s each.
+    prompt : as in `StepAudio2.transcribe`.
+    """
+
+    def __init__(self, model: StepAudio2, segments: Sequence[np.ndarray], prompt: str | PromptTokens = ASR_SYSTEM):
         self.model, self.prompt = model, prompt
         self.options = RunOptions(
-            Sampling.greedy(), max_tokens=MAX_IDS, stop_ids=model.engine.stop_ids(), on_loop="off"
+            Sampling.greedy(), max_tokens=MAX_TOKENS, stop_ids=model.engine.stop_ids(), on_loop="off"
         )
-        self.mels = [log_mel(p, model.config.audio_encoder_config.n_mels) for p in pieces]
-        self.requests = [self._heard([mel])[0] for mel in self.mels]
-        self.rival = None
-        if bench_torch.available():
-            self.rival = bench_torch.Rival(torch_weights(model), model.config.to_dict())
+        self.mels = [log_mel(p, model.config.audio_encoder_config.n_mels) for p in segments]
+        self.requests = [self.requests_of([mel])[0] for mel in self.mels]
+        self.baseline: torch_baseline.TorchProcess | None = None
+        if torch_baseline.available():
+            self.baseline = torch_baseline.TorchProcess(torch_weights(model), model.config.to_dict())
         self.turns: dict[str, list[Turn]] = {}
 
-    def _heard(self, mels: list[np.ndarray]) -> list[Request]:
-        rows = self.model.engine.encode_audio(mels)
-        mx.eval(rows)
-        return [self.model.engine.transcription_request(r, self.prompt) for r in rows]
+    def requests_of(self, mels: list[np.ndarray]) -> list[Request]:
+        """Encode log mels together; one request to the decoder for each."""
+        encoded = self.model.engine.encode_audio(mels)
+        mx.eval(encoded)
+        return [self.model.engine.transcription_request(e, self.prompt) for e in encoded]
 
     def ours(self, batch: int) -> Turn:
         """`batch` clips at a time. A stage ends when its result is on the host."""
-        ids, seconds = [], []
+        tokens, seconds = [], []
         for i in range(0, len(self.mels), batch):
             clock = [time.perf_counter()]
-            requests = self._heard(self.mels[i : i + batch])
+            requests = self.requests_of(self.mels[i : i + batch])
             clock.append(time.perf_counter())
             steps = generate(self.model.net, requests, self.options)
             first = next(steps)
             clock.append(time.perf_counter())
             runs = collect(chain([first], steps), len(requests))
             clock.append(time.perf_counter())
-            ids += [run.tokens for run in runs]
+            tokens += [run.tokens for run in runs]
             seconds.append(np.diff(clock))
-        return Turn(ids, np.array(seconds))
+        return Turn(tokens, np.array(seconds))
 
-    def theirs(self, threads: int) -> Turn:
+    def theirs(self, baseline: torch_baseline.TorchProcess, threads: int) -> Turn:
         """PyTorch, one clip at a time."""
         stop, most = self.options.stop_ids, self.options.max_tokens
         answers = [
-            self.rival.hear(mel, r.tokens, r.spans[0][0], stop, most, threads)
+            baseline.transcribe(mel, r.tokens, r.spans[0][0], stop, most, threads)
             for mel, r in zip(self.mels, self.requests, strict=True)
         ]
-        return Turn([tuple(ids) for ids, _ in answers], np.array([seconds for _, seconds in answers]))
+        return Turn([tuple(tokens) for tokens, _ in answers], np.array([seconds for _, seconds in answers]))
 
     def measure(self, repeats: int) -> None:
         """Let the sides take turns; the first round warms up and does not count."""
-        sides = {"alone": lambda: self.ours(1), "batch": lambda: self.ours(CPU_BATCH)}
-        if self.rival:
-            sides |= {f"torch {n}": lambda n=n: self.theirs(n) for n in THREADS}
+        sides = {"alone": partial(self.ours, 1), "batch": partial(self.ours, CPU_BATCH)}
+        if self.baseline:
+            sides |= {f"torch {n}": partial(self.theirs, self.baseline, n) for n in THREADS}
         self.turns = {name: [] for name in sides}
         for _ in range(repeats + 1):
             for name, side in sides.items():
@@ -107,57 +116,65 @@ class Contest:
         self.turns = {name: turns[1:] for name, turns in self.turns.items()}
 
     def differing(self) -> list[int]:
-        """Clips for which some side or some repeat gave other ids."""
+        """Clips for which some side or some repeat gave other tokens."""
         turns = [turn for side in self.turns.values() for turn in side]
-        return [i for i in range(len(self.mels)) if len({turn.ids[i] for turn in turns}) > 1]
+        return [i for i in range(len(self.mels)) if len({turn.tokens[i] for turn in turns}) > 1]
 
     def close(self) -> None:
-        if self.rival:
-            self.rival.close()
+        """End the baseline's process."""
+        if self.baseline:
+            self.baseline.close()
 
 
 def run(
     manifest: str | Path | None = None,
     model: str | Path | StepAudio2 | None = None,
     repeats: int = 3,
-    prompt=ASR_SYSTEM,
+    prompt: str | PromptTokens = ASR_SYSTEM,
 ) -> int:
-    """Compare and print. Returns 0, or 1 if any two ways of running gave different ids.
+    """Compare and print. Returns 0, or 1 if any two ways of running gave different tokens.
 
-    manifest, model : by default what is bundled. prompt : as in `StepAudio2.transcribe`.
-    Raises `ConfigError` for repeats below 1, `DataError` where no clip holds sound, and what loading raises.
+    Parameters
+    ----------
+    manifest, model : by default what is bundled. repeats : >= 1, after one that warms up.
+    prompt : as in `StepAudio2.transcribe`.
+
+    Raises
+    ------
+    ConfigError : repeats below 1.
+    DataError : no clip holds sound; and what loading raises.
     """
     if repeats < 1:
         raise ConfigError(f"repeats: expected at least 1, found {repeats}")
     model = model if isinstance(model, StepAudio2) else StepAudio2.load(model)
-    pieces = read_pieces(manifest or speech_manifest())
-    contest = Contest(model, pieces, prompt)
+    segments = read_segments(manifest or speech_manifest())
+    comparison = Comparison(model, segments, prompt)
     try:
         found = backend.info()
         print(
             f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}, BLAS {found['blas']}\n"
-            f"{len(pieces)} clips, {sum(map(len, pieces)) / SAMPLE_RATE:.0f} s of sound, greedy, at most "
-            f"{MAX_IDS} ids a "
+            f"{len(segments)} clips, {sum(map(len, segments)) / SAMPLE_RATE:.0f} s of sound, greedy, at most "
+            f"{MAX_TOKENS} tokens a "
             f"clip\nratios of time: least, median, most of {repeats} repeats\n",
             flush=True,
         )
-        contest.measure(repeats)
-        print(table(contest), flush=True)
-        same = compare_caches(contest, repeats)
+        comparison.measure(repeats)
+        print(table(comparison), flush=True)
+        same = compare_caches(comparison, repeats)
     finally:
-        contest.close()
-    return 0 if same and not contest.differing() else 1
+        comparison.close()
+    return 0 if same and not comparison.differing() else 1
 
 
-def read_pieces(manifest: str | Path) -> list[np.ndarray]:
-    """Samples of all clips, cut as transcription cuts them, without silence, longest first."""
-    pieces = []
+def read_segments(manifest: str | Path) -> list[np.ndarray]:
+    """Samples of all clips in the segments of transcription, without silence, longest first."""
+    segments = []
     for clip in read_manifest(manifest):
         x = load_audio(clip.file)
-        pieces += [x[start:stop] for start, stop in cut_points(x) if not is_silent(x[start:stop])]
-    if not pieces:
+        segments += [x[start:stop] for start, stop in cut_points(x) if not is_silent(x[start:stop])]
+    if not segments:
         raise DataError(f"{manifest}: nothing but silence, so there is nothing to time")
-    return sorted(pieces, key=len, reverse=True)
+    return sorted(segments, key=len, reverse=True)
 
 
 def torch_weights(model: StepAudio2) -> dict[str, np.ndarray]:
@@ -200,72 +217,72 @@ def line(name: str, ratios: np.ndarray) -> str:
     return f"{name:34}" + "  ".join(cells)
 
 
-def table(contest: Contest) -> str:
+def table(comparison: Comparison) -> str:
     """Ours over PyTorch's where that is installed; batches over single clips in any case."""
-    turns, n = contest.turns, len(contest.mels)
+    turns, n = comparison.turns, len(comparison.mels)
     rows = [" " * 34 + "  ".join(f"{stage:^20}" for stage in STAGES)]
-    if contest.rival:
+    if comparison.baseline:
         best = min(THREADS, key=lambda t: np.median([turn.seconds.sum() for turn in turns[f"torch {t}"]]))
-        rival = turns[f"torch {best}"]
+        theirs = turns[f"torch {best}"]
         rows += [
-            line("one clip, ours / PyTorch", clip_ratios(turns["alone"], rival)),
-            line(f"manifest in batches of {CPU_BATCH} / PyTorch", manifest_ratios(turns["batch"], rival)),
+            line("one clip, ours / PyTorch", clip_ratios(turns["alone"], theirs)),
+            line(f"manifest in batches of {CPU_BATCH} / PyTorch", manifest_ratios(turns["batch"], theirs)),
         ]
     ratios = manifest_ratios(turns["batch"], turns["alone"])
     rows.append(line(f"batches of {CPU_BATCH} / one by one, both ours", ratios))
-    if contest.rival:
-        rows.append(f"\n{bench_torch.versions()}, clip after clip, on {best} threads, the better of {THREADS}")
+    if comparison.baseline:
+        rows.append(f"\n{torch_baseline.versions()}, clip after clip, on {best} threads, the better of {THREADS}")
     else:
         rows.append("\nno rows for PyTorch: torch and transformers are not installed")
-    different = contest.differing()
-    rows.append(f"ids equal on {n - len(different)} of {n} clips, over all sides and repeats")
+    different = comparison.differing()
+    rows.append(f"tokens equal on {n - len(different)} of {n} clips, over all sides and repeats")
     return "\n".join(rows)
 
 
-def compare_caches(contest: Contest, repeats: int) -> bool:
-    """Print how many times longer it takes without a cache; true if it gives the same ids.
+def compare_caches(comparison: Comparison, repeats: int) -> bool:
+    """Print how many times longer it takes without a cache; true if it gives the same tokens.
 
-    First row: from the mel on, as the published code runs, encoder and whole prefix again for each id. Second row:
+    First row: from the mel on, as the published code runs, encoder and whole prefix again for each token. Second row:
     the decoder alone.
     """
-    middle = len(contest.mels) // 2
-    mel, request = contest.mels[middle], contest.requests[middle]
-    options = replace(contest.options, max_tokens=CACHE_IDS, stop_ids=frozenset())
+    middle = len(comparison.mels) // 2
+    mel, request = comparison.mels[middle], comparison.requests[middle]
+    options = replace(comparison.options, max_tokens=CACHE_TOKENS, stop_ids=frozenset())
 
-    def cached(heard: Request) -> tuple[int, ...]:
-        return collect(generate(contest.model.net, [heard], options), 1)[0].tokens
+    def cached(request: Request) -> tuple[int, ...]:
+        return collect(generate(comparison.model.net, [request], options), 1)[0].tokens
 
     ways = {
         "published": (
-            lambda: cached(contest._heard([mel])[0]),
-            lambda: without_cache(contest.model, lambda: contest._heard([mel])[0], CACHE_IDS),
+            lambda: cached(comparison.requests_of([mel])[0]),
+            lambda: without_cache(comparison.model, lambda: comparison.requests_of([mel])[0], CACHE_TOKENS),
         ),
-        "decoder": (lambda: cached(request), lambda: without_cache(contest.model, lambda: request, CACHE_IDS)),
+        "decoder": (lambda: cached(request), lambda: without_cache(comparison.model, lambda: request, CACHE_TOKENS)),
     }
     same = True
     for name, (quick, slow) in ways.items():
         ratios = []
         for _ in range(repeats):
             time.sleep(PAUSE)
-            clock, ids = [time.perf_counter()], []
+            clock, tokens = [time.perf_counter()], []
             for way in (quick, slow):
-                ids.append(way())
+                tokens.append(way())
                 clock.append(time.perf_counter())
             ratios.append(np.diff(clock)[1:] / np.diff(clock)[:1])
-            same &= ids[0] == ids[1]
+            same &= tokens[0] == tokens[1]
         label = {"published": "no cache, encoder again", "decoder": "no cache, decoder only"}[name]
-        print(line(f"{label} / cache, {CACHE_IDS} ids", np.array(ratios)))
+        print(line(f"{label} / cache, {CACHE_TOKENS} tokens", np.array(ratios)))
     if not same:
-        print("  and the ids DIFFER")
+        print("  and the tokens DIFFER")
     return same
 
 
-def without_cache(model: StepAudio2, hear: Callable[[], Request], n_ids: int) -> tuple[int, ...]:
-    """Greedy ids without memory: what `hear` gives, then the ids so far, through the decoder again for each id."""
-    net, ids = model.net, []
-    for _ in range(n_ids):
-        x = hear().embeddings[None]
-        if ids:
-            x = mx.concatenate([x, net.model.embed_tokens(mx.array([ids]))], axis=1)
-        ids.append(mx.argmax(net.next_logits(x, NoCache(net.model.rope)), axis=-1).item())
-    return tuple(ids)
+def without_cache(model: StepAudio2, make_request: Callable[[], Request], n_tokens: int) -> tuple[int, ...]:
+    """Greedy tokens without a cache: the request and all tokens so far go through the decoder again for each token."""
+    net, tokens = model.net, []
+    for _ in range(n_tokens):
+        x = make_request().embeddings[None]
+        if tokens:
+            x = mx.concatenate([x, net.model.embed_tokens(mx.array([tokens]))], axis=1)
+        tokens.append(mx.argmax(net.next_logits(x, NoCache(net.model.rope)), axis=-1).item())
+    return tuple(tokens)

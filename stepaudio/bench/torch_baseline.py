@@ -1,7 +1,7 @@
-"""The same model in PyTorch on the CPU, as something to be compared with: nothing else in the package imports this.
+"""The same model in PyTorch on the CPU, as a baseline; only the benchmark imports it.
 
 transformers' Qwen2 with its key/value cache, and the encoder and adapter written in plain torch. It runs in a
-process of its own, so that neither side meets the other's BLAS and threads.
+process of its own, so that the BLAS libraries and threads of the two do not interfere.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import importlib.util
 import multiprocessing
 import os
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..backend.blas import BLAS_VARIABLE
 
 MASKED = -1e10
+Answer = tuple[list[int], tuple[float, float, float]]
 
 
 def available() -> bool:
@@ -24,15 +26,18 @@ def available() -> bool:
 
 
 def versions() -> str:
+    """Names and versions of the packages compared with."""
     from importlib.metadata import version
 
     return f"PyTorch {version('torch')}, transformers {version('transformers')}"
 
 
-class Rival:
-    """A process that holds the model and answers one clip at a time.
+class TorchProcess:
+    """A process that holds the model and transcribes one clip at a time.
 
-    weights : name -> float32 array, by the published names. config : `StepAudioConfig.to_dict()`.
+    Parameters
+    ----------
+    weights : published name -> float32 array. config : `StepAudioConfig.to_dict()`.
     """
 
     def __init__(self, weights: dict[str, np.ndarray], config: dict):
@@ -47,12 +52,21 @@ class Rival:
             os.environ.pop(BLAS_VARIABLE) if before is None else os.environ.update({BLAS_VARIABLE: before})
         self._pipe.send((weights, config))
 
-    def hear(self, mel: np.ndarray, ids, start: int, stop_ids, max_tokens: int, threads: int):
-        """Log mel (n_mels, T), prompt ids, place of the audio -> (ids, (encoder, prefill, decode) in seconds)."""
-        self._pipe.send((mel, list(ids), start, set(stop_ids), max_tokens, threads))
+    def transcribe(
+        self,
+        mel: np.ndarray,
+        tokens: Iterable[int],
+        start: int,
+        stop_ids: Iterable[int],
+        max_tokens: int,
+        threads: int,
+    ) -> Answer:
+        """As `TorchModel.transcribe`, on so many threads."""
+        self._pipe.send((mel, list(tokens), start, set(stop_ids), max_tokens, threads))
         return self._pipe.recv()
 
     def close(self) -> None:
+        """End the process."""
         self._pipe.close()
         self._process.join(10)
         self._process.kill()
@@ -69,10 +83,12 @@ def _serve(pipe) -> None:
         except EOFError:
             return
         torch.set_num_threads(threads)
-        pipe.send(model.hear(*question))
+        pipe.send(model.transcribe(*question))
 
 
 class TorchModel:
+    """Encoder, adapter and decoder in PyTorch, with weights by their published names."""
+
     def __init__(self, weights: dict[str, np.ndarray], config: dict):
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -99,15 +115,25 @@ class TorchModel:
         self._llm = Qwen2ForCausalLM(qwen).eval()
         self._llm.load_state_dict({n: a for n, a in self._w.items() if n.startswith(("model.", "lm_head."))})
 
-    def hear(self, mel: np.ndarray, ids: list[int], start: int, stop_ids: set[int], max_tokens: int):
-        """One clip, greedily: (ids, (encoder, prefill, decode) in seconds)."""
+    def transcribe(self, mel: np.ndarray, tokens: list[int], start: int, stop_ids: set[int], max_tokens: int) -> Answer:
+        """Transcribe one clip greedily.
+
+        Parameters
+        ----------
+        mel : log mel (n_mels, T). tokens : of the prompt. start : position of the audio in it.
+        stop_ids, max_tokens : what ends the answer.
+
+        Returns
+        -------
+        tokens of the answer, and seconds in encoder, prefill and decoding
+        """
         import torch
 
         clock = [time.perf_counter()]
-        rows = self.encode(torch.from_numpy(mel))
+        audio = self.encode(torch.from_numpy(mel))
         clock.append(time.perf_counter())
-        x = self._llm.model.embed_tokens(torch.tensor([ids]))
-        x[0, start : start + len(rows)] = rows
+        x = self._llm.model.embed_tokens(torch.tensor([tokens]))
+        x[0, start : start + len(audio)] = audio
         found = self._llm(inputs_embeds=x, use_cache=True, logits_to_keep=1)
         answer = [int(found.logits[0, -1].argmax())]
         clock.append(time.perf_counter())
@@ -115,7 +141,8 @@ class TorchModel:
             found = self._llm(torch.tensor([answer[-1:]]), past_key_values=found.past_key_values, use_cache=True)
             answer.append(int(found.logits[0, -1].argmax()))
         clock.append(time.perf_counter())
-        return answer, tuple(np.diff(clock).tolist())
+        encoder, prefill, decode = np.diff(clock).tolist()
+        return answer, (encoder, prefill, decode)
 
     def _linear(self, name: str, x):
         from torch.nn.functional import linear
@@ -134,7 +161,7 @@ class TorchModel:
         return layer_norm(x, x.shape[-1:], self._w[f"{name}.weight"], self._w[f"{name}.bias"])
 
     def encode(self, mel):
-        """(n_mels, T) -> prompt rows (R, D), as the reference computes them for a clip alone."""
+        """(n_mels, T) -> audio embeddings (R, D), as the reference computes them for a clip alone."""
         import torch
         from torch.nn.functional import avg_pool1d, relu
 
@@ -148,8 +175,8 @@ class TorchModel:
             x = self._block(f"encoder.blocks.{i}", x, mask)
         x = self._norm("encoder.after_norm", avg_pool1d(x.mT, 2).mT)
         x = self._conv("adapter.conv", x.mT, self._audio["adapter_stride"]).mT
-        rows = self._linear("adapter.linear2", relu(self._linear("adapter.linear1", x)))[0]
-        return rows[: ((T - 1) // 4 - 1) // self._audio["adapter_stride"] + 1]
+        y = self._linear("adapter.linear2", relu(self._linear("adapter.linear1", x)))[0]
+        return y[: ((T - 1) // 4 - 1) // self._audio["adapter_stride"] + 1]
 
     def _block(self, name: str, x, mask):
         from torch.nn.functional import gelu, scaled_dot_product_attention

@@ -1,1 +1,40 @@
-"""Manifests, word errors, repetition and bootstrap intervals."""
+"""Scoring: manifests, word errors, repetition and bootstrap intervals. What a stranger looks for is imported lazily."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names as _lazy_names
+
+if TYPE_CHECKING:
+    from .bootstrap import Interval, interval, paired_difference, pick
+    from .manifest import Clip, read_manifest
+    from .repetition import loop_period_onset, rep_n
+    from .scores import Evaluation, Score, evaluate, score_clips, totals
+    from .word_errors import cer, count_errors, normalise, read_words, wer
+
+_NAMES = {
+    "Clip": "manifest",
+    "Evaluation": "scores",
+    "Interval": "bootstrap",
+    "Score": "scores",
+    "cer": "word_errors",
+    "count_errors": "word_errors",
+    "evaluate": "scores",
+    "interval": "bootstrap",
+    "loop_period_onset": "repetition",
+    "normalise": "word_errors",
+    "paired_difference": "bootstrap",
+    "pick": "bootstrap",
+    "read_manifest": "manifest",
+    "read_words": "word_errors",
+    "rep_n": "repetition",
+    "score_clips": "scores",
+    "totals": "scores",
+    "wer": "word_errors",
+}
+
+__all__ = [
+    "Clip", "Evaluation", "Interval", "Score", "cer", "count_errors", "evaluate", "interval", "loop_period_onset",
+    "normalise", "paired_difference", "pick", "read_manifest", "read_words", "rep_n", "score_clips", "totals", "wer",
+]  # fmt: skip
+
+__getattr__, __dir__ = _lazy_names(__name__, _NAMES)

@@ -1,4 +1,4 @@
-"""The comparison itself on a tiny checkpoint, and the quick CPU forms against float64 numpy and MLX's plain forms."""
+"""The comparison itself on a tiny checkpoint, and the fast CPU forms against float64 numpy and MLX's plain forms."""
 
 import math
 
@@ -9,8 +9,7 @@ import soundfile
 from tiny import RATE, noise
 
 from stepaudio.backend import cpu_ops, ops
-from stepaudio.bench import asr as bench
-from stepaudio.bench import torch_baseline as bench_torch
+from stepaudio.bench import asr, torch_baseline
 from stepaudio.errors import ConfigError, DataError
 
 WIDE = np.linspace(-40, 40, 3 * cpu_ops.FEW, dtype=np.float32)
@@ -18,7 +17,7 @@ phi = np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))
 
 
 @pytest.fixture(autouse=True)
-def quick_forms_everywhere(monkeypatch):
+def fast_forms_everywhere(monkeypatch):
     """Metal and CUDA would otherwise compare their plain forms with themselves."""
     monkeypatch.setattr(cpu_ops, "vectorless", lambda x: x.dtype == mx.float32)
 
@@ -37,62 +36,65 @@ def manifest(tmp_path):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(bench, "MAX_IDS", 6)
-    monkeypatch.setattr(bench, "CACHE_IDS", 5)
-    monkeypatch.setattr(bench, "PAUSE", 0)
+    monkeypatch.setattr(asr, "MAX_TOKENS", 6)
+    monkeypatch.setattr(asr, "CACHE_TOKENS", 5)
+    monkeypatch.setattr(asr, "PAUSE", 0)
 
 
 def test_without_torch_the_table_says_so(manifest, tiny_checkpoint, short, monkeypatch, capsys):
-    monkeypatch.setattr(bench_torch, "available", lambda: False)
-    assert bench.run(manifest, tiny_checkpoint, 1) == 0
+    monkeypatch.setattr(torch_baseline, "available", lambda: False)
+    assert asr.run(manifest, tiny_checkpoint, 1) == 0
     out = capsys.readouterr().out
     assert "3 clips" in out and "not installed" in out
-    assert "decoder only / cache, 5 ids" in out and "encoder again" in out
-    assert "ids equal on 3 of 3 clips" in out
+    assert "decoder only / cache, 5 tokens" in out and "encoder again" in out
+    assert "tokens equal on 3 of 3 clips" in out
 
 
 @pytest.mark.slow
-def test_torch_gives_the_same_ids(manifest, tiny_model, short):
-    if not bench_torch.available():
+def test_torch_gives_the_same_tokens(manifest, tiny_model, short):
+    if not torch_baseline.available():
         pytest.skip("torch and transformers are not installed")
-    contest = bench.Contest(tiny_model, bench.read_pieces(manifest))
+    comparison = asr.Comparison(tiny_model, asr.read_segments(manifest))
     try:
-        contest.measure(1)
+        comparison.measure(1)
     finally:
-        contest.close()
-    assert set(contest.turns) == {"alone", "batch", "torch 1", "torch 2"}
-    assert contest.differing() == []
-    assert len({turn.ids[0] for turn in contest.turns["alone"]}) == 1 and len(contest.turns["alone"][0].ids[0]) <= 6
-    assert "PyTorch" in bench.table(contest)
+        comparison.close()
+    assert set(comparison.turns) == {"alone", "batch", "torch 1", "torch 2"}
+    assert comparison.differing() == []
+    assert (
+        len({turn.tokens[0] for turn in comparison.turns["alone"]}) == 1
+        and len(comparison.turns["alone"][0].tokens[0]) <= 6
+    )
+    assert "PyTorch" in asr.table(comparison)
 
 
-def test_other_ids_are_told(manifest, tiny_checkpoint, short, monkeypatch):
-    monkeypatch.setattr(bench_torch, "available", lambda: False)
-    monkeypatch.setattr(bench, "without_cache", lambda *_: (1, 2, 3))
-    assert bench.run(manifest, tiny_checkpoint, 1) == 1
+def test_other_tokens_are_reported(manifest, tiny_checkpoint, short, monkeypatch):
+    monkeypatch.setattr(torch_baseline, "available", lambda: False)
+    monkeypatch.setattr(asr, "without_cache", lambda *_: (1, 2, 3))
+    assert asr.run(manifest, tiny_checkpoint, 1) == 1
 
 
 def test_ratios_by_hand():
-    ours = [bench.Turn([], np.array([[1.0, 2, 3], [3, 2, 1]]))]
-    theirs = [bench.Turn([], np.array([[2.0, 2, 2], [2, 2, 2]]))]
-    np.testing.assert_allclose(bench.manifest_ratios(ours, theirs), [[1, 1, 1, 1]])
-    np.testing.assert_allclose(bench.clip_ratios(ours, theirs), [[1, 1, 1, 1]])
+    ours = [asr.Turn([], np.array([[1.0, 2, 3], [3, 2, 1]]))]
+    theirs = [asr.Turn([], np.array([[2.0, 2, 2], [2, 2, 2]]))]
+    np.testing.assert_allclose(asr.manifest_ratios(ours, theirs), [[1, 1, 1, 1]])
+    np.testing.assert_allclose(asr.clip_ratios(ours, theirs), [[1, 1, 1, 1]])
     np.testing.assert_allclose(
-        bench.clip_ratios([bench.Turn([], np.array([[6.0, 1, 1]]))], [bench.Turn([], np.array([[2.0, 1, 1]]))]),
+        asr.clip_ratios([asr.Turn([], np.array([[6.0, 1, 1]]))], [asr.Turn([], np.array([[2.0, 1, 1]]))]),
         [[3, 1, 1, 2]],
     )
 
 
 def test_refusals(tmp_path, manifest, tiny_model):
     with pytest.raises(ConfigError, match="repeats"):
-        bench.run(manifest, tiny_model, 0)
+        asr.run(manifest, tiny_model, 0)
     soundfile.write(tmp_path / "still.wav", np.zeros(RATE), RATE)
     (tmp_path / "silence.tsv").write_text("file\ttext\nstill.wav\t\n")
     with pytest.raises(DataError, match="silence"):
-        bench.read_pieces(tmp_path / "silence.tsv")
+        asr.read_segments(tmp_path / "silence.tsv")
 
 
-# ---------------------------------------------------------------- quick forms
+# ---------------------------------------------------------------- fast forms
 
 
 def test_gelu_and_silu():
