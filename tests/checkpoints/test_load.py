@@ -85,6 +85,23 @@ def entry(shape, begin, end, dtype="F32") -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+# ---- the folder's own names ----
+
+
+@pytest.mark.parametrize("package", ["checkpoints", "synthesis"])
+def test_names_of_a_folder_are_those_of_its_modules(package):
+    """Lazily imported: in a fresh process nothing is loaded before it is asked for, and `dir` lists all."""
+    code = (
+        f"import sys, stepaudio.{package} as p\n"
+        f"assert not [m for m in sys.modules if m.startswith('stepaudio.{package}.')]\n"
+        "assert set(p.__all__) <= set(dir(p)) and all(getattr(p, n).__name__ == n for n in p.__all__)\n"
+        "try: p.nonsense\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "nonsense" in done.stdout
+
+
 # ---- names and shapes ----
 
 

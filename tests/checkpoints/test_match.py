@@ -12,7 +12,7 @@ EXPECTED = {"a": (2, 3), "b": (4,), "c": (5, 1), "d": ()}
 
 
 def test_every_name_is_in_exactly_one_place():
-    found = {"b": (4,), "z": (1,), "a": (3, 2), "y": (), "d": ()}
+    found = {"b": (4,), "z": (1,), "a": (3, 2), "y": (), "d": (9,)}  # d is wrong twice, and counted once
     m = match(found, EXPECTED, {"d": "I64", "y": "I64"})
     assert (m.matched, m.missing, m.unexpected, m.misshaped, m.wrong_dtype) == (
         ("b",), ("c",), ("y", "z"), ("a",), ("d",)
