@@ -13,7 +13,7 @@ from test_layers import LAYERS
 
 README = "README.md"
 COMING = {
-    "docs/pictures/mel_with_words.png", "docs/command_line.md", "docs/audio.md", "docs/decoding.md",
+    "docs/pictures/mel_with_words.png", "docs/decoding.md",
     "docs/caches.md", "docs/looking_inside.md", "docs/exactness.md", "docs/gallery.md",
 }  # fmt: skip
 EXECUTED = [README, "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))]
@@ -21,11 +21,6 @@ PAGES = EXECUTED + sorted(
     p.relative_to(ROOT).as_posix()
     for p in [ROOT / "CHANGELOG.md", *ROOT.glob("data/*/README.md"), *ROOT.glob("notebooks/README.md")]
 )
-
-
-FORMAT = any("--format" in p.read_text(encoding="utf-8") for p in (ROOT / "stepaudio" / "cli").glob("*.py"))
-if not FORMAT:  # until the commands are there
-    EXECUTED, PAGES = ([p for p in pages if p not in (README, "docs/how_do_i.md")] for pages in (EXECUTED, PAGES))
 
 
 @cache
