@@ -1,7 +1,7 @@
 """Every rate and ratio of the model, derived once; nothing here is a size of a particular checkpoint.
 
-The chain for hearing: 16 000 samples/s -> 100 mel frames/s -> 50 convolution frames/s -> 25 encoder
-frames/s -> 12.5 prompt rows/s. Speaking: 25 codes/s.
+Speech in: 16 000 samples/s -> 100 mel frames/s -> 50 convolution frames/s -> 25 encoder frames/s -> 12.5 audio
+embeddings/s. Speech out: 25 codes/s.
 """
 
 
@@ -11,7 +11,7 @@ def exact_div(a: int, b: int) -> int:
     return a // b
 
 
-SAMPLE_RATE = 16_000  # Hz, what the audio encoder hears
+SAMPLE_RATE = 16_000  # Hz, of all audio that goes in
 N_FFT = 400  # samples, 25 ms window
 HOP = 160  # samples, 10 ms
 TAIL_PADDING = 479  # zeros that the reference appends before its STFT
@@ -19,7 +19,7 @@ FRAMES_PER_SECOND = exact_div(SAMPLE_RATE, HOP)  # 100 mel frames
 CONV_STRIDE = 2  # of the encoder's second convolution
 POOL_STRIDE = 2  # of its average pooling
 ENCODER_FRAMES_PER_SECOND = exact_div(FRAMES_PER_SECOND, CONV_STRIDE * POOL_STRIDE)  # 25
-CHUNK_SECONDS = 25  # the reference cuts audio here
+CHUNK_SECONDS = 25  # longest segment; the reference segments audio here
 CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE  # 400 000
 MIN_SECONDS = 0.1  # shorter recordings are refused
 N_AUDIO_CODES = 6561  # 3^8 finite-scalar-quantiser codes; <audio_6561> and above are padding
@@ -32,8 +32,8 @@ def n_mel_frames(n_samples: int) -> int:
     return (n_samples + TAIL_PADDING) // HOP
 
 
-def n_prompt_rows(n_frames: int) -> int:
-    """Rows of adapter output (= `<audio_patch>` tokens) that `n_frames` mel frames fill; 0 if too short.
+def n_audio_embeddings(n_frames: int) -> int:
+    """Audio embeddings (= `<audio_patch>` tokens) that `n_frames` mel frames become; 0 if too short.
 
     Reference: `compute_token_num` of StepFun's `utils.py`.
     """

@@ -18,7 +18,7 @@ import numpy as np
 
 from .backend.device import on_cpu
 from .checkpoints.capabilities import Capabilities
-from .constants import n_prompt_rows
+from .constants import n_audio_embeddings
 from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
 from .decoding.options import DecodingOptions, RunOptions
 from .decoding.outputs import Generation, answer_of
@@ -122,7 +122,7 @@ class Engine:
             turns.append(Message("assistant", None))
         clips = [self._chunks(item["audio"], downmix, sample_rate) for item in _audio_items(turns)]
         mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
-        n_rows = [[n_prompt_rows(mel.shape[1]) for mel in clip] for clip in mels]
+        n_rows = [[n_audio_embeddings(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
         slots = tuple(s for s in prompt.slots if s.length)  # a remainder too short for a row keeps only its markers
         chosen = [mels[s.clip][s.piece] for s in slots]

@@ -22,7 +22,7 @@ class PromptError(StepAudioError):
 
 
 class TokenizerError(PromptError):
-    """The tokenizer files are missing, broken, or lack a token that is needed."""
+    """The tokenizer files are missing, damaged, or lack a token that is needed."""
 
 
 class WeightsError(StepAudioError):

@@ -1,6 +1,6 @@
 """Closed-world reading: data from outside becomes a frozen record, and what the record does not know is an error.
 
-A record is a dataclass; what its fields hold is told by their types, nested records, tuples, unions and enumerations
+A record is a dataclass; its fields' types say what they hold, nested records, tuples, unions and enumerations
 included. Every message opens with the path of the value it is about.
 """
 

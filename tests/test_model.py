@@ -10,10 +10,10 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from stepaudio.audio.features import log_mel
-from stepaudio.constants import n_mel_frames, n_prompt_rows
+from stepaudio.constants import n_audio_embeddings, n_mel_frames
 from stepaudio.decoding.sampling import Sampling
-from stepaudio.errors import AudioError, ConfigError, DecodeError, PromptError, StepAudioError, WeightsError
 from stepaudio.engine import StopStrings
+from stepaudio.errors import AudioError, ConfigError, DecodeError, PromptError, StepAudioError, WeightsError
 from stepaudio.model import StepAudio2
 from stepaudio.models.kv_cache import CachePolicy
 from stepaudio.models.speech_lm import Slot
@@ -141,7 +141,7 @@ def test_rename_repairs(tiny_checkpoint, tmp_path):
 def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
     x = tiny.noise(2)
     request = tiny_model.request(hear(x))
-    n = n_prompt_rows(n_mel_frames(len(x)))
+    n = n_audio_embeddings(n_mel_frames(len(x)))
     ((start, length),) = request.spans
     patch = tiny_model.tokenizer.audio_patch
     assert length == n and list(request.tokens[start : start + n]) == [patch] * n
@@ -156,7 +156,7 @@ def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
 def test_more_than_25_seconds_makes_two_slots(tiny_model):
     x = tiny.noise(27)
     spans = tiny_model.request(hear(x)).spans
-    assert [n for _, n in spans] == [n_prompt_rows(n_mel_frames(400_000)), n_prompt_rows(n_mel_frames(32_000))]
+    assert [n for _, n in spans] == [n_audio_embeddings(n_mel_frames(400_000)), n_audio_embeddings(n_mel_frames(32_000))]
     assert spans[1][0] == spans[0][0] + spans[0][1] + 2  # <audio_end><audio_start> between them
 
 

@@ -185,7 +185,7 @@ def test_two_conversations_through_one_model(model, voices):
 
 
 def test_without_its_speaking_half(tiny_checkpoint, voices):
-    with pytest.raises(WeightsError, match="no speaking half"):
+    with pytest.raises(WeightsError, match="no token2wav"):
         SpeechModel.load(tiny_checkpoint)
     model = SpeechModel.load(tiny_checkpoint, speak=False)
     assert model.translate(tiny.noise(1), options=SHORT).codes == ()

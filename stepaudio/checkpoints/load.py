@@ -152,7 +152,7 @@ def _enforce(report: WeightReport) -> None:
     if report.share < TOO_LITTLE:
         raise WeightsError(
             f"{counts}; at least {TOO_LITTLE:.0%} are needed. {report.summary}{hint}. Is this another model? "
-            "`stepaudio weights` on this path tells more"
+            "`stepaudio weights` on this path says more"
         )
     grade = "far from whole" if report.share < ENOUGH else "not whole"
     warnings.warn(f"{counts}, {grade}. {report.summary}{hint}", stacklevel=3)

@@ -28,7 +28,7 @@ class Match:
     wrong_dtype: tuple[str, ...]
 
     def faults(self, shown: Callable[[str], str] = str) -> str:
-        """Say all that does not fit in one line, empty if all does; `shown` may tell more of an unexpected name."""
+        """Say all that does not fit in one line, empty if all does; `shown` may add to an unexpected name."""
         total = len(self.expected)
         shapes = (f"{n} has shape {self.found[n]}, expected {self.expected[n]}" for n in self.misshaped)
         kinds = (f"{n} ({self.dtypes[n]})" for n in self.wrong_dtype)

@@ -2,7 +2,7 @@
 
 Reads tensor data from disk in blocks of bounded size, by numpy alone. Knows nothing of the nets.
 
-What it can tell: that a tensor is unusable (NaN, Inf), was never written (constant), or has the moments of a
+What it can detect: that a tensor is unusable (NaN, Inf), was never written (constant), or has the moments of a
 well-known random initialiser of its shape. What it cannot: that a model was trained well, or trained at all by a
 recipe with another initialiser. A short fine-tune hardly moves the moments, so what matches an initialiser may have
 been trained a little, and some match by chance: 1 of 368 kernels of five trained speech and text models did. Read the

@@ -21,7 +21,7 @@ from .header import TensorInfo, printable, read_header
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a safetensors file; bfloat16 widened to float32, all other types as stored.
 
-    Raises `WeightsError` where the file is missing or broken, `DataError` for a type that numpy has not.
+    Raises `WeightsError` where the file is missing or damaged, `DataError` for a type that numpy has not.
     """
     arrays = {}
     for name, info in read_header(path).items():

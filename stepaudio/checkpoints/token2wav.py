@@ -73,7 +73,7 @@ def _unconverted(folder: Path) -> str:
         return f"{folder}: no such folder; expected a model's folder, or its converted token2wav folder"
     if published_folder(folder) is None:
         return (
-            f"{folder}: no speaking half is here: neither {MANIFEST} nor the published files of token2wav; "
+            f"{folder}: no token2wav is here: neither {MANIFEST} nor the published files of token2wav; "
             "download them, then run `stepaudio convert` on the folder"
         )
     return f"{folder}: token2wav is not converted yet; run `stepaudio convert {folder}` once"

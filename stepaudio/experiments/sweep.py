@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from ..constants import SAMPLE_RATE, n_mel_frames, n_prompt_rows
+from ..constants import SAMPLE_RATE, n_audio_embeddings, n_mel_frames
 from ..errors import AudioError, ConfigError, DataError, DecodeError
 from ..evaluation.manifest import Clip
 from ..evaluation.repetition import loop_period_onset, seq_rep_4
@@ -246,7 +246,7 @@ def kv_bytes(model: StepAudio2, transcript: Transcript, setting: Setting) -> int
     most = 0
     for s in transcript.segments:
         if s.stop != "silence":
-            rows = n_prompt_rows(n_mel_frames(round((s.end - s.start) * SAMPLE_RATE)))
+            rows = n_audio_embeddings(n_mel_frames(round((s.end - s.start) * SAMPLE_RATE)))
             prompt = model.pipeline.build_prompt(asr_turns(setting.prompt), model.tokenizer, [[rows]])
             most = max(most, len(prompt.tokens) + _n_given(s))
     held = most if limit is None else min(most, limit)

@@ -112,7 +112,7 @@ class StepAudioNet(nn.Module):
 
         Returns
         -------
-        list of (R_i, D), R_i = `constants.n_prompt_rows(T_i)`.
+        list of (R_i, D), R_i = `constants.n_audio_embeddings(T_i)`.
 
         Raises
         ------

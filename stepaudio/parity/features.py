@@ -16,7 +16,7 @@ from ..audio.features import (
     log_mel,
 )
 from ..audio.filters import KALDI_FMIN, KALDI_N_FFT, KALDI_N_MELS, kaldi_filterbank, mel_filterbank
-from ..constants import CHUNK_SAMPLES, HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_mel_frames, n_prompt_rows
+from ..constants import CHUNK_SAMPLES, HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_audio_embeddings, n_mel_frames
 from ..errors import DataError
 
 FRONT_END = {"sample_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop": HOP, "padding": TAIL_PADDING}
@@ -55,7 +55,7 @@ def row_arithmetic(samples: np.ndarray) -> np.ndarray:
     for n in map(int, samples):
         pieces = [min(CHUNK_SAMPLES, n - i) for i in range(0, n, CHUNK_SAMPLES)]
         whole = n_mel_frames(n)
-        table.append([n, whole, n_prompt_rows(whole), sum(n_prompt_rows(n_mel_frames(p)) for p in pieces)])
+        table.append([n, whole, n_audio_embeddings(whole), sum(n_audio_embeddings(n_mel_frames(p)) for p in pieces)])
     return np.array(table)
 
 

@@ -101,7 +101,7 @@ class Voice:
     ) -> Voice:
         """Read a voice from a recording of one person, best of 3 to 10 s.
 
-        The mel is cut, or its last frame repeated, to the frames of the codes, as in the reference.
+        The mel is shortened, or its last frame repeated, to the frames of the codes, as in the reference.
 
         Parameters
         ----------

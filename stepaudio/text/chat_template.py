@@ -199,7 +199,7 @@ def build_prompt(
     messages : list of Message, or of dicts with the same keys
     tokenizer : Tokenizer
     n_rows : list per audio item, in order, of the rows >= 0 of each of its pieces of 25 s
-        See `units.n_prompt_rows`.
+        See `constants.n_audio_embeddings`.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..constants import HOP, SAMPLE_RATE, n_mel_frames, n_prompt_rows
+from ..constants import HOP, SAMPLE_RATE, n_audio_embeddings, n_mel_frames
 from ..errors import DataError
 from ..text.prompts import asr_prompt
 from ..text.tokenizer import Tokenizer
@@ -148,7 +148,7 @@ class BatchMaker:
         tokens after it, the answer], or -1 past the end.
         """
         B, n_before, n_after = len(rows), len(self.prompt.before), len(self.prompt.after)
-        max_rows, A = n_prompt_rows(n_mel_frames(bucket.samples)), bucket.max_text
+        max_rows, A = n_audio_embeddings(n_mel_frames(bucket.samples)), bucket.max_text
         place = np.full((B, n_before + max_rows + n_after + A), -1, np.int32)
         sources = np.split(np.arange(place.shape[1]), np.cumsum([n_before, max_rows, n_after]))
         answers, labels = np.full((B, A), self.prompt.end, np.int32), np.full((B, A), -1, np.int32)
@@ -160,7 +160,7 @@ class BatchMaker:
         length = np.array([r["length"] for r in rows], np.int32)
         asks = np.zeros(B, np.int32)  # the position after which the answer is wanted
         for b, row in enumerate(rows):
-            answer, n = [*row["tokens"], self.prompt.end], n_prompt_rows(n_mel_frames(row["length"]))
+            answer, n = [*row["tokens"], self.prompt.end], n_audio_embeddings(n_mel_frames(row["length"]))
             whole = np.concatenate([sources[0], sources[1][:n], sources[2], sources[3][: len(answer)]])
             place[b, : len(whole)] = whole
             asks[b] = len(whole) - len(answer) - 1

@@ -226,5 +226,5 @@ def test_what_the_bundled_model_was_not_trained_for(run, nano, monkeypatch):
 def test_a_model_without_a_speaking_half_says_what_to_do(run, tiny_checkpoint):
     for argv in (["speak", TEXT], ["respond", "clip.wav"], ["translate", "clip.wav"]):
         status, _, err = run(*argv, "-o", "a.wav", "--model", tiny_checkpoint)
-        assert status == 2 and "no speaking half" in one_line(err) and "stepaudio convert" in err
+        assert status == 2 and "no token2wav" in one_line(err) and "stepaudio convert" in err
     assert run("translate", "clip.wav", "--max-tokens", "3", "--model", tiny_checkpoint)[0] == 0  # text needs none

@@ -5,8 +5,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from reference import chain_net, decoder_reference, golden_net, tiny_net
+from safetensors.numpy import load_file
 
 from stepaudio.decoding import generate as loop_module
 from stepaudio.decoding.generate import Request, Run, Step, collect, fits_one_batch, generate

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from reference import rules_reference
+from safetensors.numpy import load_file
 
 from stepaudio.decoding import logits, sampler
 from stepaudio.decoding.logits import (

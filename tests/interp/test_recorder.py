@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from stepaudio.audio.save import save_audio
-from stepaudio.constants import n_mel_frames, n_prompt_rows
+from stepaudio.constants import n_audio_embeddings, n_mel_frames
 from stepaudio.decoding.generate import collect
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.engine import Engine
@@ -109,7 +109,7 @@ def test_prompt_geometry(tiny_model, trace):
     assert trace.n_prompt == len(request.tokens) and trace.spans == request.spans
     patch = tiny_model.tokenizer.audio_patch
     assert [i for i, t in enumerate(request.tokens) if t == patch] == trace.audio_positions.tolist()
-    assert len(trace.audio_seconds) == n_prompt_rows(n_mel_frames(round(SECONDS * tiny.RATE)))
+    assert len(trace.audio_seconds) == n_audio_embeddings(n_mel_frames(round(SECONDS * tiny.RATE)))
     np.testing.assert_allclose(np.diff(trace.audio_seconds), 0.08)
 
 

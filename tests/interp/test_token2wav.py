@@ -287,5 +287,5 @@ def test_load_or_draw(monkeypatch, speaking_checkpoint, tmp_path):
     loaded, told = speaking.load_or_draw()
     assert "STEPAUDIO_CHECKPOINT" in told and loaded.parts.flow.config.output_size == 4
     monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tmp_path))
-    with pytest.raises(WeightsError, match="no speaking half"):
+    with pytest.raises(WeightsError, match="no token2wav"):
         speaking.load_or_draw()

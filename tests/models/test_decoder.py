@@ -5,8 +5,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from reference import decoder_reference, golden_net, tiny_net
+from safetensors.numpy import load_file
 
 from stepaudio.models.kv_cache import FullCache, NoCache
 

@@ -7,10 +7,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from reference import tiny_net
+from safetensors.numpy import load_file
 
-from stepaudio.constants import n_prompt_rows
+from stepaudio.constants import n_audio_embeddings
 from stepaudio.errors import AudioError
 from stepaudio.models.encoder import Adapter, AudioEncoder, AudioEncoderConfig, average_pairs, n_rows, zero_past
 from stepaudio.models.tap import named
@@ -120,7 +120,7 @@ def test_independent_clips_do_not_notice_company(lengths):
         # Alone, the reference's way and ours are the same thing: nothing is padded.
         for independent in (True, False):
             alone = TINY.encode_audio([mel], independent=independent)[0]
-            assert alone.shape[0] == n_prompt_rows(mel.shape[1])
+            assert alone.shape[0] == n_audio_embeddings(mel.shape[1])
             assert off(rows, alone) < 1e-5
 
 
@@ -129,7 +129,7 @@ def test_what_lies_in_the_padding_does_not_matter():
     mel[0], mel[1, :, :31] = random_mels([60])[0], random_mels([31])[0]
     x_len = mx.array([58, 29])
     clean = TINY.adapter(TINY.encoder(mx.array(mel), x_len, independent=True))
-    rows = n_prompt_rows(31)
+    rows = n_audio_embeddings(31)
     assert off(clean[1, :rows], TINY.encode_audio([mel[1, :, :31]])[0]) < 1e-5
 
 
@@ -170,7 +170,7 @@ def test_small_parts():
     x = mx.arange(10, dtype=mx.float32).reshape(1, 5, 2)
     assert np.array_equal(average_pairs(x), [[[1, 2], [5, 6]]])
     assert np.array_equal(zero_past(x, mx.array([2])), [[[0, 1], [2, 3], [0, 0], [0, 0], [0, 0]]])
-    assert [int(n_rows(n - 2)) for n in range(5, 200)] == [n_prompt_rows(n) for n in range(5, 200)]
+    assert [int(n_rows(n - 2)) for n in range(5, 200)] == [n_audio_embeddings(n) for n in range(5, 200)]
 
 
 def test_refuses_what_is_too_long():

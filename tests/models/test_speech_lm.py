@@ -6,10 +6,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from reference import golden_net, tiny_net
+from safetensors.numpy import load_file
 
-from stepaudio.constants import n_prompt_rows
+from stepaudio.constants import n_audio_embeddings
 from stepaudio.errors import AudioError, PromptError
 from stepaudio.models.kv_cache import NoCache
 from stepaudio.models.speech_lm import Slot, StepAudioConfig, StepAudioNet
@@ -54,7 +54,7 @@ def test_hearing_and_reading_equal_the_reference(goldens, k):
     ids, frames = tensors[f"in.audio{k}.ids"], tensors[f"in.audio{k}.mel_lens"] + 2
     mels = [m[:, :n] for m, n in zip(tensors[f"in.audio{k}.mels"], frames, strict=True)]
     heard = net.encode_audio(mels, independent=False)
-    assert [len(h) for h in heard] == [n_prompt_rows(int(n)) for n in frames]
+    assert [len(h) for h in heard] == [n_audio_embeddings(int(n)) for n in frames]
     starts = np.flatnonzero(ids[0] == c["token_ids"]["audio_start"]) + 1
     x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, heard, strict=True)], heard)
     assert off(x, tensors[f"out.audio{k}.embeds"]) < 1e-4

@@ -220,7 +220,7 @@ def test_nets_that_do_not_belong_together(synthesizer):
 
 def test_a_model_without_a_speaking_half(tiny_checkpoint, monkeypatch):
     monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tiny_checkpoint))
-    with pytest.raises(WeightsError, match="no speaking half.*stepaudio convert"):
+    with pytest.raises(WeightsError, match="no token2wav.*stepaudio convert"):
         Synthesizer.load()
 
 

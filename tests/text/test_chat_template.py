@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stepaudio.constants import CHUNK_SAMPLES, n_mel_frames, n_prompt_rows
+from stepaudio.constants import CHUNK_SAMPLES, n_audio_embeddings, n_mel_frames
 from stepaudio.errors import PromptError
 from stepaudio.text import chat_template as grammar
 from stepaudio.text import prompts
@@ -39,7 +39,7 @@ def rows_per_clip(chat):
     """The recorded rows of all pieces, grouped: a piece of full length is followed by more of its recording."""
     clips, go_on = [], False
     for frames, rows in zip(chat["mel_frames"], chat["audio_tokens"], strict=True):
-        assert n_prompt_rows(frames) == rows
+        assert n_audio_embeddings(frames) == rows
         clips = [*clips[:-1], [*clips[-1], rows]] if go_on else [*clips, [rows]]
         go_on = frames == n_mel_frames(CHUNK_SAMPLES)
     return clips

@@ -4,7 +4,7 @@ import corpora
 import numpy as np
 import pytest
 
-from stepaudio.constants import n_mel_frames, n_prompt_rows
+from stepaudio.constants import n_audio_embeddings, n_mel_frames
 from stepaudio.errors import DataError
 from stepaudio.resources import default_checkpoint
 from stepaudio.text.prompts import asr_prompt
@@ -37,7 +37,7 @@ def rows_of(maker, steps=40):
 def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, stock, monkeypatch):
     monkeypatch.setattr(batches, "CUT", 0)  # whole clips are known by where they start
     for batch, b, placed in rows_of(maker, 10):
-        n = n_prompt_rows(n_mel_frames(int(batch["length"][b])))
+        n = n_audio_embeddings(n_mel_frames(int(batch["length"][b])))
         wanted = asr_prompt(tokenizer, [n])
         rows = batch["spoken"].shape[1]
         prompt = transcription_prompt(tokenizer)
@@ -122,7 +122,7 @@ def test_rows_of_all_buckets_fill_whole_tiles():
     prompt = transcription_prompt(Tokenizer.from_folder(default_checkpoint()))
     for bucket in ALL_BUCKETS:
         frames = n_mel_frames(bucket.samples)
-        rows = len(prompt.before) + n_prompt_rows(frames) + len(prompt.after) + bucket.max_text
+        rows = len(prompt.before) + n_audio_embeddings(frames) + len(prompt.after) + bucket.max_text
         assert -(-frames // 2) % 128 == 0 and rows % 128 == 0, bucket
 
 

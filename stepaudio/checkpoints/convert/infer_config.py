@@ -1,8 +1,8 @@
 """Sizes of the nets, from the shapes of their published tensors and what the graphs say beside them.
 
 No config file is published for tokenizer, speaker encoder and vocoder. A size is what most of the tensors that have
-it say, so that one wrong tensor is told apart from another net; and a file that nearly fits the published sizes is
-held against these. What no shape tells is the reference's literal: 64 channels a head, dilations 1, 3, 5, 480 samples
+it say, so that one wrong tensor is distinguished from another net; and a file that nearly fits the published sizes is
+held against these. What no shape shows is the reference's literal: 64 channels a head, dilations 1, 3, 5, 480 samples
 a frame, an inverse STFT that steps a quarter of its length. Shapes are PyTorch's. Knows no files.
 """
 
@@ -39,7 +39,7 @@ def _size(shapes: Shapes, *witnesses: tuple[str, int]) -> int:
     ]
     if not said:
         shown = witnesses[0][0].replace("\\", "")
-        raise WeightsError(f"{shown} is missing, and sizes cannot be told without it; is it another model?")
+        raise WeightsError(f"{shown} is missing, and sizes cannot be inferred without it; is it another model?")
     return Counter(said).most_common(1)[0][0]
 
 
@@ -62,12 +62,12 @@ def _fits(shapes: Shapes, layout: Mapping[str, Shape]) -> bool:
 
 def s3_sizes(shapes: Shapes, graph: Graph | None = None) -> S3Config:
     """Of the speech tokenizer; heads, stride and epsilon as the graph has them, where it says so."""
-    told = {}
+    stated = {}
     if graph is not None:
         stride, eps = the_one(graph, "Conv", "strides", "conv1"), the_one(graph, "LayerNormalization", "epsilon")
-        told = {"stride": stride[0]} if stride else {}
-        told |= {"ln_eps": _rounded(eps)} if eps else {}
-    published = replace(S3Config(), **told)
+        stated = {"stride": stride[0]} if stride else {}
+        stated |= {"ln_eps": _rounded(eps)} if eps else {}
+    published = replace(S3Config(), **stated)
     if _fits(shapes, expected_layout(published)):
         return published
     block = r"encoder\.blocks\.\d+\."
@@ -78,16 +78,16 @@ def s3_sizes(shapes: Shapes, graph: Graph | None = None) -> S3Config:
         n_audio_head=(graph and attention_heads(graph)) or max(1, C // HEAD_SIZE),
         n_audio_layer=_count(shapes, r"encoder\.blocks\.(\d+)\."),
         n_codebook_size=LEVELS ** _size(shapes, (narrow + "weight", 0), (narrow + "bias", 0)),
-        fsmn_kernel=_size(shapes, (block + r"attn\.fsmn_block\.weight", 2)), **told)  # fmt: skip
+        fsmn_kernel=_size(shapes, (block + r"attn\.fsmn_block\.weight", 2)), **stated)  # fmt: skip
 
 
 def speaker_sizes(shapes: Shapes, graph: Graph | None = None) -> SpeakerConfig:
     """Of CAM++; dilations, epsilon and the pooled segment as the graph has them, else the published ones."""
-    published, told = SpeakerConfig(), {}
+    published, stated = SpeakerConfig(), {}
     if graph is not None:
         eps, pool = the_one(graph, "BatchNormalization", "epsilon"), the_one(graph, "AveragePool", "kernel_shape")
-        told = ({"bn_eps": _rounded(eps)} if eps else {}) | ({"seg_pool": pool[0]} if pool else {})
-    published = replace(published, blocks=_blocks(shapes, graph) or published.blocks, **told)
+        stated = ({"bn_eps": _rounded(eps)} if eps else {}) | ({"seg_pool": pool[0]} if pool else {})
+    published = replace(published, blocks=_blocks(shapes, graph) or published.blocks, **stated)
     if _fits(shapes, expected_layout(published)):
         return published
     layer, head = r"xvector\.block\d+\.tdnnd\d+\.", r"head\.layer\d+\.\d+\.conv\d\.weight"
@@ -104,14 +104,14 @@ def speaker_sizes(shapes: Shapes, graph: Graph | None = None) -> SpeakerConfig:
 
 
 def _blocks(shapes: Shapes, graph: Graph | None) -> tuple[tuple[int, int, int], ...]:
-    """(layers, kernel, dilation) of each dense block; the published dilation where no graph tells."""
+    """(layers, kernel, dilation) of each dense block; the published dilation where no graph says it."""
     published, found = SpeakerConfig().blocks, []
     for i in range(1, _count(shapes, r"xvector\.block(\d+)\.")):
         layers = _count(shapes, rf"xvector\.block{i}\.tdnnd(\d+)\.") - 1
         local = rf"xvector\.block{i}\.tdnnd\d+\.cam_layer\.linear_local\.weight"
-        told = [the_one(graph, "Conv", "dilations", f"block{i}.tdnnd{j}.cam_layer.linear_local")
+        stated = [the_one(graph, "Conv", "dilations", f"block{i}.tdnnd{j}.cam_layer.linear_local")
                 for j in range(1, layers + 1)] if graph else []  # fmt: skip
-        dilations = {d[0] for d in told if d} or {published[min(i, len(published)) - 1][2]}
+        dilations = {d[0] for d in stated if d} or {published[min(i, len(published)) - 1][2]}
         if len(dilations) > 1:
             raise WeightsError(f"xvector.block{i}: dilations {sorted(dilations)}; expected one for all its layers")
         found.append((layers, _size(shapes, (local, 2)), dilations.pop()))

@@ -70,7 +70,7 @@ def read_manifest(folder: Path) -> Manifest:
         or not isinstance(parts, dict)
         or not all(_is_part(parts.get(c)) for c in TOKEN2WAV)
     ):
-        raise WeightsError(f"{path}: does not tell of {', '.join(TOKEN2WAV)} and their sources; {again}")
+        raise WeightsError(f"{path}: does not describe {', '.join(TOKEN2WAV)} and their sources; {again}")
     configs = {c: read_record(CONFIGS[c], parts[c].get("config"), f"{path}: {c}") for c in TOKEN2WAV}
     return Manifest(folder, sources, configs, raw)
 

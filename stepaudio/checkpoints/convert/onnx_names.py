@@ -175,9 +175,9 @@ def _numbers(name: str, graph: Graph, producers: dict[str, Node]) -> tuple[int |
     if node is None or node.op != "Concat":
         return None
     parts = []
-    for piece in node.inputs:
-        node = producers.get(piece)
+    for part in node.inputs:
+        node = producers.get(part)
         if node is not None and node.op == "Unsqueeze" and node.inputs:
-            piece = node.inputs[0]
-        parts += graph.constants.get(piece) or (None,)
+            part = node.inputs[0]
+        parts += graph.constants.get(part) or (None,)
     return tuple(parts)

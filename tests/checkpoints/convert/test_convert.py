@@ -383,7 +383,7 @@ def test_unconverted_folders_say_what_to_run(folder, tmp_path):
         with pytest.raises(WeightsError, match=f"not converted yet; run `stepaudio convert {path}`"):
             load_token2wav(path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="no speaking half is here"):
+    with pytest.raises(WeightsError, match="no token2wav is here"):
         load_token2wav(tmp_path / "empty")
     with pytest.raises(WeightsError, match="no such folder"):
         load_token2wav(tmp_path / "absent")
