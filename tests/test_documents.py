@@ -48,12 +48,12 @@ def helped(*verb: str) -> str:
 
 
 def options_of(*verb: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", helped(*verb)))
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", helped(*verb)))
 
 
 @cache
 def verbs() -> tuple[str, ...]:
-    return tuple(re.findall(r"^    ([a-z][a-z-]+)", helped(), re.M))
+    return tuple(re.findall(r"^    ([a-z][a-z0-9-]+)", helped(), re.M))
 
 
 # ---------------------------------------------------------------- the README
@@ -125,8 +125,8 @@ def test_commands_and_options_exist(page):
 def test_options_in_prose_exist(page):
     """`--option` by itself is one of some command, or of the programs that the project's own files call."""
     known = {option for verb in verbs() for option in options_of(verb)} | options_of()
-    known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "Makefile").read_text(encoding="utf-8")))
-    named = {o for s in documents.spans(text_of(page)) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", s)}
+    known |= set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    named = {o for s in documents.spans(text_of(page)) for o in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", s)}
     assert named <= known
 
 
