@@ -1,7 +1,7 @@
 """The table of bad input, through the facade and the command: each row has its stated outcome.
 
 What is wrong with single recordings (empty, one sample, NaN, eight channels, 192 kHz, ten hours, ...) is in
-`test_audio`; here stand a few of them to see that the error arrives whole at the top.
+`tests/audio`; here stand a few of them to see that the error arrives whole at the top.
 """
 
 import json
@@ -161,7 +161,7 @@ def test_wrong_dtype(folder, capsys):
     assert report["wrong_dtype"] == [["lm_head.weight", "I32"]]
 
 
-def test_extra_tensors_are_told_and_left_alone(folder, capsys, tiny_model):
+def test_extra_tensors_are_reported_and_left_alone(folder, capsys, tiny_model):
     respell(folder, lambda t: t.update({"talker.weight": np.zeros((3, 3)), "model.extra": np.zeros(2, np.float32)}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -56,7 +56,7 @@ def run_weights(options: argparse.Namespace) -> int:
     """Print the weight report of a checkpoint; its own exit status."""
     from ..checkpoints.load import validate_weights
     from ..checkpoints.report import WeightReport
-    from ..resources import default_checkpoint
+    from ..resources import checkpoint_folder, default_checkpoint
 
     path = options.path or default_checkpoint()
     rename = dict(pair.partition("=")[::2] for pair in options.rename)
@@ -64,7 +64,7 @@ def run_weights(options: argparse.Namespace) -> int:
         raise ConfigError(f"--rename: expected FOUND=PUBLISHED, found {', '.join(options.rename)}")
     try:
         with busy("reading the weights"):
-            report = validate_weights(path, values=options.values, rename=rename or None)
+            report = validate_weights(checkpoint_folder(path), values=options.values, rename=rename or None)
     except StepAudioError as error:
         report = WeightReport.unreadable(path, error)
     print(json.dumps(report.to_dict()) if options.format == "json" else report.table())

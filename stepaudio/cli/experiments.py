@@ -7,7 +7,7 @@ import json
 
 from ..errors import ConfigError
 from .options import add_model
-from .parser import add_option, add_verb
+from .parser import add_formats, add_option, add_verb
 
 
 def add_experiment_verbs(verbs) -> None:
@@ -32,6 +32,7 @@ def add_experiment_verbs(verbs) -> None:
         {0: "every run is in the store", 1: "a run failed; the others are in the store"},
     )  # fmt: skip
     sweep.add_argument("grid", metavar="GRID", help="JSON file; see stepaudio.experiments.grid.Grid")
+    add_formats(sweep, ("json",), "json")
     add_option(sweep, "-o", "--store", required=True, metavar="FILE", help="JSON lines, one per finished run")
     add_option(
         sweep, "--table", metavar="FILE", help="also write all runs of the grid as .csv or .parquet", shown="none",

@@ -28,6 +28,8 @@ from .progress import busy, message
 
 if TYPE_CHECKING:
     from ..speech_model import SpeechModel, SpeechOptions
+    from ..synthesis.synthesizer import Synthesizer
+    from ..synthesis.voice import Voice
 
 NO_SOUND = "the model gave no sound; nothing was written"
 
@@ -86,6 +88,8 @@ def _add_options(verb: Parser, needed: bool) -> None:
 
 
 def _add_sound(verb: Parser, needed: bool) -> None:
+    if needed:
+        add_formats(verb, ("json",), "json")
     sound = verb.add_argument_group("sound")
     add_option(
         sound, "-o", "--output", metavar="FILE", required=needed, shown="none, the translation is written",
@@ -151,8 +155,8 @@ def _say_codes(options: argparse.Namespace) -> int:
     _voice(options.voice)
     codes, voicing = read_codes(options.codes), _voicing(options)
     with busy("loading token2wav"):
-        synthesizer = Synthesizer.load(options.model)
-    voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
+        synthesizer = Synthesizer.load(checkpoint_folder(options.model))
+    voice, account = _read_voice(synthesizer, options), _Account(options.output, synthesizer.sample_rate)
     noise = {"noise": options.seed, "source_noise": options.seed}
     with busy("speaking"):
         if options.stream:
@@ -168,7 +172,7 @@ def _say_codes(options: argparse.Namespace) -> int:
 def _voiced(options: argparse.Namespace, model: SpeechModel, conversations, speech: SpeechOptions) -> int:
     """Run conversations and write their sound; 1 if the model gave none."""
     synthesizer = model.synthesizer
-    voice, account = synthesizer.voice(_voice(options.voice)), _Account(options.output, synthesizer.sample_rate)
+    voice, account = _read_voice(synthesizer, options), _Account(options.output, synthesizer.sample_rate)
     with busy("speaking"):
         if options.stream:
             stream = model.stream(conversations, voice, speech)
@@ -236,6 +240,11 @@ def _voice(name: str) -> str | Path:
     if name not in VOICES:
         raise AudioError(f"--voice {name}: no such file; expected a clip, a saved voice, or {' or '.join(VOICES)}")
     return voice_clip(name)
+
+
+def _read_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice:
+    with busy("reading the voice"):
+        return synthesizer.voice(_voice(options.voice))
 
 
 def _check_output(target: str) -> None:

@@ -133,7 +133,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     words = options.words or (beside if beside.exists() else None)
     known = read_words(words) if words else None
     model, scores, began = load_model(options), [], time.perf_counter()
-    for score in score_clips(model, clips, **keywords):
+    bar = sys.stderr.isatty()  # over each group of recordings that is decoded together
+    for score in score_clips(model, clips, progress=bar, **keywords):
         scores.append(score)
         as_json = options.format == "json"
         print(json.dumps(score.to_dict(), ensure_ascii=False) if as_json else score, flush=True)

@@ -395,7 +395,7 @@ def test_native_rate_is_never_whole(tmp_path):
 def test_ten_hours(tmp_path):
     samples, beyond = traced(load_audio, sparse_wav(tmp_path / "a.wav", 36_000, 8000, 1, bits=8))
     assert len(samples) == 36_000 * RATE and beyond < 0.2 * samples.nbytes  # growing past the first allocation
-    pieces, beyond = traced(cut_points, samples)
-    assert pieces[-1][1] == len(samples) and max(b - a for a, b in pieces) <= 25 * RATE and beyond < 500e6
+    segments, beyond = traced(cut_points, samples)
+    assert segments[-1][1] == len(samples) and max(b - a for a, b in segments) <= 25 * RATE and beyond < 500e6
     mel, beyond = traced(log_mel, samples)
     assert mel.shape == (128, 3_600_002) and beyond < 20e6

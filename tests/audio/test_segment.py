@@ -1,4 +1,4 @@
-"""Cuts fall into pauses that we put there, pieces cover everything, silence is known as such."""
+"""Boundaries fall into pauses that we put there, segments cover everything, silence is known as such."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ def speech(seconds: float, pauses: list[tuple[float, float]], background: float 
     return samples
 
 
-def covers(pieces: list[tuple[int, int]], n: int, longest: int) -> bool:
-    joined = [start for start, _ in pieces[1:]] == [stop for _, stop in pieces[:-1]]
-    return joined and pieces[0][0] == 0 and pieces[-1][1] == n and all(0 < b - a <= longest for a, b in pieces)
+def covers(segments: list[tuple[int, int]], n: int, longest: int) -> bool:
+    joined = [start for start, _ in segments[1:]] == [stop for _, stop in segments[:-1]]
+    return joined and segments[0][0] == 0 and segments[-1][1] == n and all(0 < b - a <= longest for a, b in segments)
 
 
 @pytest.mark.parametrize("n", [1, 159, 16_000, 399_999, 400_000])
-def test_short_audio_is_one_piece(n):
+def test_short_audio_is_one_segment(n):
     assert cut_points(np.zeros(n, np.float32)) == [(0, n)]
 
 
@@ -119,9 +119,9 @@ def test_an_offset_does_not_hide_the_pause():
 def test_covers_without_any_pause(signal, seconds):
     n = round(seconds * RATE)
     samples = {"tone": 0.5 * np.sin(np.arange(n) * 0.1), "zeros": np.zeros(n), "noise": noise(seconds)}[signal]
-    pieces = cut_points(samples.astype(np.float32))
-    assert covers(pieces, n, 25 * RATE)
-    assert min(b - a for a, b in pieces) >= 8 * RATE
+    segments = cut_points(samples.astype(np.float32))
+    assert covers(segments, n, 25 * RATE)
+    assert min(b - a for a, b in segments) >= 8 * RATE
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -131,11 +131,11 @@ def test_any_length_any_limit(seed):
     search_seconds = rng.uniform(0.1, max_seconds / 2)
     n = int(rng.integers(1, 12 * RATE))
     samples = noise(12, seed=seed)[:n] * np.repeat(rng.choice([0.001, 1], 121), 1600)[:n].astype(np.float32)
-    pieces = cut_points(samples, max_seconds, search_seconds)
-    assert covers(pieces, n, int(max_seconds * RATE))
-    if len(pieces) > 1:
+    segments = cut_points(samples, max_seconds, search_seconds)
+    assert covers(segments, n, int(max_seconds * RATE))
+    if len(segments) > 1:
         least = min(search_seconds, (max_seconds - search_seconds) / 2)
-        assert min(b - a for a, b in pieces) >= int(least * RATE) - 1
+        assert min(b - a for a, b in segments) >= int(least * RATE) - 1
 
 
 def test_recorded_speech_is_cut_where_nobody_speaks(shared):

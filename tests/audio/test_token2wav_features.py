@@ -1,4 +1,4 @@
-"""The two front ends of the speaking half against the reference's own numbers, plain references, and other chunks."""
+"""The front ends of flow and speaker encoder against the reference's own numbers, plain ones, other chunks."""
 
 import tracemalloc
 from pathlib import Path

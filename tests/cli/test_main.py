@@ -39,7 +39,7 @@ def wav(tmp_path):
     return tmp_path / "a.wav"
 
 
-def broken(tmp_path) -> Path:
+def unreadable(tmp_path) -> Path:
     path = tmp_path / "text.wav"
     path.write_text("this is no sound")
     return path
@@ -74,7 +74,7 @@ def test_plain_text(run, wav, tiny_model):
 
 def test_one_bad_file_among_good_ones(run, wav, tmp_path):
     """The others go on; each bad one gets an object with its error, a line on stderr, and the status says so."""
-    status, out, err = run("transcribe", broken(tmp_path), wav, tmp_path / "none.wav", wav, *FEW)
+    status, out, err = run("transcribe", unreadable(tmp_path), wav, tmp_path / "none.wav", wav, *FEW)
     found = [json.loads(line) for line in out]
     assert status == 1 and ["error" in f for f in found] == [True, False, True, False]
     assert found[0]["file"].endswith("text.wav") and "none.wav" in found[2]["error"]
@@ -319,7 +319,7 @@ def as_process(tiny_checkpoint, *argv, **more):
 
 
 def test_as_a_process(tiny_checkpoint, wav, tmp_path, tiny_model):
-    done = as_process(tiny_checkpoint, "transcribe", wav, broken(tmp_path), *FEW)
+    done = as_process(tiny_checkpoint, "transcribe", wav, unreadable(tmp_path), *FEW)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1 and "error" in lines[1]
     assert lines[0]["text"] == tiny_model.transcribe(wav, max_tokens=6).text
@@ -334,9 +334,9 @@ def table(tmp_path, text):
 
 
 def test_evaluate_ends_with_the_totals(run, wav, tmp_path, tiny_model):
-    heard = " ".join(tiny_model.transcribe(wav, max_tokens=6).text.split())
+    text = " ".join(tiny_model.transcribe(wav, max_tokens=6).text.split())
     sf.write(tmp_path / "q.wav", np.zeros(16_000), 16_000)
-    status, out, err = run("evaluate", table(tmp_path, f"file\ttext\na.wav\t{heard} x\nq.wav\t\n"), *FEW)
+    status, out, err = run("evaluate", table(tmp_path, f"file\ttext\na.wav\t{text} x\nq.wav\t\n"), *FEW)
     *lines, last = map(json.loads, out)
     assert (status, err) == (0, "") and [Path(line["file"]).name for line in lines] == ["a.wav", "q.wav"]
     assert {"wer", "clips", "loops", "rtf"} <= set(last) and last["clips"] == 2 and last["sampling"] == "planned"
@@ -414,6 +414,11 @@ def test_weights_unreadable(run, tmp_path):
         assert status == 2 and json.loads(out[0])["error"]
         status, out, _ = run(*argv)
         assert status == 2 and "unreadable" in out[0]
+
+
+def test_weights_of_a_name_on_a_hub(run):
+    status, out, _ = run("weights", "stepfun-ai/Step-Audio-2-mini", "--json")
+    assert status == 2 and "the name of a model on a hub" in json.loads(out[0])["error"]
 
 
 def test_weights_renamed(run, tiny_checkpoint, tmp_path):

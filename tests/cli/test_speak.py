@@ -64,13 +64,13 @@ def one_line(err: str) -> str:
 
 def test_speak(run, model):
     status, out, err = run("speak", TEXT, "-o", "a.wav", "--voice", "clip.wav", *RUN)
-    told, voice = json.loads(out), model.synthesizer.voice(tiny.noise(2))
+    report, voice = json.loads(out), model.synthesizer.voice(tiny.noise(2))
     want = model.synthesize(TEXT, voice, options())
     found, rate = sf.read("a.wav")
     assert (status, err, rate) == (0, "", 24_000) and np.abs(found - want.wave).max() <= 2**-15
-    assert told["file"] == "a.wav" and told["text"] == want.text and told["codes"] == want.n_codes > 0
-    assert told["voice"] == voice.key and told["stop"] == [a.stop for a in want.answers] and told["padding"] == 0
-    assert told["seconds"] == len(found) / rate and 0 < told["first_sound_seconds"] <= told["wall_seconds"]
+    assert report["file"] == "a.wav" and report["text"] == want.text and report["codes"] == want.n_codes > 0
+    assert report["voice"] == voice.key and report["stop"] == [a.stop for a in want.answers] and report["padding"] == 0
+    assert report["seconds"] == len(found) / rate and 0 < report["first_sound_seconds"] <= report["wall_seconds"]
 
 
 def test_speak_as_a_stream(run, model):
@@ -116,8 +116,8 @@ def test_codes_that_are_padding_alone(run):
     Path("codes").write_text("6561 6600")
     for flags in ([], ["--stream"]):
         status, out, err = run("say-codes", "codes", "-o", "a.wav", *flags)
-        told = json.loads(out)
-        assert status == 1 and (told["file"], told["codes"], told["padding"]) == (None, 0, 2)
+        report = json.loads(out)
+        assert status == 1 and (report["file"], report["codes"], report["padding"]) == (None, 0, 2)
         assert "no sound" in one_line(err) and not Path("a.wav").exists()
 
 
@@ -135,12 +135,12 @@ def test_a_saved_voice(run, model):
 
 
 def test_respond_and_translate(run, model):
-    heard = model.respond("clip.wav", "clip.wav", options())
-    told = json.loads(run("respond", "clip.wav", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
-    assert (told["codes"], told["text"]) == (heard.n_codes, heard.text)
+    answer = model.respond("clip.wav", "clip.wav", options())
+    report = json.loads(run("respond", "clip.wav", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
+    assert (report["codes"], report["text"]) == (answer.n_codes, answer.text)
     aloud = model.translate_speech("clip.wav", "clip.wav", "en", options())
-    told = json.loads(run("translate", "clip.wav", "--to", "en", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
-    assert (told["codes"], told["text"]) == (aloud.n_codes, aloud.text)
+    report = json.loads(run("translate", "clip.wav", "--to", "en", "-o", "a.wav", "--voice", "clip.wav", *RUN)[1])
+    assert (report["codes"], report["text"]) == (aloud.n_codes, aloud.text)
     written = model.translate(
         "clip.wav", "zh", SpeechOptions(DecodingOptions(Sampling.reference("translate"), max_tokens=9))
     )
@@ -200,7 +200,7 @@ def test_bad_input(run, argv, message):
     (["respond", "none.wav", "-o", "a.wav"], "none.wav"), (["translate", "none.wav"], "none.wav"),
     (["speak", TEXT, "-o", "a.wav", "--voice", "none.wav"], "none.wav"),
 ])  # fmt: skip
-def test_files_that_cannot_be_used_are_told_before_the_model_is_read(run, argv, message, monkeypatch):
+def test_files_that_cannot_be_used_are_reported_before_the_model_is_read(run, argv, message, monkeypatch):
     monkeypatch.setattr(SpeechModel, "load", lambda *a, **k: pytest.fail("the model was read"))
     status, _, err = run(*argv)
     assert status == 2 and message in one_line(err)
@@ -223,7 +223,7 @@ def test_what_the_bundled_model_was_not_trained_for(run, nano, monkeypatch):
         )
 
 
-def test_a_model_without_a_speaking_half_says_what_to_do(run, tiny_checkpoint):
+def test_a_model_without_token2wav_says_what_to_do(run, tiny_checkpoint):
     for argv in (["speak", TEXT], ["respond", "clip.wav"], ["translate", "clip.wav"]):
         status, _, err = run(*argv, "-o", "a.wav", "--model", tiny_checkpoint)
         assert status == 2 and "no token2wav" in one_line(err) and "stepaudio convert" in err
