@@ -1,4 +1,4 @@
-"""The front ends of flow and speaker encoder against the reference's own numbers, plain ones, other chunks."""
+"""The front ends of flow and speaker encoder against the reference's own numbers, plain code and other chunks."""
 
 import tracemalloc
 from pathlib import Path
