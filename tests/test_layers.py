@@ -24,7 +24,7 @@ def module_of(path: Path) -> tuple[str, ...]:
 
 
 def imported(path: Path) -> set[tuple[str, ...]]:
-    """Modules of the package that a file imports anywhere, also inside functions; a name's own module where it has one."""
+    """Modules of the package that a file imports anywhere, also inside functions; of a name, its own module if any."""
     here = path.relative_to(PACKAGE).parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -52,8 +52,8 @@ def test_the_table_names_every_folder_once():
 
 
 def test_no_module_lies_at_the_top_but_the_front_rooms():
-    rooms = {"lazy", "errors", "choices", "constants", "schema", "files", "resources", "pipeline", "engine", "transcribe", "model",
-             "speech_model"}  # fmt: skip
+    rooms = {"lazy", "errors", "choices", "constants", "schema", "files", "resources", "pipeline", "engine",
+             "transcribe", "model", "speech_model"}  # fmt: skip
     assert {p.stem for p in PACKAGE.glob("*.py")} - set(TOP) == rooms
 
 
@@ -89,9 +89,10 @@ def private_imports(path: Path) -> list[str]:
             found += [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
             modules |= {a.asname or a.name for a in node.names}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            if isinstance(node.value, ast.Name) and node.value.id in modules:
-                found.append(f"{node.value.id}.{node.attr}")
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id in modules:
+            found.append(f"{node.value.id}.{node.attr}")
     return found
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import pytest
 
@@ -11,7 +11,7 @@ from stepaudio.errors import ConfigError
 from stepaudio.schema import read_record, read_value, require_keys, require_positive
 
 
-class Colour(str, Enum):
+class Colour(StrEnum):
     RED = "red"
     BLUE = "blue"
 

@@ -55,7 +55,9 @@ def test_the_end_mark_is_cut_off_and_counted():
 
 
 def test_the_last_id_of_another_stop_stays():
-    decode = lambda pieces: [Run((3, 4), (-1.0, -1.0), "length") for _ in pieces]
+    def decode(segments):
+        return [Run((3, 4), (-1.0, -1.0), "length") for _ in segments]
+
     assert run([tiny.noise(1)], decode=decode)[0].segments[0].tokens == (3, 4)
 
 

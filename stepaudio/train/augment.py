@@ -93,7 +93,7 @@ def breathing(wave: mx.array, loud: mx.array, batch: dict) -> mx.array:
 
 
 def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
-    """Breaths, reverberation, babble of neighbouring examples, coloured noise: each relative to an example's loudness."""
+    """Breaths, reverberation, babble of other examples, coloured noise, each relative to an example's loudness."""
     B, N = wave.shape
     loud = loudness(wave)
     wave = breathing(wave, loud, batch)

@@ -75,7 +75,9 @@ def test_the_command(capsys, monkeypatch, speaking_checkpoint):
     monkeypatch.setattr(tts, "run", lambda *a: asked.append(a) or 0)
     assert main(["bench", "--speaking", "--model", str(speaking_checkpoint), "--repeats", "2"]) == 0
     assert asked == [(str(speaking_checkpoint), 2)]
-    assert main(["bench", "--speaking", "--manifest", "x.tsv"]) == 2 and "nothing to transcribe" in capsys.readouterr().err
+    assert (
+        main(["bench", "--speaking", "--manifest", "x.tsv"]) == 2 and "nothing to transcribe" in capsys.readouterr().err
+    )
 
 
 def test_run_on_a_converted_model_and_on_random_weights(capsys, speaking_checkpoint, monkeypatch):

@@ -1,4 +1,4 @@
-"""The decoding loop: the reference's greedy ids, a reference without a cache, batches against single runs, and stops."""
+"""The decoding loop: the reference's greedy tokens, decoding without a cache, batches against single runs, stops."""
 
 from pathlib import Path
 

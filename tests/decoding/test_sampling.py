@@ -134,15 +134,11 @@ def test_penalties_by_hand():
 
 
 def test_ngrams_by_hand():
-    ban = lambda ids, n, length=None: np.flatnonzero(
-        np.isneginf(
-            np.array(
-                ban_repeated_ngrams(
-                    row([0, 0, 0, 0]), mx.array([ids]), mx.array([len(ids) if length is None else length]), n
-                )
-            )[0]
-        )
-    ).tolist()
+    def ban(tokens, n, length=None):
+        length = mx.array([len(tokens) if length is None else length])
+        found = ban_repeated_ngrams(row([0, 0, 0, 0]), mx.array([tokens]), length, n)
+        return np.flatnonzero(np.isneginf(np.array(found)[0])).tolist()
+
     assert ban([0, 1, 2, 0, 1], 3) == [2]
     assert ban([0, 1, 2, 0, 1, 3, 0, 1], 3) == [2, 3]
     assert ban([0, 1, 2], 3) == [] and ban([0, 1], 3) == [] and ban([0], 3) == []

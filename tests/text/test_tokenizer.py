@@ -229,7 +229,7 @@ def test_a_missing_name_is_named(small):
     assert plain.eos_ids == {plain.eot}
     assert not plain.is_audio(plain.eot) and plain.audio_code(plain.n_ids) is None
     with pytest.raises(TokenizerError, match="<audio_0>"):
-        plain.first_audio_code
+        _ = plain.first_audio_code
     with pytest.raises(TokenizerError, match="EOT"):
         Tokenizer.train(TEXTS, 256, special_tokens=QWEN_TOKENS)
 

@@ -1,4 +1,4 @@
-"""The speaker encoder against the reference's own numbers, a plain numpy reference, and itself in pieces and batches."""
+"""The speaker encoder against the reference's numbers, a plain numpy version, and itself in chunks and batches."""
 
 import json
 from dataclasses import replace

@@ -134,8 +134,8 @@ def test_relative_attention_equals_its_definition(n, L):
     x = rng.normal(size=(1, n, H * D)).astype(np.float32)
     past = tuple(rng.normal(size=(1, H, L - n, D)).astype(np.float32) for _ in range(2))
     got, (k, v) = net(mx.array(x), relative_positions(n, L, H * D), tuple(map(mx.array, past)) if n < L else None)
-    heads = lambda f: np.array(f(mx.array(x)))[0].reshape(n, H, D)
-    q, k, v = heads(net.linear_q), np.array(k)[0], np.array(v)[0]
+    q = np.array(net.linear_q(mx.array(x)))[0].reshape(n, H, D)
+    k, v = np.array(k)[0], np.array(v)[0]
     u, w = np.array(net.pos_bias_u), np.array(net.pos_bias_v)
     rows = np.zeros((n, H, D))
     for h in range(H):
