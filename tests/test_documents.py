@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import tomllib
 from functools import cache
@@ -179,15 +180,19 @@ def test_what_would_be_installed_exists(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_calls_in_prose_can_be_made(page):
-    """A code span that is a call of Python is one, and names what the model's methods are called."""
+    """A code span that calls a method of a model or a transcript names one, and options that it takes."""
     import stepaudio
+    from stepaudio.decoding.options import KEYWORDS
 
+    owners = {"model": stepaudio.StepAudio2, "transcript": stepaudio.Transcript}
     for span in documents.spans(text_of(page)):
-        if re.match(r"(model|transcript|stepaudio|viz)\.\w+\(.*\)$", span):
-            call = ast.parse(span.replace("…", "..."), mode="eval").body
-            owner = {"model": "StepAudio2", "transcript": "Transcript"}.get(span.split(".")[0])
-            if owner is not None:
-                assert hasattr(getattr(stepaudio, owner), call.func.attr), span
+        if not re.match(r"(model|transcript)\.\w+\(.*\)$", span):
+            continue
+        call = ast.parse(span.replace("…", "..."), mode="eval").body
+        method = getattr(owners[span.split(".")[0]], call.func.attr, None)
+        assert method is not None, span
+        options = {keyword.arg for keyword in call.keywords}
+        assert options <= {*inspect.signature(method).parameters, *KEYWORDS}, span
 
 
 def test_python_of_the_published_model_compiles():
