@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend.ops import silu
 from ..errors import ConfigError
-from ..schema import require
+from ..schema import require, require_positive
 from .attention import attend
 from .kv_cache import KVCache, Rope
 from .tap import Tap, emit, named
@@ -24,7 +24,32 @@ from .tap import Tap, emit, named
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The Qwen2 decoder. Sizes in units of channels, heads, layers, ids and positions."""
+    """Sizes of the Qwen2 decoder, as `text_config` of `config.json` has them.
+
+    Parameters
+    ----------
+    hidden_size, intermediate_size : int > 0
+        Channels between layers, and inside an MLP.
+    num_attention_heads, num_key_value_heads, num_hidden_layers : int > 0
+        Heads of queries, heads of keys and values (a divisor), layers.
+    vocab_size : int > 0
+        Tokens, audio tokens included.
+    rms_norm_eps, rope_theta : float > 0
+        Of the norms; base of the rotary position embedding.
+    num_attention_groups : int, optional
+        The published name for `num_key_value_heads`, kept beside it.
+    max_seq_len, max_position_embeddings : int, optional
+        Positions that the decoder was built for; two names for one number.
+    eos_token_id, pad_token_id : int, optional
+        Kept as published.
+    rope_scaling : None
+        Nothing else is supported.
+
+    Raises
+    ------
+    ConfigError
+        A size that is not positive, or contradicts another.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -34,7 +59,7 @@ class TextConfig:
     vocab_size: int
     rms_norm_eps: float
     rope_theta: float
-    num_attention_groups: int | None = None  # the published name for num_key_value_heads, kept beside it
+    num_attention_groups: int | None = None
     max_seq_len: int | None = None
     max_position_embeddings: int | None = None
     eos_token_id: int | None = None
@@ -42,15 +67,10 @@ class TextConfig:
     rope_scaling: object = None
 
     def __post_init__(self):
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "num_hidden_layers",
-            "vocab_size",
-        ):
-            require(getattr(self, name) > 0, f"text_config.{name}: must be positive, found {getattr(self, name)}")
+        heads = ("num_attention_heads", "num_key_value_heads")
+        require_positive(
+            self, "text_config", ("hidden_size", "intermediate_size", *heads, "num_hidden_layers", "vocab_size")
+        )
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"text_config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

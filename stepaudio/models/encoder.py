@@ -16,14 +16,37 @@ import mlx.nn as nn
 
 from ..backend.ops import gelu
 from ..errors import AudioError
-from ..schema import require
+from ..schema import require, require_positive
 from .attention import attend
 from .tap import Tap, emit, named
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """The Whisper-like encoder and the adapter. `n_audio_ctx` counts 50 Hz positions (1500 = 30 s)."""
+    """Sizes of the Whisper-like encoder and the adapter, as `audio_encoder_config` of `config.json` has them.
+
+    Parameters
+    ----------
+    n_mels : int > 0
+        Mel bands.
+    n_audio_ctx : int > 0
+        Positions at 50 Hz (1500 are 30 s).
+    n_audio_state, n_audio_head, n_audio_layer : int > 0
+        Channels, heads (a divisor) and blocks of the encoder.
+    llm_dim : int > 0
+        Channels of the decoder, which the adapter leads to.
+    kernel_size, adapter_stride : int > 0
+        Of the adapter's convolution, in frames at 25 Hz.
+    n_codebook_size : int, optional
+        Published, used by nothing in the published forward pass.
+    adapter_hidden : int > 0
+        Channels between the adapter's two linears; a literal in the reference code.
+
+    Raises
+    ------
+    ConfigError
+        A size that is not positive, or heads that do not divide the channels.
+    """
 
     n_mels: int
     n_audio_ctx: int
@@ -33,13 +56,12 @@ class AudioEncoderConfig:
     llm_dim: int
     kernel_size: int
     adapter_stride: int
-    n_codebook_size: int | None = None  # published, used by nothing in the published forward
-    adapter_hidden: int = 2048  # a literal in the reference code
+    n_codebook_size: int | None = None
+    adapter_hidden: int = 2048
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            require(value is None or value > 0, f"audio_encoder_config.{f.name}: must be positive, found {value}")
+        given = (f.name for f in fields(self) if getattr(self, f.name) is not None)
+        require_positive(self, "audio_encoder_config", given)
         require(
             self.n_audio_state % self.n_audio_head == 0,
             f"audio_encoder_config: n_audio_state {self.n_audio_state} is not a multiple of n_audio_head "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +27,27 @@ from .tap import Tap, emit, named
 
 @dataclass(frozen=True)
 class StepAudioConfig:
-    """The whole speech LLM, as `config.json` nests it."""
+    """Sizes of the whole speech language model, as `config.json` nests them.
+
+    Parameters
+    ----------
+    text_config : TextConfig
+    audio_encoder_config : AudioEncoderConfig
+    model_type : str
+        Only "step_audio_2" is read.
+    max_cache_len : int > 0
+        Cached positions before eviction; ours, not published.
+
+    Raises
+    ------
+    ConfigError
+        Another model's type, or parts that do not fit each other.
+    """
 
     text_config: TextConfig
     audio_encoder_config: AudioEncoderConfig
     model_type: str = "step_audio_2"
-    max_cache_len: int = field(default=MAX_CACHE_LEN)  # ours: cached positions before eviction
+    max_cache_len: int = MAX_CACHE_LEN
 
     def __post_init__(self):
         require(
@@ -48,12 +63,12 @@ class StepAudioConfig:
 
     @classmethod
     def from_dict(cls, data: dict, name: str = "config.json") -> StepAudioConfig:
-        """Read the parsed JSON; `name` opens every error message."""
+        """Read the parsed JSON; `name` opens every error message. Raises `ConfigError` as `schema.read_record`."""
         return read_record(cls, data, name, ignored=INERT_KEYS, advice="the published config.json has it")
 
     @classmethod
     def from_file(cls, path: str | Path) -> StepAudioConfig:
-        """Read `config.json` (or the folder that holds it)."""
+        """Read `config.json`, or the folder that holds it; `ConfigError` where it is missing, no JSON, or wrong."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         try:
@@ -66,8 +81,7 @@ class StepAudioConfig:
 
     def to_dict(self) -> dict:
         """The nested JSON shape again, without keys that were absent."""
-        drop = lambda pairs: {k: v for k, v in pairs if v is not None}
-        return asdict(self, dict_factory=drop)
+        return asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
 
 
 class Slot(NamedTuple):

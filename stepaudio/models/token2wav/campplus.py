@@ -31,7 +31,30 @@ COUNTER = ".num_batches_tracked"  # published bookkeeping of training, which no 
 
 @dataclass(frozen=True)
 class SpeakerConfig:
-    """Sizes of CAM++; the defaults are those of `campplus`. `blocks` holds (layers, kernel, dilation)."""
+    """Sizes of CAM++; the defaults are those of `campplus`.
+
+    Parameters
+    ----------
+    feat_dim : int, multiple of 8
+        Bands of the features.
+    embedding_size : int > 0
+        Numbers of a speaker embedding.
+    growth_rate, bn_size, init_channels : int > 0
+        Channels that a dense layer adds, the factor of its bottleneck, and channels before the first block.
+    blocks : tuple of (layers, odd kernel size, dilation)
+        The dense blocks.
+    fcm_channels : int > 0
+        Channels of the 2-D front end.
+    bn_eps : float > 0
+        Of the batch norms.
+    seg_pool : int > 0
+        Frames of a pooled segment.
+
+    Raises
+    ------
+    ConfigError
+        A size outside these ranges.
+    """
 
     feat_dim: int = 80
     embedding_size: int = 192
@@ -56,10 +79,12 @@ class SpeakerConfig:
 
     @property
     def bn_channels(self) -> int:
+        """Channels of a dense layer's bottleneck."""
         return self.bn_size * self.growth_rate
 
     @property
     def head_channels(self) -> int:
+        """Channels that leave the 2-D front end, its bands laid side by side."""
         return self.fcm_channels * (self.feat_dim // BAND_STRIDE)
 
     def widths(self) -> list[tuple[int, int, int]]:

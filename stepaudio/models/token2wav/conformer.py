@@ -25,7 +25,30 @@ from .layers import with_past
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """The upsampling conformer encoder. Sizes in channels, blocks and codes; dropout rates act in training only."""
+    """Sizes of the upsampling conformer encoder, as `flow.yaml` has them.
+
+    Parameters
+    ----------
+    input_size, output_size, linear_units : int > 0
+        Channels of the embeddings, of the blocks, and inside a feed-forward layer.
+    pre_lookahead_len : int > 0
+        Codes that the first convolution looks ahead.
+    num_blocks, num_up_blocks, attention_heads : int > 0
+        Blocks before and after upsampling, and their heads (a divisor of the channels).
+    up_stride : int > 0
+        Frames that a code becomes; `up_scale_factor` is the same number.
+    key_bias : bool
+        Whether keys have a bias.
+    input_layer, pos_enc_layer_type, selfattention_layer_type, normalize_before
+        Only the published choices are supported.
+    dropout_rate, positional_dropout_rate, attention_dropout_rate : float
+        Of training; nothing here reads them.
+
+    Raises
+    ------
+    ConfigError
+        A size that is not positive or contradicts another, or a choice that is not supported.
+    """
 
     input_size: int
     output_size: int

@@ -24,7 +24,22 @@ from .layers import with_past
 
 @dataclass(frozen=True)
 class DitConfig:
-    """The DiT estimator. in_channels is noisy mel, mu, speaker and prompt mel side by side."""
+    """Sizes of the DiT estimator, as `flow.yaml` has them.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int > 0
+        Noisy mel, mu, speaker and prompt mel side by side; mel bands.
+    mlp_ratio : float > 0
+        Channels inside an MLP for each one outside.
+    depth, num_heads, head_dim, hidden_size : int > 0
+        Blocks, heads, channels of a head, channels between blocks.
+
+    Raises
+    ------
+    ConfigError
+        A size that is not positive.
+    """
 
     in_channels: int
     out_channels: int
@@ -39,6 +54,7 @@ class DitConfig:
 
     @property
     def mlp_size(self) -> int:
+        """Channels inside an MLP."""
         return int(self.hidden_size * self.mlp_ratio)
 
 

@@ -26,7 +26,22 @@ from .noise import Noise, noise_frames
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Codes to mel. output_size counts mel bands, spk_embed_dim the numbers of a speaker vector."""
+    """Sizes of the net from codes to mel, as `flow.yaml` nests them.
+
+    Parameters
+    ----------
+    input_size, output_size, spk_embed_dim, vocab_size : int > 0
+        Channels of a code's embedding, mel bands, numbers of a speaker embedding, codes.
+    output_type : str
+        Only "mel" is supported.
+    encoder : ConformerConfig
+    decoder : CfmConfig
+
+    Raises
+    ------
+    ConfigError
+        A size that is not positive, or parts that do not fit each other.
+    """
 
     input_size: int
     output_size: int

@@ -22,7 +22,19 @@ from .dit import DiT, DitConfig, DitState
 
 @dataclass(frozen=True)
 class CfmConfig:
-    """The solver: guidance rate r, (1 + r) conditional - r unconditional, and the net it integrates."""
+    """The solver and the net that it integrates.
+
+    Parameters
+    ----------
+    inference_cfg_rate : float >= 0
+        Guidance rate r: the velocity is (1 + r) conditional - r unconditional.
+    estimator : DitConfig
+
+    Raises
+    ------
+    ConfigError
+        A negative rate.
+    """
 
     inference_cfg_rate: float
     estimator: DitConfig

@@ -25,7 +25,7 @@ from .noise import Noise, noise_frames
 
 @dataclass(frozen=True)
 class IstftConfig:
-    """Short inverse transform at the end of the vocoder, in samples."""
+    """Short inverse transform at the end of the vocoder: `n_fft`, even, and `hop_len`, at most its half, in samples."""
 
     n_fft: int = 16
     hop_len: int = 4
@@ -40,16 +40,45 @@ class IstftConfig:
 
 @dataclass(frozen=True)
 class HiftConfig:
-    """HiFT vocoder; the defaults are the published sizes (HiFTGenerator of FlashCosyVoice)."""
+    """Sizes of the HiFT vocoder; the defaults are the published ones (HiFTGenerator of FlashCosyVoice).
+
+    Parameters
+    ----------
+    in_channels, base_channels, f0_cond_channels : int > 0
+        Mel bands; channels before the first stage, halved by each; channels of the pitch predictor.
+    nb_harmonics : int
+        Overtones of the source.
+    sampling_rate : int > 0
+        In Hz.
+    nsf_alpha, nsf_sigma, nsf_voiced_threshold : float
+        Amplitude of the source's sines; standard deviation of its noise where voiced; pitch in Hz above which a frame
+        is voiced.
+    upsample_rates, upsample_kernel_sizes : tuple of int > 0
+        Of each stage.
+    istft : IstftConfig
+    resblock_kernel_sizes, resblock_dilation_sizes : tuple, tuple of tuples
+        Residual blocks of every stage, with odd kernels.
+    source_resblock_kernel_sizes, source_resblock_dilation_sizes : tuple, tuple of tuples
+        Those of the source, one a stage.
+    lrelu_slope, final_lrelu_slope : float
+        Slopes below 0; the reference leaves the last one at PyTorch's default.
+    audio_limit, magnitude_clip : float > 0
+        Samples and magnitudes are kept within these.
+
+    Raises
+    ------
+    ConfigError
+        A size outside these ranges, or lists of unlike length.
+    """
 
     in_channels: int = 80
     base_channels: int = 512
     f0_cond_channels: int = 512
     nb_harmonics: int = 8
-    sampling_rate: int = 24_000  # Hz
-    nsf_alpha: float = 0.1  # amplitude of the sines
-    nsf_sigma: float = 0.003  # deviation of the noise where voiced
-    nsf_voiced_threshold: float = 10.0  # Hz; above it a frame is voiced
+    sampling_rate: int = 24_000
+    nsf_alpha: float = 0.1
+    nsf_sigma: float = 0.003
+    nsf_voiced_threshold: float = 10.0
     upsample_rates: tuple[int, ...] = (8, 5, 3)
     upsample_kernel_sizes: tuple[int, ...] = (16, 11, 7)
     istft: IstftConfig = IstftConfig()
@@ -58,7 +87,7 @@ class HiftConfig:
     source_resblock_kernel_sizes: tuple[int, ...] = (7, 7, 11)
     source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
     lrelu_slope: float = 0.1
-    final_lrelu_slope: float = 0.01  # the reference leaves this one at PyTorch's default
+    final_lrelu_slope: float = 0.01
     audio_limit: float = 0.99
     magnitude_clip: float = 100.0
 

@@ -35,7 +35,26 @@ WINDOWS_AT_ONCE = 4  # bounds the memory of long recordings
 
 @dataclass(frozen=True)
 class S3Config:
-    """Sizes of the speech tokenizer; the defaults are those of `speech_tokenizer_v2_25hz`."""
+    """Sizes of the speech tokenizer; the defaults are those of `speech_tokenizer_v2_25hz`.
+
+    Parameters
+    ----------
+    n_mels, n_audio_state, n_audio_head, n_audio_layer : int > 0
+        Mel bands, channels, heads (of an even number of channels each), blocks.
+    stride : int > 0
+        Of the first convolution.
+    n_codebook_size : int, power of 3
+        Codes.
+    fsmn_kernel : int > 0
+        Positions that the attention's memory filters over.
+    ln_eps : float > 0
+        Of the layer norms.
+
+    Raises
+    ------
+    ConfigError
+        A size outside these ranges.
+    """
 
     n_mels: int = 128
     n_audio_state: int = 1280
