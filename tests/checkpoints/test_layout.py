@@ -11,6 +11,7 @@ import pytest
 
 from stepaudio.checkpoints import layout
 from stepaudio.checkpoints.arrays import net_arrays
+from stepaudio.checkpoints.header import read_header
 from stepaudio.checkpoints.layout import (
     axes_of,
     build,
@@ -73,16 +74,31 @@ def test_names_and_shapes_are_those_written_by_hand(config):
     assert expected_layout(config) == WITNESS[type(config)](config)
 
 
-def test_counts_are_the_published_ones():
+def test_counts_and_bytes_are_the_published_ones():
     assert [len(expected_layout(config)) for config in PUBLISHED] == COUNTS
+    values = sum(int(np.prod(shape)) for shape in expected_layout(PUBLISHED[0]).values())
+    assert 2 * values == 16_630_358_528  # total_size of the published index, in bfloat16
 
 
 def test_names_and_shapes_are_the_published_ones(shared):
     listed = json.loads((shared / "published_layout.json").read_text())
     main = {name: tuple(t["shape"]) for name, t in listed["main"]["tensors"].items()}
-    assert expected_layout(PUBLISHED[0]) == main
+    assert expected_layout(StepAudioConfig.from_file(shared / "Step-Audio-2-mini")) == main
     for config, name in zip(PUBLISHED[3:], ("flow", "hift"), strict=True):
         assert expected_layout(config) == {n: tuple(s) for n, s in listed[name]["tensors"].items()}
+
+
+def test_names_and_shapes_are_those_of_a_recorded_checkpoint(goldens):
+    config = json.loads((goldens / "llm.json").read_text())["config"]
+    stored = read_header(goldens / "llm.safetensors")
+    shapes = {name[2:]: info.shape for name, info in stored.items() if name.startswith("w.")}
+    wanted = {key: config[key] for key in ("text_config", "audio_encoder_config")}
+    assert expected_layout(StepAudioConfig.from_dict(wanted)) == shapes
+
+
+def test_a_published_shape_is_known_as_the_net_holds_it():
+    held = net_layout(SMALL[0])
+    assert {name: layout.mlx_shape(name, shape) for name, shape in expected_layout(SMALL[0]).items()} == held
 
 
 @pytest.mark.parametrize("config", SMALL, ids=named)
