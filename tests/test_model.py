@@ -1,4 +1,4 @@
-"""The facade on a tiny random model: what it hears, what it answers, what it refuses."""
+"""The model's methods on tiny random nets: transcription, answers, refusals."""
 
 import json
 
@@ -28,7 +28,7 @@ def ids_of(transcript):
     return [segment.tokens for segment in transcript.segments]
 
 
-def hear(audio):
+def with_audio(audio):
     return [
         {"role": "human", "content": [{"type": "audio", "audio": audio}, {"type": "text", "text": "what?"}]},
         OPEN,
@@ -140,7 +140,7 @@ def test_rename_repairs(tiny_checkpoint, tmp_path):
 
 def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
     x = tiny.noise(2)
-    request = tiny_model.request(hear(x))
+    request = tiny_model.request(with_audio(x))
     n = n_audio_embeddings(n_mel_frames(len(x)))
     ((start, length),) = request.spans
     patch = tiny_model.tokenizer.audio_patch
@@ -155,13 +155,16 @@ def test_audio_of_one_message_is_heard_in_its_place(tiny_model):
 
 def test_more_than_25_seconds_makes_two_slots(tiny_model):
     x = tiny.noise(27)
-    spans = tiny_model.request(hear(x)).spans
-    assert [n for _, n in spans] == [n_audio_embeddings(n_mel_frames(400_000)), n_audio_embeddings(n_mel_frames(32_000))]
+    spans = tiny_model.request(with_audio(x)).spans
+    assert [n for _, n in spans] == [
+        n_audio_embeddings(n_mel_frames(400_000)),
+        n_audio_embeddings(n_mel_frames(32_000)),
+    ]
     assert spans[1][0] == spans[0][0] + spans[0][1] + 2  # <audio_end><audio_start> between them
 
 
 def test_a_remainder_too_short_for_a_row_keeps_its_markers(tiny_model):
-    request = tiny_model.request(hear(tiny.noise(25.005)))
+    request = tiny_model.request(with_audio(tiny.noise(25.005)))
     t = tiny_model.tokenizer
     assert len(request.spans) == 1
     assert list(request.tokens).count(t.audio_start) == 2 == list(request.tokens).count(t.audio_end)
@@ -182,9 +185,9 @@ def test_two_clips_share_one_padded_batch(tiny_model):
 
 def test_audio_from_a_file_in_a_message(tiny_model, tmp_path):
     sf.write(tmp_path / "a.wav", tiny.noise(1), 16_000, subtype="FLOAT")
-    a = tiny_model.generate_text(hear(tmp_path / "a.wav"), max_tokens=8)
-    assert a == tiny_model.generate_text(hear(tiny.noise(1)), max_tokens=8)
-    assert a.tokens != tiny_model.generate_text(hear(tiny.noise(1, level=1e-3) + 0.5), max_tokens=8).tokens
+    a = tiny_model.generate_text(with_audio(tmp_path / "a.wav"), max_tokens=8)
+    assert a == tiny_model.generate_text(with_audio(tiny.noise(1)), max_tokens=8)
+    assert a.tokens != tiny_model.generate_text(with_audio(tiny.noise(1, level=1e-3) + 0.5), max_tokens=8).tokens
 
 
 @pytest.mark.parametrize(("messages", "message"), [
@@ -201,7 +204,7 @@ def test_messages_that_are_none(tiny_model, messages, message):
 
 def test_missing_recording_in_a_message(tiny_model, tmp_path):
     with pytest.raises(AudioError, match="none.wav"):
-        tiny_model.generate_text(hear(tmp_path / "none.wav"))
+        tiny_model.generate_text(with_audio(tmp_path / "none.wav"))
 
 
 # ---- the ways of generating ----
@@ -228,7 +231,7 @@ def test_audio_tokens_start_from_the_seeded_turn(tiny_model):
 
 
 def test_audio_tokens_with_a_recording(tiny_model):
-    assert len(tiny_model.generate_audio_tokens(hear(tiny.noise(1))[:1], max_tokens=5).tokens) == 5
+    assert len(tiny_model.generate_audio_tokens(with_audio(tiny.noise(1))[:1], max_tokens=5).tokens) == 5
 
 
 def test_stream_gives_the_same_ids_one_by_one(tiny_model):
@@ -274,14 +277,14 @@ def test_an_answer_is_opened_where_the_messages_do_not(tiny_model):
 
 def test_stop_string_that_spans_ids(tiny_model):
     free = tiny_model.generate_text(ASK, max_tokens=40)
-    pieces = [(i, t) for i, t in enumerate(free.tokens) if t < tiny_model.tokenizer.audio_start]
+    steps = [(i, t) for i, t in enumerate(free.tokens) if t < tiny_model.tokenizer.audio_start]
     k = next(
         k
-        for k in range(2, len(pieces))
-        if pieces[k][0] == pieces[k - 1][0] + 1
-        and "\ufffd" not in tiny_model.tokenizer.decode(free.tokens[: pieces[k][0] + 1])[-3:]
+        for k in range(2, len(steps))
+        if steps[k][0] == steps[k - 1][0] + 1
+        and "\ufffd" not in tiny_model.tokenizer.decode(free.tokens[: steps[k][0] + 1])[-3:]
     )
-    end = pieces[k][0] + 1
+    end = steps[k][0] + 1
     text = tiny_model.tokenizer.decode(free.tokens[:end], skip_special=True)
     wanted = text[-2:]
     found = tiny_model.generate_text(ASK, max_tokens=40, stop=[wanted, "never said"])
@@ -292,11 +295,11 @@ def test_stop_string_that_spans_ids(tiny_model):
 
 def test_stop_strings_alone(tiny_model):
     t = tiny_model.tokenizer
-    ids = t.encode("the cat sat on the mat")
+    tokens = t.encode("the cat sat on the mat")
     watch = StopStrings(t, ["cat s"])
     assert len(t.encode("cat s")) > 1
-    first = next(i for i, token in enumerate(ids) if watch(token))
-    assert "cat s" in t.decode(ids[: first + 1]) and "cat s" not in t.decode(ids[:first])
+    first = next(i for i, token in enumerate(tokens) if watch(token))
+    assert "cat s" in t.decode(tokens[: first + 1]) and "cat s" not in t.decode(tokens[:first])
     halves = StopStrings(t, ["\u4f60"])  # one character in three bytes, each an id of its own
     assert [halves(i) for i in map(t.id, "\u00e4\u00bd\u0142")] == [False, False, True]
 
@@ -331,7 +334,7 @@ def test_impossible_options(tiny_model, options):
 
 
 def test_ids_in_ids_out(tiny_checkpoint, tiny_model):
-    """With the ids of the reference's prompt, the same answer as with the tokenizer."""
+    """With the tokens of the reference's prompt, the same answer as with the tokenizer."""
     mute = StepAudio2.load(tiny_checkpoint, tokenizer=None)
     prompt = asr_prompt(tiny_model.tokenizer, [1])
     start = prompt.slots[0].start

@@ -1,4 +1,4 @@
-"""The language model and the speaking half together, on tiny random nets: prompts, records, streams, refusals."""
+"""Language model and token2wav together, on tiny random nets: prompts, records, streams, refusals."""
 
 import json
 from dataclasses import replace
@@ -48,8 +48,8 @@ def test_prompts_are_those_of_the_examples(goldens, shared):
     for name, spoken in (("s2tt", False), ("s2st", True)):
         assert list(build_prompt(translation_turns(spoken=spoken), words, [[47]]).tokens) == chats[name]["ids"]
     instruction, text = chats["base_tts"]["messages"]
-    ids = build_prompt(reading_turns(text.removesuffix("<tts_start>"), words), words).tokens
-    said = [i for i in ids if i in chats["base_tts"]["ids"]]
+    tokens = build_prompt(reading_turns(text.removesuffix("<tts_start>"), words), words).tokens
+    said = [i for i in tokens if i in chats["base_tts"]["ids"]]
     assert said == words.encode(instruction) + chats["base_tts"]["ids"][len(words.encode(instruction)) :]
 
 
@@ -57,18 +57,24 @@ def test_a_second_question_follows_the_spoken_answer(goldens, shared, model):
     """The history of the example of two spoken turns, to the id; and a model takes its own answer back."""
     words = Tokenizer.from_folder(shared / "Step-Audio-2-mini")
     chats = {c["name"]: c for c in json.loads((goldens / "tokenizer_pairs.json").read_text())["chats"]}
-    told = chats["multi_turn_aqaa_round2"]
-    system, first, answer, second, opened = told["messages"]
-    history = [system, hears(first), spoken_turn(answer["content"][1]["token"]), hears(second), open_answer(True)]
+    recorded = chats["multi_turn_aqaa_round2"]
+    system, first, answer, second, opened = recorded["messages"]
+    history = [
+        system,
+        audio_message(first),
+        spoken_turn(answer["content"][1]["token"]),
+        audio_message(second),
+        open_answer(True),
+    ]
     assert opened["content"] == "<tts_start>"
-    assert list(build_prompt(history, words, [[n] for n in told["audio_tokens"]]).tokens) == told["ids"]
+    assert list(build_prompt(history, words, [[n] for n in recorded["audio_tokens"]]).tokens) == recorded["ids"]
     said = model.model.generate_audio_tokens([Message("human", "what?")], max_tokens=9).tokens
     again = [Message("human", "what?"), spoken_turn(said), Message("human", "why?"), open_answer(True)]
-    ids = model.model.request(again).tokens
-    assert any(tuple(ids[i : i + len(said)]) == said for i in range(len(ids)))
+    tokens = model.model.request(again).tokens
+    assert any(tuple(tokens[i : i + len(said)]) == said for i in range(len(tokens)))
 
 
-def hears(turn: dict) -> Message:
+def audio_message(turn: dict) -> Message:
     """A turn of the goldens whose recording is not needed."""
     return Message(turn["role"], [{"type": "audio"}])
 
@@ -83,11 +89,11 @@ def test_other_languages_exchange_one_word():
 
 def test_the_model_is_asked_what_the_verbs_say(model):
     audio = tiny.noise(1)
-    heard, answer = Message("human", [{"type": "audio", "audio": audio}]), Message("assistant", "<tts_start>", False)
-    assert model.question(audio, "Hm.") == [Message("system", "Hm."), heard, answer]
+    human, answer = Message("human", [{"type": "audio", "audio": audio}]), Message("assistant", "<tts_start>", False)
+    assert model.question(audio, "Hm.") == [Message("system", "Hm."), human, answer]
     assert model.translation(audio, "en")[0].content == translation_turns("en", True)[0].content
-    readings = model.reading(TEXT, SpeechOptions(max_characters=25))
-    assert readings == [[Message("system", READ_ALOUD), Message("human", piece), answer]
+    prompts = model.reading(TEXT, SpeechOptions(max_characters=25))
+    assert prompts == [[Message("system", READ_ALOUD), Message("human", piece), answer]
                         for piece in ("the cat sat on the mat.", "what is the time now?")]  # fmt: skip
 
 
@@ -124,7 +130,7 @@ def test_respond_and_translate(model, voices):
 
 
 def muted(model: SpeechModel) -> SpeechModel:
-    """The same with a head that cannot say a code: only ids below <audio_start> keep their weights."""
+    """The same with a head that cannot say a code: only tokens below <audio_start> keep their weights."""
     import mlx.core as mx
 
     deaf = SpeechModel.load(model.model.report.path)
@@ -158,7 +164,7 @@ def test_one_spoken_answer_is_speech(model, voices):
 
 
 def test_a_stream_says_what_the_whole_says(model, synthesizer, voices):
-    """The same ids and text; and as sound, what the synthesizer makes of these codes as a stream."""
+    """The same tokens and text; and as sound, what the synthesizer makes of these codes as a stream."""
     options = replace(LONG, max_characters=25, seed=2)
     conversations = model.reading(TEXT, options)
     chunks = list(model.stream(conversations, voices[1], options))

@@ -16,22 +16,22 @@ END = 9
 
 
 class Decoder:
-    """Answers each piece with its length in tenths of a second, and remembers what it was given."""
+    """Answers each segment with its length in tenths of a second, and remembers what it was given."""
 
     def __init__(self, loop=None):
         self.groups, self.loop = [], loop
 
-    def __call__(self, pieces):
-        self.groups.append([len(p) for p in pieces])
-        return [Run((round(len(p) / 1600), END), (-1.0, -2.0), "eos", self.loop) for p in pieces]
+    def __call__(self, segments):
+        self.groups.append([len(p) for p in segments])
+        return [Run((round(len(p) / 1600), END), (-1.0, -2.0), "eos", self.loop) for p in segments]
 
 
-def spell(ids):
-    return " ".join(f" {i}" for i in ids)
+def to_text(tokens):
+    return " ".join(f" {i}" for i in tokens)
 
 
 def run(recordings, batch=8, decode=None, **options):
-    return transcribe_segments(recordings, decode or Decoder(), spell, frozenset([END]), batch, **options)
+    return transcribe_segments(recordings, decode or Decoder(), to_text, frozenset([END]), batch, **options)
 
 
 # ---- cutting, joining, times ----
@@ -85,11 +85,11 @@ def test_like_lengths_share_a_batch_and_order_is_kept():
 
 
 def test_wall_time_is_shared_by_length():
-    def slow(pieces):
+    def slow(segments):
         import time
 
         time.sleep(0.04)
-        return Decoder()(pieces)
+        return Decoder()(segments)
 
     a, b = run([tiny.noise(3), tiny.noise(1)], decode=slow)
     assert a.wall_seconds == pytest.approx(3 * b.wall_seconds) and a.wall_seconds + b.wall_seconds >= 0.04
@@ -104,7 +104,7 @@ def test_loops_are_counted_and_told():
 
 def test_no_tokenizer_means_no_text_even_for_silence():
     found = transcribe_segments(
-        [tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda ids: None, frozenset(), 1
+        [tiny.noise(1), np.zeros(16_000, np.float32)], Decoder(), lambda tokens: None, frozenset(), 1
     )
     assert [t.text for t in found] == [None, None] and found[1].segments[0].text is None
 
@@ -185,7 +185,7 @@ def test_a_batch_gives_the_ids_of_each_alone(tiny_model):
     together = tiny_model.transcribe(clips, batch=8, **options)
     alone = tiny_model.transcribe(clips, batch=1, **options)
     assert [answers(t) for t in together] == [answers(t) for t in alone]
-    assert len({t.segments[0].tokens for t in alone}) > 1  # the answers do depend on what is heard
+    assert len({t.segments[0].tokens for t in alone}) > 1  # the answers do depend on the audio
 
 
 def test_a_cache_limit_that_could_bite_runs_one_by_one(tiny_model):
@@ -201,9 +201,9 @@ def test_long_recording_through_the_model(tiny_model):
     x = tiny.bursts(60, [(22, 23), (44, 45)])
     found = tiny_model.transcribe(x, max_tokens=4, progress=False)
     assert len(found.segments) >= 3 and found.segments[-1].end == 60
-    piece = found.segments[1]
-    alone = tiny_model.transcribe(x[round(piece.start * 16_000) : round(piece.end * 16_000)], max_tokens=4)
-    assert alone.segments[0].tokens == piece.tokens
+    segment = found.segments[1]
+    alone = tiny_model.transcribe(x[round(segment.start * 16_000) : round(segment.end * 16_000)], max_tokens=4)
+    assert alone.segments[0].tokens == segment.tokens
     assert found.text == " ".join(s.text for s in found.segments if s.text)
 
 
@@ -214,12 +214,12 @@ def test_markers_and_codes_are_no_text(tiny_model):
 
 
 def test_seed_decides(tiny_model):
-    def ids(seed):
+    def tokens(seed):
         return answers(
             tiny_model.transcribe(tiny.noise(1), max_tokens=20, sampling=Sampling(temperature=1.0, seed=seed))
         )
 
-    assert ids(4) == ids(4) != ids(5)
+    assert tokens(4) == tokens(4) != tokens(5)
 
 
 # ---- the bundled model ----
@@ -241,12 +241,12 @@ def test_nano_says_nothing_on_silence(nano):
 
 
 def test_nano_says_nothing_on_noise(nano):
-    """Of all lengths that a piece may have, white, pink and brown, loud and quiet."""
-    rng, model, pieces = np.random.default_rng(2), StepAudio2.load(nano), []
+    """Of all lengths that a segment may have, white, pink and brown, loud and quiet."""
+    rng, model, segments = np.random.default_rng(2), StepAudio2.load(nano), []
     for seconds in (1, 6, 15, 21, 24):
         for colour in (0, 1, 2):
             x = np.fft.rfft(rng.standard_normal(seconds * 16_000))
             x = np.fft.irfft(x * (np.arange(len(x)) / seconds + 6.0) ** (-0.5 * colour))
-            pieces += [(level * x / np.abs(x).max()).astype(np.float32) for level in (0.01, 0.8)]
-    found = model.transcribe(pieces, sampling=Sampling.reference())
+            segments += [(level * x / np.abs(x).max()).astype(np.float32) for level in (0.01, 0.8)]
+    found = model.transcribe(segments, sampling=Sampling.reference())
     assert [t.text for t in found] == [""] * 30

@@ -17,7 +17,7 @@ from stepaudio.models.kv_cache import CachePolicy, FullCache
 
 TENSORS = load_file(Path(__file__).parents[1] / "assets" / "llm.safetensors")
 GOLDEN = golden_net(TENSORS)
-NET = tiny_net(seed=7, scale=4)  # attention decides, so that ids tell caches apart
+NET = tiny_net(seed=7, scale=4)  # attention decides, so that tokens differ between caches
 GREEDY = Sampling.greedy()
 
 
@@ -29,7 +29,7 @@ def run(net, ids, sampling=GREEDY, spans=(), **options) -> Run:
     return collect(generate(net, [request(net, ids, spans)], RunOptions(sampling, **options)), 1)[0]
 
 
-# ------------------------------------------------------------------------------- the reference's ids
+# ------------------------------------------------------------------------------- the reference's tokens
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_limit_of_the_config_is_the_default():
 
 
 @pytest.mark.parametrize("cache", [p[0] for p in POLICIES.values()], ids=POLICIES)
-@pytest.mark.parametrize("piece", [1, 3, 7, 40])
-def test_prefill_in_pieces_equals_whole(monkeypatch, piece, cache):
+@pytest.mark.parametrize("chunk", [1, 3, 7, 40])
+def test_prefill_in_chunks_equals_whole(monkeypatch, chunk, cache):
     prompt = np.random.default_rng(1).integers(0, 48, 41)
     whole = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
-    monkeypatch.setattr(loop_module, "PREFILL", piece)
-    pieces = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
-    assert pieces.tokens == whole.tokens and np.allclose(pieces.logprobs, whole.logprobs, atol=1e-4)
+    monkeypatch.setattr(loop_module, "PREFILL", chunk)
+    chunked = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
+    assert chunked.tokens == whole.tokens and np.allclose(chunked.logprobs, whole.logprobs, atol=1e-4)
 
 
 def test_no_step_is_computed_in_vain(monkeypatch):

@@ -11,12 +11,12 @@ SMALL = {"max_period": 7, "min_repeats": 3, "min_ids": 6}
 USUAL = {"max_period": 64, "min_repeats": 4, "min_ids": 32}
 
 
-def same_as_reference(ids, thresholds) -> int:
+def same_as_reference(tokens, thresholds) -> int:
     """Compare after every id; returns how often there was a loop."""
     detector, found = LoopDetector(**thresholds), 0
-    for n, token in enumerate(ids, 1):
-        loop, want = detector.push(token), loop_reference(ids[:n], **thresholds)
-        assert (loop and (loop.period, loop.onset)) == want, (ids[:n], thresholds)
+    for n, token in enumerate(tokens, 1):
+        loop, want = detector.push(token), loop_reference(tokens[:n], **thresholds)
+        assert (loop and (loop.period, loop.onset)) == want, (tokens[:n], thresholds)
         if loop:
             assert loop.repeats == pytest.approx((n - loop.onset) / loop.period)
             found += 1
@@ -35,8 +35,8 @@ def test_random_ids():
 def test_planted_loops(period, thresholds):
     rng = np.random.default_rng(period)
     before, block = rng.permutation(50)[:23].tolist(), rng.integers(50, 99, period).tolist()
-    ids = before + (block * 40)[: max(45, 5 * period)] + rng.permutation(50)[:9].tolist()
-    found = same_as_reference(ids, thresholds)
+    tokens = before + (block * 40)[: max(45, 5 * period)] + rng.permutation(50)[:9].tolist()
+    found = same_as_reference(tokens, thresholds)
     if len(set(block)) == period:
         assert (found > 0) == (period <= thresholds["max_period"])
 
@@ -61,7 +61,7 @@ def test_a_loop_that_ended_is_still_reported():
 
 
 @pytest.mark.parametrize(
-    "ids",
+    "tokens",
     [
         [4] * 31,  # "no no no", a row of equal digits
         [1, 2, 3] * 10 + [9],
@@ -72,10 +72,10 @@ def test_a_loop_that_ended_is_still_reported():
         [1],
         (list(range(40)) * 3)[:-1],
     ],
-    ids=lambda ids: f"{len(ids)} ids",
+    ids=lambda tokens: f"{len(tokens)} tokens",
 )
-def test_what_is_rightly_repeated_is_left_alone(ids):
-    assert find_loop(ids) is None and loop_reference(ids, **USUAL) is None
+def test_intended_repetition_is_no_loop(tokens):
+    assert find_loop(tokens) is None and loop_reference(tokens, **USUAL) is None
 
 
 @pytest.mark.parametrize("bad", [{"max_period": 0}, {"min_repeats": 1}, {"min_ids": 1}, {"min_repeats": -4}])

@@ -73,7 +73,7 @@ def test_the_whole_reference_chain_through_the_sampler():
     assert np.abs(got[finite] - want[finite]).max() < 1e-5
 
 
-# ------------------------------------------------------------------------------- four ids, worked by hand
+# ------------------------------------------------------------------------------- four tokens, worked by hand
 
 P = [0.5, 0.3, 0.15, 0.05]
 
@@ -149,7 +149,7 @@ def test_ngrams_by_hand():
 
 
 def test_warping_by_hand():
-    # Temperature comes first: at 0.5 the probabilities are squared, and 0.9 of them are two ids instead of three.
+    # Temperature comes first: at 0.5 the probabilities are squared, and 0.9 of them are two tokens instead of three.
     assert survivors(warp(logs(P), Sampling(temperature=1.0, top_p=0.9))) == [0, 1, 2]
     assert survivors(warp(logs(P), Sampling(temperature=0.5, top_p=0.9))) == [0, 1]
     # Top-k before top-p: of the two best, 0.5 / 0.8 = 0.625 is enough for 0.6; of all four it would not be.
@@ -266,7 +266,7 @@ def test_text_and_audio_penalties_do_not_touch_each_other():
 
 
 def test_ngrams_of_text_reach_over_audio_in_between():
-    # Interleaved speech: 0 1 | codes | 0 -> 1 is a repeated pair of text ids, whatever codes lie between.
+    # Interleaved speech: 0 1 | codes | 0 -> 1 is a repeated pair of text tokens, whatever codes lie between.
     sampler = Sampler(Sampling(text=Penalties(no_repeat_ngram=2), audio=Penalties()), [[]], (3, 6))
     for token in (0, 4, 1, 3, 5, 0, 4):
         sampler(mx.where(mx.arange(6) == token, 1e4, -1e4)[None])
@@ -311,7 +311,7 @@ def test_global_seed_does_not_matter():
 @pytest.mark.parametrize(
     "s",
     [Sampling.greedy(temperature=1.0), Sampling(temperature=0.8, top_k=20), Sampling()],
-    ids=["drawn", "planned and drawn", "planned"],
+    ids=["sampled", "planned and sampled", "planned"],
 )
 def test_rows_are_independent_of_company(s):
     together = ids_of(Sampler(s, [[1], [2], [3]]), LOGITS, 40)

@@ -18,7 +18,7 @@ N, LIMIT = 61, 19
 SPANS = ((7, 5), (30, 3))  # audio rows: one near the start, one that comes after the limit is reached
 KEPT = {"window": set(), "sinks": {0, 1, 2, 3}, "pinned": {0, 1, 2, 3, *range(7, 12), *range(30, 33)}}
 KINDS = [("full", "absolute"), *((k, p) for k in KEPT for p in ("absolute", "reindexed"))]
-PIECES = {
+CHUNKS = {
     "one by one": [1],
     "whole": [N],
     "odd": [5, 1, 7, 3, 11],
@@ -33,11 +33,11 @@ def embeddings(n: int = N, seed: int = 0) -> mx.array:
     return NET.embed(ids)[0]
 
 
-def run(cache, x: mx.array, pieces, net=NET) -> np.ndarray:
-    """Logits (n, V) of all positions through a cache, in pieces no longer than the cache allows."""
-    out, done, pieces = [], 0, cycle(pieces)
+def run(cache, x: mx.array, chunks, net=NET) -> np.ndarray:
+    """Logits (n, V) of all positions through a cache, in chunks no longer than the cache allows."""
+    out, done, chunks = [], 0, cycle(chunks)
     while done < len(x):
-        wanted = min(next(pieces), len(x) - done)
+        wanted = min(next(chunks), len(x) - done)
         while wanted:
             take = cache.room(wanted)
             assert 1 <= take <= wanted
@@ -69,11 +69,11 @@ def off(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / np.sqrt(np.mean(want**2)))
 
 
-@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize(("kind", "positions"), KINDS)
-def test_equals_the_reference_without_a_cache(kind, positions, pieces):
+def test_equals_the_reference_without_a_cache(kind, positions, chunks):
     x = embeddings()
-    assert off(run(build(kind, positions), x, pieces), by_hand(kind, positions, x)) < TOLERANCE
+    assert off(run(build(kind, positions), x, chunks), by_hand(kind, positions, x)) < TOLERANCE
 
 
 def test_kinds_differ_once_something_is_evicted():
@@ -92,8 +92,8 @@ def test_kinds_differ_once_something_is_evicted():
 def test_tiny_limits(positions, limit):
     x = embeddings(12)
     want = decoder_reference(NET, x, (), limit, positions == "reindexed")
-    for pieces in ([1], [12], [3, 4]):
-        assert off(run(build("window", positions, limit), x, pieces), want) < TOLERANCE
+    for chunks in ([1], [12], [3, 4]):
+        assert off(run(build("window", positions, limit), x, chunks), want) < TOLERANCE
 
 
 @pytest.mark.parametrize("positions", ["absolute", "reindexed"])
@@ -104,11 +104,11 @@ def test_pinned_longer_than_its_window(positions):
     assert set(cache.held) == kept | {39}
 
 
-@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize(("kind", "positions"), KINDS[1:])
-def test_holds_what_the_rule_says(kind, positions, pieces):
+def test_holds_what_the_rule_says(kind, positions, chunks):
     cache = build(kind, positions)
-    run(cache, embeddings(), pieces)
+    run(cache, embeddings(), chunks)
     assert sorted(cache.held) == remembered(N - 1, KEPT[kind], LIMIT)
     assert KEPT[kind] <= set(cache.held.tolist())  # pinned spans and sinks are never forgotten
     assert cache.offset == N
@@ -144,11 +144,11 @@ def padded(lengths: list[int]) -> tuple[mx.array, list[mx.array], np.ndarray]:
     return mx.stack([mx.pad(r, [(p, 0), (0, 0)]) for r, p in zip(rows, pad, strict=True)]), rows, pad
 
 
-@pytest.mark.parametrize("pieces", [[24], [1], [5, 1, 7]], ids=str)
-def test_left_padding_changes_no_row(pieces):
+@pytest.mark.parametrize("chunks", [[24], [1], [5, 1, 7]], ids=str)
+def test_left_padding_changes_no_row(chunks):
     batch, rows, pad = padded([24, 9, 17, 1])
     cache, out, done = FullCache(2, NET.model.rope, pad), [], 0
-    for take in cycle(pieces):
+    for take in cycle(chunks):
         take = min(take, 24 - done)
         out.append(np.array(NET.logits(batch[:, done : done + take], cache)))
         done += take

@@ -35,7 +35,7 @@ def test_rows_and_nothing_else_are_replaced(k):
     ids, want = TENSORS[f"in.audio{k}.ids"], TENSORS[f"out.audio{k}.embeds"]
     rows = TENSORS[f"out.audio{k}.rows"]
     breaks = np.flatnonzero(np.diff(rows) > 1) + 1
-    runs = np.split(rows, breaks)  # the golden file's own idea of where each piece of audio lies
+    runs = np.split(rows, breaks)  # the golden file's own idea of where each segment of audio lies
     assert [r[0] - 1 for r in runs] == np.flatnonzero(ids[0] == AUDIO_START).tolist()
     features = [mx.array(want[0, r]) for r in runs]
     x = NET.embed(ids, [Slot(0, int(r[0]), len(r)) for r in runs], features)
@@ -53,10 +53,10 @@ def test_hearing_and_reading_equal_the_reference(goldens, k):
     net.load_weights([(n, mx.array(a)) for n, a in weights.items()])
     ids, frames = tensors[f"in.audio{k}.ids"], tensors[f"in.audio{k}.mel_lens"] + 2
     mels = [m[:, :n] for m, n in zip(tensors[f"in.audio{k}.mels"], frames, strict=True)]
-    heard = net.encode_audio(mels, independent=False)
-    assert [len(h) for h in heard] == [n_audio_embeddings(int(n)) for n in frames]
+    encoded = net.encode_audio(mels, independent=False)
+    assert [len(h) for h in encoded] == [n_audio_embeddings(int(n)) for n in frames]
     starts = np.flatnonzero(ids[0] == c["token_ids"]["audio_start"]) + 1
-    x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, heard, strict=True)], heard)
+    x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, encoded, strict=True)], encoded)
     assert off(x, tensors[f"out.audio{k}.embeds"]) < 1e-4
     assert off(net.logits(x, NoCache(net.model.rope)), tensors[f"out.audio{k}.logits"]) < 1e-3
 

@@ -18,7 +18,7 @@ OPEN = {"role": "assistant", "content": None}
 
 @pytest.fixture(scope="module")
 def small():
-    return Tokenizer.train(["write down what you hear"] * 3, vocab_size=280, n_audio=8)
+    return Tokenizer.train(["write down the words"] * 3, vocab_size=280, n_audio=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def chats(goldens):
 
 
 def rows_per_clip(chat):
-    """The recorded rows of all pieces, grouped: a piece of full length is followed by more of its recording."""
+    """The recorded embeddings of all segments, grouped: one of full length is followed by more of its recording."""
     clips, go_on = [], False
     for frames, rows in zip(chat["mel_frames"], chat["audio_tokens"], strict=True):
         assert n_audio_embeddings(frames) == rows
@@ -149,8 +149,8 @@ def test_audio_becomes_marked_rows_in_order(small):
 
 
 def test_base_prompts_have_no_turns(small):
-    made = build_base_prompt(["hear", AUDIO, tokens(1, 2), text("x")], small, [[1]])
-    assert small.decode(made.tokens) == f"hear<audio_start><audio_patch><audio_end>{small.decode([1, 2])}x"
+    made = build_base_prompt(["listen", AUDIO, tokens(1, 2), text("x")], small, [[1]])
+    assert small.decode(made.tokens) == f"listen<audio_start><audio_patch><audio_end>{small.decode([1, 2])}x"
 
 
 def test_token_items_go_in_as_they_are(small):

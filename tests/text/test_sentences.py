@@ -1,4 +1,4 @@
-"""Texts into pieces: by hand, and what must hold of any text."""
+"""Texts into parts to read: by hand, and what must hold of any text."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from stepaudio.errors import ConfigError
 from stepaudio.text.sentences import cut_text
 
 
-@pytest.mark.parametrize(("text", "limit", "pieces"), [
+@pytest.mark.parametrize(("text", "limit", "parts"), [
     ("One. Two! Three?", 100, ["One. Two! Three?"]),
     ("One. Two! Three?", 9, ["One. Two!", "Three?"]),
     ('He said "yes." Then he left.', 14, ['He said "yes."', "Then he left."]),
@@ -19,8 +19,8 @@ from stepaudio.text.sentences import cut_text
     ("before, and after it all.", 12, ["before,", "and after it", "all."]),
     ("abcdefgh ij", 5, ["abcde", "fgh", "ij"]), ("", 5, []), (" \n ", 5, []),
 ])  # fmt: skip
-def test_by_hand(text, limit, pieces):
-    assert cut_text(text, limit) == pieces
+def test_by_hand(text, limit, parts):
+    assert cut_text(text, limit) == parts
 
 
 def test_nothing_is_lost_and_no_piece_is_too_long():
@@ -28,9 +28,9 @@ def test_nothing_is_lost_and_no_piece_is_too_long():
     for _ in range(1000):
         text = "".join(draw.choice("ab ,.!?。，\n\"'3") for _ in range(draw.randrange(60)))
         limit = draw.randrange(1, 15)
-        pieces = cut_text(text, limit)
-        assert "".join(re.sub(r"\s", "", p) for p in pieces) == re.sub(r"\s", "", text)
-        assert all(0 < len(p) <= limit and p == p.strip() for p in pieces)
+        parts = cut_text(text, limit)
+        assert "".join(re.sub(r"\s", "", p) for p in parts) == re.sub(r"\s", "", text)
+        assert all(0 < len(p) <= limit and p == p.strip() for p in parts)
 
 
 @pytest.mark.parametrize("limit", [0, -3, 2.5, None])

@@ -1,4 +1,4 @@
-"""Text <-> ids against the published tokenizer's recorded pairs, and the logic on a small trained one."""
+"""Text <-> token ids against the published tokenizer's recorded pairs, and the logic on a small trained one."""
 
 import json
 import random
@@ -240,7 +240,7 @@ def test_train_refuses(wrong):
         Tokenizer.train(**({"texts": TEXTS, "vocab_size": 300} | wrong))
 
 
-# ---- broken folders ---------------------------------------------------------------------------------------------
+# ---- damaged folders --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PARTS)
