@@ -8,14 +8,15 @@ holds no state between calls.
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from .audio.sources import is_file
 from .backend.device import on_cpu
 from .checkpoints.capabilities import Capabilities
 from .constants import n_audio_embeddings
@@ -161,7 +162,7 @@ class Engine:
 
     def _chunks(self, source, downmix: str, sample_rate: float | None) -> list[np.ndarray]:
         """A recording in the reference's chunks: 25 s each, wherever that falls."""
-        rate = None if isinstance(source, (str, os.PathLike)) else sample_rate
+        rate = None if is_file(source) else sample_rate
         x, size = self.pipeline.load(source, downmix=downmix, sample_rate=rate), self.pipeline.chunk_samples
         return [x[i : i + size] for i in range(0, len(x), size)]
 
@@ -176,7 +177,7 @@ class Engine:
         watch = None
         if options.stop:
             tokenizer = self.require_tokenizer()
-            watch = lambda: StopStrings(tokenizer, options.stop)
+            watch = partial(StopStrings, tokenizer, options.stop)
         options = replace(options, sampling=self.pipeline.sampling(options.rules))
         return RunOptions.of(options, self.stop_ids(), watch, audio)
 
@@ -241,6 +242,7 @@ class StopStrings:
         self._strings, self._longest = tuple(strings), max(map(len, strings))
 
     def __call__(self, token: int) -> bool:
+        """Take the next token; whether the text now holds one of the strings."""
         new = self._detokenizer.push(token)
         window = self._text + new
         self._text = window[-self._longest :]

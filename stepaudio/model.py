@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Unpack, cast, overload
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_flatten
 
 from .audio.sources import given_rate, is_file, rate_is_assumed
@@ -129,9 +128,31 @@ class StepAudio2:
     # ------------------------------------------------------------ transcription
 
     @overload
-    def transcribe(self, source: list | tuple, **keywords: Any) -> list[Transcript]: ...
+    def transcribe(
+        self,
+        source: list | tuple,
+        *,
+        options: DecodingOptions | None = None,
+        prompt: str | PromptTokens = ASR_SYSTEM,
+        downmix: str = "first",
+        sr: float | None = None,
+        sample_rate: float | None = None,
+        progress: bool | None = None,
+        **changes: Unpack[DecodingKeywords],
+    ) -> list[Transcript]: ...
     @overload
-    def transcribe(self, source: Any, **keywords: Any) -> Transcript: ...
+    def transcribe(
+        self,
+        source: Any,
+        *,
+        options: DecodingOptions | None = None,
+        prompt: str | PromptTokens = ASR_SYSTEM,
+        downmix: str = "first",
+        sr: float | None = None,
+        sample_rate: float | None = None,
+        progress: bool | None = None,
+        **changes: Unpack[DecodingKeywords],
+    ) -> Transcript: ...
     def transcribe(
         self,
         source,
@@ -334,4 +355,5 @@ def is_list_of_recordings(source) -> bool:
 
 
 def _size(net) -> int:
-    return sum(int(np.prod(array.shape)) for _, array in tree_flatten(net.parameters()))
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(net.parameters()))
+    return sum(array.size for _, array in parameters)

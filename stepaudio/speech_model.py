@@ -16,7 +16,7 @@ import numpy as np
 
 from .checkpoints.capabilities import Capabilities
 from .decoding.generate import Step, collect
-from .decoding.options import DecodingKeywords, DecodingOptions, merge_options
+from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation, answer_of
 from .decoding.sampling import Sampling
 from .engine import with_audio
@@ -92,6 +92,7 @@ class Spoken:
 
     @property
     def n_codes(self) -> int:
+        """Audio codes in all answers."""
         return sum(len(a.codes) for a in self.answers)
 
     @property
@@ -113,7 +114,7 @@ class SpokenChunk:
 
 
 class SpeechModel:
-    """Make one with `SpeechModel.load`, or of its two halves.
+    """A language model and a vocoder stack. Make one with `SpeechModel.load`, or of the two.
 
     Methods that make sound take a voice as `Synthesizer.voice` does: a `Voice`, a clip, or a saved voice.
     """
@@ -127,14 +128,19 @@ class SpeechModel:
 
         Parameters
         ----------
-        path : folder; by default `STEPAUDIO_CHECKPOINT`, or else the bundled model.
-        speak : False leaves the speaking half out, for answers in text.
-        dtype : of the language model, as `StepAudio2.load`.
+        path : str or Path, optional
+            Folder; by default `STEPAUDIO_CHECKPOINT`, or else the bundled model.
+        speak : bool
+            False leaves the vocoder stack out, for answers in text.
+        dtype : mx.Dtype, optional
+            Of the language model, as `StepAudio2.load`.
 
         Raises
         ------
-        WeightsError : no speaking half in the folder, found before the language model is read; and what the loaders
-            of both halves raise.
+        PromptError
+            The model was not trained to speak.
+        WeightsError
+            No vocoder stack in the folder, found before the language model is read; and what both loaders raise.
         """
         folder = checkpoint_folder(path)
         if speak:
@@ -144,37 +150,69 @@ class SpeechModel:
 
     @property
     def synthesizer(self) -> Synthesizer:
+        """The vocoder stack; `WeightsError` if it was not loaded."""
         if self._synthesizer is None:
             raise WeightsError("this model was loaded without its vocoder stack: load it with speak=True")
         return self._synthesizer
 
     # ------------------------------------------------------------ what can be asked
 
-    def synthesize(self, text: str, voice, options: SpeechOptions = DEFAULT) -> Spoken:
-        """Read a text aloud, piece by piece if it is long. Raises `PromptError` for no words or special tokens."""
+    def synthesize(
+        self, text: str, voice, options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
+    ) -> Spoken:
+        """Read a text aloud, part by part if it is long.
+
+        Parameters
+        ----------
+        text : str
+        voice : Voice, recording or path
+            As `Synthesizer.voice` takes it.
+        options : SpeechOptions
+        **changes
+            Short keywords on top of `options.decoding`, as in `StepAudio2.transcribe`; `seed` also that of the noise.
+
+        Raises
+        ------
+        PromptError
+            No words, or special tokens among them.
+        """
+        options = _merged(options, "speak", changes)
         return self.speak(self.reading(text, options), voice, options)
 
-    def respond(self, audio, voice, options: SpeechOptions = DEFAULT, system: str = DEFAULT_SYSTEM) -> Spoken:
-        """Answer a recording in speech."""
-        return self.speak([self.question(audio, system)], voice, options)
+    def respond(
+        self,
+        audio,
+        voice,
+        options: SpeechOptions = DEFAULT,
+        system: str = DEFAULT_SYSTEM,
+        **changes: Unpack[DecodingKeywords],
+    ) -> Spoken:
+        """Answer a recording in speech; options as in `synthesize`."""
+        self.model.capabilities.require("respond")
+        return self.speak([self.question(audio, system)], voice, _merged(options, "chat", changes))
 
-    def translate(self, audio, to: str = "zh", options: SpeechOptions = WRITTEN) -> Generation:
-        """What is said in a recording, as text in another language: a key of `prompt.LANGUAGES`."""
+    def translate(
+        self, audio, to: str = "zh", options: SpeechOptions = WRITTEN, **changes: Unpack[DecodingKeywords]
+    ) -> Generation:
+        """What is said in a recording, as text in another language: a key of `text.prompts.LANGUAGES`."""
         self.model.capabilities.require("translate")
         messages = with_audio(translation_turns(to), audio)
-        return self.model.generate_text(messages, options=options.decoding)
+        return self.model.generate_text(messages, options=_merged(options, "translate", changes).decoding)
 
-    def translate_speech(self, audio, voice, to: str = "zh", options: SpeechOptions = DEFAULT) -> Spoken:
-        """The same as speech."""
-        return self.speak([self.translation(audio, to)], voice, options)
+    def translate_speech(
+        self, audio, voice, to: str = "zh", options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
+    ) -> Spoken:
+        """The same as speech; options as in `synthesize`."""
+        self.model.capabilities.require("translate")
+        return self.speak([self.translation(audio, to)], voice, _merged(options, "chat", changes))
 
     # ------------------------------------------------------------ conversations, for `speak` and `stream`
 
     def reading(self, text: str, options: SpeechOptions = DEFAULT) -> list[Conversation]:
-        """One conversation per piece of a text to be read aloud."""
+        """One conversation per part of a text to be read aloud."""
         tokenizer = self._tokenizer()
-        reading_turns(text, tokenizer)  # a fault anywhere ends it before any piece is read
-        return [reading_turns(piece, tokenizer) for piece in cut_text(text, options.max_characters)]
+        reading_turns(text, tokenizer)  # a fault anywhere ends it before any part is read
+        return [reading_turns(part, tokenizer) for part in cut_text(text, options.max_characters)]
 
     def question(self, audio, system: str = DEFAULT_SYSTEM) -> Conversation:
         """A recording as the human's turn, and a spoken answer opened."""
@@ -190,7 +228,8 @@ class SpeechModel:
 
         Raises
         ------
-        PromptError, AudioError, DecodeError, WeightsError : as the two halves.
+        PromptError, AudioError, DecodeError, WeightsError
+            As both parts raise them.
         """
         synthesizer = self.synthesizer
         voice = synthesizer.voice(voice)
@@ -206,8 +245,9 @@ class SpeechModel:
     def stream(
         self, conversations: Sequence[Conversation], voice, options: SpeechOptions = DEFAULT
     ) -> Iterator[SpokenChunk]:
-        """The same as it comes: sound follows the codes by one chunk and the look-ahead. Every answer begins anew in
-        the voice, which is read once.
+        """The same as it comes: sound follows the codes by one chunk and the look-ahead.
+
+        Every answer begins anew in the voice, which is read once.
         """
         state = self.synthesizer.begin(
             self.synthesizer.voice(voice), noise=options.seed, source_noise=options.seed, options=options.voicing
@@ -247,3 +287,10 @@ class _Listener:
         """The text since the last call."""
         text, self._text = self._text + (self._words.finish() if end else ""), ""
         return text
+
+
+def _merged(options: SpeechOptions, task: str, changes: DecodingKeywords) -> SpeechOptions:
+    """The options with short keywords on top; one seed decides every draw, of tokens and of noise."""
+    refuse_unknown(changes, ("options", "system", "to"))
+    decoding = merge_options(options.decoding, task, **changes)
+    return replace(options, decoding=decoding, seed=changes.get("seed", options.seed))

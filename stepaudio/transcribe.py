@@ -287,7 +287,7 @@ def transcribe_segments(
 
 
 def _bar(seconds: float, progress: bool | None) -> tqdm:
-    """A bar over seconds of audio. Where nobody asked for or against it: hidden if short or if stderr is no terminal."""
+    """A bar over seconds of audio; unless asked for, hidden if it would be short or stderr is no terminal."""
     hidden = not progress if progress is not None else seconds < LONG or None  # None: tqdm looks for a terminal
     return tqdm(total=round(seconds), unit="s of audio", disable=hidden)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -160,7 +160,7 @@ def generate(
             return
         if len(live) <= len(rows) // 2:
             keep = [i for i, row in enumerate(rows) if row in live]
-            cache.keep_rows(keep)
+            cast(FullCache, cache).keep_rows(keep)  # the only kind that holds a batch
             sampler.keep_rows(keep)
             ahead = ahead.keep_rows(keep)
             rows = list(live)
@@ -214,7 +214,7 @@ def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap | None) -> mx.array
 
 
 class _Chosen(NamedTuple):
-    """A step on the device: next ids (B,), their log-probabilities (B,), and ids and probabilities of the best (B, k)."""
+    """A step on the device: ids (B,) and log-probabilities (B,) of what comes next, and of the best (B, k)."""
 
     tokens: mx.array
     logprobs: mx.array
@@ -223,7 +223,8 @@ class _Chosen(NamedTuple):
 
     def keep_rows(self, rows: list[int]) -> _Chosen:
         index = mx.array(rows)
-        return _Chosen(*(None if a is None else a[index] for a in self))
+        top, top_logprobs = (None if a is None else a[index] for a in (self.top, self.top_logprobs))
+        return _Chosen(self.tokens[index], self.logprobs[index], top, top_logprobs)
 
 
 def _choose(sampler: Sampler, logits: mx.array, top: int) -> _Chosen:

@@ -11,8 +11,9 @@ from ..errors import DecodeError
 
 @dataclass(frozen=True)
 class Loop:
-    """A tail that repeats: a block of `period` tokens from index `onset` on, `repeats` times over (a fraction if the last
-    is unfinished).
+    """A tail that repeats: a block of `period` tokens from index `onset` on, `repeats` times over.
+
+    `repeats` is no whole number if the last one is unfinished.
     """
 
     period: int

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, TypedDict, Unpack, cast
+from typing import TypedDict, Unpack, cast
 
 from ..choices import CacheKind, LoopAction, Positions, hint, is_whole
 from ..constants import MAX_TOKENS
 from ..errors import DecodeError
 from ..models.kv_cache import CachePolicy
-from .sampling import PENALTY_FIELDS, SAMPLING_FIELDS, Penalties, Sampling
-
-
-class BuildsCache(Protocol):
-    """What decoding asks of a cache policy: `CachePolicy`, or something that watches one."""
-
-    def limit(self, default: int = ...) -> int | None:
-        """Most positions held, None for no limit."""
-        ...
-
-    def build(self, n_layers: int, rope, default_len: int = ..., spans=()):
-        """A cache for one prompt."""
-        ...
+from .sampling import PENALTY_FIELDS, SAMPLING_FIELDS, Sampling
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,7 @@ class DecodingOptions:
     """
 
     sampling: Sampling | str = field(default_factory=Sampling)
-    cache: CachePolicy | BuildsCache | str = field(default_factory=CachePolicy)
+    cache: CachePolicy | str = field(default_factory=CachePolicy)
     max_tokens: int = MAX_TOKENS
     on_loop: LoopAction | str = LoopAction.REPORT
     stop: Sequence[str] = ()
@@ -61,7 +49,9 @@ class DecodingOptions:
     top: int = 0
 
     def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # frozen, but words become records here
+        def put(name: str, value: object) -> None:  # frozen, but words become records here
+            object.__setattr__(self, name, value)
+
         put("sampling", named_sampling(self.sampling, "transcribe"))
         put("cache", _named_cache(self.cache))
         put("on_loop", LoopAction.of(self.on_loop, "on_loop"))
@@ -81,9 +71,9 @@ class DecodingOptions:
         return cast(Sampling, self.sampling)
 
     @property
-    def policy(self) -> BuildsCache:
+    def policy(self) -> CachePolicy:
         """`cache` as the policy that it has become."""
-        return cast(BuildsCache, self.cache)
+        return cast(CachePolicy, self.cache)
 
 
 def _at_least(value: object, least: int, name: str) -> None:
@@ -96,10 +86,10 @@ def named_sampling(sampling: Sampling | str, task: str) -> Sampling:
     return sampling if isinstance(sampling, Sampling) else Sampling.named(sampling, task)
 
 
-def _named_cache(cache: CachePolicy | BuildsCache | str) -> CachePolicy | BuildsCache:
+def _named_cache(cache: CachePolicy | str) -> CachePolicy:
     if isinstance(cache, str):
         return CachePolicy(CacheKind.of(cache, "cache"))
-    if not (hasattr(cache, "limit") and hasattr(cache, "build")):
+    if not isinstance(cache, CachePolicy):
         raise DecodeError(f"cache: expected a CachePolicy or one of {', '.join(CacheKind.values())}, found {cache!r}")
     return cache
 
@@ -108,7 +98,7 @@ class DecodingKeywords(TypedDict, total=False):
     """The short keywords of every way of generating: fields of `DecodingOptions`, and single values of its records."""
 
     sampling: Sampling | str | None
-    cache: CachePolicy | BuildsCache | str | None
+    cache: CachePolicy | str | None
     max_tokens: int
     on_loop: LoopAction | str
     stop: Sequence[str]
@@ -125,9 +115,6 @@ class DecodingKeywords(TypedDict, total=False):
     no_repeat_ngram: int
     window: int | None
     include_prompt: bool
-    text: Penalties
-    audio: Penalties
-    escape: Penalties
     max_cache_len: int | None
     sinks: int
     positions: Positions | str
@@ -135,7 +122,8 @@ class DecodingKeywords(TypedDict, total=False):
 
 OPTION_FIELDS = tuple(f.name for f in fields(DecodingOptions))
 CACHE_FIELDS = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions"}
-KEYWORDS = (*OPTION_FIELDS, *SAMPLING_FIELDS, *PENALTY_FIELDS, *CACHE_FIELDS)
+RULE_FIELDS = (*(n for n in SAMPLING_FIELDS if n not in ("text", "audio", "escape")), *PENALTY_FIELDS)
+KEYWORDS = (*OPTION_FIELDS, *RULE_FIELDS, *CACHE_FIELDS)
 
 
 def merge_options(
@@ -150,9 +138,9 @@ def merge_options(
     task : {"transcribe", "translate", "chat", "speak"}
         Whose reference is meant by sampling="reference".
     **changes
-        Fields of `DecodingOptions`, of `Sampling` and `Penalties` (text and audio alike), and `max_cache_len`, `sinks`
-        and `positions` of the cache. A whole record or its name is set first, single values on top of it. None for
-        sampling or cache leaves what `options` has.
+        Fields of `DecodingOptions`, single values of `Sampling` and `Penalties` (text and audio alike), and
+        `max_cache_len`, `sinks` and `positions` of the cache. A whole record or its name is set first, single values on
+        top of it. None for sampling or cache leaves what `options` has.
 
     Returns
     -------
@@ -179,14 +167,12 @@ def merge_options(
     sampling, cache = own.pop("sampling", None), own.pop("cache", None)
     sampling = options.rules if sampling is None else named_sampling(sampling, task)
     cache = options.policy if cache is None else _named_cache(cache)
-    rules = {name: given[name] for name in (*SAMPLING_FIELDS, *PENALTY_FIELDS) if name in given}
+    rules = {name: given[name] for name in RULE_FIELDS if name in given}
     limits = {field_: given[name] for name, field_ in CACHE_FIELDS.items() if name in given}
-    if limits and not isinstance(cache, CachePolicy):
-        raise DecodeError(f"{', '.join(limits)}: expected with a CachePolicy, found cache {type(cache).__name__}")
     return replace(
         options,
         sampling=sampling.override(rules) if rules else sampling,
-        cache=replace(cast(CachePolicy, cache), **limits) if limits else cache,
+        cache=replace(cache, **limits) if limits else cache,
         **own,
     )
 

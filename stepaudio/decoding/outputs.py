@@ -78,7 +78,7 @@ class Generation:
 
     @property
     def kind(self) -> str:
-        """ "spoken" if there are codes, else "text" if there is any but white space, else "empty"."""
+        """One of "spoken", if there are codes; "text", if there is any but white space; "empty"."""
         return "spoken" if self.codes else "text" if self.text and self.text.strip() else "empty"
 
     @property

@@ -106,10 +106,8 @@ class Sampler:
         ruled = self.rules(logits) if self._needs_history else logits
         if self._escaping.any():
             ruled = mx.where(mx.array(self._escaping)[:, None], self.rules(logits, "escape"), ruled)
-        if self.sampling.temperature == 0:
-            ids = mx.argmax(ruled, axis=-1)
-        else:
-            ids = self._draw(warp(ruled, self.sampling))
+        greedy = self.sampling.temperature == 0
+        ids = mx.argmax(ruled, axis=-1) if greedy else self._draw(warp(ruled, self.sampling))
         ids = ids.astype(mx.int32)
         audio = self._is_audio(ids)
         for kind, history in self._histories.items():
@@ -117,7 +115,7 @@ class Sampler:
         return ids
 
     def _draw(self, logits: mx.array) -> mx.array:
-        """One draw per sequence, with random keys of its own: results must not depend on the composition of the batch."""
+        """One draw per sequence, with random keys of its own: the composition of the batch must not matter."""
         noise = []
         for row in range(logits.shape[0]):
             self._keys[row], key = mx.random.split(self._keys[row])

@@ -5,7 +5,8 @@ One protocol, used by attention without asking which kind it has:
     update(i, q, k, v)   rotate, store and return (q, k, v, mask) for layer i
     advance()            the new positions are now part of the past
     slots                after `plan`: which absolute position each of the L slots holds that this pass reads
-Axes: B sequences of a batch, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no text.
+Axes: B sequences of a batch, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no
+text.
 
 Position conventions. *absolute*: a key is rotated once, at the position where it was read. *reindexed*: keys
 are stored unrotated and take, at each step, their rank among the positions still held (StreamingLLM, Xiao et
@@ -15,7 +16,7 @@ al. 2023, section 3.2), so that no distance ever exceeds the limit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import numpy as np
@@ -36,7 +37,7 @@ class Rope:
     base: float
 
     def __call__(self, x: mx.array, offset: int) -> mx.array:
-        """Rotate (B, H, n, D) at positions offset, offset+1, …"""
+        """Rotate (B, H, n, D) at consecutive positions from `offset` on."""
         return rope(x, self.dims, self.base, offset)
 
     def at(self, x: mx.array, positions: np.ndarray) -> mx.array:
@@ -146,9 +147,9 @@ class FullCache:
         """Rotate, store, and return queries, all keys, all values and the mask."""
         q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         end = self.offset + self._n
-        self._keys[layer] = write(self._keys[layer], k, self.offset)
-        self._values[layer] = write(self._values[layer], v, self.offset)
-        return q, self._keys[layer][..., :end, :], self._values[layer][..., :end, :], self._mask
+        keys = self._keys[layer] = write(self._keys[layer], k, self.offset)
+        values = self._values[layer] = write(self._values[layer], v, self.offset)
+        return q, keys[..., :end, :], values[..., :end, :], self._mask
 
     def advance(self) -> None:
         """Count the new positions as past."""
@@ -157,8 +158,8 @@ class FullCache:
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all batch rows but these."""
         index = mx.array(rows)
-        self._keys = [k[index] for k in self._keys]
-        self._values = [v[index] for v in self._values]
+        self._keys = [None if k is None else k[index] for k in self._keys]
+        self._values = [None if v is None else v[index] for v in self._values]
         self._pad = None if self._pad is None else self._pad[index]
 
     @property
@@ -255,7 +256,7 @@ class WindowCache:
         order = np.cumsum(~self._is_kept(np.arange(self.offset + self._n)))  # how many loose positions up to each
         recent = order[new][:, None] - order[both][None, :] < self._window
         seen = (both[None, :] <= new[:, None]) & (~loose[None, :] | recent)
-        self._mask = mx.array(seen)[None, None]
+        self._mask = mx.array(cast(Any, seen))[None, None]
         alive = ~loose | (order[new[-1]] - order[both] < self._window)
         self._survivors = None if alive.all() else mx.array(np.flatnonzero(alive))
         self._after = both[alive]
@@ -266,17 +267,17 @@ class WindowCache:
         if not self._reindex:
             q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         if self._n == 1:
-            self._keys[layer] = write(self._keys[layer], k, self._slot, self.max_len)
-            self._values[layer] = write(self._values[layer], v, self._slot, self.max_len)
+            keys = self._keys[layer] = write(self._keys[layer], k, self._slot, self.max_len)
+            values = self._values[layer] = write(self._values[layer], v, self._slot, self.max_len)
             n = len(self._after)
-            k, v = self._keys[layer][..., :n, :], self._values[layer][..., :n, :]
+            k, v = keys[..., :n, :], values[..., :n, :]
             if self._reindex:
                 q, k = self._rope(q, n - 1), self._rope.at(k, self._ranks)
             return q, k, v, self._mask
-        if self._keys[layer] is not None:
-            n = len(self.held)
-            k = mx.concatenate([self._keys[layer][..., :n, :], k], axis=2)
-            v = mx.concatenate([self._values[layer][..., :n, :], v], axis=2)
+        keys, values, n = self._keys[layer], self._values[layer], len(self.held)
+        if keys is not None and values is not None:
+            k = mx.concatenate([keys[..., :n, :], k], axis=2)
+            v = mx.concatenate([values[..., :n, :], v], axis=2)
         stay = self._survivors
         self._keys[layer], self._values[layer] = (k, v) if stay is None else (k[..., stay, :], v[..., stay, :])
         if self._reindex:  # `room` saw to it that nothing is evicted during this step: ranks stay as they are

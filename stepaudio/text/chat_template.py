@@ -1,6 +1,6 @@
-"""Turns -> ids and the places where audio rows go: the one module that knows the reference's turn grammar.
+"""Turns -> token ids and the places of audio embeddings: the one module that knows the reference's turn grammar.
 
-Pure: reads no file, hears no sound; the caller says how many rows each 25 s piece of each recording has.
+Pure: reads no file and no sound; the caller says how many embeddings each segment of each recording has.
 The grammar is that of StepFun's `apply_chat_template` in `stepaudio2.py`. The ChatML template that lies in
 the published `tokenizer_config.json` is not what the model was trained on, and is never read.
 """
@@ -28,8 +28,8 @@ class Message:
     ----------
     role : one of `ROLES`, or "user" for "human"
     content : str, list of items, or None
-        A string is one piece with its header and end; items (`{"type": "text", "text": str}`,
-        `{"type": "audio"}`, `{"type": "token", "token": [ids]}`) are separate pieces; None only opens the turn.
+        A string is tokenised together with its header and end; items (`{"type": "text", "text": str}`,
+        `{"type": "audio"}`, `{"type": "token", "token": [ids]}`) one by one; None only opens the turn.
     eot : bool
         Whether `<|EOT|>` closes the turn; without meaning for None.
     """
@@ -67,9 +67,9 @@ class Message:
 
 @dataclass(frozen=True)
 class AudioSlot:
-    """Where the rows of one piece of audio (at most 25 s) go: ids[start : start + length] are `<audio_patch>`.
+    """Where the embeddings of one segment (at most 25 s) go: tokens[start : start + length] are `<audio_patch>`.
 
-    `clip` counts the recordings of the prompt, `piece` the pieces of that recording, both from 0. A very short
+    `clip` counts the recordings of the prompt, `piece` the segments of that recording, both from 0. A very short
     remainder has length 0: it keeps its markers, as in the reference.
     """
 
@@ -81,7 +81,7 @@ class AudioSlot:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids for the decoder and one slot per piece of audio, in order; may be built by hand from ids alone."""
+    """Token ids for the decoder and one slot per segment of audio, in order; may be built by hand from ids alone."""
 
     tokens: tuple[int, ...]
     slots: tuple[AudioSlot, ...] = ()
@@ -105,7 +105,7 @@ class Prompt:
 
 
 class _Writer:
-    """Appends piece after piece; each is tokenised on its own, so nothing merges across a border."""
+    """Appends text after text; each is tokenised on its own, so nothing merges across a border."""
 
     def __init__(self, tokenizer: Tokenizer | None, n_rows: Sequence[Sequence[int]]):
         if tokenizer is None:
@@ -175,7 +175,7 @@ class _Writer:
 
 
 def _checked_rows(n_rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The row counts as plain ints; a recording without a piece or a negative count is refused."""
+    """The counts as plain ints; a recording without a segment or a negative count is refused."""
     try:
         rows = [[operator.index(n) for n in pieces] for pieces in n_rows]
     except TypeError:
@@ -189,7 +189,7 @@ def _checked_rows(n_rows: Sequence[Sequence[int]]) -> list[list[int]]:
 def build_prompt(
     messages: Sequence[Message | Mapping], tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()
 ) -> Prompt:
-    """The ids of a conversation, and where its audio goes.
+    """The token ids of a conversation, and where its audio goes.
 
     Special tokens written in a text become their ids, as in the reference; a caller who passes on foreign
     text must take them out first.
@@ -198,8 +198,8 @@ def build_prompt(
     ----------
     messages : list of Message, or of dicts with the same keys
     tokenizer : Tokenizer
-    n_rows : list per audio item, in order, of the rows >= 0 of each of its pieces of 25 s
-        See `constants.n_audio_embeddings`.
+    n_rows : sequence of sequences of int >= 0
+        Per audio item, in order, the number of embeddings of each of its segments; see `constants.n_audio_embeddings`.
 
     Returns
     -------
@@ -228,7 +228,7 @@ def build_prompt(
 def build_base_prompt(
     pieces: Sequence[str | Mapping], tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()
 ) -> Prompt:
-    """The ids for a base model, which knows no turns: texts and items, one after the other.
+    """The token ids for a base model, which knows no turns: texts and items, one after the other.
 
     Parameters, result and errors as in `build_prompt`; `pieces` holds strings and items.
     """

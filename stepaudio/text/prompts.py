@@ -24,7 +24,8 @@ def asr_prompt(tokenizer: Tokenizer, n_rows: Sequence[int], system: str = ASR_SY
     Parameters
     ----------
     tokenizer : Tokenizer
-    n_rows : rows >= 0 of each 25 s piece of the recording
+    n_rows : sequence of int >= 0
+        Audio embeddings of each segment of at most 25 s of the recording.
     system : str
         What to do with it; `S2TT_SYSTEM_EN` asks for a translation instead.
     """
@@ -73,8 +74,9 @@ def open_answer(spoken: bool) -> Message:
     return Message("assistant", SPOKEN, eot=False) if spoken else Message("assistant", None)
 
 
-def spoken_turn(ids: Sequence[int]) -> Message:
-    """A spoken answer as a turn of the history: `<tts_start>`, then its ids as they were, text and codes interleaved.
-    So StepFun's example of several turns has it.
+def spoken_turn(tokens: Sequence[int]) -> Message:
+    """A spoken answer as a turn of the history: `<tts_start>`, then its token ids as they were.
+
+    Text and codes stay interleaved, as StepFun's example of several turns has them.
     """
-    return Message("assistant", [{"type": "text", "text": SPOKEN}, {"type": "token", "token": list(ids)}])
+    return Message("assistant", [{"type": "text", "text": SPOKEN}, {"type": "token", "token": list(tokens)}])

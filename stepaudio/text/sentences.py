@@ -1,4 +1,4 @@
-"""Long texts into pieces that a model reads well, cut where a reader would breathe. Knows characters, no language."""
+"""Long texts into parts that a model reads well, divided where a reader would breathe. Knows no language."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from ..errors import ConfigError
 
-MAX_CHARACTERS = 200  # longest piece unless told
+MAX_CHARACTERS = 200  # longest part by default
 SENTENCE = re.compile(r"[^\n]*?(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n|$)")
 CLAUSE = re.compile(r".*?(?:[,;:—](?=\s)|[，；：、]|$)", re.DOTALL)
 

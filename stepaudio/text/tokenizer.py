@@ -2,7 +2,7 @@
 
 Reads the published files (`vocab.json`, `merges.txt`, `added_tokens.json`, `tokenizer_config.json`) or one
 `tokenizer.json`, and writes the former. The merging itself is done by the `tokenizers` library.
-Refuses to know: any special id as a number (each model has its own), turns and prompts, sound.
+Holds no special id as a number (each model has its own), and knows no turns and no sound.
 """
 
 from __future__ import annotations
@@ -177,8 +177,7 @@ class Tokenizer:
         token = self._backend.id_to_token(value) if value < self.n_ids else None
         if token is None:
             return b""
-        marks = [BYTE_OF.get(c) for c in token]
-        return token.encode() if None in marks else bytes(marks)
+        return bytes(BYTE_OF[c] for c in token) if BYTE_OF.keys() >= set(token) else token.encode()
 
     def check(self, token_id: int) -> int:
         """`token_id` as an int if it lies in the model's vocabulary, else TokenizerError."""

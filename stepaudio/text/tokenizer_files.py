@@ -11,66 +11,62 @@ from tokenizers import Tokenizer as Backend
 from ..errors import TokenizerError
 
 # Published order of names; ids follow the text vocabulary without a gap.
-QWEN_TOKENS = tuple(
-    [
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|object_ref_start|>",
-        "<|object_ref_end|>",
-        "<|box_start|>",
-        "<|box_end|>",
-        "<|quad_start|>",
-        "<|quad_end|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|vision_pad|>",
-        "<|image_pad|>",
-        "<|video_pad|>",
-        "<tool_call>",
-        "</tool_call>",
-        "<|fim_prefix|>",
-        "<|fim_middle|>",
-        "<|fim_suffix|>",
-        "<|fim_pad|>",
-        "<|repo_name|>",
-        "<|file_sep|>",
-    ]
+QWEN_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
 )
-STEP_TOKENS = tuple(
-    [
-        "<|EOT|>",
-        "<|BOT|>",
-        "<|CALL_START|>",
-        "<|CALL_END|>",
-        "<|THINK_START|>",
-        "<|THINK_END|>",
-        "<|IMG_START|>",
-        "<|IMG_END|>",
-        "<|META_START|>",
-        "<|META_END|>",
-        "<im_patch>",
-        "<im_start>",
-        "<im_end>",
-        "<dream>",
-        "<dream_start>",
-        "<dream_end>",
-        "<|MASK_1e69f|>",
-        "<|UNMASK_1e69f|>",
-        "<video_start>",
-        "<video_end>",
-        "<patch_start>",
-        "<patch_end>",
-        "<patch_newline>",
-        "<audio_start>",
-        "<audio_end>",
-        "<audio_patch>",
-        "<audio_patch_pad>",
-        "<|SC|>",
-        "<tts_start>",
-        "<tts_end>",
-        "<tts_pad>",
-    ]
+STEP_TOKENS = (
+    "<|EOT|>",
+    "<|BOT|>",
+    "<|CALL_START|>",
+    "<|CALL_END|>",
+    "<|THINK_START|>",
+    "<|THINK_END|>",
+    "<|IMG_START|>",
+    "<|IMG_END|>",
+    "<|META_START|>",
+    "<|META_END|>",
+    "<im_patch>",
+    "<im_start>",
+    "<im_end>",
+    "<dream>",
+    "<dream_start>",
+    "<dream_end>",
+    "<|MASK_1e69f|>",
+    "<|UNMASK_1e69f|>",
+    "<video_start>",
+    "<video_end>",
+    "<patch_start>",
+    "<patch_end>",
+    "<patch_newline>",
+    "<audio_start>",
+    "<audio_end>",
+    "<audio_patch>",
+    "<audio_patch_pad>",
+    "<|SC|>",
+    "<tts_start>",
+    "<tts_end>",
+    "<tts_pad>",
 )
 SPECIAL_TOKENS = QWEN_TOKENS + STEP_TOKENS
 NOT_SKIPPED = frozenset(QWEN_TOKENS[QWEN_TOKENS.index("<tool_call>") :])  # stay in the text when specials go
@@ -142,13 +138,15 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """The pairs in order; a line may itself start with '#', so only a version line is taken for a comment."""
     lines = _read(path).removesuffix("\n").split("\n")
     first = 1 if lines[0].startswith("#version") else 0
-    merges = [tuple(line.split(" ")) for line in lines[first:]]
-    for number, pair in enumerate(merges, start=first + 1):
-        if len(pair) != 2 or pair[0] not in vocab or pair[1] not in vocab or pair[0] + pair[1] not in vocab:
+    merges: list[tuple[str, str]] = []
+    for number, line in enumerate(lines[first:], start=first + 1):
+        left, _, right = line.partition(" ")
+        if left not in vocab or right not in vocab or left + right not in vocab:
             raise TokenizerError(
                 f"{path}: line {number}: expected two tokens of vocab.json that join to a third, "
-                f"found {' '.join(pair)[:60]!r}; {ADVICE}"
+                f"found {line[:60]!r}; {ADVICE}"
             )
+        merges.append((left, right))
     return merges
 
 
@@ -185,6 +183,7 @@ def _refuse_contradiction(path: Path, named: dict, added: dict[int, AddedToken],
 
 
 def added_token(token: AddedToken) -> dict:
+    """An added token as the published JSON has it."""
     return {"content": token.content} | {name: getattr(token, name) for name in FLAGS}
 
 
@@ -202,6 +201,7 @@ def add_token(backend: Backend, added: dict[int, AddedToken], path: str) -> None
 
 
 def from_parts(folder: Path) -> Backend:
+    """Read the four published files of a folder, which must not contradict one another."""
     vocab = _read_vocab(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocab)
     config_path, names_path = folder / "tokenizer_config.json", folder / "added_tokens.json"
