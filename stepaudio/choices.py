@@ -48,7 +48,7 @@ class Positions(Choice):
 
     @classmethod
     def of(cls, value: object, what: str) -> Self:
-        """As `Choice.of`; "renumbered", the name before version 0.2, still means re-indexed."""
+        """As `Choice.of`; "renumbered", an earlier name, still means re-indexed."""
         return super().of("reindexed" if value == "renumbered" else value, what)
 
 

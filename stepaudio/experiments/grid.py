@@ -56,7 +56,7 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
 
 
 def _of_now(spec: object) -> object:
-    """A JSON object with today's names: grids and rows of before version 0.2 say "prompt" for `include_prompt`."""
+    """A JSON object with today's names: earlier grids and rows say "prompt" for `include_prompt`."""
     if not isinstance(spec, Mapping):
         return spec
     return {"include_prompt" if name == "prompt" else name: _of_now(value) for name, value in spec.items()}
