@@ -83,6 +83,7 @@ def test_choices_come_from_the_enums():
     (["transcribe", "a.wav", "--on-loop", "zzz"], "--on-loop: expected off, report, stop or escape, found 'zzz'\n"),
     (["transcribe", "a.wav", "--format", "str"], "text, srt, vtt or tsv, found 'str'; did you mean 'srt'?"),
     (["speak", "x", "-o", "a.wav", "--nois", "positions"], "did you mean 'position'?"),
+    (["bench", "--token2wave"], "--token2wave; did you mean '--token2wav'?"),
     (["info", "now"], "unrecognized arguments: now\n"), ([], "expected a COMMAND: transcribe, "),
     (["--versoin"], "--versoin; did you mean '--version'?"), 
     (["transcribe", "a.wav", "--top-k", "many"], "--top-k: invalid int value: 'many'"),
@@ -94,7 +95,7 @@ def test_wrong_words_are_refused_with_what_was_meant(capsys, argv, said):
 
 def test_the_page_on_the_command_line_names_every_option():
     page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page))
     assert {o for verb in VERBS for o in test_documents.options_of(verb) if o.startswith("--")} <= named
 
 
@@ -122,8 +123,8 @@ def without_mlx(tmp_path_factory) -> list[str]:
     return [sys.executable, "-S", "-E", "-c", f"{start}; sys.exit(main())"]
 
 
-@pytest.mark.parametrize("argv", [["transcribe", "a.wav"], ["info"], ["demo"], ["weights"], ["convert", "x"],
-                                  ["speak", "x", "-o", "a.wav"], ["transcribe", "a.wav", "--no-tokenizer"]])  # fmt: skip
+@pytest.mark.parametrize("argv", [["transcribe", "a.wav"], ["info"], ["demo"], ["weights"],
+                                  ["convert", "x"], ["speak", "x", "-o", "a.wav"], ["transcribe", "a.wav", "--no-tokenizer"]])  # fmt: skip
 def test_without_mlx_one_line_says_what_to_install(without_mlx, argv):
     done = subprocess.run([*without_mlx, *argv], capture_output=True, text=True, timeout=120, env={**os.environ})
     assert done.returncode == 2 and done.stdout == ""
