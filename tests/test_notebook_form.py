@@ -132,6 +132,36 @@ def of_no_machine(notebook, stored):
     return faults
 
 
+def linked(notebook, _):
+    """Other notebooks are named by links, the last cell leads on, and a recording of one's own has a place."""
+    text, names = "\n".join(prose(notebook)), {p.stem for p in NOTEBOOKS}
+    faults = [f"names {n} without a link" for n in names if re.search(rf"(?<![\[(]){n}(?!\.ipynb|\])", text)]
+    if "(README.md)" not in prose(notebook)[-1] or "(../docs/gallery.md)" not in prose(notebook)[-1]:
+        faults.append("the last cell does not link to the other notebooks and the gallery")
+    code = "\n".join(text_of(c["source"]) for c in code_cells(notebook))
+    if not re.search(r"my_\w+\.|your own", code) and "my_recording" not in text:
+        faults.append("no place for a recording of one's own")
+    return faults
+
+
+LANGUAGE = {"codemirror_mode", "file_extension", "mimetype", "name", "nbconvert_exporter", "pygments_lexer", "version"}
+
+
+def unchanged_by_opening(notebook, stored):
+    """Metadata, cell ids and layout are those that JupyterLab writes, so that opening does not mark it as changed."""
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    metadata = notebook["metadata"]
+    faults = [] if metadata.get("kernelspec") == kernel else [f"kernelspec: {metadata.get('kernelspec')}"]
+    if set(metadata.get("language_info", ())) != LANGUAGE:
+        faults.append("language_info is not complete")
+    ids = [c.get("id") for c in notebook["cells"]]
+    if (notebook["nbformat"], notebook["nbformat_minor"]) != (4, 5) or None in ids or len(set(ids)) < len(ids):
+        faults.append("expected nbformat 4.5 and an id for each cell")
+    if json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n" != stored:
+        faults.append("its layout is not the one of nbformat")
+    return faults
+
+
 RULES = [
     executed_in_order,
     no_stray_error,
@@ -143,6 +173,8 @@ RULES = [
     short_audio,
     opens_and_closes_as_agreed,
     of_no_machine,
+    unchanged_by_opening,
+    linked,
 ]
 
 
@@ -200,6 +232,19 @@ def spoil(notebook, how):
         notebook["cells"][0]["source"] = "# A title\n**Answer.** **Needs.** **Explains.**"
     elif how == "Check yourself":
         notebook["cells"][-1]["source"] = "The end."
+    elif how == "language_info":
+        notebook["metadata"]["language_info"] = {"name": "python"}
+    elif how == "kernelspec":
+        notebook["metadata"]["kernelspec"]["display_name"] = "Python 3"
+    elif how == "an id for each cell":
+        notebook["cells"][1]["id"] = notebook["cells"][2]["id"]
+    elif how == "without a link":
+        notebook["cells"][0]["source"] = text_of(notebook["cells"][0]["source"]) + "See `30_match_weights`."
+    elif how == "the gallery":
+        notebook["cells"][-1]["source"] = "## What this did not show\n"
+    elif how == "one's own":
+        for cell in notebook["cells"]:
+            cell["source"] = re.sub(r"my_\w+|your own", "", text_of(cell["source"]))
     elif how == "mentions":
         code[1]["source"] = "open('" + "/ho" + "me/me/a.wav')"
 
@@ -220,6 +265,13 @@ def spoil(notebook, how):
         "no question",
         "Check yourself",
         "mentions",
+        "language_info",
+        "kernelspec",
+        "an id for each cell",
+        "without a link",
+        "the gallery",
+        "one's own",
+        "layout",
     ],
 )
 def test_a_spoilt_notebook_is_refused(tmp_path, how):
@@ -228,7 +280,9 @@ def test_a_spoilt_notebook_is_refused(tmp_path, how):
     notebook = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
     spoil(notebook, how)
     path = tmp_path / "00_spoil_it.ipynb"
-    path.write_text(json.dumps(notebook), encoding="utf-8")
+    indent = 2 if how == "layout" else 1
+    stored = json.dumps(notebook, ensure_ascii=False, indent=indent, sort_keys=True) + "\n"
+    path.write_text(stored, encoding="utf-8")
     assert any(how in fault for fault in faults(path))
 
 

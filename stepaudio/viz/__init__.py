@@ -2,21 +2,53 @@
 
 Functions take a recording or arrays and return matplotlib Axes. Every axis carries its unit, titles are the caller's,
 and every figure can be read in grey. Sound and attention to it are in `audio`, runs in `runs`, weights in `weights`,
-synthesis in `speech`; things to click are in `widgets`. Importing this imports no matplotlib: drawing does.
+synthesis in `speech`; things to click are in `widgets`. All is imported when it is first used, matplotlib when
+something is drawn.
 """
 
-from .audio import audio_attention, filterbank, filterbanks, mel, mel_difference, waveform, waveform_and_mel
-from .runs import kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
-from .speech import (
-    flow_noise,
-    interleaving,
-    mel_distance,
-    pitch_and_source,
-    stream_timeline,
-    synthesis_stages,
-    wave_difference,
-)
-from .weights import histograms, weight_map
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from . import widgets
+    from .audio import audio_attention, filterbank, filterbanks, mel, mel_difference, waveform, waveform_and_mel
+    from .runs import kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
+    from .speech import (
+        flow_noise,
+        interleaving,
+        mel_distance,
+        pitch_and_source,
+        stream_timeline,
+        synthesis_stages,
+        wave_difference,
+    )
+    from .weights import histograms, weight_map
+
+_NAMES = {
+    "audio_attention": "audio",
+    "filterbank": "audio",
+    "filterbanks": "audio",
+    "flow_noise": "speech",
+    "histograms": "weights",
+    "interleaving": "speech",
+    "kv_bytes": "runs",
+    "mel": "audio",
+    "mel_difference": "audio",
+    "mel_distance": "speech",
+    "memory": "runs",
+    "pitch_and_source": "speech",
+    "stream_timeline": "speech",
+    "synthesis_stages": "speech",
+    "token_raster": "runs",
+    "wave_difference": "speech",
+    "waveform": "audio",
+    "waveform_and_mel": "audio",
+    "weight_map": "weights",
+    "wer_against_bytes": "runs",
+    "wer_against_loops": "runs",
+    "widgets": "widgets",
+}
 
 __all__ = [
     "audio_attention",
@@ -40,4 +72,7 @@ __all__ = [
     "weight_map",
     "wer_against_bytes",
     "wer_against_loops",
+    "widgets",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

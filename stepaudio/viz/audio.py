@@ -17,6 +17,7 @@ from . import style
 MAX_POINTS = 4000  # of a waveform: beyond, minimum and maximum of each stretch are drawn
 HERTZ_TICKS = (0, 250, 500, 1000, 2000, 4000, 8000)
 MEL_LABEL = "log mel, (log10 power + 4) / 4"
+TITLE_PAD = 34  # points, room for two levels of labels
 EMBEDDING_SECONDS = 0.08  # of sound that one audio embedding stands for
 
 
@@ -61,7 +62,7 @@ def mel(
     *,
     sample_rate: float | None = None,
     sr: float | None = None,
-    words: Sequence[tuple[str, float]] = (),
+    labels: Sequence[tuple[str, float]] = (),
     ax: Any = None,
 ) -> Any:
     """The log mel spectrogram that the encoder is given.
@@ -74,8 +75,8 @@ def mel(
         By default the name of the file.
     sample_rate, sr : number, optional
         Rate of an array in Hz, under either name; 16 kHz by default.
-    words : sequence of (str, float)
-        Words to write above the figure, each with the second at which it was said.
+    labels : sequence of (str, float)
+        What to write above the figure, such as words, each with the second at which it belongs.
     ax : Axes, optional
         Where to draw; by default on a new figure.
 
@@ -97,17 +98,23 @@ def mel(
     >>> viz.mel("a.wav").figure.savefig("a.png")  # doctest: +SKIP
     """
     samples = _samples(source, sample_rate, sr)
-    ax = style.axes(ax, 3.4 if words else 3.0)
+    ax = style.axes(ax, 3.4 if labels else 3.0)
     drawn = _draw_mel(ax, log_mel(samples))
     ax.set(xlabel="time (s)", xlim=(0, len(samples) / SAMPLE_RATE))
     style.color_bar(drawn, ax, MEL_LABEL)
-    _write_words(ax, words)
-    ax.set_title(_title(source, title, "log mel spectrogram"), pad=34 if words else None)
+    _write_labels([ax], labels)
+    ax.set_title(_title(source, title, "log mel spectrogram"), pad=TITLE_PAD if labels else None)
     return ax
 
 
 def waveform_and_mel(
-    source: Any, mel: np.ndarray | None = None, title: str | None = None, *, sample_rate: float | None = None
+    source: Any,
+    mel: np.ndarray | None = None,
+    title: str | None = None,
+    *,
+    sample_rate: float | None = None,
+    sr: float | None = None,
+    labels: Sequence[tuple[str, float]] = (),
 ) -> tuple[Any, Any]:
     """A recording and its log mel, one above the other on one axis of seconds.
 
@@ -119,23 +126,26 @@ def waveform_and_mel(
         (n_mels, T) at 100 frames/s, frame t at t / 100 s; by default what the encoder is given of `source`.
     title : str, optional
         By default the name of the file.
-    sample_rate : number, optional
-        Rate of an array in Hz; 16 kHz by default.
+    sample_rate, sr : number, optional
+        Rate of an array in Hz, under either name; 16 kHz by default.
+    labels : sequence of (str, float)
+        What to write above the figure, such as words, each with the second at which it belongs.
 
     Returns
     -------
     (Axes, Axes)
         Waveform and mel.
     """
-    samples = _samples(source, sample_rate, None)
+    samples = _samples(source, sample_rate, sr)
     spectrogram = log_mel(samples) if mel is None else mel
     style.need(spectrogram.ndim == 2, f"expected a mel (n_mels, T), found {spectrogram.shape}")
     wave, image = style.stacked(2, 4.5, (1, 2))
     _draw_waveform(wave, samples)
-    wave.set_title(_title(source, title, "waveform and log mel"))
+    wave.set_title(_title(source, title, "waveform and log mel"), pad=TITLE_PAD if labels else None)
     drawn = _draw_mel(image, spectrogram)
     image.set(xlabel="time (s)", xlim=(0, max(len(samples) / SAMPLE_RATE, spectrogram.shape[1] / FRAMES_PER_SECOND)))
     style.color_bar(drawn, [wave, image], MEL_LABEL)
+    _write_labels([wave, image], labels)
     return wave, image
 
 
@@ -187,12 +197,13 @@ def hertz_axis(ax: Any) -> None:
     ax.set(ylabel="frequency (Hz, mel scale)", ylim=(low, high))
 
 
-def _write_words(ax: Any, words: Sequence[tuple[str, float]]) -> None:
-    """Above the axes, on two levels in turn, each over a thin line at its second."""
-    for i, (word, second) in enumerate(words):
-        ax.axvline(second, color=style.ALERT, linewidth=0.8, linestyle=":")
-        ax.annotate(
-            style.plain(word),
+def _write_labels(panels: Sequence[Any], labels: Sequence[tuple[str, float]]) -> None:
+    """Above the first of the panels, on two levels in turn, each over a thin line through all of them."""
+    for i, (text, second) in enumerate(labels):
+        for ax in panels:
+            ax.axvline(second, color=style.ALERT, linewidth=0.8, linestyle=":")
+        panels[0].annotate(
+            style.plain(text),
             (second, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2 + 13 * (i % 2)),
@@ -335,7 +346,7 @@ def mel_difference(
     difference = first[:, :frames] - second[:, :frames]
     bound = float(np.abs(difference).max()) or 1.0
     ax = style.axes(ax)
-    drawn = _draw_mel(ax, difference, cmap=style.DIVERGING, vmin=-bound, vmax=bound)
+    drawn = _draw_mel(ax, difference, cmap=style.diverging(), vmin=-bound, vmax=bound)
     if difference.min() < 0 and min(difference.shape) > 1:
         edges = mel_band_edges(len(difference))
         middles = mel_to_hz((hz_to_mel(edges[:-1]) + hz_to_mel(edges[1:])) / 2)
@@ -394,6 +405,6 @@ def audio_attention(
     )
     ax.set(title=title, xlabel="audio time (s)", ylabel="token, in order of generation", ylim=(len(tokens) - 0.5, -0.5))
     ax.set_yticks(range(len(tokens)), [style.plain(t) for t in tokens], fontsize=8)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    ax.legend(loc="upper right")  # where a text that walks forwards through its audio leaves room
     style.color_bar(drawn, ax, "attention / highest of the token")
     return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from . import style
 
 KIB, MIB = 1 << 10, 1 << 20
 MOST_TICKS = 16  # tokens named on an axis
+APART = 9  # points of print between marks that would cover each other
 
 
 def token_raster(
@@ -93,7 +94,8 @@ def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax: 
     Returns
     -------
     Axes
-        Both axes in per cent; a marker of its own for each point.
+        Both axes in per cent; a marker of its own for each point. Points of one loop rate whose bars overlap are
+        drawn side by side.
 
     Raises
     ------
@@ -109,8 +111,9 @@ def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax: 
         )
     merged = _merged(points, len(style.MARKERS))
     ax = style.axes(ax, 4.0)
-    for (name, numbers), marker in zip(merged.items(), style.MARKERS, strict=False):
-        _error_cross(ax, name, marker, np.asarray(numbers[:3]) * 100, np.asarray(numbers[3:]) * 100)
+    shifts = _side_by_side((numbers[0], *numbers[4:]) for numbers in merged.values())
+    for (name, numbers), marker, shift in zip(merged.items(), style.MARKERS, shifts, strict=False):
+        _error_cross(ax, name, marker, np.asarray(numbers[:3]) * 100, np.asarray(numbers[3:]) * 100, shift=shift)
     ax.set(title=title, xlabel="runs that loop (%)", ylabel="word error rate (%)")
     ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.set_ylim(bottom=0)
@@ -134,7 +137,8 @@ def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax: 
     Returns
     -------
     Axes
-        KiB to the right, per cent upwards; a marker of its own for each point, filled from the eleventh on.
+        KiB to the right, per cent upwards; a marker of its own for each point, filled from the eleventh on. Points of
+        one size whose bars overlap are drawn side by side.
 
     Raises
     ------
@@ -148,10 +152,11 @@ def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax: 
         )
     merged = _merged(points, 2 * len(style.MARKERS))
     ax = style.axes(ax, 4.0)
-    for i, (name, (held, *rates)) in enumerate(merged.items()):
+    shifts = _side_by_side((numbers[0], *numbers[2:]) for numbers in merged.values())
+    for i, ((name, (held, *rates)), shift) in enumerate(zip(merged.items(), shifts, strict=True)):
         filled, which = divmod(i, len(style.MARKERS))
         fill = style.DARK if filled else "white"
-        _error_cross(ax, name, style.MARKERS[which], np.full(3, held / KIB), np.asarray(rates) * 100, fill)
+        _error_cross(ax, name, style.MARKERS[which], np.full(3, held / KIB), np.asarray(rates) * 100, fill, shift)
     ax.set(title=title, xlabel="keys and values held (KiB)", ylabel="word error rate (%)")
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
@@ -168,22 +173,36 @@ def _merged(points: Mapping[str, Sequence[float]], most: int) -> dict[str, Seque
     return {"\n= ".join(same): numbers for numbers, same in names.items()}
 
 
-def _error_cross(ax: Any, name: str, marker: str, x: np.ndarray, y: np.ndarray, fill: str = "white") -> None:
-    """A mark at (estimate, low, high) of both axes, with bars where low and high differ."""
+def _side_by_side(bars: Iterable[Sequence[float]]) -> list[float]:
+    """Points of print by which each mark is moved to the right, so that bars at one place do not cover each other.
+
+    `bars`: (place, low, high) of each; only those that overlap are moved.
+    """
+    taken: dict[float, list[list[tuple[float, float]]]] = {}
+    shifts = []
+    for place, low, high in bars:
+        lanes = taken.setdefault(place, [])
+        free = (i for i, lane in enumerate(lanes) if all(high < a or b < low for a, b in lane))
+        chosen = next(free, len(lanes))
+        if chosen == len(lanes):
+            lanes.append([])
+        lanes[chosen].append((low, high))
+        shifts.append(APART * chosen)
+    return shifts
+
+
+def _error_cross(
+    ax: Any, name: str, marker: str, x: np.ndarray, y: np.ndarray, fill: str = "white", shift: float = 0
+) -> None:
+    """A mark at (estimate, low, high) of both axes, with bars where low and high differ, drawn `shift` points aside."""
+    from matplotlib.transforms import ScaledTranslation
+
     bars = {axis: [[v[0] - v[1]], [v[2] - v[0]]] for axis, v in (("xerr", x), ("yerr", y)) if v[2] > v[1]}
-    ax.errorbar(
-        x[0],
-        y[0],
-        **bars,
-        marker=marker,
-        markersize=7,
-        color=style.DARK,
-        ecolor=style.MIDDLE,
-        markerfacecolor=fill,
-        capsize=3,
-        linestyle="none",
-        label=name,
-    )
+    aside = ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans)
+    look = {"marker": marker, "markersize": 7, "color": style.DARK, "ecolor": style.MIDDLE, "markerfacecolor": fill}
+    ax.errorbar(x[0], y[0], **bars, **look, capsize=3, linestyle="none", label=name, transform=aside)
+    ax.update_datalim([(x.min(), y.min()), (x.max(), y.max())])  # what is drawn aside is left out of the limits
+    ax.autoscale_view()
 
 
 def memory(

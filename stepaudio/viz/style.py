@@ -19,8 +19,11 @@ LINES = ("-", "--", ":", "-.")  # told apart by pattern, not by colour
 SHADES = (DARK, DARK, MIDDLE, MIDDLE)
 MARKERS = "osD^vP*X<>"
 IMAGE = "Greys"  # more is darker
-DIVERGING = "RdBu_r"  # blue below zero, white at zero, red above; the two ends are alike in grey, hence the dots
-NEGATIVE_HATCH = "...."
+DIVERGING, LEVELS = (
+    "RdBu_r",
+    21,
+)  # blue below zero, white at zero, red above; the ends are alike in grey, hence the dots
+NEGATIVE_HATCH = ".."
 HATCH_FROM = 0.15  # of the largest difference: what is paler than this needs no sign
 
 
@@ -55,6 +58,13 @@ def color_bar(image: Any, ax: Any, label: str) -> Any:
 def legend(ax: Any) -> None:
     """What the marks mean, to the right of the figure, where it hides nothing."""
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+
+
+def diverging() -> Any:
+    """The colour map of signed differences, in as many steps as an eye can tell, with white in the middle."""
+    from matplotlib import colormaps
+
+    return colormaps[DIVERGING].resampled(LEVELS)
 
 
 def hatch_negative(ax: Any, x: Sequence[float], y: Sequence[float], values: Any, bound: float) -> Any:

@@ -24,6 +24,7 @@ from mlx.utils import tree_flatten
 from ..audio.load import load_audio
 from ..audio.segment import is_silent
 from ..checkpoints.layout import component_of, mlx_shape
+from ..choices import CacheKind
 from ..constants import SAMPLE_RATE
 from ..decoding.loop_detector import find_loop
 from ..decoding.sampling import Penalties, Sampling
@@ -223,7 +224,7 @@ class _Options:
         self.frequency, self.presence = slider("frequency", 0, 2, 0.1), slider("presence", 0, 2, 0.1)
         self.ngram = w.IntSlider(0, min=0, max=6, description="n-gram ban", continuous_update=False)
         self.prompt = w.Checkbox(False, description="penalties count the prompt", indent=False)
-        self.kind = w.Dropdown(options=["full", "window", "sinks", "pinned"], description="cache")
+        self.kind = w.Dropdown(options=list(CacheKind.values()), description="cache")
         self.limit = w.SelectionSlider(options=LIMITS, value=512, description="limit", continuous_update=False)
         self._drawn = (self.top_k, self.top_p, self.seed)
         self._penalties = (self.repetition, self.frequency, self.presence, self.ngram)
@@ -247,7 +248,7 @@ class _Options:
         chosen = PRESETS[self.preset.value]
         rules, values = chosen.text, {self.temperature: chosen.temperature, self.top_k: chosen.top_k}
         values |= {self.top_p: chosen.top_p, self.repetition: rules.repetition, self.frequency: rules.frequency}
-        values |= {self.presence: rules.presence, self.ngram: rules.no_repeat_ngram, self.prompt: rules.prompt}
+        values |= {self.presence: rules.presence, self.ngram: rules.no_repeat_ngram, self.prompt: rules.include_prompt}
         with self._panel.muted():
             for control, value in values.items():
                 control.value = value
@@ -260,7 +261,7 @@ class _Options:
         for control in self._drawn:
             control.disabled = self.temperature.value == 0
         self.prompt.disabled = self._penalties_off()
-        self.limit.disabled = self.kind.value == "full"
+        self.limit.disabled = self.kind.value == CacheKind.FULL
         same = [name for name, rules in PRESETS.items() if self._matches(rules)]
         with self._panel.muted():
             self.preset.value = same[0] if same else CUSTOM
@@ -277,13 +278,13 @@ class _Options:
     def sampling(self) -> Sampling:
         """The rules that the controls show."""
         counted = self.prompt.value and not self._penalties_off()
-        rules = Penalties(*(c.value for c in self._penalties), prompt=counted)
+        rules = Penalties(*(c.value for c in self._penalties), include_prompt=counted)
         drawn = {"top_k": self.top_k.value, "top_p": self.top_p.value, "seed": self.seed.value}
         return Sampling(self.temperature.value, **drawn, text=rules, audio=rules)
 
     def cache(self) -> CachePolicy:
         """The cache that the controls show."""
-        return CachePolicy(self.kind.value, None if self.kind.value == "full" else self.limit.value)
+        return CachePolicy(self.kind.value, None if self.kind.value == CacheKind.FULL else self.limit.value)
 
 
 def decoding_explorer(

@@ -72,10 +72,13 @@ def test_mel_and_waveform_take_arrays_at_any_rate_under_either_name():
         viz.mel("nowhere.wav")
 
 
-def test_words_stand_over_the_second_at_which_they_were_said():
-    ax = viz.mel(np.zeros(16_000, np.float32), TITLE, words=[("a", 0.25), ("b$", 0.75)])
+def test_labels_stand_over_their_second():
+    ax = viz.mel(np.zeros(16_000, np.float32), TITLE, labels=[("a", 0.25), ("b$", 0.75)])
     assert [(t.get_text(), t.xy[0]) for t in ax.texts] == [("a", 0.25), (r"b\$", 0.75)]
     assert [line.get_xdata()[0] for line in ax.get_lines()] == [0.25, 0.75]
+    wave, below = viz.waveform_and_mel(np.zeros(16_000, np.float32), labels=[("3", 0.5)])
+    assert [t.get_text() for t in wave.texts] == ["3"] and not below.texts
+    assert wave.get_lines()[-1].get_xdata()[0] == below.get_lines()[0].get_xdata()[0] == 0.5
 
 
 def test_waveform_and_mel_share_one_axis_of_seconds():
@@ -164,7 +167,7 @@ def test_a_signed_difference_is_white_at_zero_and_keeps_size_and_sign_in_grey():
     assert drawn.to_rgba(1.0)[0] > drawn.to_rgba(1.0)[2] and drawn.to_rgba(-1.0)[0] < drawn.to_rgba(-1.0)[2]
     (dots,) = [c for c in ax.collections if type(c).__name__ == "QuadContourSet"]
     inside = [p.vertices for p in dots.get_paths() if len(p.vertices)]
-    assert dots.hatches == ["...."] and inside and np.concatenate(inside)[:, 0].max() < 0.105  # only where negative
+    assert dots.hatches == [".."] and inside and np.concatenate(inside)[:, 0].max() < 0.105  # only where negative
     assert "dotted" in bar_label(ax)
 
 
@@ -248,6 +251,25 @@ def test_settings_at_one_point_share_a_mark_that_names_them_all():
     assert legend(ax) == ["a\n= b"]
 
 
+def test_points_at_one_place_are_drawn_side_by_side_and_keep_their_values():
+    points = {f"setting {i}": (0.0, 0.0, 0.0, 0.03 + i / 100, 0.01, 0.09) for i in range(3)}
+    ax = viz.wer_against_loops(points, TITLE)
+    marks = [container[0] for container in ax.containers]
+    assert [m.get_xdata()[0] for m in marks] == [0, 0, 0]
+    assert ax.get_ylim()[1] > 9 and ax.get_xlim()[0] < 0  # all of the bars is inside
+    ax.figure.canvas.draw()
+    drawn = [m.get_transform().transform(m.get_xydata())[0, 0] for m in marks]
+    np.testing.assert_allclose(np.diff(drawn), 9 / 72 * ax.figure.dpi)
+
+
+def test_points_at_one_place_stay_there_where_they_can_be_told_apart():
+    points = {f"setting {i}": (0.0, 0.0, 0.0, i / 10, i / 10 - 0.01, i / 10 + 0.01) for i in range(1, 4)}
+    ax = viz.wer_against_loops(points, TITLE)
+    ax.figure.canvas.draw()
+    drawn = [c[0].get_transform().transform(c[0].get_xydata())[0, 0] for c in ax.containers]
+    np.testing.assert_allclose(np.diff(drawn), 0, atol=1e-9)
+
+
 def test_wer_against_bytes():
     names = [f"limit {i}" for i in range(11)]
     ax = viz.wer_against_bytes({n: (1024 * (i + 1), 0.3, 0.25, 0.36) for i, n in enumerate(names)}, TITLE)
@@ -256,6 +278,7 @@ def test_wer_against_bytes():
     assert upright.get_segments()[0][:, 1].tolist() == pytest.approx([25, 36])
     looks = {(c[0].get_marker(), str(c[0].get_markerfacecolor())) for c in ax.containers}
     assert len(looks) == 11 and legend(ax) == names and ax.get_title() == TITLE
+    assert ax.get_xlim()[1] > 11 and ax.get_ylim()[1] > 36  # all of the marks and bars is inside
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("keys and values held (KiB)", "word error rate (%)")
     assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0 and is_grey(ax)
 
