@@ -28,6 +28,12 @@ HEAD = """# Gallery
 
 Every figure of the notebooks, in their order; each links to the notebook that draws and explains it. The functions are
 those of `stepaudio.viz`; `viz.mel("a.wav")` draws a recording of your own. Made by `docs/make_gallery.py`.
+
+![A mel spectrogram with the words of its transcript above it](pictures/mel_with_words.png)
+
+The picture of the README is a bundled clip with nano's own transcript. Each word stands where the last layer of the
+decoder attends when it is chosen: in the middle of the 80 ms with the highest weight, in the mean over heads and over
+the word's tokens. Nothing was aligned by hand.
 """
 
 
