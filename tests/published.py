@@ -49,7 +49,7 @@ class _Storage:
         self.kind, self.key, self.n = kind, key, n
 
 
-class _Pickler(pickle._Pickler):  # the Python one: its dispatch can be told how to write names that do not exist
+class _Pickler(pickle._Pickler):  # the Python one: its dispatch can write names that do not exist
     def persistent_id(self, thing):
         if isinstance(thing, _Storage):
             return ("storage", _Global("torch", thing.kind), thing.key, "cpu", thing.n)
@@ -211,7 +211,7 @@ def fold(kernel: np.ndarray, norm: dict[str, np.ndarray], eps: float) -> tuple[n
 
 
 def module_path(stem: str) -> str:
-    """head.layer1.0.conv1 -> /head/layer1/layer1.0/conv1, as the exporter spells items of a list."""
+    """head.layer1.0.conv1 -> /head/layer1/layer1.0/conv1, as the exporter writes items of a list."""
     found: list[str] = []
     for segment in stem.split("."):
         found.append(f"{found[-1]}.{segment}" if segment.isdigit() else segment)

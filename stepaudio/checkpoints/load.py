@@ -23,7 +23,7 @@ from .inventory import take_inventory
 from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
 from .match import match
 from .report import ENOUGH, TOO_LITTLE, WeightReport, compare
-from .statistics import audit_tensor
+from .statistics import describe_values
 from .suggest import apply_rename
 from .tensors import StoredTensor, lazy_arrays
 
@@ -70,8 +70,8 @@ def validate_weights(
     if token2wav is not None:
         records, expected = records | token2wav.records, expected | token2wav.expected
     records = apply_rename(records, rename)
-    audited = [audit_tensor(i, n) for n, i in records.items() if _auditable(i)] if values else None
-    return compare(path, records, expected, audited)
+    described = [describe_values(i, n) for n, i in records.items() if _describable(i)] if values else None
+    return compare(path, records, expected, described)
 
 
 def load_weights(
@@ -119,7 +119,7 @@ def load_weights(
     return report
 
 
-def _auditable(info: TensorInfo) -> bool:
+def _describable(info: TensorInfo) -> bool:
     return info.dtype in HELD and (not isinstance(info, StoredTensor) or info.dense)
 
 

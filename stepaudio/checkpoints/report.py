@@ -51,7 +51,7 @@ class WeightReport:
 
     `loaded`, `missing`, `misshaped` and `wrong_dtype` together are the expected layout; `unexpected` is the rest of
     the checkpoint. Names are the published ones, after any renaming. `loaded` means matched: right name, right
-    shape, readable dtype. `values` is filled by the audit only; `error` only where nothing could be read.
+    shape, readable dtype. `values` is filled only where they were read; `error` only where nothing could be read.
     """
 
     path: str

@@ -56,7 +56,7 @@ class TensorValues:
         return (*notes, self.initialiser) if self.initialiser else tuple(notes)
 
 
-def audit_tensor(info: TensorInfo, name: str | None = None) -> TensorValues:
+def describe_values(info: TensorInfo, name: str | None = None) -> TensorValues:
     """Read one tensor and describe its values.
 
     Parameters

@@ -230,7 +230,7 @@ def _voicing(options: argparse.Namespace):
     from ..models.token2wav.flow import FlowOptions
     from ..synthesis.streaming import StreamOptions
 
-    return StreamOptions(FlowOptions(options.steps, noise=options.noise), fade=options.cross_fade)
+    return StreamOptions(FlowOptions(options.steps, noise=options.noise), cross_fade=options.cross_fade)
 
 
 def _voice(name: str) -> str | Path:

@@ -36,28 +36,28 @@ class StreamOptions:
         Codes per chunk, without the look-ahead.
     mel_frames : int >= 1
         Frames of a chunk that the vocoder sees again with the next one.
-    fade : {"hamming", "even"}
+    cross_fade : {"hamming", "even"}
         Weights of the cross-fade. "hamming", as the reference: the two halves sum to about 1.08, so that chunk
         boundaries are up to 8 % louder. "even": the same halves divided by their sum.
 
     Raises
     ------
     ConfigError
-        A number below 1, or another fade.
+        A number below 1, or another cross-fade.
     """
 
     flow: FlowOptions = REFERENCE
     chunk_codes: int = CHUNK_CODES
     mel_frames: int = 8
-    fade: str = "hamming"
+    cross_fade: str = "hamming"
 
     def __post_init__(self):
         if self.chunk_codes < 1 or self.mel_frames < 1:
             raise ConfigError(
                 f"chunk_codes and mel_frames must be at least 1, found {self.chunk_codes} and {self.mel_frames}"
             )
-        if self.fade not in ("hamming", "even"):
-            raise ConfigError(f"fade: expected 'hamming' or 'even', found {self.fade!r}")
+        if self.cross_fade not in ("hamming", "even"):
+            raise ConfigError(f"cross_fade: expected 'hamming' or 'even', found {self.cross_fade!r}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def vocode(
     if state.mel is not None:
         mel = mx.concatenate([state.mel, mel], axis=1)
     raw, source = hift(mel, noise, state.source, state.position)
-    wave = raw if state.wave is None else cross_fade(raw, state.wave, options.fade)
+    wave = raw if state.wave is None else cross_fade(raw, state.wave, options.cross_fade)
     held = min(options.mel_frames, mel.shape[1])
     n = wave.shape[1] - held * per_frame
     after = VocoderState(mel[:, mel.shape[1] - held :], source[:, n:], wave[:, n:], state.position + n)

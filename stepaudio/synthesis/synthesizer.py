@@ -255,5 +255,5 @@ class Synthesizer:
 
     def loudest(self, options: StreamOptions = AS_REFERENCE) -> float:
         """The most a sample of a stream can reach: the vocoder's limit, times what a cross-fade adds up to."""
-        rising, falling = fade_halves(options.mel_frames * self.parts.hift.config.samples_per_frame, options.fade)
+        rising, falling = fade_halves(options.mel_frames * self.parts.hift.config.samples_per_frame, options.cross_fade)
         return self.parts.hift.config.audio_limit * float((rising + falling).max())

@@ -1,4 +1,4 @@
-"""Nets of drawn weights: sizes, rates, and that a seed decides all of it."""
+"""Nets of random weights: sizes, rates, and that a seed decides all of it."""
 
 import mlx.core as mx
 import numpy as np
@@ -59,7 +59,7 @@ def test_small_nets_speak_at_the_published_rates(small):
     voice = synthesizer.voice(voice_clip("female"))
     sound = synthesizer.decode([1, 6560, 3, 40], voice)
     assert sound.sample_rate == 24_000 and sound.seconds == 4 / 25 and sound.mel.shape == (8, 80)
-    assert 0.01 < np.abs(sound.wave).max() < 0.99  # heard, and below full scale
+    assert 0.01 < np.abs(sound.wave).max() < 0.99  # audible, and below full scale
     pitch = np.array(small.hift.f0_predictor(mx.array(sound.mel)[None]))
     assert (pitch > 10).all() and (pitch < 500).all() and np.ptp(pitch) > 5  # voiced, and it moves
 

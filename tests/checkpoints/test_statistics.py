@@ -1,4 +1,4 @@
-"""Values of tensors against plain numpy, and initialisers against the frameworks' own draws."""
+"""Values of tensors against plain numpy, and initialisers against numbers from numpy and MLX."""
 
 import json
 
@@ -8,12 +8,12 @@ import pytest
 from mlx.utils import tree_flatten
 from small_checkpoint import SMALL, arrays, folder_with
 
-from stepaudio.checkpoints import statistics as audit
+from stepaudio.checkpoints import statistics
 from stepaudio.checkpoints.header import read_header
 from stepaudio.checkpoints.layout import expected_layout
 from stepaudio.checkpoints.load import validate_weights
 from stepaudio.checkpoints.save import save_checkpoint
-from stepaudio.checkpoints.statistics import audit_tensor, initialisers
+from stepaudio.checkpoints.statistics import describe_values, initialisers
 from stepaudio.models.speech_lm import StepAudioNet
 
 
@@ -25,10 +25,10 @@ def stored(tmp_path, array: np.ndarray | mx.array, name="x.weight"):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("block", [7, 1 << 22])
 def test_moments_equal_numpy_whatever_the_blocks(tmp_path, monkeypatch, dtype, block):
-    monkeypatch.setattr(audit, "BLOCK", block)
+    monkeypatch.setattr(statistics, "BLOCK", block)
     array = mx.array(np.random.default_rng(0).gamma(2, size=(13, 11)).astype(np.float32) + 3).astype(dtype)
     x = np.array(array.astype(mx.float32), np.float64)
-    got = audit_tensor(stored(tmp_path, array))
+    got = describe_values(stored(tmp_path, array))
     centred = x - x.mean()
     expected = (x.mean(), x.std(), np.linalg.norm(x), (centred**4).mean() / (centred**2).mean() ** 2)
     np.testing.assert_allclose((got.mean, got.std, got.norm, got.kurtosis), expected, rtol=1e-9)
@@ -38,10 +38,10 @@ def test_moments_equal_numpy_whatever_the_blocks(tmp_path, monkeypatch, dtype, b
 def test_bad_values_are_counted(tmp_path):
     x = np.zeros((40, 50), np.float32)
     x[0, :3], x[1, :2], x[2, 0], x[3, :4] = np.nan, np.inf, -np.inf, 2.0
-    got = audit_tensor(stored(tmp_path, x))
+    got = describe_values(stored(tmp_path, x))
     assert (got.nan, got.inf, got.zero_share) == (3, 3, pytest.approx(1990 / 2000))
     assert got.mean == pytest.approx(8 / 1994) and got.notes == ("3 NaN", "3 Inf")
-    nothing = audit_tensor(stored(tmp_path, np.full(5, np.nan, np.float32)))
+    nothing = describe_values(stored(tmp_path, np.full(5, np.nan, np.float32)))
     assert (nothing.nan, nothing.mean, nothing.std, nothing.constant) == (5, None, None, False)
 
 
@@ -55,7 +55,7 @@ def test_bad_values_are_counted(tmp_path):
     ],
 )
 def test_constants_are_named(tmp_path, name, shape, value, note):
-    assert audit_tensor(stored(tmp_path, np.full(shape, value, np.float32), name)).notes == (note,)
+    assert describe_values(stored(tmp_path, np.full(shape, value, np.float32), name)).notes == (note,)
 
 
 @pytest.mark.parametrize("shape", [(96, 200), (300, 64), (48, 64, 3)])
@@ -64,7 +64,7 @@ def test_fresh_kernels_are_recognised(tmp_path, case, shape):
     std, kurtosis = initialisers(shape)[case]
     rng = np.random.default_rng(len(case))
     fresh = rng.normal(0, std, shape) if kurtosis == 3 else rng.uniform(-(3**0.5) * std, 3**0.5 * std, shape)
-    assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).initialiser == f"looks like {case}"
+    assert describe_values(stored(tmp_path, fresh.astype(np.float32))).initialiser == f"looks like {case}"
 
 
 def test_initialisers_by_hand():
@@ -78,9 +78,9 @@ def test_initialisers_by_hand():
 
 def test_one_value_beyond_the_edge_is_no_uniform(tmp_path):
     fresh = np.random.default_rng(5).uniform(-0.1, 0.1, (300, 100)).astype(np.float32)
-    assert audit_tensor(stored(tmp_path, fresh)).initialiser
+    assert describe_values(stored(tmp_path, fresh)).initialiser
     fresh[0, 0] = 0.15
-    assert audit_tensor(stored(tmp_path, fresh)).initialiser is None
+    assert describe_values(stored(tmp_path, fresh)).initialiser is None
 
 
 def test_mlx_layers_fresh_from_the_shelf_are_recognised(tmp_path):
@@ -99,8 +99,8 @@ def test_moved_kernels_are_not(tmp_path, change):
     fresh = rng.normal(0, 0.02, (200, 300))
     tails = rng.laplace(0, 0.02 / 2**0.5, (200, 300))
     moved = {"heavy tails": tails, "wider": fresh * 1.1, "shifted": fresh + 0.001}
-    assert audit_tensor(stored(tmp_path, fresh.astype(np.float32))).initialiser
-    assert audit_tensor(stored(tmp_path, moved[change].astype(np.float32))).initialiser is None
+    assert describe_values(stored(tmp_path, fresh.astype(np.float32))).initialiser
+    assert describe_values(stored(tmp_path, moved[change].astype(np.float32))).initialiser is None
 
 
 def test_not_finite_values_fail_the_validation(tmp_path):

@@ -143,7 +143,7 @@ def test_loudest_bounds_a_stream(synthesizer, voices):
     """The tiny vocoder shouts at its limit, so cross-fades reach beyond full scale, as the reference's may."""
     wave = joined(synthesizer.stream(codes(200), voices[0], options=StreamOptions(FlowOptions(2))))
     assert 0.99 < np.abs(wave).max() <= synthesizer.loudest() == pytest.approx(0.99 * 1.08, abs=1e-3)
-    assert synthesizer.loudest(StreamOptions(fade="even")) == pytest.approx(0.99)
+    assert synthesizer.loudest(StreamOptions(cross_fade="even")) == pytest.approx(0.99)
 
 
 # ---- codes that are none ----

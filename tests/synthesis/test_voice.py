@@ -13,7 +13,7 @@ from stepaudio.audio.features import flow_mel, kaldi_fbank, log_mel
 from stepaudio.audio.load import load_audio
 from stepaudio.checkpoints import token2wav as loading
 from stepaudio.errors import AudioError, WeightsError
-from stepaudio.synthesis import voice as reading
+from stepaudio.synthesis import voice as voice_module
 from stepaudio.synthesis.voice import DTYPES, Voice, fingerprint, fitted
 
 
@@ -85,7 +85,7 @@ def test_a_very_short_clip_is_a_voice_with_a_warning(synthesizer, seconds, n_cod
 def test_ten_minutes_are_refused_before_they_are_read(synthesizer, tmp_path, monkeypatch):
     sf.write(tmp_path / "long.wav", np.zeros(600 * 8000, np.int16), 8000)
     with monkeypatch.context() as patched:
-        patched.setattr(reading, "load_audio", lambda *a, **k: pytest.fail("it was read"))
+        patched.setattr(voice_module, "load_audio", lambda *a, **k: pytest.fail("it was read"))
         with pytest.raises(AudioError, match=r"long.wav: 600.0 s are too long for a voice; expected at most 30 s"):
             synthesizer.voice(tmp_path / "long.wav")
     with pytest.raises(AudioError, match="array: 30.5 s are too long"):

@@ -44,9 +44,15 @@ def _size(shapes: Shapes, *witnesses: tuple[str, int]) -> int:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest number that stands at the group of `pattern`; 0 where there is none."""
+    """One more than the highest number that stands at the group of `pattern`; 0 where there is none.
+
+    Raises `WeightsError` for more than there are tensors: a name may hold any number, and nets are built from these.
+    """
     found = [int(match[1]) for match in map(re.compile(pattern).match, shapes) if match]
-    return max(found, default=-1) + 1
+    count = max(found, default=-1) + 1
+    if count > len(shapes):
+        raise WeightsError(f"a name counts up to {count - 1}, of only {len(shapes)} tensors; do not use this file")
+    return count
 
 
 def _rounded(eps: float) -> float:

@@ -155,12 +155,12 @@ def test_every_tensor_of_every_file_is_accounted_for(model):
     assert set(raw["sources"]) == {"flow.yaml", *SOURCES.values()}
     assert all(len(s["sha256"]) == 64 and s["bytes"] > 0 for s in raw["sources"].values())
     for component in TOKEN2WAV:
-        part, told = describe(model / "token2wav", component), raw["components"][component]["tensors"]
-        assert sorted(t["tensor"] for t in told) == sorted(t.name for t in part.tensors.values())
-        reached = {t["as"] for t in told}
+        part, steps_of = describe(model / "token2wav", component), raw["components"][component]["tensors"]
+        assert sorted(t["tensor"] for t in steps_of) == sorted(t.name for t in part.tensors.values())
+        reached = {t["as"] for t in steps_of}
         named = {n for n in net_layout(part.config) if n in reached or f"{n.rpartition('.')[0]}.*" in reached}
         assert named == set(net_layout(part.config))
-        steps = {t["as"]: t["steps"] for t in told}
+        steps = {t["as"]: t["steps"] for t in steps_of}
         expected = {"tokenizer": ("encoder.conv1.weight", ["renamed", "transposed"]),
                     "speaker": ("xvector.tdnn.nonlinear.batchnorm.*", ["batch norm folded before"]),
                     "flow": ("encoder_proj.bias", ["kept"]),
@@ -259,6 +259,18 @@ def test_folder_that_cannot_be_written(folder, tmp_path):
         convert(folder, tmp_path / "file" / "x")
 
 
+@pytest.mark.parametrize(("sizes", "name"), [
+    (s3_sizes, "encoder.blocks.999999999999.attn.query.weight"),
+    (speaker_sizes, "xvector.block7777777.tdnnd1.linear1.weight"),
+    (hift_sizes, "ups.88888888.bias"),
+])  # fmt: skip
+def test_numbers_in_names_do_not_become_nets(sizes, name):
+    component = {s3_sizes: "tokenizer", speaker_sizes: "speaker", hift_sizes: "hift"}[sizes]
+    shapes = {n: a.shape for n, a in published.tiny_tensors()[component].items()}
+    with pytest.raises(WeightsError, match=r"a name counts up to \d+, of only"):
+        sizes(shapes | {name: (16, 16)})
+
+
 # ---- faults by name ----
 
 
@@ -298,7 +310,7 @@ def test_one_wrong_tensor_in_the_file_itself(component, fault, folder):
     assert not (folder / "converted.json").exists()
 
 
-@pytest.mark.parametrize("component, name, told", [
+@pytest.mark.parametrize("component, name, shown", [
     ("tokenizer", "blocks.0.attn_ln.weight", "encoder.blocks.0.attn_ln.weight"),
     ("tokenizer", "conv2.bias", "encoder.conv2.bias"),
     ("tokenizer", "onnx::MatMul", "encoder.blocks.0.attn.query.weight"),
@@ -307,8 +319,8 @@ def test_one_wrong_tensor_in_the_file_itself(component, fault, folder):
     ("speaker", "onnx::Conv", "head.conv1.bias"),
 ])  # fmt: skip
 @pytest.mark.parametrize("fault", ["removed", "renamed", "mis-shaped"])
-def test_one_wrong_initialiser(component, name, told, fault, folder):
-    """Opaque ones are told by the tensor that they are."""
+def test_one_wrong_initialiser(component, name, shown, fault, folder):
+    """Opaque ones are named by the tensor that they are."""
     tensors = published.tiny_tensors()[component]
     graph = (published.s3_graph(tensors, 4) if component == "tokenizer" else
              published.campplus_graph(tensors, (1, 2), published.folds(published.SPEAKER), pool=7))  # fmt: skip
@@ -320,7 +332,7 @@ def test_one_wrong_initialiser(component, name, told, fault, folder):
     graph.save(folder / SOURCES[component])
     with pytest.raises(WeightsError) as caught:
         convert(folder)
-    assert told in str(caught.value) and SOURCES[component] in str(caught.value)
+    assert shown in str(caught.value) and SOURCES[component] in str(caught.value)
     assert fault != "renamed" or f"{held}x.bias" in str(caught.value)
 
 
@@ -515,8 +527,8 @@ def test_the_whole_published_layout(shared, tmp_path, kind):
     report = validate_weights(tmp_path)
     assert report.whole and not report.unexpected and not report.misshaped
     raw = convert(tmp_path).manifest.raw["components"]
-    told = {c: len(part["tensors"]) for c, part in raw.items()}
-    assert told == {"tokenizer": 102, "speaker": 937 if kind == "names" else 617, "flow": 605, "hift": 328}
+    counts = {c: len(part["tensors"]) for c, part in raw.items()}
+    assert counts == {"tokenizer": 102, "speaker": 937 if kind == "names" else 617, "flow": 605, "hift": 328}
     nets = load_token2wav(tmp_path)
     assert (nets.tokenizer.config, nets.speaker.config, nets.hift.config) == (S3Config(), SpeakerConfig(), HiftConfig())
     assert validate_weights(tmp_path).whole

@@ -343,7 +343,7 @@ def test_pcm_is_cut_and_truncated():
 
 
 def test_options_are_checked():
-    for bad in ({"fade": "linear"}, {"chunk_codes": 0}, {"mel_frames": 0}):
+    for bad in ({"cross_fade": "linear"}, {"chunk_codes": 0}, {"mel_frames": 0}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             stream.StreamOptions(**bad)
 
