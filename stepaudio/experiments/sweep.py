@@ -202,8 +202,8 @@ def measured(transcript: Transcript, expected: str) -> dict:
     """Columns that follow from a transcript. Loops are detected here again: `on_loop` must not decide them."""
     text = transcript.text or ""
     (words, errors), (chars, wrong) = count_errors(expected, text), count_char_errors(expected, text)
-    ids = [list(s.tokens) for s in transcript.segments]
-    loops = [found for tokens in ids if (found := loop_period_onset(tokens))[0] is not None]
+    runs = [list(s.tokens) for s in transcript.segments]
+    loops = [found for tokens in runs if (found := loop_period_onset(tokens))[0] is not None]
     period, onset = loops[0] if loops else (None, None)
     return {
         "text": text,
@@ -211,13 +211,13 @@ def measured(transcript: Transcript, expected: str) -> dict:
         "errors": errors,
         "chars": chars,
         "char_errors": wrong,
-        "ids": ids,
+        "ids": runs,
         "stops": [s.stop for s in transcript.segments],
-        "n_ids": sum(map(len, ids)),
+        "n_ids": sum(map(len, runs)),
         "loops": len(loops),
         "period": period,
         "onset": onset,
-        "rep_4": _or_none(seq_rep_4(ids)),
+        "rep_4": _or_none(seq_rep_4(runs)),
         "mean_logprob": _mean_logprob(transcript.segments),
         "audio_seconds": transcript.audio_seconds,
     }

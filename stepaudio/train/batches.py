@@ -84,8 +84,8 @@ class BatchMaker:
         shares = [b.share for b in buckets]
         if not (0 <= empty <= 1 and min(shares) >= 0 and sum(shares) > 0):
             raise DataError(
-                f"shares of buckets {shares}, of rows without words {empty}; expected none below 0, some "
-                "bucket above 0, and at most 1 of the rows without words"
+                f"shares of buckets {shares}, of examples without speech {empty}; expected none below 0, some "
+                "bucket above 0, and at most 1 of the examples without speech"
             )
         self.share = np.array(shares) / sum(shares)
         sizes = np.array([n.sum() for n in corpus.lengths], dtype=float)

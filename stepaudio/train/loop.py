@@ -57,9 +57,9 @@ class Trainer:
         mx.random.seed(recipe.seed)
         self.net = StepAudioNet(config)
         head = nn.Linear(config.audio_encoder_config.n_audio_state, N_PHONEMES)
-        rows = nn.Linear(config.text_config.hidden_size, n_text + 1)
+        spoken = nn.Linear(config.text_config.hidden_size, n_text + 1)
         self.dtype = mx.float32 if on_cpu() else mx.bfloat16
-        params = {"net": initialise(self.net), "head": head.parameters(), "rows": rows.parameters()}
+        params = {"net": initialise(self.net), "head": head.parameters(), "spoken": spoken.parameters()}
         self.flat = Flat(params)
         start = self.flat.join(params)
         # ones where a weight is of a matrix or a kernel, which alone decay and take noise
@@ -85,19 +85,21 @@ class Trainer:
         self.net.update(params["net"])
         x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         encoded = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
-        rows = self.net.adapter(encoded)
+        audio = self.net.adapter(encoded)
         embedding, answers, place = self.net.model.embed_tokens.weight, batch["answers"], batch["place"]
         if noise:
             wrong = mx.random.randint(0, self.n_text, answers.shape)
             answers = mx.where(mx.random.uniform(shape=answers.shape) < noise, wrong, answers)
         before, after = (
-            mx.broadcast_to(embedding[tokens], (rows.shape[0], tokens.size, rows.shape[2])) for tokens in self._around
+            mx.broadcast_to(embedding[tokens], (audio.shape[0], tokens.size, audio.shape[2])) for tokens in self._around
         )
-        sources = mx.concatenate([before, rows, after, one_hot(answers, embedding.shape[0], self.dtype) @ embedding], 1)
+        sources = mx.concatenate(
+            [before, audio, after, one_hot(answers, embedding.shape[0], self.dtype) @ embedding], 1
+        )
         x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
         asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
         x = one_hot(asked, x.shape[1], self.dtype) @ x
-        return self.net.lm_head(x), linear(params["head"], encoded), linear(params["rows"], rows)
+        return self.net.lm_head(x), linear(params["head"], encoded), linear(params["spoken"], audio)
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
         """Sum of the three losses, and (text, phoneme, spoken, share of right tokens) to log."""

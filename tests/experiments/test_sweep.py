@@ -222,8 +222,11 @@ def test_rows_equal_the_model_called_directly(real_grid, real_table, tiny_model)
 
 def test_same_seed_same_tokens_and_other_seeds_differ(real_grid, real_table, tmp_path):
     assert timeless(real_table) == timeless(run_sweep(real_grid, tmp_path / "b.jsonl", progress=False))
-    ids = {(r["setting"], r["clip"], r["seed"]): r["ids"] for r in real_table.rows}
-    assert ids["hot", "0.wav", 1] != ids["hot", "0.wav", 2] and ids["greedy", "0.wav", 1] == ids["greedy", "0.wav", 2]
+    tokens = {(r["setting"], r["clip"], r["seed"]): r["ids"] for r in real_table.rows}
+    assert (
+        tokens["hot", "0.wav", 1] != tokens["hot", "0.wav", 2]
+        and tokens["greedy", "0.wav", 1] == tokens["greedy", "0.wav", 2]
+    )
 
 
 def test_faults_change_their_own_rows_only(real_grid, real_table, tmp_path):

@@ -16,7 +16,7 @@ def test_mels_of_a_batch_equal_the_front_end_of_each_row():
     N, lengths = 24_000, [24_000, 23_999, 9000, 4000]
     wave = np.stack([tiny.noise(1.5, seed=i, level=10.0**-i) for i in range(4)])
     for row, n in zip(wave, lengths, strict=True):
-        row[n:] = 0.5  # what stands past a row's end must not be heard
+        row[n:] = 0.5  # what stands past an example's end must have no effect
     found = np.array(augment.log_mel_batch(mx.array(wave), mx.array(lengths), augment.clean_filters()))
     assert found.shape == (4, n_mel_frames(N), 128)
     for row, mel, n in zip(wave, found, lengths, strict=True):
@@ -66,7 +66,7 @@ def test_breaths_sound_where_they_are_put_and_as_loud_as_asked():
     assert power[(hertz > 350) & (hertz < 2800)].sum() > 0.8 * power.sum()  # an octave and a half to either side
 
 
-def test_a_breath_is_heard_in_the_room_and_nothing_else_if_all_is_calm():
+def test_a_breath_is_added_and_nothing_else_without_other_conditions():
     wave = mx.array(np.stack([tiny.noise(1, seed=1)] * 2))
     calm = {name: mx.zeros(2) for name in ("reverb", "babble", "noise", "floor", "colour")}
     calm |= {"decay": mx.ones(2), "gain": mx.abs(wave).max(1), "clip": mx.full(2, 10.0)}

@@ -42,14 +42,14 @@ def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, stock, monk
         rows = batch["spoken"].shape[1]
         prompt = transcription_prompt(tokenizer)
         sources = [*prompt.before, *[prompt.patch] * rows, *prompt.after, *batch["answers"][b].tolist()]
-        ids = [sources[i] for i in batch["place"][b] if i >= 0]
+        tokens = [sources[i] for i in batch["place"][b] if i >= 0]
         labels = batch["labels"][b]
-        assert tuple(ids[: len(wanted.tokens)]) == wanted.tokens
+        assert tuple(tokens[: len(wanted.tokens)]) == wanted.tokens
         (start,) = {s.start for s in wanted.slots}
         np.testing.assert_array_equal(batch["place"][b][start : start + n], start + np.arange(n))
         answer = labels[: np.count_nonzero(labels >= 0)]
         assert batch["asks"][b] == len(wanted.tokens) - 1 and (labels[len(answer) :] == -1).all()
-        np.testing.assert_array_equal(answer, ids[len(wanted.tokens) :])
+        np.testing.assert_array_equal(answer, tokens[len(wanted.tokens) :])
         assert answer[-1] == tokenizer.eot
         text = tokenizer.decode(answer[:-1].tolist())
         clips = {c["start"]: c["text"] for c in stock.shards[0]}
@@ -57,15 +57,15 @@ def test_the_answer_follows_the_reference_s_prompt(maker, tokenizer, stock, monk
         assert text == "".join(" " + t for t in said)
 
 
-def test_everything_lies_inside_the_row(maker):
+def test_everything_lies_inside_the_example(maker):
     for batch, b, placed in rows_of(maker):
         bucket, k = corpora.BUCKETS[batch["bucket"]], len(placed)
         assert batch["length"][b] <= bucket.samples
         assert (batch["stop"][b][:k] <= batch["length"][b]).all() and (placed[1:] >= batch["stop"][b][:k][:-1]).all()
 
 
-def test_a_row_without_words_holds_nobody_else_s(maker, monkeypatch):
-    """Neither babble nor an answer but the end; and such rows do come."""
+def test_an_example_without_words_holds_nobody_else_s(maker, monkeypatch):
+    """Neither babble nor an answer but the end; and such examples do come."""
     draw = batches.augmentation
 
     def everywhere(rng, B):
@@ -141,7 +141,7 @@ def test_phonemes_stand_at_the_middle_of_their_frames():
         assert covered[0] * 640 >= first - 640 and abs(len(covered) - 20 * 0.025 / 0.04 / rate) <= 2
 
 
-def test_spoken_ids_pair_with_their_words(tokenizer, encode, stock):
+def test_spoken_tokens_pair_with_their_words(tokenizer, encode, stock):
     for clip in stock.shards[0]:
         spans = batches._token_spans(clip, encode)
         assert [int(t) for t in spans[:, 0]] == clip["tokens"]
@@ -179,8 +179,8 @@ def test_words_are_cut_where_they_are_spoken(encode):
         np.testing.assert_allclose(spans[:, 1:] + place, np.array(wanted)[:, 1:])
 
 
-def test_short_rows_speak(maker):
-    """Rows shorter than any clip hold words more often than silence does."""
+def test_short_examples_hold_words(maker):
+    """Examples shorter than any clip hold words more often than silence does."""
     short = [len(placed) for batch, b, placed in rows_of(maker, 300) if batch["length"][b] < 0.44 * RATE]
     assert len(short) > 20 and np.mean(np.array(short) > 0) > 0.5
 

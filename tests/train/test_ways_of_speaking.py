@@ -153,19 +153,19 @@ def test_bend_moves_stretches_and_roughens_what_is_voiced(kokoro):
     assert roughened.std().item() == pytest.approx(0.05, rel=0.15)
 
 
-def test_each_manner_that_is_drawn_is_one_that_is_heard(kokoro):
+def test_each_manner_that_is_chosen_is_one_that_is_applied(kokoro):
     sys.path.insert(0, str(DATA / "recipe"))
     try:
-        drawn = [script("kokoro_manifest").pick_manner(random.Random(seed)) for seed in range(200)]
+        chosen = [script("kokoro_manifest").pick_manner(random.Random(seed)) for seed in range(200)]
     finally:
         sys.path.remove(str(DATA / "recipe"))
-    assert set().union(*drawn) == {*kokoro.PLAIN, "jitter"}  # jitter is of lengths: kokoro_synth sees to it
+    assert set().union(*chosen) == {*kokoro.PLAIN, "jitter"}  # jitter is of lengths: kokoro_synth sees to it
 
 
 def test_voices_of_the_recordings_train_nothing():
     voices = script("kokoro_voices")
     for manifest in (DATA / "speech" / "manifest.tsv", DATA / "sweeps" / "clips" / "manifest.tsv"):
         with open(manifest, encoding="utf-8", newline="") as file:
-            heard = {row["voice"] for row in csv.DictReader(file, delimiter="\t")}
-        assert heard & set(voices.RESERVED) and not heard & set(voices.VOICES)
+            scored = {row["voice"] for row in csv.DictReader(file, delimiter="\t")}
+        assert scored & set(voices.RESERVED) and not scored & set(voices.VOICES)
     assert not set(voices.VOICES) & {*voices.RESERVED, *voices.RESERVED_OTHER}
