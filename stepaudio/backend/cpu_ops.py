@@ -2,6 +2,7 @@
 
 import sys
 from functools import lru_cache
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -46,10 +47,12 @@ def rational(x: mx.array, fit: tuple, limit: float) -> mx.array:
 
 
 def vectorless(x: mx.array) -> bool:
+    """Whether MLX has no vector instructions for functions of `x`: float32 on the CPU under Linux."""
     return x.dtype == mx.float32 and sys.platform.startswith("linux") and on_cpu()
 
 
 def large(x: mx.array) -> bool:
+    """Whether the forms of this file are faster for `x`."""
     return x.size >= FEW and vectorless(x)
 
 
@@ -76,7 +79,7 @@ def _exp2_slope(_x: mx.array, cotangent: mx.array, value: mx.array) -> mx.array:
 def exp2_below(x: mx.array) -> tuple[mx.array, mx.array]:
     """2^(x - top) and top, the highest of the last axis (kept, length 1); what is 2^-125 of it or less stays there."""
     top = x.max(axis=-1, keepdims=True)
-    return exp2(mx.maximum(x - top, -125.0)), top
+    return cast(mx.array, exp2(mx.maximum(x - top, -125.0))), top
 
 
 @lru_cache(maxsize=4)
@@ -91,7 +94,7 @@ def rotations(dims: int, base: float, offset: int, n: int) -> tuple[mx.array, ..
 
 
 def attention_of_adds(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-    """The same, heads that share keys in one product; if large, in base 2 with the division left for last."""
+    """`ops.softmax_attention`, heads that share keys in one product; if large, in base 2 with the division last."""
     B, H, n, D = q.shape
     G, L = k.shape[1], k.shape[2]
     few = B * H * n * L < FEW

@@ -1,6 +1,8 @@
 """CUDA kernels where MLX fuses nothing: GELU and its gradient."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 import mlx.core as mx
 
@@ -11,7 +13,9 @@ BELOW = "0.5f * (1.0f + erff(v * 0.70710678f))"  # Phi(v)
 
 @lru_cache(maxsize=2)
 def _kernel(name: str, inputs: tuple[str, ...], body: str):
-    kernel = mx.fast.cuda_kernel(name=name, input_names=inputs, output_names=["y"], source=ELEMENT + body)
+    kernel = cast(
+        Callable, mx.fast.cuda_kernel(name=name, input_names=inputs, output_names=["y"], source=ELEMENT + body)
+    )
     return lambda *arrays: kernel(
         inputs=arrays,
         template=[("T", arrays[0].dtype)],
@@ -24,6 +28,7 @@ def _kernel(name: str, inputs: tuple[str, ...], body: str):
 
 @mx.custom_function
 def gelu_on_cuda(x: mx.array) -> mx.array:
+    """Exact GELU in one kernel; the size of `x` must be a multiple of `THREADS`."""
     return _kernel("gelu", ("x",), f"y[i] = static_cast<T>(v * {BELOW});")(x)
 
 

@@ -6,6 +6,8 @@ faster, once arrays are large enough to pay for the longer graph. Metal and CUDA
 bfloat16 on CUDA: MLX fuses nothing within a gradient, and there GELU took ten times as long as fused.
 """
 
+from typing import cast
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -33,7 +35,7 @@ def gelu(x: mx.array) -> mx.array:
     if large(x):
         return x * (rational(x, PHI, PHI_LIMIT) + 0.5)
     if x.dtype == mx.bfloat16 and x.size % THREADS == 0 and on_cuda():
-        return gelu_on_cuda(x)
+        return cast(mx.array, gelu_on_cuda(x))
     return nn.gelu(x)
 
 
@@ -53,7 +55,7 @@ def log_sum_exp(x: mx.array) -> mx.array:
 
 
 def rope(x: mx.array, dims: int, base: float, offset: int) -> mx.array:
-    """Rotary position embedding (Su et al. 2021) in the halves convention, at positions offset, offset+1, …
+    """Rotary position embedding (Su et al. 2021) in the halves convention, at positions offset, offset+1, and so on.
 
     x (B, H, n, dims). On the CPU, cosines and sines are made once for all layers, and a lone position is turned by
     one matrix product, which is a tenth of the graph.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +26,7 @@ from ..text.chat_template import AudioSlot, Message, Prompt, build_base_prompt, 
 from ..text.tokenizer import Tokenizer
 from .faulty_mel import WrongMel
 
+Net = TypeVar("Net", bound=nn.Module)
 Apply = Callable[[StepAudio2], StepAudio2]
 
 
@@ -88,6 +90,7 @@ class WrongPrompt:
     audio_end: bool = True
 
     def __call__(self, messages: Sequence, tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()) -> Prompt:
+        """Messages, and the audio embeddings of each segment of each recording, to a prompt."""
         turns = [m for m in map(Message.of, messages) if self.system or m.role != "system"]
         if self.chatml:
             prompt = build_base_prompt([piece for m in turns for piece in _chatml(m)], tokenizer, n_rows)
@@ -130,14 +133,18 @@ def _around(model: StepAudio2, **parts: Callable | int) -> StepAudio2:
 # ---------------------------------------------------------------- in the nets
 
 
-def copy_of(module):
+def copy_of(module: Net) -> Net:
     """A net of new modules that share the arrays of the old: replacing anything in it leaves the old one alone."""
-    if isinstance(module, nn.Module):
-        made = copy.copy(module)
-        for name, value in module.items():
-            dict.__setitem__(made, name, copy_of(value))
-        return made
-    return [copy_of(value) for value in module] if isinstance(module, list) else module
+    made = copy.copy(module)
+    for name, value in module.items():
+        dict.__setitem__(made, name, _copied(value))
+    return made
+
+
+def _copied(value):
+    if isinstance(value, nn.Module):
+        return copy_of(value)
+    return [_copied(v) for v in value] if isinstance(value, list) else value
 
 
 def no_padding_mask(model: StepAudio2) -> StepAudio2:
@@ -161,7 +168,7 @@ class _NormedBlock(nn.Module):
 def norm_before_pool(model: StepAudio2) -> StepAudio2:
     """The encoder's final norm before its pooling."""
     net = copy_of(model.net)
-    encoder = net.encoder
+    encoder: Any = net.encoder  # other modules than its class says
     encoder.blocks[-1] = _NormedBlock(encoder.blocks[-1], encoder.after_norm)
     encoder.after_norm = nn.Identity()
     return model.altered(net=net)
@@ -218,8 +225,9 @@ def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
 
 
 def fewer_bits(bits: int, group_size: int = 32) -> Apply:
-    """Weights of all linear layers in groups that share scale and offset, `bits` each; embeddings and convolutions
-    stay. Method: MLX's affine quantisation (`mlx.nn.quantize`).
+    """Weights of all linear layers in groups that share scale and offset, `bits` each.
+
+    Embeddings and convolutions stay. Method: MLX's affine quantisation (`mlx.nn.quantize`).
     """
 
     def apply(model: StepAudio2) -> StepAudio2:

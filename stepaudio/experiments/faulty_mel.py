@@ -55,6 +55,7 @@ class WrongMel:
             )
 
     def __call__(self, samples: np.ndarray, n_mels: int = N_MELS) -> np.ndarray:
+        """Samples (n,) at 16 kHz -> log mel (n_mels, T), float32."""
         filters = htk_filterbank(n_mels) if self.scale == "htk" else mel_filterbank(SAMPLE_RATE, N_FFT, n_mels)
         power = np.abs(np.fft.rfft(self._frames(samples))) ** 2  # (frames, bins)
         if len(power) == 0:

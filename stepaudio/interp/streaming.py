@@ -330,7 +330,7 @@ def near_boundaries(run: Streamed, seconds: float = 0.1) -> np.ndarray:
     """(T,) true for the frames within so many seconds of the first frame of a chunk other than the first."""
     boundaries = np.array([c.first_frame for c in run.chunks[1:]])
     frames, reach = np.arange(len(run.mel)), seconds * run.sample_rate / run.frame_samples
-    return (np.abs(frames[:, None] - boundaries) <= reach).any(axis=1)
+    return np.any(np.abs(frames[:, None] - boundaries) <= reach, axis=1)
 
 
 def _mean(x: np.ndarray) -> float:

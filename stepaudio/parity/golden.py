@@ -30,6 +30,7 @@ class Row:
 
     @property
     def good(self) -> bool:
+        """Whether this row lets the whole pass."""
         return self.verdict in ("ok", "not covered")
 
 
@@ -71,6 +72,7 @@ class Golden:
         return found
 
     def fill(self, module: nn.Module) -> None:
+        """Load the file's weights; `DataError` where they do not fit."""
         try:
             module.load_weights(self.weights())
         except ValueError as error:
@@ -103,6 +105,7 @@ class Golden:
             self.rows.append(Row(f"{names[0]}{' …' if len(names) > 1 else ''}", None, None, None, "not covered", why))
 
     def finish(self) -> list[Row]:
+        """All rows, with one more for each expectation that nothing was compared with."""
         rest = [n for n in self._arrays if n.startswith("out.") and n not in self._seen]
         why = "nothing here computes it"
         rows = self.rows + [Row(n.removeprefix("out."), None, None, None, "unusable", why) for n in rest]
@@ -112,8 +115,11 @@ class Golden:
 def under_golden_names(stages: Mapping[str, mx.array], table: Mapping[str, str]) -> dict[str, mx.array]:
     """What a tap has seen, under the names that golden files give it.
 
-    `table` : pattern of a whole name of ours -> theirs, with "\\1" for what the pattern's group holds. The first that
-    fits counts; what none fits keeps its name.
+    Parameters
+    ----------
+    stages : name of ours -> array.
+    table : pattern of a whole name of ours -> theirs, as `re.sub` reads them. The first that fits counts; what none
+        fits keeps its name.
     """
     renamed = {}
     for name, array in stages.items():

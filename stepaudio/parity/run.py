@@ -21,7 +21,7 @@ from .token2wav import flow_checks, hift_checks, token2wav_checks
 from .tokenizer import special_token_checks, tokenizer_checks
 from .voice import s3_checks, speaker_checks
 
-CHECKS: dict[str, Callable[[Golden, Path | None], None]] = {
+CHECKS: dict[str, Callable[[Golden, Path], None]] = {
     "mel": mel_checks,
     "encoder_adapter": encoder_checks,
     "llm": llm_checks,
@@ -50,12 +50,12 @@ def verify(folder: str | Path, tokenizer: str | Path | None = None) -> Iterator[
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no golden files; expected a folder with NAME.json and NAME.safetensors")
-    words = Path(tokenizer) if tokenizer else folder.parent / "Step-Audio-2-mini"
+    tokenizer_folder = Path(tokenizer) if tokenizer else folder.parent / "Step-Audio-2-mini"
     orphans = [p for p in sorted(folder.glob("*.safetensors")) if not p.with_suffix(".json").exists()]
     for path in orphans:
         yield path.stem, [Row("-", None, None, None, "unusable", f"{path.name} has no {path.stem}.json beside it")]
     for path in files:
-        yield path.stem, _verify_file(path, words)
+        yield path.stem, _verify_file(path, tokenizer_folder)
 
 
 def _verify_file(path: Path, tokenizer: Path) -> list[Row]:
@@ -86,7 +86,10 @@ def _reason(error: Exception) -> str:
 
 def table(name: str, rows: list[Row]) -> str:
     """The rows of one file as aligned text."""
-    number = lambda x: "-" if x is None else f"{x:.1e}" if x else "0"
+
+    def number(x: float | None) -> str:
+        return "-" if x is None else f"{x:.1e}" if x else "0"
+
     lines = [f"{name}"]
     for r in rows:
         lines.append(

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,6 +41,9 @@ VOCODER_NAMES = {r"(\d+)\.(up|source)": r"\2\1"}
 CHAIN_SLACK = 3  # on both, from codes to sound: mels that differ by 3e-6 move the pitch, and phase adds that up
 
 
+Net = TypeVar("Net", bound=nn.Module)
+
+
 def _swap(a: mx.array) -> mx.array:
     return a.swapaxes(1, 2)  # (B, T, C) here, (B, C, T) in the reference
 
@@ -48,11 +52,12 @@ def _published(golden) -> dict[str, np.ndarray]:
     return {name: golden[f"w.{name}"] for name in golden.names("w.")}
 
 
-def _filled(net: nn.Module, weights: list) -> nn.Module:
+def _filled(net: Net, weights: list) -> Net:
     try:
-        return net.load_weights(weights)
+        net.load_weights(weights)
     except ValueError as error:
         raise DataError(f"weights do not fit the config: {error}") from None
+    return net
 
 
 def flow_net(golden) -> tuple[Flow, int]:
@@ -135,8 +140,8 @@ def _conformer_cnn(state: FlowState) -> mx.array:
 
 def _conformer_att(state: FlowState, up: int) -> mx.array:
     """As the reference packs it: one tensor, the shorter stack repeated in time to the length of the longer."""
-    first = [mx.concatenate([mx.concatenate(pair, axis=3)] * up, axis=2) for pair in state.conformer.attention]
-    return mx.stack(first + [mx.concatenate(pair, axis=3) for pair in state.conformer.up_attention])
+    first = [mx.concatenate([mx.concatenate([*pair], axis=3)] * up, axis=2) for pair in state.conformer.attention]
+    return mx.stack(first + [mx.concatenate([*pair], axis=3) for pair in state.conformer.up_attention])
 
 
 def _estimator_cnn(state: FlowState) -> mx.array:
@@ -213,8 +218,8 @@ def hift_checks(golden, _tokenizer) -> None:
     golden.leave(["rand_ini_effect"], "says that initial phases have no effect; they are not an input here")
     _check_second_call(golden, hift, wave)
     if "in.istft.magnitude" in golden:
-        parts = (_swap(mx.array(golden[f"in.istft.{n}"])) for n in ("magnitude", "phase"))
-        wave = inverse_stft(*parts, c.istft.n_fft, c.istft.hop_len, c.magnitude_clip)
+        magnitude, phase = (_swap(mx.array(golden[f"in.istft.{n}"])) for n in ("magnitude", "phase"))
+        wave = inverse_stft(magnitude, phase, c.istft.n_fft, c.istft.hop_len, c.magnitude_clip)
         golden.compare("istft.wav", wave, MEL_TOLERANCE)
 
 

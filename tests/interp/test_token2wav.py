@@ -64,7 +64,7 @@ def test_an_answer_that_ended_and_one_without_text():
     assert not found.end_is_missing and found.unvoiced_text == 0
     assert np.isnan(speaking.interleaving(answer("mcc")).codes_per_text)
     assert speaking.interleaving(answer("tt")).unvoiced_text == 2
-    with pytest.raises(ConfigError, match="no ids"):
+    with pytest.raises(ConfigError, match="no tokens"):
         speaking.interleaving(answer(""))
 
 

@@ -23,7 +23,7 @@ HEAD_LAYERS, HEAD_BLOCKS = 2, 2  # residual layers of the 2-D front end, blocks 
 BAND_STRIDE = 8  # three strides of two over the bands
 HEAD_CONTEXT = 2 + 2 * HEAD_LAYERS * HEAD_BLOCKS  # 3 x 3 convolutions in a row: frames an output sees on a side
 HEAD_FRAMES = 500  # feature frames the front end takes at a time
-TDNN_TAPS, TDNN_STRIDE = 5, 2
+TDNN_KERNEL, TDNN_STRIDE = 5, 2
 REDUCTION = 2  # of channels inside the context mask
 MIN_FRAMES = TDNN_STRIDE + 1  # leaves the two frames that a standard deviation needs
 COUNTER = ".num_batches_tracked"  # published bookkeeping of training, which no forward pass reads
@@ -108,6 +108,7 @@ class BatchNorm(nn.Module):
         self._eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(…, channels) -> the same shape."""
         x = (x - self.running_mean) * mx.rsqrt(self.running_var + self._eps)
         return x * self.weight + self.bias if "weight" in self else x
 
@@ -121,6 +122,7 @@ class Nonlinear(nn.Module):
         self._plain = plain
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(…, channels) -> the same shape."""
         x = self.batchnorm(x)
         return x if self._plain else nn.relu(x)
 
@@ -139,6 +141,7 @@ class BasicResBlock(nn.Module):
             self.shortcut = [project, BatchNorm(channels, eps)]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, bands, T, C) -> (B, bands / stride, T, C)."""
         y = self.bn2(self.conv2(nn.relu(self.bn1(self.conv1(x)))))
         if "shortcut" in self:
             project, norm = self.shortcut
@@ -161,16 +164,17 @@ class FCM(nn.Module):
         self.bn2 = BatchNorm(C, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """In pieces of `HEAD_FRAMES` with the frames they see around them: the same numbers, bounded memory."""
-        T, pieces = x.shape[1], []
+        """(B, T, F) in parts of `HEAD_FRAMES`, each with the frames it sees around it; memory is bounded."""
+        T, parts = x.shape[1], []
         for start in range(0, T, HEAD_FRAMES):
             stop = min(start + HEAD_FRAMES, T)
             first = max(0, start - HEAD_CONTEXT)
-            piece = self.whole(x[:, first : stop + HEAD_CONTEXT])
-            pieces.append(piece[:, start - first : stop - first])
-        return mx.concatenate(pieces, axis=1)
+            part = self.whole(x[:, first : stop + HEAD_CONTEXT])
+            parts.append(part[:, start - first : stop - first])
+        return mx.concatenate(parts, axis=1)
 
     def whole(self, x: mx.array) -> mx.array:
+        """All frames at once."""
         B, T, _ = x.shape
         x = x.swapaxes(1, 2)[..., None]  # (B, F, T, 1)
         x = nn.relu(self.bn1(self.conv1(x)))
@@ -182,19 +186,22 @@ class FCM(nn.Module):
 
 
 class TDNN(nn.Module):
+    """Strided convolution over time, norm, ReLU."""
+
     def __init__(self, config: SpeakerConfig):
         super().__init__()
         self.linear = nn.Conv1d(
             config.head_channels,
             config.init_channels,
-            TDNN_TAPS,
+            TDNN_KERNEL,
             stride=TDNN_STRIDE,
-            padding=TDNN_TAPS // 2,
+            padding=TDNN_KERNEL // 2,
             bias=False,
         )
         self.nonlinear = Nonlinear(config.init_channels, config.bn_eps)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, head_channels) -> (B, N, init_channels)."""
         return self.nonlinear(self.linear(x))
 
 
@@ -210,6 +217,7 @@ class CAMLayer(nn.Module):
         self._segment = config.seg_pool
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, N, bn_channels) -> (B, N, growth_rate)."""
         context = x.mean(axis=1, keepdims=True) + segment_means(x, self._segment)  # (B, segments, C)
         gate = mx.sigmoid(self.linear2(nn.relu(self.linear1(context))))
         return self.linear_local(x) * mx.repeat(gate, self._segment, axis=1)[:, : x.shape[1]]
@@ -219,12 +227,14 @@ def segment_means(x: mx.array, length: int) -> mx.array:
     """(B, N, C) -> (B, ceil(N / length), C): means of consecutive segments, the last over what there is of it."""
     B, N, C = x.shape
     n = -(-N // length)
-    sums = mx.pad(x, ((0, 0), (0, n * length - N), (0, 0))).reshape(B, n, length, C).sum(axis=2)
+    sums = mx.pad(x, [(0, 0), (0, n * length - N), (0, 0)]).reshape(B, n, length, C).sum(axis=2)
     counts = mx.array([length] * (n - 1) + [N - (n - 1) * length], dtype=x.dtype)
     return sums / counts[:, None]
 
 
 class CAMDenseTDNNLayer(nn.Module):
+    """Bottleneck, then context-aware masking."""
+
     def __init__(self, config: SpeakerConfig, into: int, kernel: int, dilation: int):
         super().__init__()
         self.nonlinear1 = Nonlinear(into, config.bn_eps)
@@ -233,6 +243,7 @@ class CAMDenseTDNNLayer(nn.Module):
         self.cam_layer = CAMLayer(config, kernel, dilation)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, N, into) -> (B, N, growth_rate)."""
         return self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))))
 
 
@@ -246,18 +257,22 @@ class CAMDenseTDNNBlock(nn.Module):
         self._n_layers = layers
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, N, into) -> (B, N, into + layers * growth_rate)."""
         for i in range(self._n_layers):
             x = mx.concatenate([x, self[f"tdnnd{i + 1}"](x)], axis=-1)
         return x
 
 
 class Transit(nn.Module):
+    """Norm, ReLU, and fewer channels."""
+
     def __init__(self, into: int, out: int, eps: float):
         super().__init__()
         self.nonlinear = Nonlinear(into, eps)
         self.linear = nn.Conv1d(into, out, 1, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, N, into) -> (B, N, out)."""
         return self.linear(self.nonlinear(x))
 
 
@@ -270,6 +285,7 @@ class Dense(nn.Module):
         self.nonlinear = Nonlinear(config.embedding_size, config.bn_eps, plain=True)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, 2 C) -> (B, embedding_size)."""
         return self.nonlinear(self.linear(x[:, None]))[:, 0]
 
 
@@ -281,6 +297,8 @@ def statistics(x: mx.array) -> mx.array:
 
 
 class XVector(nn.Module):
+    """Dense blocks over time, pooled to one vector."""
+
     def __init__(self, config: SpeakerConfig):
         super().__init__()
         self.tdnn = TDNN(config)
@@ -301,6 +319,8 @@ class XVector(nn.Module):
 
 
 class SpeakerEncoder(nn.Module):
+    """CAM++: front end over bands and frames, then `XVector`."""
+
     def __init__(self, config: SpeakerConfig):
         super().__init__()
         self.head = FCM(config)
@@ -309,6 +329,7 @@ class SpeakerEncoder(nn.Module):
 
     @property
     def config(self) -> SpeakerConfig:
+        """Its sizes."""
         return self._config
 
     def __call__(self, features: mx.array, tap: Tap | None = None) -> mx.array:

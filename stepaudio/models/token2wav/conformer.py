@@ -122,6 +122,7 @@ class ConformerState:
 
     @property
     def arrays(self) -> list[mx.array]:
+        """All of it, to be evaluated or counted."""
         return [self.lookahead, self.upsample, *(a for pair in self.attention + self.up_attention for a in pair)]
 
 
@@ -150,6 +151,8 @@ def by_distance_to_by_key(scores: mx.array, L: int) -> mx.array:
 
 
 class RelativeAttention(nn.Module):
+    """Attention whose scores add a term for the distance between query and key."""
+
     def __init__(self, channels: int, n_head: int, key_bias: bool):
         super().__init__()
         self.linear_q = nn.Linear(channels, channels)
@@ -182,12 +185,15 @@ class RelativeAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linears with a SiLU between them."""
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.w_1 = nn.Linear(channels, hidden)
         self.w_2 = nn.Linear(hidden, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, n, C) -> (B, n, C)."""
         return self.w_2(silu(self.w_1(x)))
 
 
@@ -221,6 +227,7 @@ class Embedding(nn.Module):
         self._scale = channels**0.5
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, n, in) -> (B, n, C)."""
         linear, norm = self.out
         return norm(linear(x)) * self._scale
 
@@ -234,6 +241,7 @@ class PreLookahead(nn.Module):
         self.conv2 = nn.Conv1d(channels, channels, kernel_size=LOOKAHEAD_MEMORY + 1)
 
     def __call__(self, x: mx.array, past: mx.array | None) -> tuple[mx.array, mx.array]:
+        """(B, n + ahead, C) -> (B, n, C), and the frames that the next chunk looks back on."""
         y = nn.leaky_relu(self.conv1(x), LOOKAHEAD_SLOPE)
         n = y.shape[1]
         y, past = with_past(y, past, LOOKAHEAD_MEMORY)
@@ -249,11 +257,14 @@ class Upsample(nn.Module):
         self._stride = stride
 
     def __call__(self, x: mx.array, past: mx.array | None) -> tuple[mx.array, mx.array]:
+        """(B, n, C) -> (B, n * stride, C), and the frames that the next chunk looks back on."""
         x, past = with_past(mx.repeat(x, self._stride, axis=1), past, 2 * self._stride)
         return self.conv(x), past
 
 
 class UpsampleConformer(nn.Module):
+    """Two stacks of blocks with an upsampling between them."""
+
     def __init__(self, config: ConformerConfig):
         super().__init__()
         C = config.output_size

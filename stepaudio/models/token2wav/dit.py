@@ -76,6 +76,7 @@ class BlockState:
 
     @property
     def arrays(self) -> list[mx.array]:
+        """All four, to be evaluated or counted."""
         return [self.k, self.v, self.conv1, self.conv2]
 
 
@@ -98,6 +99,7 @@ def mish(x: mx.array) -> mx.array:
 
 
 def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
+    """Layer norm without weights of (B, T, C), scaled and shifted by (B, 1, C)."""
     return mx.fast.layer_norm(x, None, None, BLOCK_EPS) * (1 + scale) + shift
 
 
@@ -110,16 +112,21 @@ def time_features(t: mx.array) -> mx.array:
 
 
 class TimeEmbedder(nn.Module):
+    """Two linears over the features of a time."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.mlp = [nn.Linear(TIME_CHANNELS, channels), silu, nn.Linear(channels, channels)]
 
     def __call__(self, t: mx.array) -> mx.array:
+        """(B,) -> (B, 1, C)."""
         into, activate, out = self.mlp
         return out(activate(into(time_features(t).astype(into.weight.dtype))))[:, None]  # (B, 1, C)
 
 
 class Attention(nn.Module):
+    """Full attention with norms over the channels of each head; it knows no positions."""
+
     def __init__(self, config: DitConfig):
         super().__init__()
         C, inner = config.hidden_size, config.num_heads * config.head_dim
@@ -147,12 +154,15 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linears with a GELU between them."""
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, C) -> (B, T, C)."""
         return self.fc2(gelu_tanh(self.fc1(x)))
 
 
@@ -162,6 +172,8 @@ def _transpose(x: mx.array) -> mx.array:
 
 
 class CausalConvBlock(nn.Module):
+    """Two causal convolutions with norm and Mish between them."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.block = [
@@ -175,6 +187,7 @@ class CausalConvBlock(nn.Module):
         ]
 
     def __call__(self, x: mx.array, past: BlockState | None) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, T, C) -> (B, T, C), and the tails that the next chunk starts from."""
         _, conv1, _, norm, activate, _, conv2 = self.block
         x, tail1 = with_past(x, past and past.conv1, KERNEL - 1)
         x, tail2 = with_past(activate(norm(conv1(x))), past and past.conv2, KERNEL - 1)
@@ -210,18 +223,23 @@ class DitBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
+    """Modulated norm and a linear."""
+
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
         self.adaLN_modulation = [silu, nn.Linear(channels, 2 * channels)]
         self.linear = nn.Linear(channels, out_channels)
 
     def __call__(self, x: mx.array, c: mx.array) -> mx.array:
+        """(B, T, C) under the time embedding (B, 1, C) -> (B, T, M)."""
         activate, linear = self.adaLN_modulation
         shift, scale = mx.split(linear(activate(c)), 2, axis=-1)
         return self.linear(modulate(x, shift, scale))
 
 
 class DiT(nn.Module):
+    """The estimator."""
+
     def __init__(self, config: DitConfig):
         super().__init__()
         self.t_embedder = TimeEmbedder(config.hidden_size)

@@ -124,11 +124,14 @@ class FlowState:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all that is remembered."""
         blocks = [a for step in self.estimator for block in step for a in block.arrays]
         return sum(a.nbytes for a in [*self.conformer.arrays, *blocks])
 
 
 class Flow(nn.Module):
+    """Conformer, speaker projection and solver; it keeps nothing between calls."""
+
     def __init__(self, config: FlowConfig):
         super().__init__()
         self.input_embedding = nn.Embedding(config.vocab_size, config.input_size)
@@ -140,10 +143,12 @@ class Flow(nn.Module):
 
     @property
     def config(self) -> FlowConfig:
+        """Its sizes."""
         return self._config
 
     @property
     def dtype(self) -> mx.Dtype:
+        """Of the weights."""
         return self.encoder_proj.weight.dtype
 
     @property
@@ -236,8 +241,10 @@ class Flow(nn.Module):
     def begin(
         self, prompt: Prompt, noise: Noise, options: FlowOptions = REFERENCE, tap: Tap | None = None
     ) -> FlowState:
-        """Read the voice prompt into a fresh state. Its own FIRST codes stand in for what follows it, as the
-        reference has it; so a prompt needs at least `look_ahead` codes (else `DecodeError`).
+        """Read the voice prompt into a fresh state.
+
+        Its own FIRST codes stand in for what follows it, as the reference has it; so a prompt needs at least
+        `look_ahead` codes (else `DecodeError`).
         """
         prompt = self._checked(prompt)
         if prompt.codes.shape[1] < self.look_ahead:

@@ -63,6 +63,8 @@ def euler_steps(n_steps: int) -> list[tuple[float, float]]:
 
 
 class CausalConditionalCFM(nn.Module):
+    """The solver and the estimator that it integrates."""
+
     def __init__(self, config: CfmConfig):
         super().__init__()
         self.estimator = DiT(config.estimator)
@@ -92,8 +94,7 @@ class CausalConditionalCFM(nn.Module):
         -------
         (B, T, M), and one state per step (none unless `keep`).
         """
-        double = lambda a: mx.concatenate([a, mx.zeros_like(a)])
-        mu, speaker, cond = double(mu), double(speaker), double(cond)
+        mu, speaker, cond = (mx.concatenate([a, mx.zeros_like(a)]) for a in (mu, speaker, cond))
         states: list[DitState] = []
         for i, (t, dt) in enumerate(euler_steps(n_steps)):
             both = mx.concatenate([x, x])

@@ -19,7 +19,7 @@ import numpy as np
 from ...errors import DecodeError
 from ...schema import read_record, require, require_positive
 from ..tap import Tap, emit, named
-from .layers import Conv1d, ConvTranspose1d, overlap_add
+from .layers import Conv1d, ConvTranspose1d, overlap_add, total_of
 from .noise import Noise, noise_frames
 
 
@@ -155,11 +155,14 @@ class Snake(nn.Module):
         self.alpha = mx.ones((channels,))
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, channels) -> the same shape."""
         s = mx.sin(x * self.alpha)
         return x + s * s / (self.alpha + ALPHA_FLOOR)
 
 
 class ResBlock(nn.Module):
+    """Pairs of convolutions, the first of each dilated, each pair added to what it read."""
+
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
         super().__init__()
         half = kernel // 2
@@ -169,6 +172,7 @@ class ResBlock(nn.Module):
         self.activations2 = [Snake(channels) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, channels) -> the same shape."""
         for act1, conv1, act2, conv2 in zip(
             self.activations1, self.convs1, self.activations2, self.convs2, strict=True
         ):
@@ -188,6 +192,7 @@ class F0Predictor(nn.Module):
         self.classifier = nn.Linear(channels, 1)
 
     def __call__(self, mel: mx.array) -> mx.array:
+        """(B, T, in_channels) -> (B, T)."""
         for layer in self.condnet:
             mel = layer(mel)
         return mx.abs(self.classifier(mel)[..., 0])  # (B, T)
@@ -221,6 +226,7 @@ class Source(nn.Module):
         self._config = config
 
     def __call__(self, f0: mx.array, noise: Noise | None, start: int = 0, tap: Tap | None = None) -> mx.array:
+        """Pitch (B, T) in Hz -> source (B, n), with the noise from sample `start` on; None for no noise."""
         c = self._config
         phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.samples_per_frame)  # (B, n, H)
         voiced = mx.repeat((f0 > c.nsf_voiced_threshold).astype(mx.float32), c.samples_per_frame, axis=1)[..., None]
@@ -270,6 +276,8 @@ def inverse_stft(magnitude: mx.array, phase: mx.array, n_fft: int, hop: int, cli
 
 
 class Hift(nn.Module):
+    """The vocoder; it keeps nothing between calls."""
+
     def __init__(self, config: HiftConfig):
         super().__init__()
         bins2 = config.istft.n_fft + 2
@@ -280,8 +288,8 @@ class Hift(nn.Module):
             kernel, rate = config.upsample_kernel_sizes[i], config.upsample_rates[i]
             self.ups.append(ConvTranspose1d(2 * C, C, kernel, rate, (kernel - rate) // 2))
             stride = config.source_strides[i]
-            taps, padding = (1, 0) if stride == 1 else (2 * stride, stride // 2)
-            self.source_downs.append(Conv1d(bins2, C, taps, stride=stride, padding=padding))
+            kernel, padding = (1, 0) if stride == 1 else (2 * stride, stride // 2)
+            self.source_downs.append(Conv1d(bins2, C, kernel, stride=stride, padding=padding))
             self.source_resblocks.append(
                 ResBlock(C, config.source_resblock_kernel_sizes[i], config.source_resblock_dilation_sizes[i])
             )
@@ -295,6 +303,7 @@ class Hift(nn.Module):
 
     @property
     def config(self) -> HiftConfig:
+        """Its sizes."""
         return self._config
 
     def __call__(
@@ -343,7 +352,7 @@ class Hift(nn.Module):
             if i == last:  # one frame more, as the centred STFT of the source has
                 x = mx.concatenate([x[:, 1:2], x], axis=1)
             x = x + emit(at, "source", self.source_resblocks[i](self.source_downs[i](spectrum)))
-            x = sum(block(x) for block in self.resblocks[i * per_stage : (i + 1) * per_stage]) / per_stage
+            x = total_of(block(x) for block in self.resblocks[i * per_stage : (i + 1) * per_stage]) / per_stage
             x = emit(at, "out", x)
         x = emit(tap, "before_conv_post", nn.leaky_relu(x, c.final_lrelu_slope))
         x = emit(tap, "conv_post", self.conv_post(x))

@@ -1,10 +1,14 @@
 """Convolutions over time in the forms that these nets need. Axes (B rows, T time, C channels).
 
-Kernels are held as MLX wants them, (out, taps, in). MLX's CPU backend multiplies matrices only for convolutions
-that neither spread their taps nor run backwards; the two others are written here as matrix products.
+Kernels are held as MLX wants them, (out, k, in). MLX's CPU backend multiplies matrices only for convolutions that are
+neither dilated nor transposed; the two others are written here as matrix products.
 """
 
 from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from functools import reduce
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,29 +16,35 @@ import mlx.nn as nn
 from ...backend.device import on_cpu
 
 
+def total_of(arrays: Iterable[mx.array]) -> mx.array:
+    """The sum of one array or more of one shape."""
+    return reduce(operator.add, arrays)
+
+
 def overlap_add(pieces: mx.array, hop: int) -> mx.array:
     """(B, T, n, C) pieces of n samples, each `hop` after the one before -> their sum, (B, (T-1) hop + n, C)."""
     B, T, n, C = pieces.shape
     m = -(-n // hop)
     pieces = mx.pad(pieces, [(0, 0), (0, 0), (0, m * hop - n), (0, 0)]).reshape(B, T, m, hop, C)
-    total = sum(mx.pad(pieces[:, :, j], [(0, 0), (j, m - 1 - j), (0, 0), (0, 0)]) for j in range(m))
+    total = total_of(mx.pad(pieces[:, :, j], [(0, 0), (j, m - 1 - j), (0, 0), (0, 0)]) for j in range(m))
     return total.reshape(B, (T + m - 1) * hop, C)[:, : (T - 1) * hop + n]
 
 
 class Conv1d(nn.Conv1d):
-    """`nn.Conv1d`; spread taps become one matrix product each on the CPU, about ten times faster there."""
+    """`nn.Conv1d`; with dilation a sum of matrix products on the CPU, about ten times faster there."""
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, in) -> (B, T', out)."""
         if self.dilation == 1 or not on_cpu():
             return super().__call__(x)
         x = mx.pad(x, [(0, 0), (self.padding, self.padding), (0, 0)])
-        taps, d = self.weight.shape[1], self.dilation
-        n = x.shape[1] - (taps - 1) * d
-        return sum(x[:, j * d : j * d + n] @ self.weight[:, j].T for j in range(taps)) + self.bias
+        k, d = self.weight.shape[1], self.dilation
+        n = x.shape[1] - (k - 1) * d
+        return total_of(x[:, j * d : j * d + n] @ self.weight[:, j].T for j in range(k)) + self.bias
 
 
 class ConvTranspose1d(nn.Module):
-    """PyTorch's transposed convolution: every input frame adds `taps` output frames, `stride` apart; ends cut."""
+    """PyTorch's transposed convolution: every input frame adds `kernel_size` output frames, `stride` apart."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int):
         super().__init__()
@@ -44,14 +54,15 @@ class ConvTranspose1d(nn.Module):
         self._stride, self._padding = stride, padding
 
     def __call__(self, x: mx.array) -> mx.array:
-        (B, T, C), (out, taps, _) = x.shape, self.weight.shape
-        pieces = x @ self.weight.swapaxes(0, 1).reshape(taps * out, C).T  # (B, T, taps * out)
-        y = overlap_add(pieces.reshape(B, T, taps, out), self._stride)
+        """(B, T, in) -> (B, (T - 1) stride + kernel_size - 2 padding, out)."""
+        (B, T, C), (out, k, _) = x.shape, self.weight.shape
+        pieces = x @ self.weight.swapaxes(0, 1).reshape(k * out, C).T  # (B, T, k * out)
+        y = overlap_add(pieces.reshape(B, T, k, out), self._stride)
         return y[:, self._padding : y.shape[1] - self._padding] + self.bias
 
 
 def with_past(x: mx.array, past: mx.array | None, n: int) -> tuple[mx.array, mx.array]:
-    """Put `past` (B, n, C), or n frames of zeros, before x: what a causal convolution of n+1 taps needs.
+    """Put `past` (B, n, C), or n frames of zeros, before x: what a causal convolution of kernel size n+1 needs.
 
     Returns the longer array and its own last n frames, the past of the next chunk.
     """
@@ -61,10 +72,11 @@ def with_past(x: mx.array, past: mx.array | None, n: int) -> tuple[mx.array, mx.
 
 
 class SpreadConv1d(nn.Conv1d):
-    """Convolution of few taps, a matrix product for each: MLX's CPU backend is 30 times slower at spread taps."""
+    """Dilated convolution that keeps the length, as a sum of matrix products: 30 times faster on MLX's CPU backend."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        taps, d = self.weight.shape[1], self.dilation
+        """(B, N, in) -> (B, N, out)."""
+        k, d = self.weight.shape[1], self.dilation
         N = x.shape[1]
-        x = mx.pad(x, ((0, 0), (taps // 2 * d, taps // 2 * d), (0, 0)))
-        return sum(x[:, j * d : j * d + N] @ self.weight[:, j].T for j in range(taps))
+        x = mx.pad(x, [(0, 0), (k // 2 * d, k // 2 * d), (0, 0)])
+        return total_of(x[:, j * d : j * d + N] @ self.weight[:, j].T for j in range(k))

@@ -5,8 +5,6 @@ The reference draws unseeded noise once per process, so its sound cannot be made
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import mlx.core as mx
 import numpy as np
 
@@ -17,15 +15,23 @@ Noise = mx.array | int  # (1, frames, width), or a seed
 
 
 def noise_frames(noise: Noise, start: int, n: int, width: int) -> mx.array:
-    """Frames start … start+n-1 of the noise, (1, n, width) float32, standard normal.
+    """Frames start … start+n-1 of the noise.
 
-    Frame i of a seed is the same however it is asked for, so a stream cut in other places hears the same noise.
+    Frame i of a seed is the same however it is asked for, so a stream in other chunks starts from the same noise.
+
+    Parameters
+    ----------
+    noise : a seed >= 0, or an array (1, at least start + n, width).
+
+    Returns
+    -------
+    (1, n, width) float32, standard normal.
 
     Raises
     ------
     DecodeError : an array that is too short or of another width, a negative seed.
     """
-    if isinstance(noise, Integral):
+    if not isinstance(noise, (mx.array, np.ndarray)):
         if noise < 0:
             raise DecodeError(f"noise: a seed must not be negative, found {noise}")
         first, last = start // NOISE_BLOCK, (start + max(n, 1) - 1) // NOISE_BLOCK

@@ -25,7 +25,7 @@ from ..tap import Tap, emit, named
 LEVELS = 3  # values of each quantised dimension
 TANH_SCALE = 0.9990000128746033  # a literal in the reference: keeps round() away from the ends of tanh
 ROPE_BASE = 10_000.0
-CONV_TAPS = 3
+CONV_KERNEL = 3
 SECOND_STRIDE = 2  # of conv2; that of conv1 is in the config
 
 WINDOW = 30 * FRAMES_PER_SECOND  # mel frames the net sees at once
@@ -99,7 +99,7 @@ class FSMNMultiHeadAttention(MultiHeadAttention):
     def memory(self, v: mx.array, length: mx.array) -> mx.array:
         """(B, S, C): each channel of the values filtered over time, plus the values; zero past `length`."""
         v = zero_past(v, length)
-        return zero_past(self.fsmn_block(mx.pad(v, ((0, 0), self._pad, (0, 0)))) + v, length)
+        return zero_past(self.fsmn_block(mx.pad(v, [(0, 0), self._pad, (0, 0)])) + v, length)
 
     def __call__(self, x: mx.array, length: mx.array, tap: Tap | None = None) -> mx.array:
         """(B, S, C) -> (B, S, C), blind to the keys at and after `length` (B,)."""
@@ -138,8 +138,8 @@ class S3Encoder(nn.Module):
     def __init__(self, config: S3Config):
         super().__init__()
         C = config.n_audio_state
-        self.conv1 = nn.Conv1d(config.n_mels, C, CONV_TAPS, stride=config.stride, padding=1)
-        self.conv2 = nn.Conv1d(C, C, CONV_TAPS, stride=SECOND_STRIDE, padding=1)
+        self.conv1 = nn.Conv1d(config.n_mels, C, CONV_KERNEL, stride=config.stride, padding=1)
+        self.conv2 = nn.Conv1d(C, C, CONV_KERNEL, stride=SECOND_STRIDE, padding=1)
         self.blocks = [ResidualAttentionBlock(config) for _ in range(config.n_audio_layer)]
         self._config = config
 
@@ -172,11 +172,14 @@ class FSQCodebook(nn.Module):
 
 
 class FSQVectorQuantization(nn.Module):
+    """The codebook under the name that the published file gives it."""
+
     def __init__(self, config: S3Config):
         super().__init__()
         self._codebook = FSQCodebook(config)
 
     def __call__(self, x: mx.array, tap: Tap | None = None) -> mx.array:
+        """(..., C) -> (...), int32 codes."""
         return self._codebook(x, tap)
 
 
@@ -191,6 +194,7 @@ class S3Tokenizer(nn.Module):
 
     @property
     def config(self) -> S3Config:
+        """Its sizes."""
         return self._config
 
     @staticmethod
@@ -228,7 +232,7 @@ class S3Tokenizer(nn.Module):
         """(len(cuts), S) codes of windows, run as one batch."""
         n_frames = [w.stop - w.start for _, w in cuts]
         batch = [
-            mx.pad(mel[row, :, w.start : w.stop], ((0, 0), (0, max(n_frames) - n)))
+            mx.pad(mel[row, :, w.start : w.stop], [(0, 0), (0, max(n_frames) - n)])
             for (row, w), n in zip(cuts, n_frames, strict=True)
         ]
         return np.array(self.quantizer(self.encoder(mx.stack(batch), mx.array(n_frames))))
