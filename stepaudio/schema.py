@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
+from numbers import Real
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
@@ -206,14 +207,16 @@ def require(ok: bool, message: str) -> None:
 
 
 def require_positive(record: object, path: str, names: Iterable[str]) -> None:
-    """Raise `ConfigError` unless these fields are above 0; a tuple needs at least one entry, all of them above 0."""
+    """Raise `ConfigError` unless these fields are numbers above 0, or tuples of at least one such number."""
     for name in names:
         value = getattr(record, name)
         require(_positive(value), f"{path}.{name}: must be positive, found {value}")
 
 
 def _positive(value: Any) -> bool:
-    return all(map(_positive, value)) and len(value) > 0 if isinstance(value, tuple) else value > 0
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(map(_positive, value))
+    return isinstance(value, Real) and not isinstance(value, bool) and value > 0
 
 
 def require_only(record: object, path: str, allowed: Mapping[str, object]) -> None:

@@ -117,8 +117,8 @@ def test_keys_may_be_no_text():
         require_keys({3: 1, "a": 2}, ["a"], "f")
 
 
-@pytest.mark.parametrize("sizes", [(), (1, 0), (2, -1)])
+@pytest.mark.parametrize("sizes", [(), (1, 0), (2, -1), (True,), [1], "1", None, math.nan])
 def test_sizes_are_at_least_one_and_above_zero(sizes):
-    with pytest.raises(ConfigError, match=r"net\.sizes: must be positive, found \("):
+    with pytest.raises(ConfigError, match=r"net\.sizes: must be positive, found "):
         require_positive(Outer("a", Inner(1), sizes=sizes), "net", ["sizes"])
     require_positive(Outer("a", Inner(1), grid=((1, 2), (3,))), "net", ["sizes", "grid"])

@@ -97,12 +97,12 @@ def net_layout(config: Config) -> dict[str, Shape]:
 
 
 @lru_cache(maxsize=32)
-def _net_layout(config: Config) -> tuple[tuple[str, Shape], ...]:
+def _net_layout(config: Config) -> dict[str, Shape]:
     high, low = cast(Any, mx.random.state)[
         0
     ].tolist()  # constructing a net asks for random numbers, though none is drawn
     try:
-        return tuple((name, array.shape) for name, array in parameters_of(build(config)).items())
+        return {name: array.shape for name, array in parameters_of(build(config)).items()}
     finally:
         mx.random.seed(high << 32 | low)
 
@@ -128,8 +128,13 @@ def expected_layout(config: Config, merged: bool = False) -> dict[str, Shape]:
     ConfigError
         As `build`.
     """
+    return dict(_expected_layout(config, merged))
+
+
+@lru_cache(maxsize=32)
+def _expected_layout(config: Config, merged: bool) -> dict[str, Shape]:
     layout: dict[str, Shape] = {}
-    for name, shape in net_layout(config).items():
+    for name, shape in _net_layout(config).items():
         axes = axes_of(type(config), name)
         shape = shape if axes is None else tuple(shape[i] for i in inverse(axes))
         paired = isinstance(config, HiftConfig) and not merged and PAIRED.fullmatch(name)
