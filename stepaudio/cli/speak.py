@@ -10,21 +10,17 @@ import argparse
 import io
 import json
 import sys
-import time
-from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..audio.load import audio_seconds
-from ..audio.save import audio_writer, check_target
+from ..audio.save import check_target
 from ..errors import AudioError, ConfigError, DataError
 from ..resources import VOICES, checkpoint_folder, voice_clip
 from .options import STANDARD, add_decoding, add_model, decoding_from
 from .parser import Parser, add_choice, add_formats, add_option, add_verb
-from .progress import busy, message
+from .progress import busy
+from .sound import Account, written
 
 if TYPE_CHECKING:
     from ..speech_model import SpeechModel, SpeechOptions
@@ -156,31 +152,31 @@ def _say_codes(options: argparse.Namespace) -> int:
     codes, voicing = read_codes(options.codes), _voicing(options)
     with busy("loading token2wav"):
         synthesizer = Synthesizer.load(checkpoint_folder(options.model))
-    voice, account = _read_voice(synthesizer, options), _Account(options.output, synthesizer.sample_rate)
+    voice, account = _read_voice(synthesizer, options), Account(options.output, synthesizer.sample_rate)
     noise = {"noise": options.seed, "source_noise": options.seed}
     with busy("speaking"):
         if options.stream:
             stream = synthesizer.stream(codes, voice, options=voicing, **noise)
-            chunks = list(_written(stream, options, account, synthesizer.loudest(voicing)))
+            chunks = list(written(stream, account, synthesizer.loudest(voicing)))
             last = chunks[-1] if chunks else synthesizer.decode(codes, voice)  # nothing but padding
         else:
             last = synthesizer.decode(codes, voice, options=voicing.flow, **noise)
-            list(_written([last], options, account))
+            list(written([last], account))
     return account.report(codes=last.n_codes, padding=last.n_padding, voice=voice.key)
 
 
 def _voiced(options: argparse.Namespace, model: SpeechModel, conversations, speech: SpeechOptions) -> int:
     """Run conversations and write their sound; 1 if the model gave none."""
     synthesizer = model.synthesizer
-    voice, account = _read_voice(synthesizer, options), _Account(options.output, synthesizer.sample_rate)
+    voice, account = _read_voice(synthesizer, options), Account(options.output, synthesizer.sample_rate)
     with busy("speaking"):
         if options.stream:
             stream = model.stream(conversations, voice, speech)
-            chunks = _written(stream, options, account, synthesizer.loudest(speech.voicing))
+            chunks = written(stream, account, synthesizer.loudest(speech.voicing))
             answers = [chunk.answer for chunk in chunks if chunk.answer]
         else:
             spoken = model.speak(conversations, voice, speech)
-            list(_written(spoken.sounds, options, account))
+            list(written(spoken.sounds, account))
             answers = spoken.answers
     return account.report(
         text=" ".join(t for a in answers if (t := (a.text or "").strip())),
@@ -247,11 +243,6 @@ def _read_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice:
         return synthesizer.voice(_voice(options.voice))
 
 
-def _check_output(target: str) -> None:
-    if target != STANDARD:
-        check_target(target)
-
-
 def read_codes(path: str) -> list[int]:
     """Codes from a file: a JSON list, or whole numbers between blanks. Raises `DataError` for anything else."""
     try:
@@ -269,53 +260,6 @@ def read_codes(path: str) -> list[int]:
     return codes
 
 
-class _Account:
-    """When sound came, counted from when model and voice were read, how much of it, and where it went."""
-
-    def __init__(self, target: str, rate: int):
-        self.target, self.rate, self.began = target, rate, time.perf_counter()
-        self.n_samples, self.first = 0, None
-
-    def add(self, n: int) -> None:
-        self.n_samples += n
-        if n and self.first is None:
-            self.first = time.perf_counter() - self.began
-
-    def report(self, **more) -> int:
-        """Print the run as one JSON object; the exit status."""
-        found = {
-            "file": self.target if self.n_samples else None,
-            "seconds": round(self.n_samples / self.rate, 3),
-            "sample_rate": self.rate,
-            **more,
-            "first_sound_seconds": None if self.first is None else round(self.first, 3),
-            "wall_seconds": round(time.perf_counter() - self.began, 3),
-        }
-        print(json.dumps(found, ensure_ascii=False), file=sys.stderr if self.target == STANDARD else sys.stdout)
-        if not self.n_samples:
-            message("no sound: the answer holds no audio codes; nothing was written")
-        return 0 if self.n_samples else 1
-
-
-def _written(chunks: Iterable, options, account: _Account, peak: float = 1.0):
-    """Pass chunks on, each once its sound is written; the file is there, whole, when they end."""
-    with ExitStack() as stack:
-        write = None
-        for chunk in chunks:
-            if len(chunk.wave):
-                write = write or _writer(stack, options.output, account.rate, peak)
-                write(chunk.wave)
-                account.add(len(chunk.wave))
-            yield chunk
-
-
-def _writer(stack: ExitStack, target: str, rate: int, peak: float):
-    """A function that writes samples to a file, or to standard output."""
+def _check_output(target: str) -> None:
     if target != STANDARD:
-        return stack.enter_context(audio_writer(target, rate, peak=peak)).write
-
-    def write(wave: np.ndarray) -> None:
-        sys.stdout.buffer.write(wave.astype("<f4").tobytes())
-        sys.stdout.buffer.flush()
-
-    return write
+        check_target(target)

@@ -123,8 +123,10 @@ def without_mlx(tmp_path_factory) -> list[str]:
     return [sys.executable, "-S", "-E", "-c", f"{start}; sys.exit(main())"]
 
 
-@pytest.mark.parametrize("argv", [["transcribe", "a.wav"], ["info"], ["demo"], ["weights"],
-                                  ["convert", "x"], ["speak", "x", "-o", "a.wav"], ["transcribe", "a.wav", "--no-tokenizer"]])  # fmt: skip
+@pytest.mark.parametrize("argv", [
+    ["transcribe", "a.wav"], ["transcribe", "a.wav", "--no-tokenizer"], ["info"], ["demo"], ["weights"],
+    ["convert", "x"], ["speak", "x", "-o", "a.wav"],
+])  # fmt: skip
 def test_without_mlx_one_line_says_what_to_install(without_mlx, argv):
     done = subprocess.run([*without_mlx, *argv], capture_output=True, text=True, timeout=120, env={**os.environ})
     assert done.returncode == 2 and done.stdout == ""
