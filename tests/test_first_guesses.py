@@ -164,18 +164,24 @@ def test_an_array_whose_shape_contradicts_16_khz_is_doubted(tiny_model):
 # ---- options by their short names ----
 
 
-@pytest.mark.parametrize(("words", "flags"), [
-    ({"temperature": 0.7}, ["--temperature", "0.7"]),
-    ({"sampling": "reference"}, ["--sampling", "reference"]),
+ONE = stepaudio.Penalties(repetition=1.3, window=8)
+
+
+@pytest.mark.parametrize(("words", "flags", "record"), [
+    ({"temperature": 0.7}, ["--temperature", "0.7"], {"sampling": stepaudio.Sampling(temperature=0.7)}),
+    ({"sampling": "reference"}, ["--sampling", "reference"], {"sampling": stepaudio.Sampling.greedy()}),
     ({"sampling": "greedy", "repetition": 1.3, "window": 8},
-     ["--sampling", "greedy", "--repetition", "1.3", "--window", "8"]),
-    ({"cache": "full"}, ["--cache", "full"]),
-    ({"cache": "window", "max_cache_len": 40}, ["--cache", "window", "--max-cache-len", "40"]),
+     ["--sampling", "greedy", "--repetition", "1.3", "--window", "8"],
+     {"sampling": stepaudio.Sampling(text=ONE, audio=ONE)}),
+    ({"cache": "full"}, ["--cache", "full"], {"cache": stepaudio.CachePolicy("full")}),
+    ({"cache": "window", "max_cache_len": 30}, ["--cache", "window", "--max-cache-len", "30"],
+     {"cache": stepaudio.CachePolicy("window", 30)}),
     ({"on_loop": "stop", "seed": 3, "temperature": 1.2, "top_k": 5},
-     ["--on-loop", "stop", "--seed", "3", "--temperature", "1.2", "--top-k", "5"]),
+     ["--on-loop", "stop", "--seed", "3", "--temperature", "1.2", "--top-k", "5"],
+     {"on_loop": "stop", "sampling": stepaudio.Sampling(temperature=1.2, top_k=5, seed=3)}),
 ])  # fmt: skip
 def test_the_command_line_and_the_api_mean_the_same(
-    tiny_model, tiny_checkpoint, wav, words, flags, monkeypatch, capsys
+    tiny_model, tiny_checkpoint, wav, words, flags, record, monkeypatch, capsys
 ):
     from stepaudio.cli.main import main
 
@@ -184,8 +190,8 @@ def test_the_command_line_and_the_api_mean_the_same(
     said = json.loads(capsys.readouterr().out)
     found = tiny_model.transcribe(wav, max_tokens=24, **words)
     assert [tuple(s["tokens"]) for s in said["segments"]] == [s.tokens for s in found.segments]
-    options = stepaudio.DecodingOptions(max_tokens=24)
-    assert answers(tiny_model.transcribe(wav, options=options, **words)) == answers(found)
+    meant = stepaudio.DecodingOptions(**record, max_tokens=24)
+    assert answers(tiny_model.transcribe(wav, options=meant)) == answers(found)
 
 
 def test_one_override_means_one_thing(tiny_model, wav):
