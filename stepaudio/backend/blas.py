@@ -2,7 +2,7 @@
 
 The `mlx[cpu]` wheel for Linux carries the reference BLAS, about thirty times slower than the machine
 allows. Loading another CBLAS into the global symbol table before `mlx.core` is imported replaces it, which
-is why the package's `__init__` calls `preload_blas` first; there too, the C library is told to keep freed memory.
+is why the package's `__init__` calls `preload_blas` first; there too, the C library is asked to keep freed memory.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def preload_blas() -> str | None:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what MLX frees, up to 32 MiB apiece, for the next array; tells whether it was asked to.
+    """Let glibc keep what MLX frees, up to 32 MiB apiece, for the next array; true if it was asked to.
 
     By default every large array is mapped afresh and unmapped when freed, so that each operation on it first waits
     for thousands of page faults. Only Linux without the CUDA backend needs it; the process's peak is not raised, but
@@ -95,7 +95,7 @@ def keep_freed_memory() -> bool:
 
 
 def _load_cblas(path: str) -> bool:
-    """Load a library for all to see; tells whether it holds the matrix product that MLX calls."""
+    """Load a library for all to see; true if it holds the matrix product that MLX calls."""
     try:
         return hasattr(ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
     except OSError:

@@ -76,7 +76,7 @@ def _stack(prefix: str, stream: Sequence[str], also: dict[str, Meaning]) -> dict
 _KEYS = Meaning(("B", "H", "n", "L"), "attention, query by key; sums to 1 over keys")
 _DISTANCES = Meaning(("1", "X", "C"), "sinusoids of all distances between query and key")
 
-# What the nets of token2wav hand out when they are called with a tap. Axes: B rows, n new and L all positions, N codes,
+# What the nets of token2wav hand out to a tap. Axes: B batch, n new and L all positions, N codes,
 # T mel frames, M mel bands, C channels of the net, H heads of K channels, F frames of the vocoder's short STFT with Q
 # numbers each, W samples; X depends on the rest. {i} counts layers, Euler steps or stages, {j} layers within a step.
 TOKEN2WAV_GLOSSARY: dict[str, dict[str, Meaning]] = {
@@ -114,7 +114,7 @@ TOKEN2WAV_GLOSSARY: dict[str, dict[str, Meaning]] = {
         "encoder.out": Meaning(("B", "T", "C"), "after the last norm"),
         "mu": Meaning(("B", "T", "M"), "the encoder's mel, which the estimator refines"),
         "noise": Meaning(("B", "T", "M"), "where Euler's method begins"),
-        "euler.{i}.dit.time": Meaning(("B", "C"), "embedded time; B counts rows twice, with conditions and without"),
+        "euler.{i}.dit.time": Meaning(("B", "C"), "embedded time; B counts twice, with conditions and without"),
         **_stack(
             "euler.{i}.dit.{j}",
             ("B", "T", "C"),
@@ -124,7 +124,7 @@ TOKEN2WAV_GLOSSARY: dict[str, dict[str, Meaning]] = {
             },
         ),
         "euler.{i}.dit.out": Meaning(("B", "T", "M"), "the estimator's velocity"),
-        "euler.{i}.velocity": Meaning(("B", "T", "M"), "the same: conditional rows, then unconditional ones"),
+        "euler.{i}.velocity": Meaning(("B", "T", "M"), "the same: conditional, then unconditional"),
         "euler.{i}.x": Meaning(("B", "T", "M"), "state after Euler step i; after the last, the mel"),
     },
     "vocoder": {

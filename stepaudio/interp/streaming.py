@@ -171,9 +171,9 @@ def vocoded_in_chunks(
     """
     state, waves = VocoderState(), []
     for start in range(0, len(mel), chunk_frames):
-        piece = mx.array(mel[start : start + chunk_frames])[None]
+        chunk = mx.array(mel[start : start + chunk_frames])[None]
         wave, state, _ = vocode(
-            synthesizer.parts.hift, piece, state, options, source_noise, start + chunk_frames >= len(mel)
+            synthesizer.parts.hift, chunk, state, options, source_noise, start + chunk_frames >= len(mel)
         )
         waves.append(np.array(wave[0].astype(mx.float32)))
     return np.concatenate(waves)
@@ -183,11 +183,11 @@ def vocoded_in_chunks(
 
 
 def level_db(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(pieces,) RMS of each 20 ms in dB of full scale, -120 at the least."""
+    """(frames,) RMS of each 20 ms in dB of full scale, -120 at the least."""
     step = round(LEVEL_FRAME * sample_rate)
-    pieces = np.add.reduceat(np.square(x, dtype=np.float64), range(0, len(x), step))
+    powers = np.add.reduceat(np.square(x, dtype=np.float64), range(0, len(x), step))
     sizes = np.diff([*range(0, len(x), step), len(x)])
-    return 10 * np.log10(np.maximum(pieces / sizes, 10 ** (FLOOR_DB / 10)))
+    return 10 * np.log10(np.maximum(powers / sizes, 10 ** (FLOOR_DB / 10)))
 
 
 @dataclass(frozen=True)

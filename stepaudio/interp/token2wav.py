@@ -238,7 +238,7 @@ def round_trip(synthesizer: Synthesizer, source, *, noise: Noise = 0, options: F
 
 
 def compare_voices(before: Voice, after: Voice) -> RoundTrip:
-    """Two readings of what should be one sound, over the codes and frames that both have."""
+    """Two voices read from what should be one sound, over the codes and frames that both have."""
     n, frames = min(len(before.codes), len(after.codes)), min(len(before.mel), len(after.mel))
     a, b = before.codes[:n], after.codes[:n]
     chance = np.mean([(a == np.roll(b, k)).mean() for k in range(1, n)]) if n > 1 else float("nan")

@@ -156,7 +156,7 @@ class FullCache:
         self.offset += self._n
 
     def keep_rows(self, rows: list[int]) -> None:
-        """Drop all batch rows but these."""
+        """Drop all sequences of the batch but these."""
         index = mx.array(rows)
         self._keys = [None if k is None else k[index] for k in self._keys]
         self._values = [None if v is None else v[index] for v in self._values]

@@ -152,12 +152,12 @@ class StepAudioNet(nn.Module):
         embeddings = self.adapter(encoded, named(tap, "adapter."))
         return [embeddings[i, : n_rows(n - 2, config.adapter_stride)] for i, n in enumerate(lengths)]
 
-    def embed(self, ids: np.ndarray, slots: Sequence[Slot] = (), features: Sequence[mx.array] = ()) -> mx.array:
+    def embed(self, tokens: np.ndarray, slots: Sequence[Slot] = (), features: Sequence[mx.array] = ()) -> mx.array:
         """Token embeddings with audio embeddings written into their slots.
 
         Parameters
         ----------
-        ids : (n,) or (B, n) token ids.
+        tokens : (n,) or (B, n) token ids.
         slots : where the audio goes. features : (R_i, D) for each slot.
 
         Returns
@@ -169,29 +169,31 @@ class StepAudioNet(nn.Module):
         PromptError : an id is outside the vocabulary, a slot leaves its row, or a slot and its features differ in
             length.
         """
-        ids = np.atleast_2d(np.asarray(ids))
+        tokens = np.atleast_2d(np.asarray(tokens))
         vocab = self._config.text_config.vocab_size
-        if ids.size and (ids.min() < 0 or ids.max() >= vocab):
-            bad = ids[(ids < 0) | (ids >= vocab)][0]
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab):
+            bad = tokens[(tokens < 0) | (tokens >= vocab)][0]
             raise PromptError(
-                f"id {bad} is outside the vocabulary of {vocab} ids: do tokenizer and model belong together?"
+                f"token id {bad} is outside the vocabulary of {vocab} tokens: do tokenizer and model belong together?"
             )
         if len(slots) != len(features):
-            raise PromptError(f"the prompt has {len(slots)} audio slots but {len(features)} pieces of audio were given")
-        x = self.model.embed_tokens(mx.array(ids))
-        for i, (slot, rows) in enumerate(zip(slots, features, strict=True)):
-            if rows.shape[0] == 0:
-                raise PromptError(
-                    f"audio slot {i} was given no rows: its audio is too short to be heard, leave the slot out"
-                )
-            if rows.shape[0] != slot.length:
-                raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {rows.shape[0]} rows")
-            if not (0 <= slot.row < ids.shape[0] and slot.start >= 0 and slot.start + slot.length <= ids.shape[1]):
+            raise PromptError(
+                f"the prompt has {len(slots)} audio slots but {len(features)} segments of audio were given"
+            )
+        x = self.model.embed_tokens(mx.array(tokens))
+        for i, (slot, audio) in enumerate(zip(slots, features, strict=True)):
+            if audio.shape[0] == 0:
+                raise PromptError(f"audio slot {i} was given no embeddings: its audio is too short, leave the slot out")
+            if audio.shape[0] != slot.length:
+                raise PromptError(f"audio slot {i} has {slot.length} positions, its audio {audio.shape[0]} embeddings")
+            if not (
+                0 <= slot.row < tokens.shape[0] and slot.start >= 0 and slot.start + slot.length <= tokens.shape[1]
+            ):
                 raise PromptError(
                     f"audio slot {i} (row {slot.row}, {slot.start}..{slot.start + slot.length}) leaves the "
-                    f"prompt of {ids.shape[0]} x {ids.shape[1]} ids"
+                    f"prompt of {tokens.shape[0]} x {tokens.shape[1]} tokens"
                 )
-            x[slot.row, slot.start : slot.start + slot.length] = rows.astype(x.dtype)
+            x[slot.row, slot.start : slot.start + slot.length] = audio.astype(x.dtype)
         return x
 
     def logits(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:

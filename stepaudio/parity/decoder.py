@@ -69,10 +69,10 @@ def _check_text(golden, net: StepAudioNet) -> None:
 def _check_audio(golden, net: StepAudioNet, k: str, marker: int) -> None:
     ids, mels = golden[f"in.audio{k}.ids"], golden[f"in.audio{k}.mels"]
     lengths = golden[f"in.audio{k}.mel_lens"] + 2
-    heard = net.encode_audio([mel[:, :n] for mel, n in zip(mels, lengths, strict=True)], independent=False)
-    starts = np.flatnonzero(ids[0] == marker) + 1  # the rows directly after each marker
-    x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, heard, strict=True)], heard)
-    rows = np.concatenate([np.arange(s, s + len(h)) for s, h in zip(starts, heard, strict=True)])
+    encoded = net.encode_audio([mel[:, :n] for mel, n in zip(mels, lengths, strict=True)], independent=False)
+    starts = np.flatnonzero(ids[0] == marker) + 1  # the audio comes directly after each marker
+    x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, encoded, strict=True)], encoded)
+    rows = np.concatenate([np.arange(s, s + len(h)) for s, h in zip(starts, encoded, strict=True)])
     golden.compare(f"audio{k}.rows", rows, 0)
     golden.compare(f"audio{k}.embeds", x)
     golden.compare(f"audio{k}.logits", net.logits(x, NoCache(net.model.rope)), THROUGH_THE_NET)

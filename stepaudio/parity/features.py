@@ -23,7 +23,7 @@ FRONT_END = {"sample_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop": HOP, "padding": 
 
 
 def mel_checks(golden, _tokenizer) -> None:
-    """Log mels of every signal, filterbanks, and the arithmetic of prompt rows."""
+    """Log mels of every signal, filterbanks, and the arithmetic of audio embeddings."""
     for key, value in FRONT_END.items():
         if golden.config[key] != value:
             raise DataError(f"config {key}: the model's front end has {value}, the golden file {golden.config[key]}")
@@ -46,16 +46,16 @@ def mel_checks(golden, _tokenizer) -> None:
         [n for n in golden.names("out.") if n.startswith("resample.")],
         "resampling is soxr's, not torchaudio's: another filter on purpose",
     )
-    speaking_mel_checks(golden)
+    token2wav_mel_checks(golden)
 
 
 def row_arithmetic(samples: np.ndarray) -> np.ndarray:
     """Columns: samples; frames and audio embeddings if taken whole; embeddings after cutting at 25 s."""
     table = []
     for n in map(int, samples):
-        pieces = [min(CHUNK_SAMPLES, n - i) for i in range(0, n, CHUNK_SAMPLES)]
+        segments = [min(CHUNK_SAMPLES, n - i) for i in range(0, n, CHUNK_SAMPLES)]
         whole = n_mel_frames(n)
-        table.append([n, whole, n_audio_embeddings(whole), sum(n_audio_embeddings(n_mel_frames(p)) for p in pieces)])
+        table.append([n, whole, n_audio_embeddings(whole), sum(n_audio_embeddings(n_mel_frames(s)) for s in segments)])
     return np.array(table)
 
 
@@ -89,7 +89,7 @@ def require_same(name: str, config: dict, ours: dict) -> None:
             raise DataError(f"config {name}.{key}: this package has {value}, the golden file {config[key]}")
 
 
-def speaking_mel_checks(golden) -> None:
+def token2wav_mel_checks(golden) -> None:
     """Flow mels and kaldi features of every signal of a mel file, and kaldi's filterbank."""
     flow, kaldi = golden.config.get("flow_mel", {}), golden.config.get("kaldi", {})
     require_same("flow_mel", flow, FLOW_FRONT_END)

@@ -12,7 +12,7 @@ from ..text.chat_template import build_base_prompt, build_prompt
 from ..text.tokenizer import Tokenizer
 from .golden import Row
 
-FULL_PIECE = n_mel_frames(CHUNK_SAMPLES)
+FULL_SEGMENT = n_mel_frames(CHUNK_SAMPLES)
 
 
 class _Tally:
@@ -40,7 +40,7 @@ def _load(folder: Path) -> Tokenizer:
 
 
 def tokenizer_checks(golden, folder: Path) -> None:
-    """Text <-> ids, decoding of arbitrary ids, and whole chat prompts."""
+    """Text <-> token ids, decoding of arbitrary token ids, and whole chat prompts."""
     tokenizer, data = _load(folder), golden.config
     encode, decode, chats = _Tally(), _Tally(), _Tally()
     for pair in data["pairs"]:
@@ -55,12 +55,12 @@ def tokenizer_checks(golden, folder: Path) -> None:
 
 
 def _chat_ids(chat: dict, tokenizer: Tokenizer) -> list[int]:
-    """A full piece of 25 s is continued by the next one of the same recording."""
+    """A full segment of 25 s is continued by the next one of the same recording."""
     clips: list[list[int]] = []
     open_clip = False
-    for frames, rows in zip(chat["mel_frames"], chat["audio_tokens"], strict=True):
-        clips[-1].append(rows) if open_clip else clips.append([rows])
-        open_clip = frames == FULL_PIECE
+    for frames, n_embeddings in zip(chat["mel_frames"], chat["audio_tokens"], strict=True):
+        clips[-1].append(n_embeddings) if open_clip else clips.append([n_embeddings])
+        open_clip = frames == FULL_SEGMENT
     build = build_prompt if all(isinstance(m, dict) and "role" in m for m in chat["messages"]) else build_base_prompt
     return list(build(chat["messages"], tokenizer, clips).tokens)
 

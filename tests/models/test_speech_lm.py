@@ -74,15 +74,15 @@ def test_several_rows_each_with_their_own_audio():
 @pytest.mark.parametrize(
     ("slots", "rows", "message"),
     [
-        ([Slot(0, 2, 3)], [4], "audio slot 0 has 3 positions, its audio 4 rows"),
-        ([Slot(0, 2, 3)], [2], "audio slot 0 has 3 positions, its audio 2 rows"),
-        ([Slot(0, 8, 3)], [3], "leaves the prompt of 1 x 10 ids"),
+        ([Slot(0, 2, 3)], [4], "audio slot 0 has 3 positions, its audio 4 embeddings"),
+        ([Slot(0, 2, 3)], [2], "audio slot 0 has 3 positions, its audio 2 embeddings"),
+        ([Slot(0, 8, 3)], [3], "leaves the prompt of 1 x 10 tokens"),
         ([Slot(0, -1, 3)], [3], "leaves the prompt"),
         ([Slot(1, 2, 3)], [3], "leaves the prompt"),
         ([Slot(-1, 2, 3)], [3], "leaves the prompt"),
-        ([Slot(0, 2, 0)], [0], "audio slot 0 was given no rows"),
-        ([Slot(0, 2, 3)], [], "1 audio slots but 0 pieces"),
-        ([], [3], "0 audio slots but 1 pieces"),
+        ([Slot(0, 2, 0)], [0], "audio slot 0 was given no embeddings"),
+        ([Slot(0, 2, 3)], [], "1 audio slots but 0 segments"),
+        ([], [3], "0 audio slots but 1 segments"),
     ],
 )
 def test_refuses_audio_that_does_not_fit(slots, rows, message):
@@ -96,7 +96,7 @@ def test_a_slot_may_end_with_the_prompt():
 
 @pytest.mark.parametrize("ids", [[0, 48], [-1, 2], [[1, 2], [3, 1000]]], ids=str)
 def test_refuses_ids_outside_the_vocabulary(ids):
-    with pytest.raises(PromptError, match="outside the vocabulary of 48 ids"):
+    with pytest.raises(PromptError, match="outside the vocabulary of 48 tokens"):
         TINY.embed(np.array(ids))
     TINY.embed(np.array([0, 47]))
 

@@ -1,6 +1,6 @@
 """Upsampling conformer encoder: audio codes' embeddings in, twice as many frames out, whole or in chunks.
 
-B rows, n new positions, L positions in all (cached and new), C channels, H heads, D channels of a head. Each new
+B batch, n new positions, L positions in all (cached and new), C channels, H heads, D channels of a head. Each new
 position attends to all that is there, cached or new; positions count by signed distance. Attribute names are those
 of the published checkpoint. Knows no codes and no files.
 

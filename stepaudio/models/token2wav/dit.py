@@ -1,6 +1,6 @@
 """DiT estimator: the velocity that carries noise towards a mel, given codes, speaker and prompt mel.
 
-B rows, T new frames, C hidden channels, H heads, D channels of a head. Attention is full and knows no positions;
+B batch, T new frames, C hidden channels, H heads, D channels of a head. Attention is full and knows no positions;
 order comes from causal convolutions alone. Attribute names are those of the published checkpoint.
 
 Reference: `decoder_dit.py` of StepFun's token2wav; adaptive layer norm after Peebles and Xie 2023.

@@ -1,6 +1,6 @@
 """Audio codes and a voice in, mel out: whole, or chunk by chunk with the state passed in and handed back.
 
-B rows, N codes, P codes of the voice prompt, M mel bands, E numbers of a speaker vector; `up` frames per code (two,
+B batch, N codes, P codes of the voice prompt, M mel bands, E numbers of a speaker vector; `up` frames per code (two,
 so 50 frames/s). Attribute names are those of the published checkpoint. Knows no files and no sound.
 
 Reference: `flow.py` (CausalMaskedDiffWithXvec) of StepFun's token2wav.
@@ -82,7 +82,7 @@ class FlowOptions:
         cache is full every chunk starts from the SAME noise. "position": it starts at the chunk's own place, so no
         noise comes twice and chunks start from what the whole utterance would have started from.
     memory : "reference": a full cache keeps its newest prompt-length frames and its OLDEST `recent_frames`, which
-        forgets the beginning of the prompt and keeps its end. "recent": the whole prompt and the newest
+        evicts the beginning of the prompt and keeps its end. "recent": the whole prompt and the newest
         `recent_frames`, what a reader of the code would expect.
     """
 
@@ -304,7 +304,7 @@ class Flow(nn.Module):
 
 
 def _trim(block: BlockState, n: int, state: FlowState) -> BlockState:
-    """Forget what the options say; the newest n frames stand at the front."""
+    """Evict what the options say; the newest n frames stand at the front."""
     keep, prompt = state.options.recent_frames, state.prompt_frames
 
     def cut(a: mx.array) -> mx.array:

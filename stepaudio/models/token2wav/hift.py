@@ -1,6 +1,6 @@
 """HiFT vocoder: mel in, sound out, by way of pitch, a harmonic source, and a short inverse STFT.
 
-B rows, T mel frames (50/s), n samples (24 kHz, 480 per frame), F frames of the short STFT (hop 4), C channels.
+B batch, T mel frames (50/s), n samples (24 kHz, 480 per frame), F frames of the short STFT (hop 4), C channels.
 Frames lead channels. Attribute names are the published ones, with weight norm merged into the kernels. Noise is an
 argument or comes from a seed. Knows no files, no codes and no streams.
 

@@ -1,4 +1,4 @@
-"""Convolutions over time in the forms that these nets need. Axes (B rows, T time, C channels).
+"""Convolutions over time in the forms that these nets need. Axes (B batch, T time, C channels).
 
 Kernels are held as MLX wants them, (out, k, in). MLX's CPU backend multiplies matrices only for convolutions that are
 neither dilated nor transposed; the two others are written here as matrix products.

@@ -1,6 +1,6 @@
-"""Normal noise by frame: an array that is passed in, or a seed. Nothing is drawn without either.
+"""Normal noise by frame: an array that is passed in, or a seed. There is no noise without either.
 
-The reference draws unseeded noise once per process, so its sound cannot be made again.
+The reference makes unseeded noise once per process, so its sound cannot be made again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import DecodeError
 
-NOISE_BLOCK = 1024  # frames of seeded noise that are drawn together
+NOISE_BLOCK = 1024  # frames of seeded noise that are made together
 Noise = mx.array | int  # (1, frames, width), or a seed
 
 

@@ -226,7 +226,7 @@ class S3Tokenizer(nn.Module):
             group = cuts[i : i + WINDOWS_AT_ONCE]
             for (row, window), found in zip(group, self._encode(mel, group), strict=True):
                 codes[row].append(found[window.keep])
-        return [np.concatenate(pieces) for pieces in codes]
+        return [np.concatenate(kept) for kept in codes]
 
     def _encode(self, mel: mx.array, cuts: list) -> np.ndarray:
         """(len(cuts), S) codes of windows, run as one batch."""
