@@ -216,7 +216,7 @@ def require_positive(record: object, path: str, names: Iterable[str]) -> None:
 def _positive(value: Any) -> bool:
     if isinstance(value, tuple):
         return len(value) > 0 and all(map(_positive, value))
-    return isinstance(value, Real) and not isinstance(value, bool) and value > 0
+    return isinstance(value, Real) and not isinstance(value, bool) and cast(Any, value) > 0
 
 
 def require_only(record: object, path: str, allowed: Mapping[str, object]) -> None:
