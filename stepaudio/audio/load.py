@@ -109,7 +109,8 @@ def audio_seconds(source) -> float:
 
     Parameters
     ----------
-    source : path, bytes or binary file object, as in `load_audio`
+    source : path, bytes or binary file object
+        As in `load_audio`. A stream that cannot seek is used up.
 
     Raises
     ------

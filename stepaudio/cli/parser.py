@@ -19,8 +19,8 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, extra: Sequence[str]) -> NoReturn:
         """End with status 2 because of words that are neither options nor wanted."""
         word = next((w for w in extra if w.startswith("-")), extra[0])
-        known = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", self.format_help())
-        suggestion = hint(word.split("=")[0], sorted(set(known)))
+        name, known = word.split("=")[0], set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", self.format_help()))
+        suggestion = "; options come after the command" if name in known else hint(name, sorted(known))
         self.error(f"unrecognized arguments: {' '.join(extra)}{suggestion}")
 
 

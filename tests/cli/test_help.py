@@ -83,6 +83,7 @@ def test_choices_come_from_the_enums():
     (["transcribe", "a.wav", "--on-loop", "zzz"], "--on-loop: expected off, report, stop or escape, found 'zzz'\n"),
     (["transcribe", "a.wav", "--format", "str"], "text, srt, vtt or tsv, found 'str'; did you mean 'srt'?"),
     (["speak", "x", "-o", "a.wav", "--nois", "positions"], "did you mean 'position'?"),
+    (["--text", "transcribe", "a.wav"], "--text; options come after the command\n"),
     (["bench", "--token2wave"], "--token2wave; did you mean '--token2wav'?"),
     (["info", "now"], "unrecognized arguments: now\n"), ([], "expected a COMMAND: transcribe, "),
     (["--versoin"], "--versoin; did you mean '--version'?"), 
