@@ -17,19 +17,19 @@ def section(title: str) -> str:
     return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
-def told(glossary) -> list[tuple[str, ...]]:
+def expected(glossary) -> list[tuple[str, ...]]:
     return [(name, " ".join(meaning.axes), meaning.text) for name, meaning in glossary.items()]
 
 
 def test_the_table_of_names_is_the_glossary():
-    assert rows(section("Names")) == told(GLOSSARY)
+    assert rows(section("Names")) == expected(GLOSSARY)
 
 
 def test_the_tables_of_token2wav_are_its_glossaries():
     text = section("Token2wav")
     for net, glossary in TOKEN2WAV_GLOSSARY.items():
         of_net = text.split(f"\n`{net}`\n")[1].split("\n\n`")[0]
-        assert rows(of_net) == told(glossary), net
+        assert rows(of_net) == expected(glossary), net
     assert len(rows(text)) == sum(map(len, TOKEN2WAV_GLOSSARY.values()))
 
 

@@ -29,14 +29,14 @@ def codes(n: int, seed: int = 0) -> list[int]:
 # ---- text between codes ----
 
 
-def answer(spelt: str, stop: str = "eos") -> Generation:
+def answer(letters_in_order: str, stop: str = "eos") -> Generation:
     """`tcpm`: one text id, one code, one padding code, one marker."""
     kind = {"t": "text", "c": "codes", "p": "padding", "m": "marker"}
     pieces, start = [], 0
-    for letters in ["".join(g) for _, g in groupby(spelt)]:
+    for letters in ["".join(g) for _, g in groupby(letters_in_order)]:
         pieces.append(Piece(kind[letters[0]], start, tuple(range(start, start + len(letters)))))
         start += len(letters)
-    return Generation(tuple(range(len(spelt))), None, (), stop, 0.0, pieces=tuple(pieces))
+    return Generation(tuple(range(len(letters_in_order))), None, (), stop, 0.0, pieces=tuple(pieces))
 
 
 def test_interleaving_by_hand():
@@ -167,7 +167,7 @@ def test_a_traced_stream_is_the_stream(synthesizer, voices, run):
 
 
 def test_where_the_noise_of_a_stream_begins(synthesizer, voices, run):
-    """Told by the trace, and true: the noise given there alone makes the same sound."""
+    """Reported by the trace, and true: the noise given there alone makes the same sound."""
     prompt = len(voices[0].mel)
     assert [c.noise_start for c in run.chunks] == [prompt, prompt + 50, prompt + 100, prompt + 100, prompt + 100]
     assert [c.cache_frames for c in run.chunks] == [c.noise_start for c in run.chunks]
@@ -195,7 +195,7 @@ def test_arrivals_and_waits_by_hand():
     quick = traced((28, 0.84, 0.1), (53, 1.0, 0.1), (60, 0.56, 0.1))
     np.testing.assert_allclose(quick.arrivals(28), [1.1, 53 / 28 + 0.1, 60 / 28 + 0.1])
     np.testing.assert_allclose(quick.waits(28), [0, 53 / 28 + 0.1 - 1.1 - 0.84, 0], atol=1e-12)
-    early = traced((28, 2.0, 0.1), (30, 2.0, 0.1), (32, 2.0, 0.1), (140, 1.0, 0.1))  # heard at 1.1, 3.1, 5.1 s
+    early = traced((28, 2.0, 0.1), (30, 2.0, 0.1), (32, 2.0, 0.1), (140, 1.0, 0.1))  # played at 1.1, 3.1, 5.1 s
     np.testing.assert_allclose(early.arrivals(28), [1.1, 1.2, 1.3, 5.1])
     np.testing.assert_allclose(early.waits(28), 0)  # sound that is there early still plays in its turn
     slow = traced((28, 0.84, 2.0), (53, 1.0, 2.0), (60, 0.56, 2.0))  # computing holds up the next chunk
@@ -281,11 +281,11 @@ def test_distances_are_decibels():
 
 def test_load_or_draw(monkeypatch, speaking_checkpoint, tmp_path):
     monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
-    drawn, told = speaking.load_or_draw(3)
-    assert "seed 3: this is not speech" in told and drawn.parts.flow.config.output_size == 80
+    made, which = speaking.load_or_draw(3)
+    assert "seed 3: this is not speech" in which and made.parts.flow.config.output_size == 80
     monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(speaking_checkpoint))
-    loaded, told = speaking.load_or_draw()
-    assert "STEPAUDIO_CHECKPOINT" in told and loaded.parts.flow.config.output_size == 4
+    loaded, which = speaking.load_or_draw()
+    assert "STEPAUDIO_CHECKPOINT" in which and loaded.parts.flow.config.output_size == 4
     monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tmp_path))
     with pytest.raises(WeightsError, match="no token2wav"):
         speaking.load_or_draw()

@@ -36,10 +36,10 @@ def test_logits_after_audio_equal_the_reference():
     assert off(NET.logits(x, NoCache(NET.model.rope)), TENSORS["out.audio1.logits"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("pieces", [[23], [1] * 23, [5, 1, 7, 10], [22, 1]], ids=str)
-def test_pieces_through_a_cache_equal_the_reference(pieces):
+@pytest.mark.parametrize("lengths", [[23], [1] * 23, [5, 1, 7, 10], [22, 1]], ids=str)
+def test_parts_through_a_cache_equal_the_reference(lengths):
     x, cache, out, done = NET.embed(TENSORS["in.text.ids"]), FullCache(4, NET.model.rope), [], 0
-    for n in pieces:
+    for n in lengths:
         out.append(NET.logits(x[:, done : done + n], cache))
         done += n
     assert off(mx.concatenate(out, axis=1), TENSORS["out.text.logits"]) < TOLERANCE

@@ -1,4 +1,4 @@
-"""Audio encoder and adapter against the reference's numbers, and clips in company against clips alone."""
+"""Audio encoder and adapter against the reference's numbers, and clips in a batch against clips alone."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ NAMES = {  # ours -> the golden file's
 }
 
 
-class Hearing(nn.Module):
+class EncoderAndAdapter(nn.Module):
     def __init__(self, positions: int):
         super().__init__()
         config = AudioEncoderConfig(
@@ -43,14 +43,14 @@ class Hearing(nn.Module):
         self.encoder, self.adapter = AudioEncoder(config), Adapter(config)
 
 
-def filled(tensors: dict, strict: bool) -> Hearing:
-    net = Hearing(tensors["w.encoder.positional_embedding.weight"].shape[0])
+def filled(tensors: dict, strict: bool) -> EncoderAndAdapter:
+    net = EncoderAndAdapter(tensors["w.encoder.positional_embedding.weight"].shape[0])
     weights = {n[2:]: a.swapaxes(1, 2) if a.ndim == 3 else a for n, a in tensors.items() if n.startswith("w.")}
     net.load_weights([(n, mx.array(a)) for n, a in weights.items()], strict=strict)
     return net
 
 
-HEARING = filled(TENSORS, strict=False)  # the copy lacks the adapter's linears and positions nobody reaches
+NETS = filled(TENSORS, strict=False)  # the copy lacks the adapter's linears and positions nobody reaches
 TINY = tiny_net(seed=2)
 
 
@@ -60,7 +60,7 @@ def off(got, want) -> float:
     return float(np.abs(got - want).max() / np.sqrt(np.mean(want.astype(np.float64) ** 2)))
 
 
-def stages_of(net: Hearing, batch: str, independent: bool = False) -> dict[str, mx.array]:
+def stages_of(net: EncoderAndAdapter, batch: str, independent: bool = False) -> dict[str, mx.array]:
     found: dict[str, mx.array] = {}
     mel, x_len = mx.array(TENSORS[f"in.{batch}.mel"]), mx.array(TENSORS[f"in.{batch}.x_len"])
     net.adapter(net.encoder(mel, x_len, independent, tap=found.__setitem__), named(found.__setitem__, "adapter."))
@@ -69,7 +69,7 @@ def stages_of(net: Hearing, batch: str, independent: bool = False) -> dict[str, 
 
 @pytest.mark.parametrize(("batch", "stage"), [("A", s) for s in STAGES] + [("B", "mask"), ("B", "out")])
 def test_stages_equal_the_reference(batch, stage):
-    found = stages_of(HEARING, batch)
+    found = stages_of(NETS, batch)
     got = found["mask"][:, 0] if stage == "mask" else found[stage]
     got = got.swapaxes(1, 2) if stage == "conv2" else got
     want = TENSORS[f"out.{batch}.{NAMES.get(stage, stage)}"]
@@ -89,7 +89,7 @@ def test_adapter_and_lone_clips_equal_the_reference(goldens, batch):
     for i in range(3):
         want = tensors[f"out.{batch}.single{i}.adapter"][0]
         assert off(apart[i, : len(want)], want) < TOLERANCE
-        # The golden file's own verdict on which clips the reference lets company change; some in each batch.
+        # The golden file's own verdict on which clips the reference lets the batch change; some in each batch.
         differs = off(tensors[f"out.{batch}.adapter"][i, : len(want)], want) > 0.01
         assert differs == ((batch, i) in {("A", 2), ("B", 1), ("B", 2)})
         assert (off(together[i, : len(want)], want) > 0.01) == differs
@@ -113,7 +113,7 @@ MORE = [[5, 5, 5], [5, 6, 7, 8, 9, 10, 11, 12], [128, 5, 33, 6]]
 
 
 @pytest.mark.parametrize("lengths", ODD_AND_EVEN + MORE, ids=str)
-def test_independent_clips_do_not_notice_company(lengths):
+def test_independent_clips_do_not_depend_on_the_batch(lengths):
     mels = random_mels(lengths, seed=sum(lengths))
     together = TINY.encode_audio(mels, independent=True)
     for mel, rows in zip(mels, together, strict=True):
@@ -134,7 +134,7 @@ def test_what_lies_in_the_padding_does_not_matter():
 
 
 @pytest.mark.parametrize(("frames", "changed"), [(30, "last row"), (31, "every row"), (32, "no row")])
-def test_reference_mode_lets_company_in(frames, changed):
+def test_reference_mode_depends_on_the_batch(frames, changed):
     # 60 frames beside it: an odd clip gets the mask of an even one; an unmasked convolution reaches past the end.
     mels = random_mels([frames, 60])
     alone, together = TINY.encode_audio(mels[:1])[0], TINY.encode_audio(mels, independent=False)[0]

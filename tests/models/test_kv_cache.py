@@ -15,7 +15,7 @@ from stepaudio.models.kv_cache import CachePolicy, FullCache, NoCache, Rope, Win
 
 NET = tiny_net(seed=1, scale=1.6)
 N, LIMIT = 61, 19
-SPANS = ((7, 5), (30, 3))  # audio rows: one near the start, one that comes after the limit is reached
+SPANS = ((7, 5), (30, 3))  # audio: one near the start, one that comes after the limit is reached
 KEPT = {"window": set(), "sinks": {0, 1, 2, 3}, "pinned": {0, 1, 2, 3, *range(7, 12), *range(30, 33)}}
 KINDS = [("full", "absolute"), *((k, p) for k in KEPT for p in ("absolute", "reindexed"))]
 CHUNKS = {
@@ -110,14 +110,14 @@ def test_holds_what_the_rule_says(kind, positions, chunks):
     cache = build(kind, positions)
     run(cache, embeddings(), chunks)
     assert sorted(cache.held) == remembered(N - 1, KEPT[kind], LIMIT)
-    assert KEPT[kind] <= set(cache.held.tolist())  # pinned spans and sinks are never forgotten
+    assert KEPT[kind] <= set(cache.held.tolist())  # pinned spans and sinks are never evicted
     assert cache.offset == N
 
 
 def test_room_bounds_a_step():
     assert build("full", "absolute").room(1000) == 1000
     assert build("sinks", "absolute").room(1000) == LIMIT and build("sinks", "absolute").room(3) == 3
-    # Renumbered: up to the first position that is forgotten, then one by one, but a pinned span at once.
+    # Re-indexed: up to the first position that is evicted, then one by one, but a pinned span at once.
     cache = build("pinned", "reindexed")
     assert cache.room(1000) == 16  # 9 kept and the 7 others that the limit leaves room for
     run(cache, embeddings(30), [30])

@@ -44,7 +44,7 @@ def test_rows_and_nothing_else_are_replaced(k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_hearing_and_reading_equal_the_reference(goldens, k):
+def test_encoding_and_reading_equal_the_reference(goldens, k):
     tensors = load_file(goldens / "llm.safetensors")
     c = json.loads((goldens / "llm.json").read_text())["config"]
     audio = {**c["audio_encoder_config"], "adapter_hidden": c["adapter_hidden"]}
@@ -113,7 +113,7 @@ def test_refuses_ids_outside_the_vocabulary(ids):
         ([mel(129)], "needs 65 encoder positions"),
     ],
 )
-def test_refuses_mels_it_cannot_hear(mels, message):
+def test_refuses_mels_that_do_not_fit(mels, message):
     with pytest.raises(AudioError, match=message):
         TINY.encode_audio(mels)
 

@@ -18,8 +18,8 @@ NET = tiny_net(seed=4, scale=1.5)
 TOKENS = np.random.default_rng(0).integers(0, 48, 14)
 FRAMES = 45
 NAMES = list(activation_names(NET.config))
-HEARD = [n for n in NAMES if n.startswith(("encoder", "adapter"))]
-WRITTEN = [n for n in NAMES if n.startswith(("decoder", "logits")) and n != "decoder.positions"]
+ENCODED = [n for n in NAMES if n.startswith(("encoder", "adapter"))]
+DECODED = [n for n in NAMES if n.startswith(("decoder", "logits")) and n != "decoder.positions"]
 
 
 def off(got, want) -> float:
@@ -124,7 +124,7 @@ def test_every_name_of_the_glossary_is_handed_out_once_and_no_other():
 # ------------------------------------------------------------------------------- replacing
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", DECODED)
 def test_a_replacement_in_the_decoder_is_what_follows_from_it(name):
     value = moved(name, seen(logits)[name])
     edited = logits(only(name, value))
@@ -132,7 +132,7 @@ def test_a_replacement_in_the_decoder_is_what_follows_from_it(name):
     assert off(edited[0], decoder_reference(NET, NET.embed(TOKENS)[0], edits={name: value[0]})) < 1e-4
 
 
-@pytest.mark.parametrize("name", HEARD)
+@pytest.mark.parametrize("name", ENCODED)
 def test_a_replacement_in_the_encoder_is_what_follows_from_it(name):
     value = moved(name, seen(embeddings)[name])
     edited = embeddings(only(name, value))
@@ -253,7 +253,7 @@ def test_keys_and_values_that_are_replaced_go_into_the_cache():
 
 
 def test_an_edit_of_some_clips_leaves_the_others():
-    """A batch of clips, the second of which is heard with a bias behind the first block's MLP."""
+    """A batch of clips, the second of which is encoded with a bias behind the first block's MLP."""
     bias = np.zeros((2, 1, 16), np.float32)
     bias[1] = SHIFT[:16]
 

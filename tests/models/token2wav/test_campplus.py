@@ -97,7 +97,7 @@ def test_net_holds_the_layout_without_counters(config):
     assert {n: p.shape for n, p in tree_flatten(SpeakerEncoder(config).parameters())} == want
 
 
-class Twin:
+class PlainNet:
     """The network in float64, (channels, frames), one output at a time; PyTorch's weights as they are."""
 
     def __init__(self, config: SpeakerConfig, tensors: dict[str, np.ndarray]):
@@ -173,13 +173,13 @@ class Twin:
 @pytest.mark.parametrize("frames", [3, 4, 11, 12, 13, 25, 40])
 def test_embedding_equals_a_plain_reference(small, frames):
     clip = features(1, frames)
-    assert relative(small(clip)[0], Twin(SMALL, weights(SMALL))(clip[0])) < 1e-4
+    assert relative(small(clip)[0], PlainNet(SMALL, weights(SMALL))(clip[0])) < 1e-4
 
 
-@pytest.mark.parametrize("piece", [1, 7, 16, 39])
-def test_front_end_in_pieces_equals_whole(small, monkeypatch, piece):
+@pytest.mark.parametrize("frames", [1, 7, 16, 39])
+def test_front_end_in_parts_equals_whole(small, monkeypatch, frames):
     clip = mx.array(features(2, 40))
-    monkeypatch.setattr(speaker, "HEAD_FRAMES", piece)
+    monkeypatch.setattr(speaker, "HEAD_FRAMES", frames)
     assert relative(small.head(clip), small.head.whole(clip)) < 1e-5
 
 

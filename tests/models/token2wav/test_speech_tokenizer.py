@@ -1,4 +1,4 @@
-"""The speech tokenizer against the reference's own numbers, plain numpy, and itself in other company."""
+"""The speech tokenizer against the reference's own numbers, plain numpy, and itself in other batches."""
 
 import json
 from dataclasses import replace
@@ -131,20 +131,20 @@ def test_convolutions_equals_a_plain_reference(small):
 
 
 def plain_memory(v, kernel):
-    """FSMN: taps // 2 steps back (one fewer for even kernels), the rest ahead, and the value itself."""
-    S, taps = len(v), kernel.shape[1]
+    """FSMN: k // 2 steps back (one fewer for even kernels), the rest ahead, and the value itself."""
+    S, k = len(v), kernel.shape[1]
     y = v.copy()
     for t in range(S):
-        for k in range(taps):
-            at = t + k - (taps - 1) // 2
+        for j in range(k):
+            at = t + j - (k - 1) // 2
             if 0 <= at < S:
-                y[t] += v[at] * kernel[:, k, 0]
+                y[t] += v[at] * kernel[:, j, 0]
     return y
 
 
-@pytest.mark.parametrize("taps", [1, 4, 5])
-def test_memory_equals_a_plain_reference(taps):
-    attention = S3Encoder(replace(SMALL, fsmn_kernel=taps)).blocks[0].attn
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_memory_equals_a_plain_reference(k):
+    attention = S3Encoder(replace(SMALL, fsmn_kernel=k)).blocks[0].attn
     v = np.random.default_rng(1).normal(size=(1, 9, SMALL.n_audio_state)).astype(np.float32)
     got = np.array(attention.memory(mx.array(v), mx.array([7])))[0]
     assert np.abs(got[:7] - plain_memory(v[0, :7], np.array(attention.fsmn_block.weight))).max() < 1e-5
