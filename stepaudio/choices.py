@@ -66,7 +66,7 @@ class LoopAction(Choice):
 
 
 class StopReason(Choice):
-    """Why a run ended; SILENCE is for audio that was not decoded, because there is nothing to hear in it."""
+    """Why a run ended; SILENCE is for audio that was not decoded, because it is silent."""
 
     EOS = "eos"
     LENGTH = "length"

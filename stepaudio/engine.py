@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from .audio.sources import is_file
-from .backend.device import on_cpu
+from .backend.device import info, on_cpu
 from .checkpoints.capabilities import Capabilities
 from .constants import n_audio_embeddings
 from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
@@ -70,6 +72,23 @@ class Engine:
         """The sizes of the net."""
         return self.net.config
 
+    def description(self) -> dict[str, str]:
+        """Sizes, parameters, dtype, tokenizer and tasks, a line each: what a model says of itself when printed."""
+        text, audio, words = self.config.text_config, self.config.audio_encoder_config, self.tokenizer
+        sizes = {name: _n_parameters(getattr(self.net, name)) for name in ("encoder", "adapter", "model", "lm_head")}
+        sizes["decoder"] = sizes.pop("model") + sizes.pop("lm_head")
+        millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in sizes.items())
+        return {
+            "parameters": f"{sum(sizes.values()) / 1e6:.2f} M ({millions})",
+            "encoder": f"{audio.n_audio_layer} layers of {audio.n_audio_state}, {audio.n_audio_head} heads, "
+            f"{audio.n_mels} mel bands",
+            "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
+            f"({text.num_key_value_heads} of keys and values), vocabulary {text.vocab_size}",
+            "dtype": f"{str(self.net.dtype).removeprefix('mlx.core.')} on {info()['backend']}",
+            "tokenizer": "none" if words is None else f"{words.n_ids} tokens, {words.n_audio} of them audio",
+            "trained to": str(self.capabilities),
+        }
+
     # ------------------------------------------------------------ audio
 
     def log_mel(self, samples: np.ndarray) -> np.ndarray:
@@ -77,7 +96,7 @@ class Engine:
         return self.pipeline.mel(samples, self.config.audio_encoder_config.n_mels)
 
     def encode_audio(self, mels: Iterable[np.ndarray]) -> list[mx.array]:
-        """Audio embeddings of several log mels, (rows_i, D) each, as if each had been alone.
+        """Audio embeddings of several log mels, (n_i, D) each, as if each had been alone.
 
         One padded batch on a GPU; on the CPU one after another, which keeps the work in the processor's cache.
         """
@@ -125,7 +144,9 @@ class Engine:
         mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
         n_rows = [[n_audio_embeddings(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
-        slots = tuple(s for s in prompt.slots if s.length)  # a remainder too short for a row keeps only its markers
+        slots = tuple(
+            s for s in prompt.slots if s.length
+        )  # a remainder too short for an embedding keeps only its markers
         chosen = [mels[s.clip][s.piece] for s in slots]
         encoded = self.net.encode_audio(chosen, independent=False, tap=tap) if slots else []
         return self.embed_prompt(replace(prompt, slots=slots), encoded)
@@ -135,14 +156,14 @@ class Engine:
 
         Parameters
         ----------
-        encoded : mx.array, (rows, D)
+        encoded : mx.array, (n, D)
             Its audio embeddings.
         prompt : str or pair of sequences of int
             System text; or, without a tokenizer, the token ids before and after the audio.
         """
-        rows = encoded.shape[0]
+        n = encoded.shape[0]
         if isinstance(prompt, str):
-            built = self.pipeline.build_prompt(asr_turns(prompt), self.require_tokenizer(), [[rows]])
+            built = self.pipeline.build_prompt(asr_turns(prompt), self.require_tokenizer(), [[n]])
             return self.embed_prompt(built, [encoded])
         try:
             before, after = (tuple(map(operator.index, tokens)) for tokens in prompt)
@@ -151,7 +172,7 @@ class Engine:
                 f"prompt: expected a text, or two lists of ids, before and after the audio; found {prompt!r:.120}"
             ) from None
         filler = [*after, *before, 0][0]  # any id will do where the audio goes, its embedding is replaced
-        built = Prompt(before + (filler,) * rows + after, (AudioSlot(len(before), rows, 0),))
+        built = Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
         return self.embed_prompt(built, [encoded])
 
     def embed_prompt(self, prompt: Prompt, encoded: Sequence[mx.array]) -> Request:
@@ -281,3 +302,8 @@ def _audio_items(messages: Sequence[Message]) -> Iterator[Mapping]:
                 if "audio" not in item:
                     raise PromptError('an audio item needs its recording under "audio": a path or samples')
                 yield item
+
+
+def _n_parameters(net) -> int:
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(net.parameters()))
+    return sum(array.size for _, array in parameters)

@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import Any, Unpack, overload
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from .audio.sources import given_rate, is_file, rate_is_assumed
-from .backend.device import default_dtype, info
+from .backend.device import default_dtype
 from .checkpoints.capabilities import Capabilities
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
@@ -308,23 +307,8 @@ class StepAudio2:
     # ------------------------------------------------------------ what it is
 
     def __repr__(self) -> str:
-        text, audio = self.config.text_config, self.config.audio_encoder_config
-        parts = {name: _size(getattr(self.net, name)) for name in ("encoder", "adapter", "model", "lm_head")}
-        parts["decoder"] = parts.pop("model") + parts.pop("lm_head")
-        millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in sorted(parts.items()))
-        words = self.tokenizer
-        backend = info()["backend"]
-        lines = {
-            "checkpoint": f"{Path(self.report.path).name}, {self.report.summary or 'whole'}",
-            "parameters": f"{sum(parts.values()) / 1e6:.2f} M ({millions})",
-            "encoder": f"{audio.n_audio_layer} layers of {audio.n_audio_state}, {audio.n_audio_head} heads, "
-            f"{audio.n_mels} mel bands",
-            "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
-            f"({text.num_key_value_heads} of keys and values), vocabulary {text.vocab_size}",
-            "dtype": f"{str(self.net.dtype).removeprefix('mlx.core.')} on {backend}",
-            "tokenizer": "none" if words is None else f"{words.n_ids} tokens, {words.n_audio} of them audio",
-            "trained to": str(self.capabilities),
-        }
+        checkpoint = f"{Path(self.report.path).name}, {self.report.summary or 'whole'}"
+        lines = {"checkpoint": checkpoint, **self.engine.description()}
         return "StepAudio2\n" + "\n".join(f"  {name:11} {value}" for name, value in lines.items())
 
 
@@ -352,8 +336,3 @@ def is_list_of_recordings(source) -> bool:
             "a list of messages is no recording: call model.stream(messages) or model.generate_text(messages)"
         )
     return all(is_file(s) or isinstance(s, dict) or getattr(s, "ndim", 0) > 0 for s in source)
-
-
-def _size(net) -> int:
-    parameters = cast(list[tuple[str, mx.array]], tree_flatten(net.parameters()))
-    return sum(array.size for _, array in parameters)

@@ -102,7 +102,7 @@ class Sampler:
         return logits
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """Choose ids (B,) from float32 logits (B, V) and remember them."""
+        """Choose ids (B,) from float32 logits (B, V) and append them to the histories."""
         ruled = self.rules(logits) if self._needs_history else logits
         if self._escaping.any():
             ruled = mx.where(mx.array(self._escaping)[:, None], self.rules(logits, "escape"), ruled)

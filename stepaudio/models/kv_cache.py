@@ -76,7 +76,7 @@ class KVCache(Protocol):
 class NoCache:
     """Keeps nothing: one causal pass over a whole sequence (training, logits of a prompt).
 
-    `pad` (B,) counts positions at the left of each row that hold nothing.
+    `pad` (B,) counts positions at the left of each sequence that hold nothing.
     """
 
     offset = 0
@@ -104,7 +104,7 @@ class NoCache:
 
 
 def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
-    """(B, 1, n, offset+n) booleans: causal, and blind to each row's padding.
+    """(B, 1, n, offset+n) booleans: causal, and blind to the padding of each sequence.
 
     A padding query sees itself, because a softmax over nothing is NaN and NaN spreads.
     """
@@ -116,7 +116,7 @@ def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
 class FullCache:
     """Keeps everything; grows in blocks. The only kind that holds a batch of prompts of unlike length.
 
-    `pad` (B,): unused positions at the left of each row, for prompts of different length in one batch.
+    `pad` (B,): unused positions at the left of each sequence, for prompts of different length in one batch.
     """
 
     def __init__(self, n_layers: int, rope: Rope, pad: np.ndarray | None = None):

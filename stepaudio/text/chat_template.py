@@ -182,7 +182,7 @@ def _checked_rows(n_rows: Sequence[Sequence[int]]) -> list[list[int]]:
         raise PromptError(f"n_rows: expected a list of row counts per audio item, found {n_rows!r:.120}") from None
     for clip, pieces in enumerate(rows):
         if not pieces or min(pieces) < 0:
-            raise PromptError(f"audio item {clip}: expected a count >= 0 for each of its pieces, found {pieces}")
+            raise PromptError(f"audio item {clip}: expected a count >= 0 for each of its segments, found {pieces}")
     return rows
 
 
@@ -208,7 +208,7 @@ def build_prompt(
     Raises
     ------
     PromptError
-        Unknown role or item, wrong type of content, audio without rows or rows without audio, an id
+        Unknown role or item, wrong type of content, audio without embeddings or the reverse, an id
         outside the vocabulary.
 
     Examples

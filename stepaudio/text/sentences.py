@@ -29,11 +29,11 @@ def cut_text(text: str, max_characters: int = MAX_CHARACTERS) -> list[str]:
     """
     if not isinstance(max_characters, int) or max_characters < 1:
         raise ConfigError(f"max_characters: expected a whole number of at least 1, found {max_characters!r}")
-    pieces = []
+    packed = []
     for line in text.splitlines():
         parts = _sizable(SENTENCE.findall(line), max_characters, (CLAUSE, re.compile(r"\S*\s*")))
-        pieces += _packed(parts, max_characters)
-    return pieces
+        packed += _packed(parts, max_characters)
+    return packed
 
 
 def _sizable(parts: list[str], limit: int, finer: tuple[re.Pattern, ...]) -> list[str]:

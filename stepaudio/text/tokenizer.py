@@ -199,9 +199,11 @@ class Tokenizer:
 
     bot = property(lambda self: self.id("<|BOT|>"), doc="Opens a turn.")
     eot = property(lambda self: self.id(EOT), doc="Closes a turn.")
-    audio_start = property(lambda self: self.id("<audio_start>"), doc="Stands before the rows of a piece of audio.")
-    audio_patch = property(lambda self: self.id("<audio_patch>"), doc="Stands for one row of audio.")
-    audio_end = property(lambda self: self.id("<audio_end>"), doc="Stands after the rows of a piece of audio.")
+    audio_start = property(
+        lambda self: self.id("<audio_start>"), doc="Stands before the embeddings of a segment of audio."
+    )
+    audio_patch = property(lambda self: self.id("<audio_patch>"), doc="Stands for one audio embedding.")
+    audio_end = property(lambda self: self.id("<audio_end>"), doc="Stands after the embeddings of a segment of audio.")
     tts_start = property(lambda self: self.id("<tts_start>"), doc="Opens a spoken answer.")
     tts_end = property(lambda self: self.id("<tts_end>"), doc="Closes a spoken answer.")
     tts_pad = property(lambda self: self.id("<tts_pad>"), doc="Fills a spoken answer when its text is done.")
@@ -229,9 +231,9 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Text of ids that come one by one; all pieces joined equal `Tokenizer.decode` of all ids.
+    """Text of token ids that come one by one; all parts joined equal `Tokenizer.decode` of all ids.
 
-    A piece never ends inside a character: bytes wait until the character is whole or known to be broken.
+    A part never ends inside a character: bytes wait until the character is whole or known to be broken.
 
     >>> detokenizer = Detokenizer(tokenizer)                                     # doctest: +SKIP
     >>> text = "".join(map(detokenizer.push, ids)) + detokenizer.finish()        # doctest: +SKIP
