@@ -380,7 +380,7 @@ def test_errors_are_all_of_one_family():
 
 def test_embedding_refuses_a_slot_that_does_not_fit(tiny_model):
     rows = tiny_model.net.encode_audio([log_mel(tiny.noise(1))])
-    with pytest.raises(PromptError, match="rows"):
+    with pytest.raises(PromptError, match="14 positions, its audio 13 embeddings"):
         tiny_model.net.embed(np.arange(40), [Slot(0, 2, len(rows[0]) + 1)], rows)
 
 
