@@ -13,9 +13,6 @@ from documents import ROOT, Block
 from test_layers import LAYERS
 
 README = "README.md"
-COMING = {
-    "docs/pictures/mel_with_words.png", "docs/gallery.md",
-}  # fmt: skip
 EXECUTED = [README, "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))]
 PAGES = EXECUTED + sorted(
     p.relative_to(ROOT).as_posix()
@@ -99,10 +96,7 @@ def test_links_lead_somewhere(page):
             continue
         path, _, fragment = link.partition("#")
         target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
-        name = target.relative_to(ROOT).as_posix()
-        if not target.exists():
-            lost += [] if name in COMING else [link]
-        elif fragment and fragment not in documents.anchors(target.read_text(encoding="utf-8")):
+        if not target.exists() or (fragment and fragment not in documents.anchors(target.read_text(encoding="utf-8"))):
             lost.append(link)
     assert lost == []
 
@@ -137,7 +131,7 @@ def test_paths_and_modules_exist(page):
     for span in documents.spans(text_of(page)):
         name = span.split("(")[0]
         if re.fullmatch(r"(stepaudio|tests|docs|data|notebooks)/[\w./-]+", name):
-            lost += [] if (ROOT / name).exists() or name in COMING else [span]
+            lost += [] if (ROOT / name).exists() else [span]
         elif re.fullmatch(r"stepaudio(\.\w+)+", name) and not found(name):
             lost.append(span)
     assert lost == []
@@ -202,7 +196,7 @@ def test_python_of_the_published_model_compiles():
 
 def test_most_blocks_are_run():
     all_blocks = [b for page in EXECUTED for b in blocks_of(page) if b.language in documents.RUN]
-    assert sum(b.runs for b in all_blocks) >= 0.75 * len(all_blocks)
+    assert sum(b.runs for b in all_blocks) >= 0.9 * len(all_blocks)
 
 
 def test_fences_name_what_is_run():

@@ -26,7 +26,9 @@ def test_every_name_is_what_its_module_defines(name):
 
 
 def test_importing_every_package_imports_no_net():
-    code = f"import sys, {', '.join(n for n in LAZY)}; print(*(m for m in ('mlx.core', 'soundfile') if m in sys.modules))"
+    code = (
+        f"import sys, {', '.join(n for n in LAZY)}; print(*(m for m in ('mlx.core', 'soundfile') if m in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
