@@ -19,7 +19,7 @@ def test_every_name_is_what_its_module_defines(name):
     assert set(package.__all__) <= set(dir(package)) and len(set(package.__all__)) == len(package.__all__)
     for public in package.__all__:
         value = getattr(package, public)
-        assert getattr(value, "__name__", public) == public and not type(value).__name__ == "module"
+        assert getattr(value, "__name__", public) == public and type(value).__name__ != "module"
         assert getattr(package, public) is value
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         _ = package.nothing_of_this_name
