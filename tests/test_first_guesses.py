@@ -366,7 +366,8 @@ def test_nano_says_what_it_cannot_do(nano, wav):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("[]", "tasks and languages"), ('{"task": []}', "tasks and languages"), ('{"tasks": "all"}', "list of names"),
+    ("[]", "expected a JSON object, found list"), ('{"task": []}', "unknown key task; known are languages, tasks"),
+    ('{"tasks": "all"}', "tasks: expected a list of str, found 'all'"),
     ('{"tasks": ["sing"]}', "unknown task 'sing'"), ("{", "not readable"),
 ])  # fmt: skip
 def test_capabilities_that_are_none(tmp_path, content, message):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, PromptError
+from ..schema import read_record, require
 
 FILE = "capabilities.json"
 TASKS = ("transcribe", "translate", "respond", "speak")
@@ -39,7 +40,7 @@ class Capabilities:
         Raises
         ------
         ConfigError
-            Not JSON, an unknown key or an unknown task.
+            Not JSON, an unknown key, a value of another type, or an unknown task.
         """
         path = Path(folder) / FILE
         if not path.is_file():
@@ -48,13 +49,10 @@ class Capabilities:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not readable as JSON ({error})") from None
-        if not isinstance(data, dict) or not set(data) <= {"tasks", "languages"}:
-            raise ConfigError(f"{path}: expected an object with the keys tasks and languages, found {data!r:.120}")
-        found = {key: _names(data[key], f"{path}: {key}") for key in data}
-        unknown = set(found.get("tasks", ())) - set(TASKS)
-        if unknown:
-            raise ConfigError(f"{path}: unknown task {min(unknown)!r}; expected some of {', '.join(TASKS)}")
-        return cls(**found)
+        found = read_record(cls, data, str(path))
+        unknown = set(found.tasks or ()) - set(TASKS)
+        require(not unknown, f"{path}: unknown task {min(unknown, default='')!r}; expected some of {', '.join(TASKS)}")
+        return found
 
     def allow(self, task: str) -> bool:
         """Whether the checkpoint was trained for a task."""
@@ -71,9 +69,3 @@ class Capabilities:
     def __str__(self) -> str:
         tasks = "do any task" if self.tasks is None else " and ".join(self.tasks) or "do nothing"
         return tasks + (f" (languages: {', '.join(self.languages)})" if self.languages else "")
-
-
-def _names(value: object, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"{where}: expected a list of names, found {value!r:.120}")
-    return tuple(value)
