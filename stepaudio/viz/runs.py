@@ -70,7 +70,7 @@ def token_raster(
         end = loop.onset + round(loop.period * loop.repeats)
         label = f"loop: {loop.period} tokens, {loop.repeats:.1f} times\nfrom step {loop.onset}"
         ax.axvspan(loop.onset - 0.5, end - 0.5, color=style.ALERT, alpha=0.2, linewidth=0, zorder=0, label=label)
-    shown = np.unique(np.linspace(0, len(used) - 1, min(MOST_TICKS, len(used))).round().astype(int))
+    shown = np.arange(0, len(used), -(-len(used) // MOST_TICKS))
     names = [*map(str, tokens)] if texts is None else [*texts]
     ax.set_yticks(shown, [style.plain(names[s]) for s in used[shown].tolist()])
     ax.set(title=title, xlabel="step (tokens generated)", ylabel="token, by first use", ylim=(len(used) - 0.5, -0.5))

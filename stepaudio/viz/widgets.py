@@ -44,6 +44,7 @@ MAX_VALUES = 1 << 20  # of a tensor that are read: the published head has half a
 LIMITS = (32, 64, 96, 128, 192, 256, 384, 512, 1024, 4096)  # positions of a cache
 STACK = re.compile(r"encoder\.blocks\.\d+|model\.layers\.\d+")
 CUSTOM = "custom"
+COLUMN = "19em"  # wide enough that no number is cut off
 PRESETS = {
     "reference": Sampling.reference(),
     "planned": Sampling.planned(),
@@ -128,7 +129,7 @@ class _Recording:
 
     def said(self) -> str:
         """A line on what was said."""
-        return "Said: not told" if self.text is None else f"Said: {self.text or '(nothing)'}"
+        return "Said: not given" if self.text is None else f"Said: {self.text or '(nothing)'}"
 
 
 class _Recordings:
@@ -213,7 +214,8 @@ class _Options:
 
     def __init__(self, w: Any, panel: _Panel):
         def slider(name: str, least: float, most: float, step: float, value: float = 0) -> Any:
-            return w.FloatSlider(value, min=least, max=most, step=step, description=name, continuous_update=False)
+            bounds = {"min": least, "max": most, "step": step, "layout": w.Layout(width=COLUMN)}
+            return w.FloatSlider(value, **bounds, description=name, continuous_update=False)
 
         self._panel = panel
         self.preset = w.Dropdown(options=[*PRESETS, CUSTOM], description="preset")
@@ -226,6 +228,8 @@ class _Options:
         self.prompt = w.Checkbox(False, description="penalties count the prompt", indent=False)
         self.kind = w.Dropdown(options=list(CacheKind.values()), description="cache")
         self.limit = w.SelectionSlider(options=LIMITS, value=512, description="limit", continuous_update=False)
+        for control in (self.preset, self.seed, self.kind, self.limit, self.top_k, self.ngram):
+            control.layout.width = COLUMN
         self._drawn = (self.top_k, self.top_p, self.seed)
         self._penalties = (self.repetition, self.frequency, self.presence, self.ngram)
         self._rules = (self.temperature, *self._drawn, *self._penalties, self.prompt)
@@ -235,7 +239,8 @@ class _Options:
                 w.VBox([self.preset, self.temperature, *self._drawn]),
                 w.VBox([*self._penalties, self.prompt]),
                 w.VBox([self.kind, self.limit]),
-            ]
+            ],
+            layout=w.Layout(flex_flow="row wrap"),
         )
         self.preset.observe(self._take_preset, names="value")
         for control in self.controls:

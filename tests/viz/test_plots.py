@@ -223,7 +223,7 @@ def test_what_the_font_cannot_draw_is_written_as_its_code():
 
 def test_a_run_without_a_loop_is_not_shaded():
     ax = viz.token_raster(list(range(40)), TITLE)
-    assert not ax.patches and legend(ax) == ["text token"] and len(ax.get_yticks()) == 16
+    assert not ax.patches and legend(ax) == ["text token"] and ax.get_yticks().tolist() == [*range(0, 40, 3)]
 
 
 def test_wer_against_loops():

@@ -226,7 +226,7 @@ def test_an_upload_is_chosen_drawn_and_transcribed(tiny_model, clips):
     mine = tiny.noise(1.5, seed=7)
     upload(viewer, "mine.wav", np.stack([mine, mine], axis=1))
     assert control(viewer, "clip").value == "mine.wav" and len(control(viewer, "clip").options) == 5
-    assert "1.5 s. Said: not told" in shown(viewer) and picture(viewer).startswith(PNG)
+    assert "1.5 s. Said: not given" in shown(viewer) and picture(viewer).startswith(PNG)
     file = io.BytesIO()
     soundfile.write(file, mine, 16_000, format="WAV")
     text = tiny_model.transcribe(soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")[0]).text
