@@ -1,7 +1,7 @@
 """What a safetensors checkpoint says it holds: names, shapes, dtypes, byte ranges, of one file or many shards.
 
 Reads headers and the index only, never tensor data, and believes neither: sizes must add up to the byte, and an
-index may name nothing outside its folder. Knows nothing of this model's layout. The format is that of the
+index may name nothing outside its folder. The format is that of the
 safetensors README: 8 bytes of little-endian header length, a JSON header, the data without gaps.
 """
 

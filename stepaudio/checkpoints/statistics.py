@@ -1,6 +1,6 @@
 """What the values of stored tensors look like: NaN, Inf, constants, zeros, moments, and traces of an initialiser.
 
-Reads tensor data from disk in blocks of bounded size, by numpy alone. Knows nothing of the nets.
+Reads tensor data from disk in blocks of bounded size, by numpy alone.
 
 What it can detect: that a tensor is unusable (NaN, Inf), was never written (constant), or has the moments of a
 well-known random initialiser of its shape. What it cannot: that a model was trained well, or trained at all by a

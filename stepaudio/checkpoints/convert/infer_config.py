@@ -3,7 +3,7 @@
 No config file is published for tokenizer, speaker encoder and vocoder. A size is what most of the tensors that have
 it say, so that one wrong tensor is distinguished from another net; and a file that nearly fits the published sizes is
 held against these. What no shape shows is the reference's literal: 64 channels a head, dilations 1, 3, 5, 480 samples
-a frame, an inverse STFT that steps a quarter of its length. Shapes are PyTorch's. Knows no files.
+a frame, an inverse STFT that steps a quarter of its length. Shapes are PyTorch's.
 """
 
 from __future__ import annotations

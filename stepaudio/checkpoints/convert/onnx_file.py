@@ -1,7 +1,7 @@
 """What an ONNX file holds: nodes, and where its initialisers lie. Nothing is run and no tensor is read.
 
 Reads the few fields of the protobuf messages that are needed, from a memory map, and believes no length that it
-finds. Knows no net. Format: `onnx.proto` of ONNX, wire format of Protocol Buffers.
+finds. Format: `onnx.proto` of ONNX, wire format of Protocol Buffers.
 """
 
 from __future__ import annotations
