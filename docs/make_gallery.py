@@ -22,7 +22,7 @@ DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = DOCS.parent / "notebooks"
 PICTURES = DOCS / "pictures"
 THUMBNAIL = 420  # pixels wide
-COLORS = 32  # greys and a few colours take no more
+COLORS = 64  # greys and the steps of a colour map
 CLIP = "free_belinda"
 HEAD = """# Gallery
 
