@@ -60,7 +60,7 @@ def tiny_net(seed: int = 0, scale: float = 1.0, **sizes) -> StepAudioNet:
 
 
 def chain_net(after: dict[int, dict[int, float]]) -> StepAudioNet:
-    """A real net of 32 ids whose logits are a table: after[i][j], the logit of j after i (else -30)."""
+    """A real net of 32 tokens whose logits are a table: after[i][j], the logit of j after i (else -30)."""
     net = tiny_net(vocab=32)
     for layer in net.model.layers:  # neither attention nor the linears add anything, so an id is all there is
         layer.self_attn.o_proj.weight = mx.zeros_like(layer.self_attn.o_proj.weight)
@@ -76,7 +76,7 @@ def chain_net(after: dict[int, dict[int, float]]) -> StepAudioNet:
 
 
 def golden_net(tensors: dict[str, np.ndarray]) -> StepAudioNet:
-    """The net of the golden decoder; the part that hears is a stub where its weights were left out."""
+    """The net of the golden decoder; the audio encoder is a stub where its weights were left out."""
     text = TextConfig(
         hidden_size=96,
         intermediate_size=160,
@@ -255,7 +255,7 @@ def _flat(tree, prefix: str = ""):
 
 
 def rules_reference(logits, seen, repetition=1.0, frequency=0.0, presence=0.0, no_repeat_ngram=0) -> list[float]:
-    """One row of logits after all penalties, one id at a time. `seen`: ids that count."""
+    """One row of logits after all penalties, one token at a time. `seen`: tokens that count."""
     out = []
     for token, logit in enumerate(map(float, logits)):
         count = list(seen).count(token)
@@ -276,13 +276,13 @@ def _completes(history: list[int], token: int, n: int) -> bool:
 # ------------------------------------------------------------------------------------------ loops
 
 
-def loop_reference(ids: list[int], max_period: int, min_repeats: int, min_ids: int):
-    """(period, onset) of the loop that the end of `ids` forms, shortest period first, or None. Brute force."""
-    for period in range(1, min(max_period, len(ids)) + 1):
-        start = len(ids) - period
-        while start > 0 and ids[start - 1] == ids[start - 1 + period]:
+def loop_reference(tokens: list[int], max_period: int, min_repeats: int, min_ids: int):
+    """(period, onset) of the loop that the end of `tokens` forms, shortest period first, or None. Brute force."""
+    for period in range(1, min(max_period, len(tokens)) + 1):
+        start = len(tokens) - period
+        while start > 0 and tokens[start - 1] == tokens[start - 1 + period]:
             start -= 1
-        length = len(ids) - start
+        length = len(tokens) - start
         if length >= min_ids and length >= min_repeats * period:
             return period, start
     return None

@@ -43,7 +43,7 @@ def config(vocab_size: int) -> StepAudioConfig:
 
 
 def weights(sizes: StepAudioConfig, seed: int = 0) -> dict[str, mx.array]:
-    """Normals wide enough that the answer depends on what is heard."""
+    """Normals wide enough that the answer depends on the audio."""
     rng = np.random.default_rng(seed)
     found = {}
     for name, array in tree_flatten(StepAudioNet(sizes).parameters()):

@@ -44,7 +44,7 @@ def values(model):
 
 
 def fingerprint(model, stereo):
-    """What a fault could touch, measured: rows, prompt ids, sampling, all weights."""
+    """What a fault could touch, measured: audio embeddings, prompt tokens, sampling, all weights."""
     request = model.request(transcription(stereo))
     options = model.engine.run_options(DecodingOptions(GREEDY, max_tokens=8, on_loop="off"))
     return {
@@ -70,13 +70,13 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_changes_something_and_leaves_the_model_alone(tiny_model, stereo, name):
-    heard = LONG if name == "chunk" else stereo
-    before = fingerprint(tiny_model, heard)
+    recording = LONG if name == "chunk" else stereo
+    before = fingerprint(tiny_model, recording)
     wrong = faulty(tiny_model, name)
     assert wrong is not tiny_model
-    assert not same(fingerprint(wrong, heard), before)
-    said(wrong, heard)  # it runs
-    assert same(fingerprint(tiny_model, heard), before)
+    assert not same(fingerprint(wrong, recording), before)
+    said(wrong, recording)  # it runs
+    assert same(fingerprint(tiny_model, recording), before)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -135,7 +135,7 @@ def test_nonsense_is_refused(tiny_model, names, message):
         faulty(tiny_model, names)
 
 
-# ---- hearing ----
+# ---- audio ----
 
 
 def test_the_front_end_with_no_wrong_choice_is_the_faithful_one():
@@ -146,7 +146,7 @@ def test_the_front_end_with_no_wrong_choice_is_the_faithful_one():
 
 def test_framing_loses_two_frames_and_moves_the_rest_by_one():
     x = np.zeros(16_000, np.float32)
-    x[8_000] = 1.0  # heard best by the frame in whose middle it lies
+    x[8_000] = 1.0  # strongest in the frame in whose middle it lies
     right, wrong = log_mel(x), WrongMel(framing="uncentred")(x)
     assert wrong.shape[1] == right.shape[1] - 2
     assert right.sum(axis=0).argmax() == 50 and wrong.sum(axis=0).argmax() in (48, 49)
@@ -225,8 +225,8 @@ def built(model, n_rows=5):
 def test_the_prompt_builder_with_no_wrong_choice_is_the_faithful_one(tiny_model):
     from stepaudio.text.prompts import asr_turns
 
-    faithful = asr_prompt(tiny_model.tokenizer, [5])
-    assert built(tiny_model) == faithful == faults.WrongPrompt()(asr_turns(), tiny_model.tokenizer, [[5]])
+    reference = asr_prompt(tiny_model.tokenizer, [5])
+    assert built(tiny_model) == reference == faults.WrongPrompt()(asr_turns(), tiny_model.tokenizer, [[5]])
 
 
 def test_chatml_prompt(tiny_model):

@@ -61,7 +61,7 @@ def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
     """Lengths come from the config, the audio and the prompt, never from the arrays themselves."""
     frames = n_mel_frames(round(SECONDS * tiny.RATE))
     after_conv = -(-frames // 2)
-    heard = {
+    fixed = {
         **names.axis_sizes(tiny_model.config),
         "B": 1,
         "T": frames,
@@ -75,7 +75,7 @@ def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
         assert len(arrays) == (len(trace.tokens) if decoder else 1), name
         for i, array in enumerate(arrays):
             new = trace.n_prompt if i == 0 else 1
-            sizes = heard | {"n": new, "L": trace.n_prompt + i}
+            sizes = fixed | {"n": new, "L": trace.n_prompt + i}
             assert array.shape == tuple(sizes[axis] for axis in meaning.axes), (name, i)
             assert array.dtype == (np.int32 if name == "decoder.positions" else np.float32)
 

@@ -29,8 +29,8 @@ TOLERANCE = 1e-4  # of the root mean square of the logits; float32 against float
 
 
 def embeddings(n: int = N, seed: int = 0) -> mx.array:
-    ids = np.random.default_rng(seed).integers(0, NET.config.text_config.vocab_size, n)
-    return NET.embed(ids)[0]
+    tokens = np.random.default_rng(seed).integers(0, NET.config.text_config.vocab_size, n)
+    return NET.embed(tokens)[0]
 
 
 def run(cache, x: mx.array, chunks, net=NET) -> np.ndarray:
@@ -262,6 +262,6 @@ def decode_bytes(n_tokens: int, kind: str, positions: str) -> tuple[set[int], li
 def test_memory_stays_flat(n_tokens, kind, positions):
     reported, active = decode_bytes(n_tokens, kind, positions)
     assert reported == {2 * 64 * 2 * 8 * 4}  # keys and values, 64 positions, 2 heads of 8 channels, float32
-    # The history of ids grows by 4 bytes an id and exists up to four times while steps overlap; an unbounded cache
+    # The history of tokens grows by 4 bytes a token and exists up to four times while steps overlap; an unbounded cache
     # would grow by 128 bytes an id even in this net.
     assert max(active) - active[0] < 50_000 + 16 * n_tokens

@@ -32,15 +32,15 @@ def mel(frames: int, bands: int = 8) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_rows_and_nothing_else_are_replaced(k):
-    ids, want = TENSORS[f"in.audio{k}.ids"], TENSORS[f"out.audio{k}.embeds"]
+    tokens, want = TENSORS[f"in.audio{k}.ids"], TENSORS[f"out.audio{k}.embeds"]
     rows = TENSORS[f"out.audio{k}.rows"]
     breaks = np.flatnonzero(np.diff(rows) > 1) + 1
     runs = np.split(rows, breaks)  # the golden file's own idea of where each segment of audio lies
-    assert [r[0] - 1 for r in runs] == np.flatnonzero(ids[0] == AUDIO_START).tolist()
+    assert [r[0] - 1 for r in runs] == np.flatnonzero(tokens[0] == AUDIO_START).tolist()
     features = [mx.array(want[0, r]) for r in runs]
-    x = NET.embed(ids, [Slot(0, int(r[0]), len(r)) for r in runs], features)
+    x = NET.embed(tokens, [Slot(0, int(r[0]), len(r)) for r in runs], features)
     assert np.array_equal(x, want)
-    assert set(np.flatnonzero((np.array(NET.embed(ids)) != want).any(-1)[0])) == set(rows.tolist())
+    assert set(np.flatnonzero((np.array(NET.embed(tokens)) != want).any(-1)[0])) == set(rows.tolist())
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -51,24 +51,26 @@ def test_encoding_and_reading_equal_the_reference(goldens, k):
     net = StepAudioNet(StepAudioConfig.from_dict({"text_config": c["text_config"], "audio_encoder_config": audio}))
     weights = {n[2:]: a.swapaxes(1, 2) if a.ndim == 3 else a for n, a in tensors.items() if n.startswith("w.")}
     net.load_weights([(n, mx.array(a)) for n, a in weights.items()])
-    ids, frames = tensors[f"in.audio{k}.ids"], tensors[f"in.audio{k}.mel_lens"] + 2
+    tokens, frames = tensors[f"in.audio{k}.ids"], tensors[f"in.audio{k}.mel_lens"] + 2
     mels = [m[:, :n] for m, n in zip(tensors[f"in.audio{k}.mels"], frames, strict=True)]
     encoded = net.encode_audio(mels, independent=False)
     assert [len(h) for h in encoded] == [n_audio_embeddings(int(n)) for n in frames]
-    starts = np.flatnonzero(ids[0] == c["token_ids"]["audio_start"]) + 1
-    x = net.embed(ids, [Slot(0, int(s), len(h)) for s, h in zip(starts, encoded, strict=True)], encoded)
+    starts = np.flatnonzero(tokens[0] == c["token_ids"]["audio_start"]) + 1
+    x = net.embed(tokens, [Slot(0, int(s), len(h)) for s, h in zip(starts, encoded, strict=True)], encoded)
     assert off(x, tensors[f"out.audio{k}.embeds"]) < 1e-4
     assert off(net.logits(x, NoCache(net.model.rope)), tensors[f"out.audio{k}.logits"]) < 1e-3
 
 
 def test_several_rows_each_with_their_own_audio():
-    ids = np.arange(20).reshape(2, 10)
+    tokens = np.arange(20).reshape(2, 10)
     a, b = TINY.encode_audio([mel(21), mel(40)])
-    x = np.array(TINY.embed(ids, [Slot(1, 2, len(a)), Slot(0, 5, len(b))], [a, b]))
-    plain = np.array(TINY.embed(ids))
+    x = np.array(TINY.embed(tokens, [Slot(1, 2, len(a)), Slot(0, 5, len(b))], [a, b]))
+    plain = np.array(TINY.embed(tokens))
     plain[1, 2 : 2 + len(a)], plain[0, 5 : 5 + len(b)] = np.array(a), np.array(b)
     assert np.array_equal(x, plain)
-    assert np.array_equal(TINY.embed(ids), TINY.model.embed_tokens.weight[mx.array(ids)])  # the table is untouched
+    assert np.array_equal(
+        TINY.embed(tokens), TINY.model.embed_tokens.weight[mx.array(tokens)]
+    )  # the table is untouched
 
 
 @pytest.mark.parametrize(
@@ -94,10 +96,10 @@ def test_a_slot_may_end_with_the_prompt():
     assert not np.array(TINY.embed(np.arange(10), [Slot(0, 7, 3)], [mx.zeros((3, 32))]))[0, 7:].any()
 
 
-@pytest.mark.parametrize("ids", [[0, 48], [-1, 2], [[1, 2], [3, 1000]]], ids=str)
-def test_refuses_ids_outside_the_vocabulary(ids):
+@pytest.mark.parametrize("tokens", [[0, 48], [-1, 2], [[1, 2], [3, 1000]]], ids=str)
+def test_refuses_ids_outside_the_vocabulary(tokens):
     with pytest.raises(PromptError, match="outside the vocabulary of 48 tokens"):
-        TINY.embed(np.array(ids))
+        TINY.embed(np.array(tokens))
     TINY.embed(np.array([0, 47]))
 
 

@@ -1,4 +1,4 @@
-"""The verifier: agrees with the recorded reference, sees every spoilt expectation, and outlives every broken file.
+"""The verifier: agrees with the recorded reference, sees every spoilt expectation, and survives every damaged file.
 
 The sets of other sizes are made here by the package itself, so they show the plumbing, not the arithmetic.
 """
@@ -223,7 +223,7 @@ def judge(tiny_checkpoint, capsys):
 
 
 def test_the_reference_agrees(goldens, tmp_path):
-    """The hearing half, whole."""
+    """Front end, encoder, adapter, all of it."""
     if not (goldens.parent / "Step-Audio-2-mini" / "vocab.json").exists():
         pytest.skip("needs the published tokenizer files")
     for file in goldens.iterdir():
@@ -269,7 +269,7 @@ def test_each_spoilt_expectation_is_seen(pristine, tmp_path, name, tiny_checkpoi
         save_file(arrays | {spoilt: value}, tmp_path / f"{name}.safetensors")
         ((_, rows),) = verify(tmp_path, tiny_checkpoint)
         off = [r.stage for r in rows if not r.good]
-        assert off == [spoilt.removeprefix("out.")], f"{spoilt} spoilt, {off} told"
+        assert off == [spoilt.removeprefix("out.")], f"{spoilt} spoilt, {off} reported"
 
 
 @pytest.mark.parametrize(("file", "change"), [

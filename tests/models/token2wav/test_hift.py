@@ -1,4 +1,4 @@
-"""Mel to sound, and streams of it: against the reference's numbers, MLX's own operations, and what one can hear."""
+"""Mel to sound, and streams of it: against the reference's numbers, MLX's own operations, and measured pitch."""
 
 import json
 from pathlib import Path
