@@ -279,7 +279,7 @@ class Gap:
     mel : mean distance of the mels.
     mel_near, mel_far : the same over the frames within 0.1 s of a chunk boundary, and over the others.
     mel_relative : RMS of the difference over RMS of the whole's mel (a ratio).
-    heard : mean distance of the mels of the two waves: what a listener gets, blind to phase.
+    wave_mel : mean distance of the mels of the two waves: what a listener gets, blind to phase.
     vocoder_alone : the same where one mel goes through the vocoder whole and in chunks.
     wave : level of the difference of the waves against the whole.
     correlation : of the waves.
@@ -289,7 +289,7 @@ class Gap:
     mel_near: float
     mel_far: float
     mel_relative: float
-    heard: float
+    wave_mel: float
     vocoder_alone: float
     wave: float
     correlation: float
@@ -312,14 +312,14 @@ def gap(
     chunk = options.chunk_codes * synthesizer.parts.flow.up
     chunked = vocoded_in_chunks(synthesizer, whole.mel, chunk, source_noise=source_noise, options=options)
     waves = listening_difference(whole.wave, run.wave, run.sample_rate, 0)
-    heard, alone = (float(wave_mel_distance_db(whole.wave, w, run.sample_rate).mean()) for w in (run.wave, chunked))
+    wave_mel, alone = (float(wave_mel_distance_db(whole.wave, w, run.sample_rate).mean()) for w in (run.wave, chunked))
     relative = np.sqrt(np.mean((whole.mel - run.mel) ** 2) / np.mean(whole.mel**2))
     return Gap(
         float(per_frame.mean()),
         _mean(per_frame[near]),
         _mean(per_frame[~near]),
         float(relative),
-        heard,
+        wave_mel,
         alone,
         waves.relative_db,
         waves.correlation,
