@@ -9,6 +9,8 @@ B rows, N codes, T = 2 N mel frames, M bands, E numbers of a speaker vector.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
@@ -16,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..token2wav.config import FlowConfig
 from ..token2wav.flow import Flow
 from ..token2wav.random_weights import _flow
-from .front_ends import cut
+from .front_ends import cut, resident
 from .speaking_corpus import CODE_HOP, SpeakingCorpus
 
 NO_CONDITIONS = 0.15  # share of rows without codes, speaker and prompt
@@ -28,9 +30,13 @@ WRONG_CODES = 0.02  # share of codes replaced at random: those of a decoder will
 LENGTHS = ((128, 0.5), (192, 0.3), (320, 0.2))  # codes of a row, and how often: mels of 256, 384 and 640 frames
 
 
-def size(speaker: int) -> FlowConfig:
-    """About 9 M parameters for speaker vectors of that many numbers."""
-    return _flow(192, 4, 2, 2, 6, speaker)
+def size(speaker: int, width: int = 192, hidden: int = 160, blocks: int = 3, depth: int = 6) -> FlowConfig:
+    """About 8 M parameters for speaker vectors of that many numbers. The estimator is narrower than the encoder: it
+    runs twenty times, the encoder once."""
+    published = _flow(width, 3, blocks, blocks, depth, speaker)
+    estimator = replace(published.decoder.estimator, hidden_size=hidden, num_heads=2, head_dim=hidden // 2,
+                        mlp_ratio=2.0)
+    return replace(published, decoder=replace(published.decoder, estimator=estimator))
 
 
 def begin(config: FlowConfig, mean: np.ndarray, seed: int) -> tuple[Flow, dict]:
@@ -83,7 +89,7 @@ class Batches:
     def __init__(self, corpus: SpeakingCorpus, codes: np.ndarray, mels: mx.array, vectors: np.ndarray, seconds: float,
                  seed: int, lengths=None):
         self.corpus, self.seconds, self.seed, self.lengths = corpus, seconds, seed, lengths or LENGTHS
-        self.codes, self.mels, self.vectors = mx.array(codes.astype(np.int32)), mels, mx.array(vectors)
+        self.codes, self.mels, self.vectors = resident(codes.astype(np.int32)), mels, resident(vectors)
         self._each = vectors.shape[1]
 
     def __call__(self, step: int) -> dict[str, mx.array]:

@@ -127,6 +127,15 @@ def flow_mels(pcm: mx.array) -> mx.array:
     return mx.concatenate(pieces)
 
 
+def resident(x: np.ndarray) -> mx.array:
+    """An array in the accelerator's own memory, one zero longer: what comes from numpy would lie in memory that the
+    host shares, and be fetched anew each time."""
+    array = mx.array(x)
+    array = mx.concatenate([array, mx.zeros((1, *array.shape[1:]), array.dtype)])
+    mx.eval(array)
+    return array
+
+
 def cut(x: mx.array, start: mx.array, n: int) -> mx.array:
     """Stretches of n of a long array's first axis, one from each start (B,): (B, n, …)."""
     return x[start[:, None] + mx.arange(n)[None]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from mlx.utils import tree_flatten
 from .. import __version__
 from ..backend import on_cpu
 from ..errors import DataError
+from ..token2wav import conv
 from ..token2wav.components import COMPONENTS, build, read_config
 from ..token2wav.manifest import FORMAT, MANIFEST, file_of
 from . import flow, speech_tokenizer, vocoder, voices
@@ -106,6 +108,8 @@ def speaker(options, corpus: SpeakingCorpus, fit_with) -> None:
 
 
 def hift(options, corpus: SpeakingCorpus, fit_with) -> None:
+    if options.products:
+        conv.on_cpu = lambda: True
     net, params = vocoder.begin(vocoder.SIZE, options.seed)
     if options.start:
         params = read_net(options.start, "hift").parameters()
@@ -133,6 +137,7 @@ NETS = {"tokenizer": ("tokenizer", tokenizer), "voices": ("speaker", speaker), "
 
 
 def train(options) -> None:
+    began = time.time()
     component, task = NETS[options.net]
     options.rows = options.rows or ROWS[component]
     corpus = SpeakingCorpus(options.corpus, options.hours, options.seed)
@@ -150,7 +155,7 @@ def train(options) -> None:
             write_net(options.out, name, net)
             afterwards()
 
-        run(fit, batches, options.out, save, options.elapsed)
+        run(fit, batches, options.out, save, options.elapsed + time.time() - began)
 
     task(options, corpus, fit_with)
 
@@ -176,6 +181,7 @@ def main() -> None:
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--log-every", type=int, default=100)
         one.add_argument("--start", type=Path, help="a run whose weights to begin with")
+        one.add_argument("--products", action="store_true", help="spread convolutions as matrix products (vocoder)")
         one.add_argument("--compile", action="store_true", help="the step on a CPU too, where compiling takes a minute")
         one.add_argument("--resume", action="store_true", help="go on from the state in --out")
         one.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule spent before")

@@ -19,6 +19,7 @@ from ..errors import DataError
 from ..mel_speaking import FLOW_SAMPLE_RATE
 
 PITCH_HOP, PHONEME_HOP, CODE_HOP = 300, 600, 960  # samples at 24 kHz
+LEAD = 2  # frames by which a phoneme is heard before Kokoro's durations say it is: measured on its hisses and vowels
 MOST_SAMPLES = (1 << 31) - (1 << 24)  # so that 32-bit indices do, with room for what is cut at the end
 UNKNOWN = 0  # phoneme of a frame about which nothing is known; real ones are one higher than their ids
 
@@ -32,7 +33,7 @@ class SpeakingCorpus:
 
     Attributes
     ----------
-    pcm : (N,) int16. pitch : (N / 300,) float32 Hz. phonemes : (N / 600,) uint8.
+    pcm : (N,) int16. pitch : (N / 300,) float32 Hz. phonemes : (N / 600,) uint8, as they are heard.
     melody : (N / 300,) float32, logarithm of the pitch above its clip's mean; 0 where there is no voice.
     persons : names of who speaks, as the index has them. edges : (persons + 1,) int64, the samples at which each
         begins, then the end.
@@ -66,6 +67,7 @@ class SpeakingCorpus:
         part = slice(at // PITCH_HOP, stop // PITCH_HOP)
         self.pitch[part], self.melody[part] = pitch, melody(pitch)
         ids = np.repeat(np.array(clip["ids"]) + 1, clip["durations"])
+        ids = np.concatenate([ids[LEAD:], np.repeat(ids[-1:], LEAD)])[: len(ids)]
         self.phonemes[at // PHONEME_HOP : stop // PHONEME_HOP] = ids
 
     @property

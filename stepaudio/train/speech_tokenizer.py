@@ -21,7 +21,7 @@ from ..units import HOP, SAMPLE_RATE
 from .augment import band_gain, clean_filters, gather_wave, log_mel_batch, room_and_noise, warped_filters
 from .corpus import augmentation, breaths
 from .fit import fused
-from .front_ends import at_16k
+from .front_ends import at_16k, resident
 from .loop import linear, mean_entropy
 from .speaking_corpus import PHONEME_HOP, PITCH_HOP, UNKNOWN, SpeakingCorpus
 
@@ -109,8 +109,8 @@ class Batches:
     def __init__(self, corpus: SpeakingCorpus, rows: int, codes: int, seed: int):
         self.rows, self.samples, self.seed = rows, codes * 2 * HALF_CODE, seed
         self.pcm = at_16k(corpus.pcm)
-        self.phonemes, self.melody = mx.array(corpus.phonemes), mx.array(corpus.melody)
-        self.voiced = mx.array(corpus.pitch > 0)
+        self.phonemes, self.melody = resident(corpus.phonemes), resident(corpus.melody)
+        self.voiced = resident(corpus.pitch > 0)
         self._mels = fused(partial(_mels, n=self.samples))
 
     def described(self, step: int) -> dict[str, np.ndarray]:

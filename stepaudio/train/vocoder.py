@@ -15,14 +15,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..mel_speaking import FLOW_HOP, FLOW_PAD
 from ..token2wav.config import HiftConfig
 from ..token2wav.hift import Hift, Source
-from .front_ends import cut, flow_mel_batch, magnitudes, mirrored
+from .front_ends import cut, flow_mel_batch, magnitudes, mirrored, resident
 from .speaking_corpus import PITCH_HOP, SpeakingCorpus
 
 RESOLUTIONS = ((64, 16), (128, 32), (256, 64), (512, 128), (1024, 256), (2048, 512))  # samples: window, hop
 QUIET = 1e-3  # magnitudes below it are all alike to the logarithm, for a window of 1024
 FIRST_PITCH, PITCH_SPREAD = 120.0, 60.0  # Hz; the net's last layer starts near a voice, not near 0
 EDGE = 2  # mel frames at both ends of a row, whose neighbours the net does not see, that are not judged
-SIZE = HiftConfig(base_channels=192, f0_cond_channels=128)
+SIZE = HiftConfig(base_channels=192, f0_cond_channels=128, resblock_kernel_sizes=(3, 5, 7))
 
 
 def begin(config: HiftConfig, seed: int) -> tuple[Hift, dict]:
@@ -93,7 +93,7 @@ class Batches:
 
     def __init__(self, corpus: SpeakingCorpus, rows: int, frames: int, seed: int, blemish: float = 0.1):
         self.rows, self.frames, self.seed, self.blemish = rows, frames, seed, blemish
-        self.pcm, self.pitch = mx.array(corpus.pcm), mx.array(corpus.pitch)
+        self.pcm, self.pitch = resident(corpus.pcm), resident(corpus.pitch)
 
     def __call__(self, step: int) -> dict[str, mx.array]:
         rng = np.random.default_rng((self.seed, step))
