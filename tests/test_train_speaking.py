@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
+from stepaudio.backend import on_cuda
 from stepaudio.errors import DataError
 from stepaudio.mel import log_mel
 from stepaudio.mel_speaking import flow_mel, kaldi_fbank
@@ -221,6 +222,11 @@ def test_the_source_is_the_products(corpus):
     expected = np.array(net.m_source(f0, None))
     voiced = np.repeat(np.array(f0)[0] > 0, 480)
     assert np.abs(found - expected)[0, voiced].max() < 2e-3 and np.abs(found[0, ~voiced]).max() > 0
+
+
+@pytest.mark.skipif(not on_cuda(), reason="needs CUDA")
+def test_the_fused_snake_is_the_products_and_so_is_its_gradient():
+    assert vocoder.can_fuse()
 
 
 def test_spectral_loss_is_torchs():

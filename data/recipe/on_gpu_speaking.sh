@@ -6,12 +6,13 @@
 # FOLDER holds kokoro.tar.xz (made of a manifest with --persons) and perhaps runs to go on from: tokenizer0, voices0,
 # vocoder0, flow0. Tokenizer and speaker encoder are trained only where they are not there: what they say is what the
 # flow has learnt. It ends SECONDS after it began. KOKORO_SECONDS=100 of these are spent speaking, by SPEAKERS=7
-# processes; the flow begins when tokenizer and speaker encoder are done, FLOW_AT=720. HOURS=16 of the speech are used.
+# processes. Two runs share the GPU: the tokenizer, until FLOW_AT=560, then the flow; and the speaker encoder, for
+# VOICES_SECONDS=210, then the vocoder. HOURS=16 of the speech are used.
 # Runs and logs: FOLDER/tokenizer, FOLDER/voices, FOLDER/vocoder, FOLDER/flow. PYTHON has MLX and PyTorch.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$1"
-end=$(($(date +%s) + $2)) flow_at=$(($(date +%s) + ${FLOW_AT:-720}))
+end=$(($(date +%s) + $2)) flow_at=$(($(date +%s) + ${FLOW_AT:-560}))
 PYTHON=${PYTHON:-python3} KOKORO_SECONDS=${KOKORO_SECONDS:-100} SPEAKERS=${SPEAKERS:-7} HOURS=${HOURS:-16}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
@@ -30,14 +31,15 @@ train() {
 
 start() { [ ! -d "${1}0" ] || echo "--start ${1}0"; }
 
-train vocoder "$end" $(start vocoder) ${VOCODER:-} &
 if [ -d tokenizer0 ]; then
     ln -sfn tokenizer0 tokenizer && ln -sfn voices0 voices
+    train vocoder "$end" $(start vocoder) ${VOCODER:-} &
 else
-    train voices "$flow_at" ${VOICES:-} &
-    voices=$!
+    (
+        train voices $(($(date +%s) + ${VOICES_SECONDS:-210})) ${VOICES:-}
+        train vocoder "$end" $(start vocoder) ${VOCODER:-}
+    ) &
     train tokenizer "$flow_at" ${TOKENIZER:-}
-    wait "$voices"
 fi
 train flow "$end" --tokenizer tokenizer --voices voices $(start flow) ${FLOW:-}
 wait

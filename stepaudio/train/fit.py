@@ -17,7 +17,6 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..backend import on_cpu
 from .loop import Flat, say
 
 Loss = Callable[[dict, dict], tuple[mx.array, dict[str, mx.array]]]  # (weights, batch) -> total, what to show
@@ -43,11 +42,6 @@ class Schedule:
         """Linear warm-up, then cosine to one hundredth, over `progress` 0..1."""
         cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.peak_rate * min(1.0, (step + 1) / self.warmup) * cosine
-
-
-def fused(f: Callable) -> Callable:
-    """A function that draws random numbers, compiled where compiling is quick."""
-    return f if on_cpu() else mx.compile(f, inputs=mx.random.state, outputs=mx.random.state)
 
 
 class Fit:

@@ -26,9 +26,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .. import __version__
-from ..backend import on_cpu
 from ..errors import DataError
-from ..token2wav import conv
 from ..token2wav.components import COMPONENTS, build, read_config
 from ..token2wav.manifest import FORMAT, MANIFEST, file_of
 from . import flow, speech_tokenizer, vocoder, voices
@@ -108,8 +106,6 @@ def speaker(options, corpus: SpeakingCorpus, fit_with) -> None:
 
 
 def hift(options, corpus: SpeakingCorpus, fit_with) -> None:
-    if options.products:
-        conv.on_cpu = lambda: True
     net, params = vocoder.begin(vocoder.SIZE, options.seed)
     if options.start:
         params = read_net(options.start, "hift").parameters()
@@ -146,7 +142,7 @@ def train(options) -> None:
                         seed=options.seed, log_every=options.log_every, clip=options.clip)
 
     def fit_with(name, net, params, loss, batches, chosen, afterwards=lambda: None) -> None:
-        fit = Fit(schedule, params, loss, compiled=options.compile or not on_cpu())
+        fit = Fit(schedule, params, loss, compiled=options.compile)
         if options.resume:
             fit.resume(options.out / "checkpoint")
 
@@ -181,8 +177,7 @@ def main() -> None:
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--log-every", type=int, default=100)
         one.add_argument("--start", type=Path, help="a run whose weights to begin with")
-        one.add_argument("--products", action="store_true", help="spread convolutions as matrix products (vocoder)")
-        one.add_argument("--compile", action="store_true", help="the step on a CPU too, where compiling takes a minute")
+        one.add_argument("--compile", action="store_true", help="the step as a whole; takes minutes at first")
         one.add_argument("--resume", action="store_true", help="go on from the state in --out")
         one.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule spent before")
         one.add_argument("--tokenizer", type=Path, help="flow: the run whose codes it learns")

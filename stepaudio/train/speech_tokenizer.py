@@ -20,7 +20,6 @@ from ..token2wav.s3 import TANH_SCALE, S3Config, S3Tokenizer
 from ..units import HOP, SAMPLE_RATE
 from .augment import band_gain, clean_filters, gather_wave, log_mel_batch, room_and_noise, warped_filters
 from .corpus import augmentation, breaths
-from .fit import fused
 from .front_ends import at_16k, resident
 from .loop import linear, mean_entropy
 from .speaking_corpus import PHONEME_HOP, PITCH_HOP, UNKNOWN, SpeakingCorpus
@@ -111,7 +110,7 @@ class Batches:
         self.pcm = at_16k(corpus.pcm)
         self.phonemes, self.melody = resident(corpus.phonemes), resident(corpus.melody)
         self.voiced = resident(corpus.pitch > 0)
-        self._mels = fused(partial(_mels, n=self.samples))
+        self._mels = partial(_mels, n=self.samples)
 
     def described(self, step: int) -> dict[str, np.ndarray]:
         """Where the rows begin, how fast they run, and how they are mistreated."""

@@ -8,13 +8,16 @@ B rows, T mel frames (50/s), n = 480 T samples.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..backend import on_cuda
 from ..mel_speaking import FLOW_HOP, FLOW_PAD
 from ..token2wav.config import HiftConfig
-from ..token2wav.hift import Hift, Source
+from ..token2wav.hift import Hift, Snake, Source
 from .front_ends import cut, flow_mel_batch, magnitudes, mirrored, resident
 from .speaking_corpus import PITCH_HOP, SpeakingCorpus
 
@@ -25,10 +28,81 @@ EDGE = 2  # mel frames at both ends of a row, whose neighbours the net does not 
 SIZE = HiftConfig(base_channels=192, f0_cond_channels=128, resblock_kernel_sizes=(3, 5, 7))
 
 
+THREADS = 256  # of a block
+ELEMENT = """auto i = cooperative_groups::this_grid().thread_rank();
+if (i < n[0]) { float v = x[i], b = a[i % n[1]], below = b + 1e-9f, s = sinf(v * b);
+"""
+
+
+@lru_cache(maxsize=2)
+def _kernel(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], body: str):
+    kernel = mx.fast.cuda_kernel(name=name, input_names=[*inputs, "n"], output_names=list(outputs),
+                                 source=ELEMENT + body + "}")
+
+    def call(*arrays: mx.array) -> list[mx.array]:
+        x = arrays[0]
+        blocks = -(-x.size // THREADS)
+        return kernel(inputs=[*arrays, mx.array([x.size, x.shape[-1]], mx.int32)], grid=(blocks * THREADS, 1, 1),
+                      threadgroup=(THREADS, 1, 1), output_shapes=[x.shape] * len(outputs),
+                      output_dtypes=[mx.float32] * len(outputs))
+
+    return call
+
+
+@mx.custom_function
+def fused_snake(x: mx.array, a: mx.array) -> mx.array:
+    """`Snake` on CUDA in one pass, and its gradient in one more: half of the net's work otherwise, for within a
+    gradient MLX fuses nothing. x (B, T, C) float32, a (C,)."""
+    return _kernel("snake", ("x", "a"), ("y",), "y[i] = v + s * s / below;")(x, a)[0]
+
+
+@fused_snake.vjp
+def _fused_snake_vjp(primals, cotangent, _value):
+    """d/dx = 1 + sin(2 a x), d/da = (x sin(2 a x) - sin^2(a x) / a) / a."""
+    body = """float t = sinf(2 * v * b);
+dx[i] = c[i] * (1 + t * b / below); da[i] = c[i] * (v * t - s * s / below) / below;"""
+    x, a = primals
+    by_x, by_a = _kernel("snake_slopes", ("x", "a", "c"), ("dx", "da"), body)(x, a, cotangent)
+    return by_x, by_a.sum(axis=(0, 1))
+
+
+@lru_cache(maxsize=1)
+def can_fuse() -> bool:
+    """Whether the kernels run here and agree with the net's own snake, gradient included."""
+    if not on_cuda():
+        return False
+    x, c = (mx.random.normal((2, 77, 3), key=mx.random.key(k)) for k in range(2))
+    plain, a = Snake(3), mx.array([0.3, 1.0, 2.5])
+
+    def slow(x, a):
+        plain.alpha = a
+        return (plain(x) * c).sum()
+
+    try:
+        pairs = [(fused_snake(x, plain.alpha), plain(x))]
+        pairs += zip(mx.grad(lambda x, a: (fused_snake(x, a) * c).sum(), argnums=(0, 1))(x, a),
+                     mx.grad(slow, argnums=(0, 1))(x, a), strict=True)
+        agree = all(mx.allclose(one, other, 1e-3, 1e-3).item() for one, other in pairs)
+        print(f"snake: {'fused' if agree else 'plain, for its kernels give other numbers'}", flush=True)
+        return agree
+    except (RuntimeError, ValueError) as error:
+        print(f"snake: plain, for its kernels do not run here ({' '.join(str(error).split())[:200]})", flush=True)
+        return False
+
+
+class FusedSnake(Snake):
+    def __call__(self, x: mx.array) -> mx.array:
+        return fused_snake(x, self.alpha) if can_fuse() else super().__call__(x)
+
+
 def begin(config: HiftConfig, seed: int) -> tuple[Hift, dict]:
     """The net and fresh weights: kernels of variance 1 / inputs, the vocoder's last layer calmer."""
     mx.random.seed(seed)
     net, fresh = Hift(config), []
+    can_fuse()  # asked before anything is differentiated
+    for module in net.modules():
+        if isinstance(module, Snake):
+            module.__class__ = FusedSnake
     for name, value in tree_flatten(net.parameters()):
         if value.ndim >= 2:
             value = mx.random.normal(value.shape) * (value.size // value.shape[0]) ** -0.5

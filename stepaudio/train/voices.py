@@ -18,7 +18,6 @@ from ..token2wav.speaker import BatchNorm, SpeakerConfig, SpeakerEncoder
 from ..units import SAMPLE_RATE
 from .augment import gather_wave, room_and_noise
 from .corpus import augmentation, breaths
-from .fit import fused
 from .front_ends import at_16k, fbank_batch
 from .speaking_corpus import SpeakingCorpus
 
@@ -101,7 +100,7 @@ class Batches:
     def __init__(self, corpus: SpeakingCorpus, rows: int, seconds: float, seed: int):
         self.corpus, self.rows, self.seed, self.samples = corpus, rows, seed, round(seconds * SAMPLE_RATE)
         self.pcm = at_16k(corpus.pcm)
-        self._features = fused(_features)
+        self._features = _features
 
     @property
     def n_voices(self) -> int:
