@@ -253,7 +253,9 @@ def statistics(x: mx.array) -> mx.array:
     """(B, N, C) -> (B, 2 C): mean over time, then the unbiased standard deviation (N - 1)."""
     mean = x.mean(axis=1, keepdims=True)
     variance = mx.square(x - mean).sum(axis=1) / (x.shape[1] - 1)
-    return mx.concatenate([mean[:, 0], mx.sqrt(variance)], axis=-1)
+    some = variance > 0  # a channel that never changes has no deviation, and none to differentiate
+    deviation = mx.where(some, mx.sqrt(mx.where(some, variance, 1.0)), 0.0)
+    return mx.concatenate([mean[:, 0], deviation], axis=-1)
 
 
 class XVector(nn.Module):

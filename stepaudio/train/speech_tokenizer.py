@@ -26,7 +26,9 @@ from .speaking_corpus import PHONEME_HOP, PITCH_HOP, UNKNOWN, SpeakingCorpus
 
 N_PHONEMES = 256
 HIDDEN = 256
+ROUNDED, ROUNDED_AT = 0.8, 1500  # share of rows whose numbers are rounded, and the step at which it is reached
 HALF_CODE = 320  # samples at 16 kHz: one mel frame of the flow, two to a code
+SPREAD = 0.6  # deviation over a batch that every number is to have at least: codes that are all alike say nothing
 MELODY_RANGE = 1.0  # of the logarithm of pitch; what lies beyond is cut
 SIZE = S3Config(n_audio_state=256, n_audio_head=4, n_audio_layer=4)
 
@@ -80,11 +82,12 @@ def read(tutor: dict, numbers: mx.array) -> tuple[mx.array, mx.array]:
     return linear(tutor["phonemes"], h).reshape(B, 2 * S, -1), linear(tutor["melody"], h).reshape(B, 2 * S)
 
 
-def loss(params: dict, batch: dict, net: S3Tokenizer, melody_weight: float = 1.0, likeness: float = 0.5):
+def loss(params: dict, batch: dict, net: S3Tokenizer, melody_weight: float = 1.0, likeness: float = 0.1):
     """Of a batch whose second half holds the rows of the first, mistreated."""
     net.update(params["net"])
     soft = soft_numbers(net, batch["mel"])
-    numbers = rounded(soft)
+    narrow = mx.maximum(SPREAD - mx.sqrt(soft.var(axis=(0, 1)) + 1e-6), 0.0).mean()
+    numbers = mx.where(batch["round"], rounded(soft), soft)
     logits, tune = read(params["tutor"], numbers)
     labels, known = batch["phonemes"], batch["phonemes"] != UNKNOWN
     sounds = mean_entropy(logits, labels, known, 0.02)
@@ -95,8 +98,8 @@ def loss(params: dict, batch: dict, net: S3Tokenizer, melody_weight: float = 1.0
     right = ((logits.argmax(-1) == labels) & known).sum() / mx.maximum(known.sum(), 1)
     sure, unsure = (mx.round(mx.stop_gradient(x)) for x in (clean, rough))
     same = (sure == unsure).all(-1).astype(mx.float32).mean()
-    total = sounds + melody_weight * away + likeness * unlike
-    return total, {"sounds": sounds, "melody": away, "unlike": unlike, "right": right, "same_codes": same}
+    total = sounds + melody_weight * away + likeness * unlike + narrow
+    return total, {"sounds": sounds, "melody": away, "unlike": unlike, "narrow": narrow, "right": right, "same_codes": same}
 
 
 class Batches:
@@ -120,6 +123,11 @@ class Batches:
         rows = [{"segments": [(0, self.samples, None, None)], "length": self.samples}] * self.rows
         return {"rate": rate[:, None], "start": start[:, None]} | augmentation(rng, self.rows) | breaths(rng, rows)
 
+    def rounded_rows(self, step: int) -> np.ndarray:
+        """(2 rows, 1, 1): whose numbers are rounded; few at first, for what is rounded hardly says where to go."""
+        share = ROUNDED * min(1.0, step / ROUNDED_AT)
+        return np.random.default_rng((self.seed, step, 1)).random((2 * self.rows, 1, 1)) < share
+
     def __call__(self, step: int) -> dict[str, mx.array]:
         told = {k: mx.array(v) for k, v in self.described(step).items()}
         B, frames = self.rows, self.samples // HALF_CODE
@@ -131,7 +139,8 @@ class Batches:
         twice = lambda x: mx.concatenate([x, x])  # noqa: E731
         return {"mel": self._mels(gather_wave(self.pcm, told, self.samples), told),
                 "phonemes": twice(self.phonemes[phoneme_at].astype(mx.int32)), "melody": twice(tune),
-                "voiced": twice(self.voiced[pitch_at].astype(mx.float32))}
+                "voiced": twice(self.voiced[pitch_at].astype(mx.float32)),
+                "round": mx.array(self.rounded_rows(step))}
 
 
 def _mels(wave: mx.array, told: dict, n: int) -> mx.array:
