@@ -209,6 +209,23 @@ def test_codes_of_a_long_recording_are_those_of_the_clip():
     assert found.shape == whole.shape and (found == whole)[25:-25].mean() > 0.6
 
 
+def test_rows_are_rounded_more_and_more(corpus):
+    batches = speech_tokenizer.Batches(corpus, 64, 12, seed=1)
+    shares = [batches.rounded_rows(step).mean() for step in (0, speech_tokenizer.ROUNDED_AT // 2, 10**6)]
+    assert shares[0] == 0 and 0.25 < shares[1] < 0.55 and 0.7 < shares[2] < 0.9
+
+
+def test_numbers_that_are_all_alike_cost_something(corpus):
+    """With the net's last layer shut every code is the same, and `narrow` is all of the spread that is asked for."""
+    net, params = speech_tokenizer.begin(TOKENIZER, 0)
+    batch, shown = tokenizer_batch(corpus), []
+    for gain in (1.0, 0.0):
+        narrow = params["net"]["quantizer"]["_codebook"]["project_down"]
+        narrow["weight"] = narrow["weight"] * gain
+        shown.append(speech_tokenizer.loss(params, batch, net)[1]["narrow"].item())
+    assert shown[0] < 0.3 and shown[1] == pytest.approx(speech_tokenizer.SPREAD, abs=0.01)
+
+
 # ---- the vocoder ----
 
 
@@ -278,17 +295,26 @@ def test_the_margin_makes_the_right_answer_harder():
     """As the formula says, cos(angle + margin), in PyTorch."""
     torch = pytest.importorskip("torch")
     net, params = voices.begin(SPEAKER, 5, 0)
-    batch = {"features": mx.random.normal((3, 60, 80), key=mx.random.key(0)), "voice": mx.array([0, 3, 4])}
+    batch = {"features": mx.random.normal((3, 60, 80), key=mx.random.key(0)), "voice": mx.array([0, 3, 4]),
+             "margin": mx.array(0.3)}
     found, shown = voices.loss(params, batch, net)
     x = torch.tensor(np.array(net(batch["features"])))
     angle = torch.acos(torch.nn.functional.cosine_similarity(
         x[:, None], torch.tensor(np.array(params["voices"]))[None], dim=-1))
-    angle[torch.arange(3), torch.tensor([0, 3, 4])] += voices.MARGIN
+    angle[torch.arange(3), torch.tensor([0, 3, 4])] += 0.3
     expected = torch.nn.functional.cross_entropy(voices.SCALE * torch.cos(angle), torch.tensor([0, 3, 4]))
     assert found.item() == pytest.approx(expected.item(), rel=1e-3) and "right" in shown
 
 
-def test_each_speed_is_a_voice_of_its_own(corpus):
+def test_the_margin_comes_late_and_gradually(corpus):
+    batches = voices.Batches(corpus, 2, 0.5, seed=0)
+    half = voices.MARGIN_FROM + voices.MARGIN_STEPS // 2
+    found = [batches(step)["margin"].item() for step in (0, voices.MARGIN_FROM, half, 10 * half)]
+    assert found == pytest.approx([0, 0, voices.MARGIN / 2, voices.MARGIN])
+
+
+def test_each_speed_is_a_voice_of_its_own(corpus, monkeypatch):
+    monkeypatch.setattr(voices, "SPEEDS", (0.88, 1.0, 1.13))
     batches = voices.Batches(corpus, 16, 0.5, seed=0)
     assert batches.n_voices == 2 * len(voices.SPEEDS)
     assert len(np.unique(np.array(batches(0)["voice"]))) > 2 and batches(0)["features"].shape == (16, 48, 80)

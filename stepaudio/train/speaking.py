@@ -35,7 +35,7 @@ from .front_ends import at_16k, flow_mels
 from .loop import say
 from .speaking_corpus import SpeakingCorpus
 
-RATES = {"tokenizer": 1e-3, "speaker": 2e-3, "hift": 1e-3, "flow": 1e-3}
+RATES = {"tokenizer": 1e-3, "speaker": 4e-3, "hift": 1e-3, "flow": 1e-3}
 ROWS = {"tokenizer": 32, "speaker": 128, "hift": 48, "flow": 400}  # of the flow: seconds of speech
 VECTORS, VECTOR_SECONDS = 24, 4.0  # speaker vectors of each person that the flow is shown
 NEVER = 1 << 30  # a step that no run reaches

@@ -99,7 +99,8 @@ def loss(params: dict, batch: dict, net: S3Tokenizer, melody_weight: float = 1.0
     sure, unsure = (mx.round(mx.stop_gradient(x)) for x in (clean, rough))
     same = (sure == unsure).all(-1).astype(mx.float32).mean()
     total = sounds + melody_weight * away + likeness * unlike + narrow
-    return total, {"sounds": sounds, "melody": away, "unlike": unlike, "narrow": narrow, "right": right, "same_codes": same}
+    return total, {"sounds": sounds, "melody": away, "unlike": unlike, "narrow": narrow, "right": right,
+                   "same_codes": same}
 
 
 class Batches:
