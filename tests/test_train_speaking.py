@@ -266,11 +266,15 @@ def test_spectral_loss_is_torchs():
 
 def test_the_vocoders_rows_are_its_mels_sound_and_pitch(corpus):
     """The clean mel is that of the sound of the row, and the pitch that of its person."""
-    batch = vocoder.Batches(corpus, 3, 20, seed=2, blemish=0.0)(0)
+    batch, n = vocoder.Batches(corpus, 3, 20, seed=2, blemish=0.0)(0), len(corpus.pcm) + 1 - 9600 - 720
     again = front_ends.flow_mel_batch(front_ends.mirrored(batch["wave"], 720))
     assert np.abs(np.array(again - batch["mel_clean"]))[:, 2:-2].max() < 1e-3
     assert (np.array(batch["mel"]) == np.array(batch["mel_clean"])).all()
     assert (np.array(batch["f0"]) > 100).all() and batch["wave"].shape == (3, 9600)
+    for wave, first in zip(np.array(batch["wave"]), np.random.default_rng((2, 0)).integers(720, n, 3), strict=True):
+        true = corpus.pcm[first : first + 9600] / 32768
+        gain = (wave * true).sum() / (true * true).sum()
+        assert 0.1 < gain < 1.5 and np.abs(wave - gain * true).max() < 1e-5
 
 
 # ---- the speaker encoder ----

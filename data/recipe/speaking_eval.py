@@ -78,16 +78,16 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^a-z' ]", " ", text.lower().replace("-", " ")).split())
 
 
-def read(out: Path, judge: str) -> None:
+def read(out: Path, judge: str, kinds: list[str]) -> None:
     import jiwer
     from faster_whisper import WhisperModel
 
     model = WhisperModel(judge, device="cpu", compute_type="int8", cpu_threads=2)
     lines = [json.loads(line) for line in (out / "spoken.jsonl").read_text(encoding="utf-8").splitlines()]
-    for kind in ("clip", "mel", "codes"):
+    for kind in kinds:
         heard = []
         for line in lines:
-            segments, _ = model.transcribe(str(out / f"{line['k']:03}_{kind}.wav"), language="en", beam_size=1)
+            segments, _ = model.transcribe(str(out / f"{line['k']:03}_{kind}.wav"), language="en")
             heard.append(plain(" ".join(s.text for s in segments)))
         wer = jiwer.wer([plain(line["text"]) for line in lines], heard)
         print(f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in lines)} words")
@@ -102,6 +102,7 @@ def main():
     parser.add_argument("--held", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--judge", help="folder of a faster-whisper model")
+    parser.add_argument("--kinds", nargs="+", default=["clip", "mel", "codes"])
     parser.add_argument("--limit", type=int, default=24)
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
@@ -109,7 +110,7 @@ def main():
     if args.verb == "speak":
         speak(args.nets, args.held, args.out, args.limit, args.pictures, args.steps)
     else:
-        read(args.out, args.judge)
+        read(args.out, args.judge, args.kinds)
 
 
 if __name__ == "__main__":
