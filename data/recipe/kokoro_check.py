@@ -59,7 +59,7 @@ def speak(model, entry, forced=None):
     frames, pitch, sound = model.durations(torch.tensor([ids], device=device), style, speed)
     kokoro_synth.precise(False)
     used = frames if forced is None else torch.from_numpy(forced).to(device)
-    audio = model.synthesise(kokoro_model.frame_index(used), style, pitch, sound, noise=0)
+    audio, _ = model.synthesise(kokoro_model.frame_index(used), style, pitch, sound, noise=0)
     return audio[0].cpu().numpy(), frames.cpu().numpy()
 
 

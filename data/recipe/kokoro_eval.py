@@ -3,7 +3,7 @@
     python kokoro_eval.py --onnx kokoro_int8.onnx --voices DIR --text eval.jsonl --out DIR
 
 Fifteen different sentences for each of the reserved voices (four English ones, or
-with --other three made for other languages), on the CPU, as 16 kHz FLAC, with a
+with --other three made for other languages), on the CPU, as FLAC, with a
 manifest.tsv of file, text, voice and engine.
 """
 
@@ -30,6 +30,7 @@ def main():
     ap.add_argument("--out", type=pathlib.Path, required=True)
     ap.add_argument("--other", action="store_true", help="the reserved voices of other languages, not the English ones")
     ap.add_argument("--per-voice", type=int, default=15)
+    ap.add_argument("--rate", type=int, default=16000, help="24000 keeps the full band, for scoring token2wav")
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
 
@@ -51,10 +52,10 @@ def main():
             ids = [0] + [vocab[p] for p in g2p(item.get("say") or item["text"]) if p in vocab] + [0]
             feed = {"tokens": np.array([ids]), "style": table[None, len(ids) - 3], "speed": np.ones(1, np.float32)}
             audio = session.run(["audio"], feed)[0].reshape(-1)
-            audio = soxr.resample(audio, 24000, 16000)
+            audio = soxr.resample(audio, 24000, args.rate) if args.rate != 24000 else audio
             audio *= 0.7 / np.abs(audio).max()
             name = f"{voice}_{item['id']}.flac"
-            soundfile.write(args.out / name, audio, 16000, subtype="PCM_16")
+            soundfile.write(args.out / name, audio, args.rate, subtype="PCM_16")
             rows.append(f"{name}\t{item['text']}\t{voice}\tkokoro-int8-onnx")
     (args.out / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 

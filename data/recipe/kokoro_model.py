@@ -7,7 +7,7 @@ utterances give:
 
     durations(ids, style, speed)      phoneme ids of equal count -> frames of 25 ms
                                       per phoneme, and two encodings of the text
-    synthesise(encodings, durations)  equal total of frames -> 24 kHz audio
+    synthesise(encodings, durations)  equal total of frames -> 24 kHz audio and its pitch
 
 Durations, pitch and sound agree with the ONNX export run in floating point (see
 kokoro_check.py); beside the int8 export, which also rounds the activations, the
@@ -260,7 +260,8 @@ class Kokoro:
 
     @torch.inference_mode()
     def synthesise(self, index, style, for_pitch, for_sound, noise=1.0, manner=None):
-        """(B, F) phoneme position of each frame, (B, 256) styles, the two encodings -> (B, 600 F) samples.
+        """(B, F) phoneme position of each frame, (B, 256) styles, the two encodings -> (B, 600 F) samples, and the
+        pitch that they were made with, (B, 2 F) Hz, `UNVOICED` and below where there is none.
 
         noise=0 leaves out the random part of the source, as the ONNX export does; the network was
         trained with it, and unvoiced sounds come out smoother. `manner` gives B numbers to each name of PLAIN.
@@ -289,7 +290,7 @@ class Kokoro:
         side = torch.cat([self.conv("decoder.asr_res.0", text), f0_low, n_low], 1)
         for k in range(4):
             x = self.res_block(f"decoder.decode.{k}", torch.cat([x, side], 1), sound_style)
-        return self.generator(x, sound_style, f0[:, 0], noise, 1.0 if manner is None else manner["breath"])
+        return self.generator(x, sound_style, f0[:, 0], noise, 1.0 if manner is None else manner["breath"]), f0[:, 0]
 
 
 def frame_index(durations):

@@ -12,8 +12,12 @@ appends to two files of its own:
     kokoro_{i}.pcm    16 kHz mono int16 samples, clip after clip
     kokoro_{i}.jsonl  {"id", "offset", "n_samples", "ids", "durations"} per clip
 
+With --pitch sound stays at 24 kHz, for training token2wav, and a third file
+kokoro_{i}.f0 holds the pitch in Hz, float16, one number for every 300 samples (0
+where there is none); `person` of the manifest is then kept in each line.
+
 Offsets count samples.  `ids` are the phoneme ids with the silence symbol at both
-ends, `durations` their lengths in frames of 25 ms (400 samples), so the sums
+ends, `durations` their lengths in frames of 25 ms (400 or 600 samples), so the sums
 agree: an alignment for free.  A clip's samples are written before its line, so
 whatever has a line can be read while the process still runs; a process started
 again skips what has one.  Batches of one length come in random order, so that a
@@ -53,10 +57,13 @@ class Resampler:
         return pairs.transpose(1, 2).flatten(1)
 
 
-class Writer:
-    """The two files of one process; a broken tail of an earlier run is cut off."""
+PITCH_HOP = 300  # samples at 24 kHz for each pitch: half a frame
 
-    def __init__(self, folder, part):
+
+class Writer:
+    """The files of one process; a broken tail of an earlier run is cut off."""
+
+    def __init__(self, folder, part, pitch=False):
         folder.mkdir(parents=True, exist_ok=True)
         self.done = set()
         self.offset = 0
@@ -74,26 +81,30 @@ class Writer:
         self.lines.truncate(keep)
         self.pcm = open(folder / f"kokoro_{part}.pcm", "ab")
         self.pcm.truncate(2 * self.offset)
+        self.f0 = open(folder / f"kokoro_{part}.f0", "ab") if pitch else None
+        if self.f0:
+            self.f0.truncate(2 * self.offset // PITCH_HOP)
 
     def write(self, clips):
-        """[(entry, int16 samples)]"""
+        """[(entry, int16 samples, float16 pitch)]"""
         text = []
-        for entry, samples in clips:
+        for entry, samples, pitch in clips:
             self.pcm.write(samples.tobytes())
-            text.append(
-                json.dumps(
-                    {
-                        "id": entry["id"],
-                        "offset": self.offset,
-                        "n_samples": len(samples),
-                        "ids": entry["ids"],
-                        "durations": entry["durations"],
-                    }
-                )
-                + "\n"
-            )
+            line = {
+                "id": entry["id"],
+                "offset": self.offset,
+                "n_samples": len(samples),
+                "ids": entry["ids"],
+                "durations": entry["durations"],
+            }
+            if self.f0:
+                self.f0.write(pitch.tobytes())
+                line["person"] = entry.get("person", 0)
+            text.append(json.dumps(line) + "\n")
             self.offset += len(samples)
         self.pcm.flush()
+        if self.f0:
+            self.f0.flush()
         self.lines.write("".join(text).encode())
         self.lines.flush()
 
@@ -147,12 +158,12 @@ def predict(model, entries, step):
 
 
 def speak(model, resample, batch, noise, peak):
-    """Entries of equal length -> [(entry, int16 samples at 16 kHz)]"""
+    """Entries of equal length -> [(entry, int16 samples, float16 pitch)]; without `resample` at 24 kHz."""
     pad = torch.nn.utils.rnn.pad_sequence
     durations = pad([torch.tensor(e["durations"]) for e in batch], batch_first=True)
     index = kokoro_model.frame_index(durations).to(model.device)
     manner = {name: [e.get(name, usual) for e in batch] for name, usual in kokoro_model.PLAIN.items()}
-    audio = model.synthesise(
+    audio, f0 = model.synthesise(
         index,
         torch.stack([e["style"] for e in batch]),
         pad([e["for_pitch"] for e in batch], batch_first=True),
@@ -160,10 +171,11 @@ def speak(model, resample, batch, noise, peak):
         noise,
         manner,
     )
-    audio = resample(audio)
+    audio = resample(audio) if resample else audio
     audio = audio * (peak / audio.abs().amax(1, keepdim=True).clamp(min=1e-4))
     samples = (audio * 32767).round().short().cpu().numpy()
-    return list(zip(batch, samples, strict=True))
+    pitch = torch.where(f0 > kokoro_model.UNVOICED, f0, torch.zeros_like(f0)).half().cpu().numpy()
+    return list(zip(batch, samples, pitch, strict=True))
 
 
 def main():
@@ -179,6 +191,7 @@ def main():
     ap.add_argument("--step", type=int, default=8, help="clips are lengthened to a multiple of this many frames")
     ap.add_argument("--noise", type=float, default=1.0, help="random part of the source; 0: as the ONNX export")
     ap.add_argument("--peak", type=float, default=0.7)
+    ap.add_argument("--pitch", action="store_true", help="24 kHz, and the pitch beside it")
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
 
@@ -190,10 +203,10 @@ def main():
         torch.cuda.set_per_process_memory_fraction(min(0.9, 0.9 * count / parts), args.device)
     torch.manual_seed(args.seed * 1000 + part)
     model = kokoro_model.Kokoro(args.weights, args.device)
-    resample = Resampler(model.device)
+    resample = None if args.pitch else Resampler(model.device)
     with open(args.manifest, encoding="utf-8") as f:
         entries = [json.loads(line) for k, line in enumerate(f) if k % parts == part]
-    writer = Writer(args.out, part)
+    writer = Writer(args.out, part, args.pitch)
     entries = [e for e in entries if e["id"] not in writer.done]
     print(
         f"[{part}] {len(entries)} to speak, {len(writer.done)} done before, "

@@ -27,7 +27,20 @@ PITCH_SPREAD = 60.0  # factor on the weights that move it
 LEVEL, CALM = 0.5, 0.25  # added to log magnitudes, and a factor on what makes them: without, sound leaves full scale
 
 
-def _flow(width: int, heads: int, blocks: int, up_blocks: int, depth: int, speaker: int) -> FlowConfig:
+def flow_config(width: int, heads: int, blocks: int, up_blocks: int, depth: int, speaker: int) -> FlowConfig:
+    """Sizes of a flow whose other settings are the published ones.
+
+    Parameters
+    ----------
+    width, heads : int > 0
+        Channels and attention heads, of encoder and estimator.
+    blocks, up_blocks : int > 0
+        Layers of the encoder before and after it doubles the frames.
+    depth : int > 0
+        Blocks of the estimator.
+    speaker : int > 0
+        Numbers of a speaker vector.
+    """
     encoder = {
         "input_size": width,
         "output_size": width,
@@ -75,7 +88,7 @@ def sizes(size: str = "small") -> dict[str, Token2WavConfig]:
         return {
             "tokenizer": S3Config(),
             "speaker": SpeakerConfig(),
-            "flow": _flow(512, 8, 6, 4, 16, 192),
+            "flow": flow_config(512, 8, 6, 4, 16, 192),
             "hift": HiftConfig(),
         }
     if size == "small":
@@ -85,7 +98,7 @@ def sizes(size: str = "small") -> dict[str, Token2WavConfig]:
         return {
             "tokenizer": S3Config(n_audio_state=64, n_audio_head=4, n_audio_layer=2),
             "speaker": speaker,
-            "flow": _flow(64, 4, 2, 1, 2, 32),
+            "flow": flow_config(64, 4, 2, 1, 2, 32),
             "hift": HiftConfig(base_channels=32, f0_cond_channels=32),
         }
     raise ConfigError(f"size: expected 'small' or 'published', found {size!r}")

@@ -293,7 +293,9 @@ def statistics(x: mx.array) -> mx.array:
     """(B, N, C) -> (B, 2 C): mean over time, then the unbiased standard deviation (N - 1)."""
     mean = x.mean(axis=1, keepdims=True)
     variance = mx.square(x - mean).sum(axis=1) / (x.shape[1] - 1)
-    return mx.concatenate([mean[:, 0], mx.sqrt(variance)], axis=-1)
+    varies = variance > 0  # the square root has no finite gradient at 0, where a channel is constant
+    deviation = mx.where(varies, mx.sqrt(mx.where(varies, variance, 1.0)), 0.0)
+    return mx.concatenate([mean[:, 0], deviation], axis=-1)
 
 
 class XVector(nn.Module):

@@ -1,0 +1,127 @@
+"""Score token2wav: codes of held-out clips are synthesised again, and a speech recogniser transcribes the result.
+
+    python speaking_eval.py speak --nets data/nano/token2wav --held held_kokoro --out spoken
+    python speaking_eval.py read --out spoken --judge whisper-base
+
+`speak` needs this package. The held-out set is a manifest.tsv of file, text and voice, as kokoro_eval.py --rate 24000
+writes it. For each clip it writes the sound of its codes in its own voice, which is read from another clip of that
+voice (`codes`), that of its true mel through the vocoder alone (`mel`), the clip itself (`clip`), and a picture of the
+mels for the first ones. `read` needs faster-whisper and jiwer; it prints the word error rate of each kind.
+"""
+
+import argparse
+import csv
+import json
+import re
+import time
+from pathlib import Path
+
+
+def read_manifest(folder: Path) -> list[dict]:
+    with open(folder / "manifest.tsv", encoding="utf-8") as f:
+        return list(csv.DictReader(f, delimiter="\t"))
+
+
+def speak(nets: Path, held: Path, out: Path, limit: int, pictures: int, steps: int) -> None:
+    import stepaudio  # noqa: F401, I001  (before mlx)
+    import mlx.core as mx
+    import numpy as np
+    import soundfile
+
+    from stepaudio.audio.features import flow_mel, log_mel
+    from stepaudio.audio.load import load_audio
+    from stepaudio.models.token2wav.flow import FlowOptions
+    from stepaudio.synthesis.synthesizer import Synthesizer
+
+    made, rows = Synthesizer.load(nets), read_manifest(held)
+    out.mkdir(parents=True, exist_ok=True)
+    lines, spent, spoken = [], 0.0, 0.0
+    for k, row in enumerate(rows[:: max(1, len(rows) // limit)][:limit]):
+        others = [r for r in rows if r["voice"] == row["voice"] and r["file"] != row["file"]]
+        sound = load_audio(held / row["file"], to=24_000)
+        voice = made.voice(held / others[k % len(others)]["file"])
+        codes = made.parts.tokenizer(log_mel(load_audio(held / row["file"]), padding=0)[None])[0]
+        began = time.time()
+        again = made.decode(codes, voice, options=FlowOptions(n_steps=steps))
+        spent, spoken = spent + time.time() - began, spoken + again.seconds
+        mel = flow_mel(sound).T
+        through, _ = made.parts.hift(mx.array(mel)[None], 0)
+        waves = {"clip": sound, "mel": np.array(through)[0], "codes": again.wave}
+        for kind, wave in waves.items():
+            soundfile.write(out / f"{k:03}_{kind}.wav", wave, 24_000)
+        lines.append(
+            {
+                "k": k,
+                "text": row["text"],
+                "voice": row["voice"],
+                "codes": len(codes),
+                "different": len(np.unique(codes)),
+            }
+        )
+        if k < pictures:
+            picture(out / f"{k:03}.png", [mel, flow_mel(waves["mel"]).T, again.mel, flow_mel(again.wave).T])
+    (out / "spoken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} clips, {spoken:.1f} s spoken, real-time factor {spent / spoken:.2f} with {steps} steps")
+
+
+def picture(path: Path, mels: list) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(len(mels), 1, figsize=(11, 2.2 * len(mels)))
+    for axis, mel, title in zip(
+        axes,
+        mels,
+        ("clip", "its mel through the vocoder", "flow's mel of its codes", "that mel through the vocoder"),
+        strict=True,
+    ):
+        axis.imshow(mel.T, origin="lower", aspect="auto", vmin=-11, vmax=2)
+        axis.set_title(title, fontsize=8)
+    plt.tight_layout()
+    plt.savefig(path, dpi=70)
+    plt.close()
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower().replace("-", " ")).split())
+
+
+def read(out: Path, judge: str, kinds: list[str]) -> None:
+    import jiwer
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(judge, device="cpu", compute_type="int8", cpu_threads=2)
+    lines = [json.loads(line) for line in (out / "spoken.jsonl").read_text(encoding="utf-8").splitlines()]
+    for kind in kinds:
+        hypotheses = []
+        for line in lines:
+            segments, _ = model.transcribe(str(out / f"{line['k']:03}_{kind}.wav"), language="en")
+            hypotheses.append(plain(" ".join(s.text for s in segments)))
+        wer = jiwer.wer([plain(line["text"]) for line in lines], hypotheses)
+        print(f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in lines)} words")
+        for line, found in list(zip(lines, hypotheses, strict=True))[:8]:
+            print(f"    {plain(line['text'])}  |  {found}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("verb", choices=("speak", "read"))
+    parser.add_argument("--nets", type=Path)
+    parser.add_argument("--held", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--judge", help="folder of a faster-whisper model")
+    parser.add_argument("--kinds", nargs="+", default=["clip", "mel", "codes"])
+    parser.add_argument("--limit", type=int, default=24)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10)
+    args = parser.parse_args()
+    if args.verb == "speak":
+        speak(args.nets, args.held, args.out, args.limit, args.pictures, args.steps)
+    else:
+        read(args.out, args.judge, args.kinds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Command line of token2wav training: train one of its nets, or join the four in one folder.
+
+python -m stepaudio.train.token2wav tokenizer --corpus FOLDER… --out RUN --seconds 600
+python -m stepaudio.train.token2wav speaker   --corpus FOLDER… --out RUN --seconds 300
+python -m stepaudio.train.token2wav vocoder   --corpus FOLDER… --out RUN --seconds 600
+python -m stepaudio.train.token2wav flow      --corpus FOLDER… --out RUN --seconds 900 --tokenizer RUN --speaker RUN
+python -m stepaudio.train.token2wav join      --parts RUN RUN RUN RUN --out data/nano/token2wav
+
+Each run writes its net to RUN/NAME.safetensors with its sizes in NAME.json (half precision, averaged weights), the
+state that `--resume` continues from to RUN/checkpoint, and a log. `--start RUN` begins with the weights of such a net.
+`join` makes the folder that `Synthesizer.load` reads. The speech comes from `data/recipe/kokoro_synth.py --pitch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .fit import Schedule
+from .run import TASKS, Options, join, train
+
+
+def parser() -> argparse.ArgumentParser:
+    """One verb for each net, and `join`."""
+    root = argparse.ArgumentParser(
+        prog="python -m stepaudio.train.token2wav",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = root.add_subparsers(dest="net", required=True)
+    together = verbs.add_parser("join", help="the nets of four runs as one folder")
+    together.add_argument("--parts", type=Path, nargs="+", required=True)
+    together.add_argument("--out", type=Path, required=True)
+    for name in TASKS:
+        _run_options(verbs.add_parser(name, help=f"train the {name}"))
+    return root
+
+
+def _run_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--corpus", type=Path, nargs="+", required=True)
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--hours", type=float, default=Options.hours, help="of speech, at most")
+    one.add_argument("--steps", type=int, default=Options.steps)
+    one.add_argument("--seconds", type=float, default=Options.seconds)
+    one.add_argument("--rate", type=float, help="highest learning rate")
+    one.add_argument("--batch-size", type=int, help="examples of a batch (flow: seconds of speech)")
+    one.add_argument("--codes", type=int, default=Options.codes, help="of an example (tokenizer)")
+    one.add_argument("--frames", type=int, default=Options.frames, help="of an example (vocoder)")
+    one.add_argument("--clip", type=float, default=Schedule.clip, help="of the gradient's norm")
+    one.add_argument("--seed", type=int, default=Options.seed)
+    one.add_argument("--log-every", type=int, default=Options.log_every)
+    one.add_argument("--start", type=Path, help="a run whose weights to begin with")
+    one.add_argument("--compile", action="store_true", help="compile the step as a whole; takes minutes at first")
+    one.add_argument("--resume", action="store_true", help="continue from the state in --out")
+    one.add_argument("--elapsed", type=float, default=Options.elapsed, help="seconds of the schedule already spent")
+    one.add_argument("--tokenizer", type=Path, help="flow: the run whose codes it learns")
+    one.add_argument("--speaker", type=Path, help="flow: the run whose speaker vectors it learns")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the verb that the command line names."""
+    root = parser()
+    chosen = vars(root.parse_args(arguments))
+    net = chosen.pop("net")
+    if net == "join":
+        join(chosen["parts"], chosen["out"])
+        return
+    if net == "flow" and (chosen["tokenizer"] is None or chosen["speaker"] is None):
+        root.error("flow: needs --tokenizer and --speaker, the runs whose codes and speaker vectors it learns")
+    train(net, Options(**chosen))
+
+
+if __name__ == "__main__":
+    main()

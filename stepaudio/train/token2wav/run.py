@@ -1,0 +1,235 @@
+"""Runs of token2wav training: each trains one net and writes it; `join` puts four of them into one folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ... import __version__
+from ...checkpoints.convert.manifest import FORMAT, MANIFEST, file_of
+from ...checkpoints.layout import CONFIGS, TOKEN2WAV, build
+from ...errors import DataError
+from ...files import replaced_file
+from ...models.parameters import named_arrays
+from ...models.token2wav.campplus import SpeakerEncoder
+from ...models.token2wav.speech_tokenizer import S3Tokenizer
+from ...schema import read_record
+from ..recipe import say
+from . import campplus, flow, speech_tokenizer, vocoder
+from .corpus import SpeechCorpus
+from .features import at_16k, flow_mels
+from .fit import Batch, Fit, Loss, Schedule, run
+
+PEAK_RATES = {"tokenizer": 1e-3, "speaker": 4e-3, "hift": 1e-3, "flow": 1e-3}
+BATCH_SIZES = {"tokenizer": 32, "speaker": 128, "hift": 48, "flow": 400}  # of the flow: seconds of speech
+SPEAKER_SECONDS = 3.0  # of an example of the speaker encoder
+VECTORS, VECTOR_SECONDS = 24, 4.0  # speaker vectors of each speaker that the flow is trained with
+MEAN_FRAMES = 1 << 16  # of the mel that the flow's mean is taken of
+NEVER = 1 << 30  # a step that no run reaches
+STATISTICS_BATCHES = 20  # that the batch norms' running statistics are the mean of
+
+
+@dataclass
+class Options:
+    """What a run is asked for; None stands for the net's own default."""
+
+    corpus: list[Path]
+    out: Path
+    hours: float = 12.0
+    steps: int = 1_000_000
+    seconds: float = 1e9
+    rate: float | None = None
+    batch_size: int | None = None
+    codes: int = 160
+    frames: int = 36
+    clip: float = Schedule.clip
+    seed: int = 0
+    log_every: int = 100
+    start: Path | None = None
+    compile: bool = False
+    resume: bool = False
+    elapsed: float = 0.0
+    tokenizer: Path | None = None
+    speaker: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One net in training.
+
+    net, params : the net, and the tree of weights that are fitted. loss : of these weights and a batch.
+    batches : step -> batch. weights : from the averaged tree, those that are written. after_save : called then.
+    """
+
+    net: nn.Module
+    params: dict
+    loss: Loss
+    batches: Callable[[int], Batch]
+    weights: Callable[[dict], dict] = lambda tree: tree
+    after_save: Callable[[], None] = lambda: None
+
+
+def write_net(folder: Path, component: str, net: nn.Module) -> None:
+    """Write a net's weights in half precision, under the names that a converted file has, and its sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.astype(mx.float16) for name, value in named_arrays(net.parameters())}
+    with replaced_file(folder / file_of(component)) as aside:
+        mx.save_safetensors(str(aside), tensors, {"format": "mlx", "component": component})
+    config = asdict(cast(Any, net).config)
+    (folder / f"{component}.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+
+
+def read_net(folder: Path, component: str) -> nn.Module:
+    """Read a net that `write_net` wrote, in float32.
+
+    Raises
+    ------
+    DataError
+        There is none in the folder.
+    """
+    path = folder / f"{component}.json"
+    if not path.is_file():
+        raise DataError(f"{folder}: no {component}.json; expected the folder that a run of it wrote")
+    net = build(read_record(CONFIGS[component], json.loads(path.read_text(encoding="utf-8")), str(path)))
+    stored = cast(dict[str, mx.array], mx.load(str(folder / file_of(component))))
+    net.load_weights([(name, value.astype(mx.float32)) for name, value in stored.items()])
+    mx.eval(net.parameters())
+    return net
+
+
+def join(folders: list[Path], out: Path) -> None:
+    """Make one folder of all four nets with a manifest, as a conversion of published files leaves it.
+
+    Raises
+    ------
+    DataError
+        A net is in none of the folders.
+    """
+    parts = {}
+    for component in TOKEN2WAV:
+        folder = next((f for f in folders if (f / f"{component}.json").is_file()), None)
+        if folder is None:
+            raise DataError(f"{', '.join(map(str, folders))}: no {component}.json in any of them")
+        out.mkdir(parents=True, exist_ok=True)
+        data = (folder / file_of(component)).read_bytes()
+        with replaced_file(out / file_of(component)) as aside:
+            aside.write_bytes(data)
+        parts[component] = {
+            "file": file_of(component),
+            "bytes": len(data),
+            "source": "trained",
+            "config": json.loads((folder / f"{component}.json").read_text(encoding="utf-8")),
+            "tensors": [],  # where each tensor of a published file went: there is no such file
+        }
+    manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": {}, "components": parts}
+    with replaced_file(out / MANIFEST) as aside:
+        aside.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def tokenizer_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
+    """Training of the speech tokenizer."""
+    net, params = speech_tokenizer.begin(speech_tokenizer.SIZE, options.seed)
+    if options.start:
+        params["net"] = read_net(options.start, "tokenizer").parameters()
+    batches = speech_tokenizer.Batches(corpus, batch_size, options.codes, options.seed)
+    return Task(net, params, partial(speech_tokenizer.loss, net=net), batches, lambda tree: tree["net"])
+
+
+def speaker_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
+    """Training of the speaker encoder, from random weights."""
+    batches = campplus.Batches(corpus, batch_size, SPEAKER_SECONDS, options.seed)
+    net, params = campplus.begin(campplus.SIZE, batches.n_classes, options.seed)
+
+    def with_statistics(tree: dict) -> dict:
+        net.update(tree["net"])
+        held_out = [batches(NEVER + i)["features"] for i in range(STATISTICS_BATCHES)]
+        campplus.estimate_statistics(net, held_out)
+        return net.parameters()
+
+    def continue_training() -> None:
+        campplus.use_batch_statistics(net)
+
+    return Task(net, params, partial(campplus.loss, net=net), batches, with_statistics, continue_training)
+
+
+def vocoder_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
+    """Training of the vocoder."""
+    net, params = vocoder.begin(vocoder.SIZE, options.seed)
+    if options.start:
+        params = cast(dict, read_net(options.start, "hift").parameters())
+    batches = vocoder.Batches(corpus, batch_size, options.frames, options.seed)
+    return Task(net, params, partial(vocoder.loss, net=net), batches)
+
+
+def flow_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
+    """Training of the flow, on the codes and speaker vectors of nets that earlier runs wrote.
+
+    Raises
+    ------
+    DataError
+        The runs of the speech tokenizer and the speaker encoder are not named, or hold no net.
+    """
+    if options.tokenizer is None or options.speaker is None:
+        raise DataError("flow: expected the runs of a speech tokenizer and a speaker encoder, whose output it learns")
+    pcm = at_16k(corpus.pcm)
+    codes = speech_tokenizer.codes_of(cast(S3Tokenizer, read_net(options.tokenizer, "tokenizer")), pcm)
+    encoder = cast(SpeakerEncoder, read_net(options.speaker, "speaker"))
+    vectors = campplus.speaker_vectors(encoder, corpus, pcm, VECTORS, VECTOR_SECONDS)
+    mels = flow_mels(mx.array(corpus.pcm))
+    say(options.out, event="codes", codes=len(codes), different=len(np.unique(codes)))
+    mean = np.array(mels[:MEAN_FRAMES].astype(mx.float32)).mean(0)
+    net, params = flow.begin(flow.size(encoder.config.embedding_size), mean, options.seed)
+    if options.start:
+        params = cast(dict, read_net(options.start, "flow").parameters())
+    batches = flow.Batches(corpus, codes, mels, vectors, batch_size, options.seed)
+    return Task(net, params, partial(flow.loss, net=net), batches)
+
+
+TASKS: dict[str, tuple[str, Callable[[Options, SpeechCorpus, int], Task]]] = {
+    "tokenizer": ("tokenizer", tokenizer_task),
+    "speaker": ("speaker", speaker_task),
+    "vocoder": ("hift", vocoder_task),
+    "flow": ("flow", flow_task),
+}  # name on the command line: name of the component's files, and what makes the task
+
+
+def train(name: str, options: Options) -> None:
+    """Train the net `name` of `TASKS` and write it, its state and its log to `options.out`.
+
+    Raises
+    ------
+    DataError
+        No usable corpus, or a run that the options name holds no net.
+    """
+    began = time.time()
+    component, make = TASKS[name]
+    corpus = SpeechCorpus(options.corpus, options.hours, options.seed)
+    say(options.out, event="corpus", hours=round(corpus.hours, 3), speakers=len(corpus.speakers))
+    task = make(options, corpus, options.batch_size or BATCH_SIZES[component])
+    schedule = Schedule(
+        steps=options.steps,
+        seconds=options.seconds,
+        peak_rate=options.rate or PEAK_RATES[component],
+        seed=options.seed,
+        log_every=options.log_every,
+        clip=options.clip,
+    )
+    fit = Fit(schedule, task.params, task.loss, compiled=options.compile)
+    if options.resume:
+        fit.resume(options.out / "checkpoint")
+
+    def save() -> None:
+        task.net.update(task.weights(fit.average))
+        write_net(options.out, component, task.net)
+        task.after_save()
+
+    run(fit, task.batches, options.out, save, options.elapsed + time.time() - began)

@@ -1,0 +1,66 @@
+"""Runs of token2wav training: what is written is read again, and the four commands make nets that speak."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from speech_corpus import HIFT, SPEAKER, TOKENIZER, some_sound, write_clips
+
+from stepaudio.checkpoints.layout import build
+from stepaudio.checkpoints.random_weights import sizes
+from stepaudio.errors import DataError
+from stepaudio.models.token2wav.speech_tokenizer import S3Tokenizer
+from stepaudio.synthesis.synthesizer import Synthesizer
+from stepaudio.train.token2wav import campplus, flow, run, speech_tokenizer, vocoder
+from stepaudio.train.token2wav.__main__ import main
+
+FLOW_SIZE = flow.size
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "speaker", "flow", "hift"])
+def test_a_written_net_is_read_as_it_was(tmp_path, component):
+    net = build(sizes("small")[component])
+    run.write_net(tmp_path, component, net)
+    again = run.read_net(tmp_path, component)
+    for (name, a), (other, b) in zip(tree_flatten(net.parameters()), tree_flatten(again.parameters()), strict=True):
+        assert name == other and np.array_equal(np.array(a.astype(mx.float16)), np.array(b.astype(mx.float16))), name
+
+
+def test_the_runs_make_a_synthesizer(tmp_path, monkeypatch):
+    """All four commands on seconds of sound, then joined: the folder loads, reads codes and speaks."""
+    folder = write_clips(tmp_path / "s", speakers=2, each=8)
+    monkeypatch.setattr(speech_tokenizer, "SIZE", TOKENIZER)
+    monkeypatch.setattr(campplus, "SIZE", SPEAKER)
+    monkeypatch.setattr(vocoder, "SIZE", HIFT)
+    monkeypatch.setattr(flow, "size", lambda speaker: FLOW_SIZE(speaker, 48, 32, 1, 1))
+    monkeypatch.setattr(flow, "LENGTHS", ((16, 1.0),))
+    monkeypatch.setattr(run, "VECTOR_SECONDS", 0.5)
+    monkeypatch.setattr(run, "STATISTICS_BATCHES", 2)
+    more = {
+        "tokenizer": ["--codes", "12"],
+        "speaker": ["--batch-size", "4"],
+        "vocoder": [],
+        "flow": ["--tokenizer", str(tmp_path / "tokenizer"), "--speaker", str(tmp_path / "speaker")],
+    }
+    for net, options in more.items():
+        common = ["--corpus", str(folder), "--steps", "2", "--log-every", "1", "--batch-size", "2"]
+        main([net, *common, "--out", str(tmp_path / net), *options])
+        assert "norm" in (tmp_path / net / "log.jsonl").read_text()
+    main(["join", "--parts", *[str(tmp_path / net) for net in run.TASKS], "--out", str(tmp_path / "joined")])
+    made = Synthesizer.load(tmp_path / "joined")
+    assert isinstance(made.parts.tokenizer, S3Tokenizer)
+    sound = made.decode([1, 2, 3, 4], made.voice(some_sound(24_000)))
+    assert sound.seconds == pytest.approx(4 / 25) and np.isfinite(sound.wave).all()
+    with pytest.raises(DataError, match=r"no flow\.json"):
+        run.join([tmp_path / "tokenizer", tmp_path / "speaker"], tmp_path / "none")
+    assert not (tmp_path / "none" / "converted.json").exists()
+
+
+def test_the_flow_needs_the_runs_whose_output_it_learns(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["flow", "--corpus", str(tmp_path), "--out", str(tmp_path / "flow")])
+    assert "needs --tokenizer and --speaker" in capsys.readouterr().err
+    write_clips(tmp_path / "s")
+    options = run.Options([tmp_path / "s"], tmp_path / "flow", tokenizer=tmp_path, speaker=tmp_path)
+    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+        run.train("flow", options)
