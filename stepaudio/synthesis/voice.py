@@ -130,8 +130,7 @@ class Voice:
         _refuse_long(name, seconds, max_seconds)
         if is_silent(samples):
             raise AudioError(
-                f"{name}: is silent (below -60 dBFS), and silence is nobody's voice: use a clip in which "
-                "one person speaks"
+                f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person speaks"
             )
         if seconds < SHORT_SECONDS:
             warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=2)
