@@ -8,8 +8,11 @@ them into their own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20  # read at a time
+_COUNTER = itertools.count()  # threads of one process may write to the same name
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     Parameters
     ----------
     path : str or os.PathLike
-        The wanted name; a file that has it is replaced.
+        The wanted name; a file that has it is replaced. Files that killed processes left aside for it are removed.
 
     Yields
     ------
@@ -37,7 +41,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     Raises
     ------
     OSError
-        Nothing was written there, or it cannot be brought to disk or renamed.
+        A folder or a device has the name; nothing was written; it cannot be brought to disk or renamed.
 
     Examples
     --------
@@ -45,7 +49,13 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     ...     aside.write_text("whole")
     """
     path = Path(path)
-    aside = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    prefix = _aside_prefix(path)
+    _remove_stale(path.parent, prefix)
+    aside = path.with_name(f"{prefix}{os.getpid()}-{next(_COUNTER)}{path.suffix}")
     try:
         yield aside
         _synchronise(aside)
@@ -113,6 +123,39 @@ def sha256(*paths: str | os.PathLike) -> str:
             while block := stream.read(BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def printable_name(path: str | os.PathLike) -> str:
+    r"""A path as text that any UTF-8 output takes: bytes that are no UTF-8 are shown as ``\xe9``.
+
+    >>> printable_name("talk.wav")
+    'talk.wav'
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _aside_prefix(path: Path) -> str:
+    """How names aside begin that this machine writes for `path`: short, however long the name is."""
+    wanted = os.fsencode(path.name) + b"\0" + os.fsencode(platform.node())
+    return f".stepaudio-{hashlib.sha256(wanted).hexdigest()[:16]}-"
+
+
+def _remove_stale(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that are no more left under `prefix`."""
+    for stale in folder.glob(f"{prefix}*"):
+        owner = stale.name.removeprefix(prefix).partition("-")[0]
+        if owner.isdecimal() and not _is_running(int(owner)):
+            stale.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def _synchronise(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stepaudio import files
-from stepaudio.files import move_into_place, replaced_file, sha256, staging_folder
+from stepaudio.files import move_into_place, printable_name, replaced_file, sha256, staging_folder
 
 ROOT = Path(files.__file__).parents[1]
 
@@ -48,6 +48,52 @@ def test_bytes_are_on_disk_before_the_name_is(tmp_path, monkeypatch):
     with replaced_file(tmp_path / "a") as aside:
         aside.write_text("x")
     assert order == [False, "rename", True] or (sys.platform != "linux" and "rename" in order)
+
+
+LEFT_ASIDE = """
+import os, signal, sys
+from stepaudio.files import replaced_file
+with replaced_file(sys.argv[1]) as aside:
+    aside.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        subprocess.run([sys.executable, "-c", LEFT_ASIDE, str(tmp_path / name)], check=False,
+                       env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    left = names(tmp_path)
+    assert len(left) == 2 and not any(name.startswith(("a", "b")) for name in left)
+    with replaced_file(tmp_path / "a.txt") as aside, replaced_file(tmp_path / "a.txt") as other:
+        aside.write_text("first")
+        other.write_text("second")  # a running process, this one, is at work on it too
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert len(names(tmp_path) & left) == 1, "what belongs to b.txt stays"
+
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="file systems of a Mac take UTF-8 alone")
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 251 + ".txt", "é" * 125 + ".txt", pytest.param(os.fsdecode(b"caf\xe9.txt"), marks=LINUX)]
+)
+def test_names_at_the_limit_of_the_system(tmp_path, name):
+    with replaced_file(tmp_path / name) as aside:
+        aside.write_text("x")
+    assert names(tmp_path) == {name}
+
+
+def test_a_folder_or_a_device_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", Path(os.devnull)):
+        with pytest.raises(OSError, match="directory|regular"), replaced_file(place) as aside:
+            aside.write_text("x")
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed():
+    assert printable_name(os.fsdecode(b"caf\xe9/\xc3\xa9.wav")) == "caf\\xe9/é.wav"
 
 
 KILLED = """
