@@ -6,12 +6,14 @@ warning; float files (`.f32.wav`) hold anything finite. Knows nothing of models.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile as sf
@@ -20,17 +22,18 @@ from ..constants import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from ..files import replaced_file
 from .load import BLOCK_VALUES
-from .sources import as_array, checked_rate, one_line
+from .sources import as_array, checked_rate, one_line, open_sound
 
 FLOAT_SUFFIX = ".f32.wav"
 TOO_LOUD = ("refuse", "scale")
+UNWRITTEN = (".raw", ".sd2")  # states neither rate nor type; keeps them in a second file
 
 
 class AudioWriter:
     """An open file that takes blocks; made by `audio_writer`."""
 
-    def __init__(self, path: Path, file: sf.SoundFile, gain: float):
-        self.path, self.gain, self.n_samples, self._file = path, gain, 0, file
+    def __init__(self, path: Path, file: sf.SoundFile, gain: float, disk: _Disk):
+        self.path, self.gain, self.n_samples, self._file, self._disk = path, gain, 0, file, disk
 
     def write(self, samples: np.ndarray) -> None:
         """Append float samples (n,) or (n, channels). Raises `AudioError` for NaN, Inf, or more than was promised."""
@@ -47,7 +50,45 @@ class AudioWriter:
             block = block.astype(np.int16)  # that clip is for +1.0 alone, which has no code
         with _reported(self.path):
             self._file.write(block)
+            self._disk.check()
         self.n_samples += len(samples)
+
+
+class _Disk:
+    """What an encoder writes through. It cannot be told that the disk is full, so the first failure is kept here."""
+
+    def __init__(self, path: Path):
+        self._file, self._error = path.open("wb"), None
+
+    def _try(self, act, *arguments, otherwise):
+        if self._error is None:
+            try:
+                return act(*arguments)
+            except OSError as error:
+                self._error = error
+        return otherwise
+
+    def write(self, data: bytes) -> int:
+        return self._try(self._file.write, data, otherwise=len(data))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._try(self._file.seek, offset, whence, otherwise=0)
+
+    def tell(self) -> int:
+        return self._try(self._file.tell, otherwise=0)
+
+    def flush(self) -> None:
+        self._try(self._file.flush, otherwise=None)
+
+    def close(self) -> None:
+        """Give up the file, whatever became of it."""
+        self._try(self._file.close, otherwise=None)
+        self._file.raw.close()
+
+    def check(self) -> None:
+        """Raise the first `OSError` that there was."""
+        if self._error is not None:
+            raise self._error
 
 
 @contextmanager
@@ -89,11 +130,25 @@ def audio_writer(
     with ExitStack() as stack:
         with _reported(path):
             aside = stack.enter_context(replaced_file(path))
-            subtype = "FLOAT" if is_float else None
-            file = stack.enter_context(sf.SoundFile(aside, "w", int(rate), channels, subtype))
-        yield AudioWriter(path, file, gain)  # what the caller raises here is not ours to report
+            disk = stack.enter_context(closing(_Disk(aside)))
+            kind = {"format": path.suffix[1:].upper(), "subtype": "FLOAT" if is_float else None}
+            file = stack.enter_context(sf.SoundFile(cast(BinaryIO, disk), "w", int(rate), channels, **kind))
+        writer = AudioWriter(path, file, gain, disk)
+        yield writer  # what the caller raises here is not ours to report
         with _reported(path):
+            file.close()  # encoders write their last block here, and what they wrote before is told to the disk
+            disk.close()
+            disk.check()
+            _check_length(aside, writer.n_samples)
             stack.close()
+
+
+def _check_length(path: Path, n_samples: int) -> None:
+    """Raise `OSError` unless a file states the samples that were written: some formats have a largest size."""
+    if n_samples:
+        with open_sound(path) as file:
+            if file.frames < n_samples:
+                raise OSError(f"only {file.frames} of {n_samples} samples are in the file")
 
 
 @contextmanager
@@ -151,10 +206,11 @@ def save_audio(path: str | os.PathLike, samples, sample_rate: int = SAMPLE_RATE,
 def check_target(path: str | os.PathLike) -> Path:
     """The path, if sound can be written there: a known suffix, and a folder to lie in. `AudioError` otherwise."""
     path = Path(path)
-    if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() == ".raw":
+    if path.suffix[1:].upper() not in sf.available_formats() or path.suffix.lower() in UNWRITTEN:
         raise AudioError(
             f"{path}: unknown audio suffix {path.suffix!r}; use .wav, {FLOAT_SUFFIX} (float), .flac, .ogg or .mp3"
         )
-    if path.is_dir() or not path.parent.is_dir():
-        raise AudioError(f"{path}: cannot be written ({'it is a folder' if path.is_dir() else 'no such folder'})")
+    with _reported(path):
+        if path.is_dir() or not path.parent.is_dir():
+            raise OSError("it is a folder" if path.is_dir() else "no such folder")
     return path

@@ -1,5 +1,8 @@
 """Sound into files: what is loud, what is broken, and what is left behind; soundfile reads it back."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile as sf
@@ -8,6 +11,8 @@ from stepaudio.audio.save import FLOAT_SUFFIX, audio_writer, save_audio
 from stepaudio.errors import AudioError, ConfigError
 
 RATE = 24_000
+UNUSUAL = {"RAW", "SD2", "WVE", "XI"}  # no header, a second file, 8 kHz alone, no rate
+WRITTEN = ["f32.wav", *sorted(name.lower() for name in sf.available_formats() if name not in UNUSUAL)]
 LOUD = np.array([0.5, -1.25, 0.1], np.float32)
 
 
@@ -74,3 +79,37 @@ def test_an_error_from_elsewhere_passes_and_leaves_nothing(tmp_path):
 def test_impossible_places(tmp_path, name, message):
     with pytest.raises(AudioError, match=message):
         save_audio(tmp_path / name, np.zeros(9), RATE)
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from stepaudio.audio.save import save_audio
+from stepaudio.errors import AudioError
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for argument in sys.argv[2:]:
+    name, size = argument.split(":")
+    for limit in (int(size) // 2, int(size) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            save_audio(f"{sys.argv[1]}/{name}", np.random.default_rng(0).uniform(-0.5, 0.5, 24_000), 24_000)
+            print(name, limit, "saved")
+        except AudioError as error:
+            print(error)
+"""
+
+
+def test_a_disk_that_is_full_before_the_last_byte_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for the disk; one byte short is where encoders flush last."""
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    whole.mkdir()
+    full.mkdir()
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 24_000)
+    for suffix in WRITTEN:
+        save_audio(whole / f"a.{suffix}", sound, 24_000)
+    arguments = [f"{path.name}:{path.stat().st_size}" for path in sorted(whole.iterdir())]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, full, *arguments], capture_output=True, text=True)
+    said = done.stdout.splitlines()
+    assert len(said) == 2 * len(WRITTEN), done.stderr
+    assert all("cannot be written ([Errno 27] File too large)" in line for line in said), said
+    assert files(full) == set()
