@@ -17,6 +17,7 @@ import soxr
 
 from ..constants import MIN_SECONDS, N_FFT, SAMPLE_RATE
 from ..errors import AudioError, ConfigError
+from .channels import ChannelWatch
 from .rate import contradiction
 from .sources import (
     PCM_ZERO_AND_SCALE,
@@ -30,6 +31,10 @@ from .sources import (
 )
 
 DOWNMIX = ("first", "mean")
+REMEDY = {  # where the channels that are read do not hold the sound
+    "first": "read the mean of all with downmix='mean' (transcribe --downmix mean), or give that channel alone",
+    "mean": "read the first alone with downmix='first' (transcribe --downmix first)",
+}
 MAX_PEAK = 32.0  # float samples beyond 32 x full scale (+30 dB) are taken for integer PCM that was not scaled
 BLOCK_VALUES = 1 << 20  # samples times channels held at the native rate: 4 MiB of float32
 FIRST_ALLOCATION = 1 << 28  # samples; a header that lies about its length cannot make us reserve more
@@ -59,7 +64,8 @@ def load_audio(
         scale; float samples are in [-1, 1] by convention and accepted up to `MAX_PEAK`.
     downmix : {"first", "mean"}
         "first" takes channel 0, as the reference does: averaging cancels channels of opposite phase, and combs
-        the voice where microphones stand apart. "mean" is for speakers who sit on different channels.
+        the voice where microphones stand apart. "mean" is for speakers who sit on different channels. There is a
+        warning where what is read holds no sound, or hardly any, and a channel does.
     sample_rate, sr : number in `RATE_RANGE`, optional
         Rate of an array in Hz, in either spelling. Without one 16000 is assumed, with a warning where the array
         itself contradicts that (`rate.contradiction`). A file states its own rate, so giving one is refused.
@@ -89,6 +95,21 @@ def load_audio(
     >>> load_audio(np.zeros((48_000, 2), np.int16), sr=48_000).shape
     (16000,)
     """
+    samples, doubt = load_with_doubt(source, downmix=downmix, sample_rate=sample_rate, sr=sr, to=to)
+    if doubt is not None:
+        warnings.warn(f"{source_name(source)}: {doubt}; {REMEDY[downmix]}", stacklevel=2)
+    return samples
+
+
+def load_with_doubt(
+    source,
+    *,
+    downmix: str = "first",
+    sample_rate: float | None = None,
+    sr: float | None = None,
+    to: int = SAMPLE_RATE,
+) -> tuple[np.ndarray, str | None]:
+    """As `load_audio`, but hands back what speaks against the channels (`ChannelWatch.doubt`) instead of warning."""
     if downmix not in DOWNMIX:
         raise ConfigError(f"downmix: expected {' or '.join(map(repr, DOWNMIX))}, found {downmix!r}")
     to, stated = int(checked_rate(to, "to")), given_rate(sample_rate, sr)
@@ -97,11 +118,10 @@ def load_audio(
             raise AudioError(f"{source_name(source)}: sample_rate is for arrays, a file states its own; leave it out")
         return _load_file(source, downmix, to)
     array, rate = samples_and_rate(source, stated)
-    samples = _load_array(array, downmix, SAMPLE_RATE if rate is None else rate, to)
-    doubt = contradiction(array) if rate is None else None
-    if doubt is not None:
-        warnings.warn(f"array: 16 kHz is assumed, but {doubt}; state the rate: sr=...", stacklevel=2)
-    return samples
+    samples, doubt = _load_array(array, downmix, SAMPLE_RATE if rate is None else rate, to)
+    if rate is None and (doubt_of_rate := contradiction(array)) is not None:
+        warnings.warn(f"array: 16 kHz is assumed, but {doubt_of_rate}; state the rate: sr=...", stacklevel=3)
+    return samples, doubt
 
 
 def audio_seconds(source) -> float:
@@ -120,15 +140,16 @@ def audio_seconds(source) -> float:
     with open_sound(source) as file:
         if file.frames < LENGTH_UNKNOWN:
             return file.frames / file.samplerate
-        return sum(len(block) for block in _file_blocks(file, source_name(source), "first")) / file.samplerate
+        blocks = _file_blocks(file, source_name(source), ChannelWatch("first", file.samplerate))
+        return sum(map(len, blocks)) / file.samplerate
 
 
-def _load_file(source, downmix: str, to: int) -> np.ndarray:
+def _load_file(source, downmix: str, to: int) -> tuple[np.ndarray, str | None]:
     name = source_name(source)
     with open_sound(source) as file:
         rate = checked_rate(file.samplerate, name)
-        watch = _Watch(name, rate)
-        samples = _resampled(watch.over(_file_blocks(file, name, downmix)), rate, to, file.frames)
+        watch, channels = _Watch(name, rate), ChannelWatch(downmix, rate)
+        samples = _resampled(watch.over(_file_blocks(file, name, channels)), rate, to, file.frames)
         promised = file.frames if file.frames < LENGTH_UNKNOWN else 0
     watch.verdict()
     if promised - watch.n > MIN_SECONDS * rate:
@@ -136,10 +157,10 @@ def _load_file(source, downmix: str, to: int) -> np.ndarray:
             f"{name}: the header promises {promised} samples, {watch.n} could be read; the file is "
             f"cut off: fetch it again, or convert what is left to wav"
         )
-    return samples
+    return samples, channels.doubt()
 
 
-def _file_blocks(file: sf.SoundFile, name: str, downmix: str) -> Iterator[np.ndarray]:
+def _file_blocks(file: sf.SoundFile, name: str, channels: ChannelWatch) -> Iterator[np.ndarray]:
     """The file as mono float32 blocks."""
     size = max(1, BLOCK_VALUES // file.channels)
     while True:
@@ -149,39 +170,32 @@ def _file_blocks(file: sf.SoundFile, name: str, downmix: str) -> Iterator[np.nda
             raise AudioError(f"{name}: broken audio data ({one_line(error)}); fetch or export it again") from None
         if len(block) == 0:
             return
-        yield _mono(block, downmix)
+        yield channels.mono(block)
 
 
-def _load_array(array: np.ndarray, downmix: str, sample_rate: float, to: int) -> np.ndarray:
+def _load_array(array: np.ndarray, downmix: str, sample_rate: float, to: int) -> tuple[np.ndarray, str | None]:
     rate = checked_rate(sample_rate, "array")
-    watch = _Watch("array", rate)
-    blocks = watch.over(_array_blocks(array, downmix))
+    watch, channels = _Watch("array", rate), ChannelWatch(downmix, rate)
+    blocks = watch.over(_array_blocks(array, channels))
     if array.ndim == 1 and array.dtype == np.float32 and rate == to:
         samples, _ = array, sum(map(len, blocks))  # nothing to change: look at it, do not copy it
     else:
         samples = _resampled(blocks, rate, to, len(array))
     watch.verdict()
-    return samples
+    return samples, channels.doubt()
 
 
-def _array_blocks(array: np.ndarray, downmix: str) -> Iterator[np.ndarray]:
+def _array_blocks(array: np.ndarray, channels: ChannelWatch) -> Iterator[np.ndarray]:
     """The array as mono float32 blocks, integers divided by their full scale."""
     size = max(1, BLOCK_VALUES // (1 if array.ndim == 1 else array.shape[1]))
     zero, scale = PCM_ZERO_AND_SCALE.get(array.dtype.name, (0, 1))
     for start in range(0, len(array), size):
         block = array[start : start + size]
-        if downmix == "first" and block.ndim == 2:
-            block = block[:, :1]  # before the conversion, so that only one channel is converted
         if block.dtype.kind != "f":
             block = (block.astype(np.float64) - zero) / scale
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the watch reports
             block = block.astype(np.float32, copy=False)
-        yield _mono(block, downmix) if block.ndim == 2 else block
-
-
-def _mono(block: np.ndarray, downmix: str) -> np.ndarray:
-    """(n, channels) -> (n,)."""
-    return block[:, 0] if downmix == "first" or block.shape[1] == 1 else block.mean(axis=1)
+        yield channels.mono(block) if block.ndim == 2 else block
 
 
 def _resampled(blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int) -> np.ndarray:

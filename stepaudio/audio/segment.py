@@ -60,7 +60,7 @@ def cut_points(
     >>> cut_points(np.zeros(16_000 * 10, np.float32))
     [(0, 160000)]
     """
-    samples = _checked(samples)
+    samples = checked_samples(samples)
     limit, search = int(max_seconds * SAMPLE_RATE), int(search_seconds * SAMPLE_RATE)
     if not MIN_SECONDS * SAMPLE_RATE <= search <= limit / 2:
         raise ConfigError(
@@ -90,13 +90,14 @@ def is_silent(samples: np.ndarray) -> bool:
     AudioError
         Not a mono float signal, empty, or with NaN or Inf.
     """
-    samples = _checked(samples)
+    samples = checked_samples(samples)
     frame = min(FRAME, samples.size)
     last = _frame_power(samples[-frame:], frame)  # the grid of frames may end before the recording does
     return bool(max(_frame_power(samples, frame).max(), last[0]) < 10 ** (SILENCE_DBFS / 10))
 
 
-def _checked(samples: np.ndarray) -> np.ndarray:
+def checked_samples(samples: np.ndarray) -> np.ndarray:
+    """The samples, (n,), if they are a mono float signal that is not empty; else `AudioError`."""
     samples = np.asarray(samples)
     if samples.ndim != 1 or samples.dtype.kind != "f" or samples.size == 0:
         raise AudioError(

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio.features import FLOW_SAMPLE_RATE, flow_mel, kaldi_fbank, log_mel
-from ..audio.load import audio_seconds, load_audio
+from ..audio.load import audio_seconds, load_with_doubt
 from ..audio.segment import is_silent
 from ..checkpoints.header import read_header
 from ..checkpoints.layout import parameters_of
@@ -33,6 +33,7 @@ from ..models.token2wav.flow import Prompt
 FORMAT = "stepaudio voice 1"
 DTYPES = {"codes": np.dtype(np.int32), "mel": np.dtype(np.float32), "speaker": np.dtype(np.float32)}
 SHORT_SECONDS = 1.0  # below it a voice is made with a warning
+ONE_CHANNEL = "give the channel in which one person speaks, as a mono clip"
 MAX_SECONDS = 30.0  # one window of the speech tokenizer; attention over the prompt grows with its square
 
 
@@ -118,26 +119,31 @@ class Voice:
         ------
         AudioError
             What `load_audio` refuses (less than 0.1 s, for one), longer than `max_seconds`, or silence (below
-            -60 dBFS), in which there is no voice. Under 1 s there is a warning: it will hardly be recognised.
+            -60 dBFS), in which there is no voice; a first channel without the voice, or channels that cancel. Under
+            1 s there is a warning: it will hardly be recognised.
         WeightsError
             The speaker encoder gives NaN or Inf.
         """
         name = source if isinstance(source, (str, os.PathLike)) else "array"
         if isinstance(source, (str, os.PathLike)):
             _refuse_long(name, audio_seconds(source), max_seconds)
-        samples = load_audio(source, sample_rate=sample_rate)
+        samples, doubt = load_with_doubt(source, sample_rate=sample_rate)
         seconds = len(samples) / SAMPLE_RATE
         _refuse_long(name, seconds, max_seconds)
+        if doubt is not None:
+            raise AudioError(f"{name}: {doubt}; a voice is read of the first channel: {ONE_CHANNEL}")
         if is_silent(samples):
             raise AudioError(
                 f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person speaks"
             )
+        sound, doubt = load_with_doubt(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
+        if doubt is not None:
+            raise AudioError(f"{name}: {doubt}; the mel of a voice is read of the mean: {ONE_CHANNEL}")
         if seconds < SHORT_SECONDS:
             warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=2)
         codes = parts.tokenizer(log_mel(samples, parts.tokenizer.config.n_mels, padding=0)[None])[0]
         features = kaldi_fbank(samples, parts.speaker.config.feat_dim)
         speaker = np.array(parts.speaker(mx.array(features)[None])[0].astype(mx.float32))
-        sound = load_audio(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
         mel = fitted(flow_mel(sound, parts.flow.config.output_size).T, len(codes) * parts.flow.up)
         if not np.isfinite(speaker).all():
             raise WeightsError(f"{name}: the speaker encoder gives NaN or Inf; are its weights whole?")

@@ -85,7 +85,7 @@ def test_a_very_short_clip_is_a_voice_with_a_warning(synthesizer, seconds, n_cod
 def test_ten_minutes_are_refused_before_they_are_read(synthesizer, tmp_path, monkeypatch):
     sf.write(tmp_path / "long.wav", np.zeros(600 * 8000, np.int16), 8000)
     with monkeypatch.context() as patched:
-        patched.setattr(voice_module, "load_audio", lambda *a, **k: pytest.fail("it was read"))
+        patched.setattr(voice_module, "load_with_doubt", lambda *a, **k: pytest.fail("it was read"))
         with pytest.raises(AudioError, match=r"long.wav: 600.0 s are too long for a voice; expected at most 30 s"):
             synthesizer.voice(tmp_path / "long.wav")
     with pytest.raises(AudioError, match="array: 30.5 s are too long"):
@@ -106,6 +106,20 @@ def test_more_than_thirty_seconds_on_demand(synthesizer):
 def test_clips_that_hold_no_voice(synthesizer, clip, message):
     with pytest.raises(AudioError, match=message):
         synthesizer.voice(clip)
+
+
+def test_channels_that_do_not_hold_the_voice(synthesizer, tmp_path):
+    """Codes are read of the first channel and the mel of the mean, so both must hold it. One error, no warning."""
+    x = tiny.noise(2)
+    wrong = {"mean": np.stack([x, -x], axis=1), "channel 1 of 2": np.stack([0 * x, x], axis=1)}
+    for what, clip in wrong.items():
+        sf.write(tmp_path / "v.wav", clip, 16_000, subtype="FLOAT")
+        for source, rate in ((clip, 16_000), (tmp_path / "v.wav", None)):
+            with pytest.raises(AudioError, match=f"{what}.*as a mono clip") as refused:
+                Voice.from_clip(synthesizer.parts, source, sample_rate=rate)
+            assert "\n" not in str(refused.value) and "downmix" not in str(refused.value)
+    half = Voice.from_clip(synthesizer.parts, np.stack([x, 0 * x], axis=1), sample_rate=16_000)
+    assert np.array_equal(half.codes, synthesizer.voice(x).codes)
 
 
 # ---- files ----
