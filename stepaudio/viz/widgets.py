@@ -12,7 +12,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import numpy as np
 import soundfile
 from mlx.utils import tree_flatten
 
-from ..audio.load import load_audio
 from ..audio.segment import is_silent
 from ..checkpoints.layout import component_of, mlx_shape
 from ..choices import CacheKind
@@ -29,17 +27,16 @@ from ..constants import SAMPLE_RATE
 from ..decoding.loop_detector import find_loop
 from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError, StepAudioError
-from ..evaluation.manifest import Clip, read_manifest
-from ..evaluation.word_errors import count_errors
+from ..evaluation.manifest import Clip
+from ..evaluation.word_errors import count_errors, count_errors_of_beginning
 from ..model import StepAudio2
 from ..models.kv_cache import CachePolicy
-from ..resources import speech_manifest
 from . import style
 from .audio import waveform_and_mel
+from .recordings import MAX_SECONDS, Recording, Recordings
 from .runs import token_raster
 from .weights import histograms
 
-MAX_SECONDS = 25.0  # of a recording that is drawn, played or decoded: what one segment holds
 MAX_VALUES = 1 << 20  # of a tensor that are read: the published head has half a billion
 LIMITS = (32, 64, 96, 128, 192, 256, 384, 512, 1024, 4096)  # positions of a cache
 STACK = re.compile(r"encoder\.blocks\.\d+|model\.layers\.\d+")
@@ -76,6 +73,7 @@ class _Panel:
 
     def __init__(self, w: Any):
         self.busy, self.text, self.picture = w.HTML(), w.HTML(), _picture(w)
+        self.sound = w.Audio(format="wav", autoplay=False)  # in the widgets that play something
         self._muted = False
 
     @property
@@ -96,7 +94,8 @@ class _Panel:
             self.busy.value = ""
 
     def _fail(self, text: str) -> None:
-        self.text.value, self.picture.value = _paragraph(text), b""
+        """Nothing of an earlier choice stays beside the message."""
+        self.text.value, self.picture.value, self.sound.value = _paragraph(text), b"", b""
 
     def on_change(self, controls: Iterable[Any], work: Callable[[], None]) -> None:
         """Run the work whenever one of the controls takes another value, unless `muted`."""
@@ -114,49 +113,6 @@ class _Panel:
 
 
 # ---------------------------------------------------------------- recordings
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """Something to listen to: a path or the bytes of a file, and what was said, None where nobody told."""
-
-    source: Path | bytes
-    text: str | None
-
-    def samples(self) -> np.ndarray:
-        """The first `MAX_SECONDS`, at 16 kHz."""
-        return load_audio(self.source)[: round(MAX_SECONDS * SAMPLE_RATE)]
-
-    def said(self) -> str:
-        """A line on what was said."""
-        return "Said: not given" if self.text is None else f"Said: {self.text or '(nothing)'}"
-
-
-class _Recordings:
-    """A menu of recordings, and a button that adds one's own and chooses it."""
-
-    def __init__(self, w: Any, clips: Sequence[Clip] | str | Path | None):
-        if clips is None or isinstance(clips, (str, Path)):
-            clips = read_manifest(clips or speech_manifest())
-        self._named = {Path(clip.file).name: _Recording(Path(clip.file), clip.text) for clip in clips}
-        if not self._named:
-            raise ConfigError("no clips to choose from: expected at least one")
-        self.menu = w.Dropdown(options=list(self._named), description="clip")
-        self.upload = w.FileUpload(accept="audio/*", multiple=False, description="your own")
-        self.upload.observe(self._add, names="value")
-        self.box = w.HBox([self.menu, self.upload])
-
-    def _add(self, _: object) -> None:
-        for file in self.upload.value:
-            self._named[file["name"]] = _Recording(bytes(file["content"]), None)
-            if file["name"] not in self.menu.options:
-                self.menu.options = (*self.menu.options, file["name"])
-            self.menu.value = file["name"]
-
-    @property
-    def chosen(self) -> tuple[str, _Recording]:
-        """Name and recording that the menu shows."""
-        return self.menu.value, self._named[self.menu.value]
 
 
 def _wav(samples: np.ndarray) -> bytes:
@@ -187,13 +143,12 @@ def clip_viewer(clips: Sequence[Clip] | str | Path | None = None, model: StepAud
         The manifest cannot be read.
     """
     w = _ipywidgets()
-    recordings, panel = _Recordings(w, clips), _Panel(w)
-    sound = w.Audio(format="wav", autoplay=False)
+    recordings, panel = Recordings(w, clips), _Panel(w)
 
     def show() -> None:
         name, recording = recordings.chosen
-        samples = recording.samples()
-        sound.value = _wav(samples)
+        samples, _ = recording.samples()
+        panel.sound.value = _wav(samples)
         panel.picture.value = style.png(waveform_and_mel(samples, title=style.plain(name))[0])
         lines = [f"{len(samples) / SAMPLE_RATE:.1f} s. {recording.said()}"]
         if model is not None:
@@ -203,7 +158,7 @@ def clip_viewer(clips: Sequence[Clip] | str | Path | None = None, model: StepAud
 
     panel.on_change([recordings.menu], show)
     panel.run(show)
-    return w.VBox([recordings.box, panel.busy, panel.text, sound, panel.picture])
+    return w.VBox([recordings.box, panel.busy, panel.text, panel.sound, panel.picture])
 
 
 # ---------------------------------------------------------------- decoding options
@@ -317,7 +272,7 @@ def decoding_explorer(
         As `clip_viewer`.
     """
     w = _ipywidgets()
-    recordings, panel = _Recordings(w, clips), _Panel(w)
+    recordings, panel = Recordings(w, clips), _Panel(w)
     options = _Options(w, panel)
 
     def show() -> None:
@@ -331,12 +286,13 @@ def decoding_explorer(
 
 
 def _decode(
-    model: StepAudio2, recording: _Recording, sampling: Sampling, cache: CachePolicy, max_tokens: int
+    model: StepAudio2, recording: Recording, sampling: Sampling, cache: CachePolicy, max_tokens: int
 ) -> tuple[list[str], bytes]:
     """(Lines of text, PNG) of one run."""
-    samples = recording.samples()
+    samples, seconds = recording.samples()
     if is_silent(samples):
-        return ["Nothing in this clip rises above -60 dBFS; such segments are not decoded."], b""
+        part = "this clip" if seconds <= MAX_SECONDS else f"the first {MAX_SECONDS:.0f} s of this clip"
+        return [f"Nothing in {part} rises above -60 dBFS; such segments are not decoded."], b""
     found = model.transcribe(samples, sampling=sampling, cache=cache, max_tokens=max_tokens, progress=False)
     segment = found.segments[0]
     tokens = segment.tokens
@@ -344,8 +300,7 @@ def _decode(
     ending = f"repeats {loop.period} tokens from token {loop.onset} on" if loop else "no loop"
     score = ""
     if recording.text is not None:
-        words, errors = count_errors(recording.text, found.text or "")
-        score = f"{errors} errors in {words} words; "
+        score = _word_errors(recording.text, found.text or "", seconds)
     speed = len(tokens) / found.wall_seconds
     lines = [
         recording.said(),
@@ -357,6 +312,18 @@ def _decode(
     reader = model.tokenizer
     texts = None if reader is None else [reader.decode([t], skip_special=False) for t in tokens]
     return lines, style.png(token_raster(tokens, "Every token of this run", texts=texts, loop=loop))
+
+
+def _word_errors(said: str, written: str, seconds: float) -> str:
+    """A line on the errors. Of a recording that was decoded in part, only what was heard is scored."""
+    if seconds <= MAX_SECONDS:
+        words, errors = count_errors(said, written)
+        return f"{errors} errors in {words} words; "
+    words, errors = count_errors_of_beginning(said, written)
+    return (
+        f"only the first {MAX_SECONDS:.0f} s of {seconds:.0f} s were decoded: at least {errors} errors in {words} "
+        "words, the beginning of the text that fits best, without what was missed at the end; "
+    )
 
 
 # ---------------------------------------------------------------- weights

@@ -15,7 +15,8 @@ from stepaudio.audio.save import save_audio
 from stepaudio.checkpoints.layout import expected_layout
 from stepaudio.errors import ConfigError
 from stepaudio.evaluation.manifest import Clip
-from stepaudio.viz import widgets
+from stepaudio.evaluation.word_errors import normalise
+from stepaudio.viz import recordings, widgets
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="widgets need the extra `notebook`")
 ipywidgets = pytest.importorskip("ipywidgets", reason="widgets need the extra `notebook`")
@@ -87,8 +88,25 @@ def test_an_unreadable_clip_is_reported_inside_and_the_next_one_works(clips):
     viewer = widgets.clip_viewer(clips)
     control(viewer, "clip").value = "broken.wav"
     assert "This does not work" in shown(viewer) and "broken.wav" in shown(viewer)
+    assert picture(viewer) == b"" == bytes(only(viewer, ipywidgets.Audio).value)  # nothing of a.wav stays beside it
     control(viewer, "clip").value = "b.wav"
     assert "Said: time" in shown(viewer)
+
+
+def test_clips_of_one_name_do_not_hide_each_other(tmp_path):
+    for folder, seconds in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        save_audio(tmp_path / folder / "1.wav", tiny.noise(seconds))
+    viewer = widgets.clip_viewer([Clip(tmp_path / f / "1.wav", f) for f in "ab"])
+    assert control(viewer, "clip").options == ("a/1.wav", "b/1.wav") and "1.0 s. Said: a" in shown(viewer)
+    control(viewer, "clip").value = "b/1.wav"
+    assert "2.0 s. Said: b" in shown(viewer)
+    for name, seconds in (("b/1.wav", 3.0), ("b/1.wav", 4.0)):  # uploads take no name that is there
+        upload(viewer, name, tiny.noise(seconds))
+        assert f"{seconds} s. Said: not given" in shown(viewer)
+    assert control(viewer, "clip").options[2:] == ("b/1.wav (2)", "b/1.wav (3)")
+    control(viewer, "clip").value = "b/1.wav"
+    assert "2.0 s. Said: b" in shown(viewer)
 
 
 def test_bundled_recordings_are_the_default():
@@ -134,6 +152,21 @@ def test_a_cache_limit_changes_the_run_and_an_impossible_one_is_shown(tiny_model
     assert without_speed(shown(explorer)) == full
 
 
+def test_of_a_long_clip_only_what_was_heard_is_scored(tiny_model, tmp_path):
+    save_audio(tmp_path / "long.wav", tiny.noise(30.0))
+    heard = tiny_model.transcribe(
+        tiny.noise(30.0)[: 25 * 16_000], sampling=widgets.Sampling.greedy(), max_tokens=8
+    ).text
+    clip = Clip(tmp_path / "long.wav", f"{heard} {'and so on ' * 40}")
+    text = shown(widgets.decoding_explorer(tiny_model, [clip], max_tokens=8))
+    n = len(normalise(heard).split())
+    assert f"only the first 25 s of 30 s were decoded: at least 0 errors in {n} words" in text
+    quiet = np.concatenate([np.zeros(25 * 16_000, np.float32), tiny.noise(2.0)])
+    save_audio(tmp_path / "quiet.wav", quiet)
+    text = shown(widgets.decoding_explorer(tiny_model, [Clip(tmp_path / "quiet.wav", "x")], max_tokens=8))
+    assert "Nothing in the first 25 s of this clip" in text and "errors" not in text
+
+
 def test_silence_is_not_decoded(tiny_model, clips):
     explorer = widgets.decoding_explorer(tiny_model, clips, max_tokens=8)
     control(explorer, "clip").value = "still.wav"
@@ -142,7 +175,7 @@ def test_silence_is_not_decoded(tiny_model, clips):
 
 def test_an_error_that_is_not_ours_does_not_leave_the_widget(clips, tiny_model, monkeypatch):
     explorer = widgets.decoding_explorer(tiny_model, clips, max_tokens=8)
-    monkeypatch.setattr(widgets, "load_audio", lambda source: 1 / 0)
+    monkeypatch.setattr(recordings, "load_audio", lambda source: 1 / 0)
     control(explorer, "frequency").value = 1.0
     assert "ZeroDivisionError" in shown(explorer) and picture(explorer) == b""
 
