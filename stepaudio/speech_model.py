@@ -27,6 +27,7 @@ from .synthesis.streaming import StreamOptions, StreamState
 from .synthesis.synthesizer import AS_REFERENCE, Sound, Synthesizer
 from .text.chat_template import Message
 from .text.prompts import DEFAULT_SYSTEM, open_answer, reading_turns, translation_turns
+from .text.scripts import join_texts
 from .text.sentences import MAX_CHARACTERS, cut_text
 from .text.tokenizer import Detokenizer, Tokenizer
 
@@ -82,7 +83,7 @@ class Spoken:
     @property
     def text(self) -> str:
         """What was written beside it."""
-        return " ".join(t for a in self.answers if (t := (a.text or "").strip()))
+        return join_texts((a.text or "").strip() for a in self.answers)
 
     @property
     def kind(self) -> str:

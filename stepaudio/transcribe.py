@@ -27,6 +27,7 @@ from .engine import Engine, PromptTokens
 from .errors import DataError
 from .files import replaced_file
 from .text import subtitles
+from .text.scripts import join_texts
 
 LONG = 60.0  # seconds from which a progress bar is worth its line
 SEARCH = 8.0  # seconds before the limit in which a pause is sought
@@ -105,7 +106,7 @@ class Transcript:
 
     def to_txt(self) -> str:
         """The text and a line break. `DataError` without a tokenizer, as for every format but JSON."""
-        return " ".join(text for _, _, text in self._lines()) + "\n"
+        return join_texts(text for _, _, text in self._lines()) + "\n"
 
     def to_json(self) -> str:
         """All fields as one JSON object, Chinese and the like as they are."""
@@ -308,8 +309,7 @@ def _segment(start: int, stop: int, run: Run, to_text: ToText, stop_ids: frozens
 
 
 def _join(segments: list[Segment], n_samples: int, wall: float) -> Transcript:
-    texts = [s.text for s in segments if s.text]
-    text = None if any(s.text is None for s in segments) else " ".join(texts)
+    text = None if any(s.text is None for s in segments) else join_texts(s.text or "" for s in segments)
     return Transcript(text, tuple(segments), n_samples / SAMPLE_RATE, float(wall))
 
 

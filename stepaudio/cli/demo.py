@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def clip_table(scores: Evaluation) -> str:
     """One row per clip, below it what the model wrote, and what was said where that is something else."""
-    width = max([len("recording"), *(len(s.clip.file.name) for s in scores)])
+    width = max([len("recording"), *(len(s.name) for s in scores)])
     lines = [f"{'recording':{width}}   audio     took  words wrong"]
     for score in scores:
         lines += _clip_lines(score, width)
@@ -61,7 +61,7 @@ def clip_table(scores: Evaluation) -> str:
 
 
 def _clip_lines(score: Score, width: int) -> list[str]:
-    name, made = f"{score.clip.file.name:{width}}", score.transcript
+    name, made = f"{score.name:{width}}", score.transcript
     if made is None:
         return [f"{name}  failed: {score.error}"]
     wrong = f"{score.errors} of {score.words}"

@@ -17,6 +17,7 @@ from ..audio.load import audio_seconds
 from ..audio.save import check_target
 from ..errors import AudioError, ConfigError, DataError
 from ..resources import VOICES, checkpoint_folder, voice_clip
+from ..text.scripts import join_texts
 from .options import STANDARD, add_decoding, add_model, decoding_from
 from .parser import Parser, add_choice, add_formats, add_option, add_verb
 from .progress import busy
@@ -179,7 +180,7 @@ def _voiced(options: argparse.Namespace, model: SpeechModel, conversations, spee
             list(written(spoken.sounds, account))
             answers = spoken.answers
     return account.report(
-        text=" ".join(t for a in answers if (t := (a.text or "").strip())),
+        text=join_texts((a.text or "").strip() for a in answers),
         codes=sum(len(a.codes) for a in answers),
         padding=sum(a.n_padding for a in answers),
         stop=[a.stop for a in answers],

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .manifest import Clip, read_manifest
     from .repetition import loop_period_onset, rep_n
     from .scores import Evaluation, Score, evaluate, score_clips, totals
-    from .word_errors import cer, count_errors, normalise, read_words, wer
+    from .word_errors import cer, count_errors, mixed_error_rate, normalise, read_words, wer
 
 _NAMES = {
     "Clip": "manifest",
@@ -21,6 +21,7 @@ _NAMES = {
     "evaluate": "scores",
     "interval": "bootstrap",
     "loop_period_onset": "repetition",
+    "mixed_error_rate": "word_errors",
     "normalise": "word_errors",
     "paired_difference": "bootstrap",
     "pick": "bootstrap",
@@ -34,7 +35,8 @@ _NAMES = {
 
 __all__ = [
     "Clip", "Evaluation", "Interval", "Score", "cer", "count_errors", "evaluate", "interval", "loop_period_onset",
-    "normalise", "paired_difference", "pick", "read_manifest", "read_words", "rep_n", "score_clips", "totals", "wer",
+    "mixed_error_rate", "normalise", "paired_difference", "pick", "read_manifest", "read_words", "rep_n", "score_clips",
+    "totals", "wer",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(__name__, _NAMES)

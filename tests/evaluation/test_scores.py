@@ -12,7 +12,7 @@ import tiny
 from stepaudio.audio.load import load_audio
 from stepaudio.errors import DataError
 from stepaudio.evaluation import scores as module
-from stepaudio.evaluation.manifest import Clip, read_manifest
+from stepaudio.evaluation.manifest import Clip, distinct_names, read_manifest
 from stepaudio.evaluation.scores import Evaluation, Score, evaluate, score_clips, totals
 from stepaudio.pipeline import Pipeline
 from stepaudio.transcribe import Segment, Transcript
@@ -68,8 +68,31 @@ def test_paths_are_relative_to_the_manifest_or_absolute(tmp_path):
     assert [c.file for c in read_manifest(str(path))] == [tmp_path / "sub/a.wav", tmp_path / "b.wav"]
 
 
-def test_a_line_without_text_is_silence(tmp_path):
-    assert [c.text for c in read_manifest(manifest(tmp_path, "file\ttext\na.wav\t\nb.wav\n"))] == ["", ""]
+@pytest.mark.parametrize(("name", "text"), [("m.tsv", "file\ttext\na.wav\t\n"), ("m.csv", "file,text\na.wav,\n"),
+                                            ("q.csv", 'file,text\na.wav,""\n')])  # fmt: skip
+def test_an_empty_text_is_silence(tmp_path, name, text):
+    assert [c.text for c in read_manifest(manifest(tmp_path, text, name))] == [""]
+
+
+@pytest.mark.parametrize(("name", "text", "line"), [
+    ("m.tsv", "file\ttext\na.wav\tx\nb.wav\nc.wav\t\n", 3), ("m.csv", "file,text\na.wav\n", 2),
+    ("n.tsv", "file\tvoice\ttext\na.wav\tjoe\n", 2),
+])  # fmt: skip
+def test_a_missing_text_is_no_silence(tmp_path, name, text, line):
+    with pytest.raises(DataError, match=f"line {line}: ends before the column text"):
+        read_manifest(manifest(tmp_path, text, name))
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), 5, b"x"])
+def test_a_clip_of_code_needs_its_text_too(text):
+    with pytest.raises(DataError, match="a.wav: expected the text that is said"):
+        Clip(Path("a.wav"), text)
+
+
+def test_names_of_clips_tell_them_apart():
+    files = ["x/a/1.wav", "x/b/1.wav", "y/b/1.wav", "x/b/2.wav", "3.wav", "x/b/2.wav", "/3.wav"]
+    names = ["a/1.wav", "x/b/1.wav", "y/b/1.wav", "2.wav", "3.wav", "2.wav (2)", "//3.wav"]
+    assert distinct_names(map(Path, files)) == names
 
 
 def test_odd_line_separators_stay_in_the_text(tmp_path):
@@ -80,9 +103,11 @@ def test_odd_line_separators_stay_in_the_text(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "expected columns file and text, found nothing"), ("path\ttext\na\tb\n", "found path, text"),
+    ("", "expected columns file and text, each once, found nothing"), ("path\ttext\na\tb\n", "found path, text"),
     ("file\ttext\n", "no line"), ("file,text\na.wav,hello, world\n", "line 2: more cells"),
     ("file\ttext\n\thello\n", "line 2: the column file is empty"),
+    ("file\ttext\ttext\na.wav\tx\ty\n", "each once, found file, text, text"),
+    ('file,text\na.wav,"hello\nb.wav,there\n', "unexpected end of data"),
 ])  # fmt: skip
 def test_bad_manifests(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
@@ -159,6 +184,39 @@ def test_totals_weigh_by_words(tmp_path):
     assert last["wer_known"] == 0 and last["clips_known"] == 1
     assert last["audio_seconds"] == 3 and 0.1 <= last["rtf"] < 5
     json.dumps(last, allow_nan=False)
+
+
+def test_chinese_is_scored_by_characters_and_says_so(tmp_path):
+    model = FixedModel({1: "今天天气很好我们去公园吗", 2: "我用 python", 3: "a cap"})
+    table = clips(tmp_path, (1, "今天天气很好，我们去公园吧。"), (2, "我 用Python 吗"), (3, "a cat"))
+    found = evaluate(model, table)
+    t = found.totals()
+    assert t["measure"] == "mixed" and (t["mixed_units"], t["mixed_errors"]) == (12 + 4 + 2, 1 + 1 + 1)
+    assert (t["chars"], t["char_errors"]) == (12 + 9 + 5, 1 + 1 + 1)
+    assert found.mixed == t["mixed"] == pytest.approx(3 / 18, abs=1e-4) and found.cer == pytest.approx(3 / 26, abs=1e-4)
+    line = found[0].to_dict()
+    assert [line[k] for k in ("words", "errors", "chars", "char_errors", "mixed_units")] == [2, 2, 12, 1, 12]
+    shown = str(found)
+    assert "1.wav  1 of 12 characters and words wrong" in shown and "3.wav  1 of 2 words wrong" in shown
+    assert shown.splitlines()[-1].startswith(
+        "mixed error rate 16.7% (3 of 18 characters and words), character error rate"
+    )
+    english = evaluate(model, table[2:]).totals()
+    assert english["measure"] == "wer" and english["mixed"] == english["wer"] == 0.5 and english["cer"] == 0.2
+
+
+def test_clips_of_one_name_are_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        sf.write(tmp_path / folder / "1.wav", tiny.noise(1), 16_000)
+    table = manifest(tmp_path, "file\ttext\na/1.wav\tone\nb/1.wav\ttwo\n")
+    shown = str(evaluate(FixedModel({1: "one"}), table))
+    assert "\na/1.wav  0 of" in f"\n{shown}" and "\nb/1.wav  1 of" in shown
+
+
+def test_only_clips_are_scored():
+    with pytest.raises(DataError, match="found tuple"):
+        evaluate(FixedModel({}), [("a.wav", "x")])
 
 
 def test_wall_time_includes_reading(tmp_path):
