@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .options import add_model
 from .parser import add_formats, add_option, add_verb
+from .targets import Target, add_force, check_targets
+
+
+if TYPE_CHECKING:
+    from ..experiments.grid import Grid
 
 
 def add_experiment_verbs(verbs) -> None:
@@ -37,6 +44,7 @@ def add_experiment_verbs(verbs) -> None:
     add_option(
         sweep, "--table", metavar="FILE", help="also write all runs of the grid as .csv or .parquet", shown="none",
     )  # fmt: skip
+    add_force(sweep)
 
 
 def run_bench(options: argparse.Namespace) -> int:
@@ -55,7 +63,9 @@ def run_sweep_grid(options: argparse.Namespace) -> int:
     from ..experiments.grid import Grid
     from ..experiments.sweep import is_first_rank, run_sweep
 
-    table = run_sweep(Grid.from_file(options.grid), options.store)
+    grid = Grid.from_file(options.grid)
+    _check_outputs(options, grid)
+    table = run_sweep(grid, options.store)
     failed = sum(row["error"] != "" for row in table.rows)
     if not is_first_rank():
         return 1 if failed else 0
@@ -63,3 +73,20 @@ def run_sweep_grid(options: argparse.Namespace) -> int:
         table.write(options.table)
     print(json.dumps({"store": options.store, "runs": len(table), "failed": failed}))
     return 1 if failed else 0
+
+
+def _check_outputs(options: argparse.Namespace, grid: Grid) -> None:
+    """Refuse a store or a table that cannot be, before the first run; with --force, remove a file in the store's place."""
+    from ..experiments.store import check_table_name, is_store, is_table, store_files
+    from ..resources import checkpoint_folder
+
+    store = Path(options.store)
+    names = dict.fromkeys([store, *store_files(store)])
+    targets = [Target("--store", path, "a store of a sweep", is_store) for path in names]
+    if options.table:
+        check_table_name(options.table)
+        targets.append(Target("--table", Path(options.table), "a table of a sweep", is_table))
+    check_targets(targets, [options.grid, *grid.files, checkpoint_folder(grid.model)], options.force)
+    for path in names:
+        if path.exists() and not is_store(path):
+            path.unlink()

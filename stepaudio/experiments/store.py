@@ -1,7 +1,7 @@
 """Where finished runs go: one JSON object a line, on disk before the next run starts, and the tidy table of them.
 
-A process killed in the middle of a line leaves a torn last line; its owner removes it, readers ignore it. Only the
-columns of a row are known here, not how a run is made.
+A process killed in the middle of a line leaves a torn last line; its owner removes it, readers ignore it. A file that
+holds anything else than rows is not touched. Only the columns of a row are known here, not how a run is made.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import csv
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from operator import itemgetter
 from pathlib import Path
 
 from ..errors import DataError
@@ -66,10 +66,14 @@ SHARED = (
 )  # same in all rows of a store
 
 
+TABLES = (".csv", ".parquet")
+
+
 class Store:
     """One file of rows that this process alone appends to. Use as a context manager.
 
-    Raises `DataError` if the file cannot be written, or if another process is writing to it.
+    Raises `DataError` if the file cannot be written, if another process is writing to it, or if it holds anything else
+    than rows of a sweep: it is then left as it was.
     """
 
     def __init__(self, path: str | Path):
@@ -79,31 +83,40 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: cannot be written ({getattr(error, 'strerror', error)})") from None
+        try:
+            self._claim()
+            self._mend_last_line()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        return self
+
+    def _claim(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise DataError(f"{self.path}: is no regular file, so no rows can be kept in it; name another store")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
         except OSError:
-            os.close(self._fd)
             raise DataError(
                 f"{self.path}: another sweep is writing to it; wait for it, or name another store"
             ) from None
-        self._cut_torn_line()
-        return self
 
     def __exit__(self, *_) -> None:
         os.close(self._fd)
 
-    def _cut_torn_line(self) -> None:
-        end = os.fstat(self._fd).st_size
-        start = end
-        while start > 0:  # look for the last newline from the back, block by block
-            start = max(0, start - 65536)
-            found = os.pread(self._fd, min(65536, end - start), start).rfind(b"\n")
-            if found >= 0:
-                os.ftruncate(self._fd, start + found + 1)
-                return
-        os.ftruncate(self._fd, 0)
+    def _mend_last_line(self) -> None:
+        """Remove a line that a kill tore, or end it if only its end is missing, once all of the file is known as ours."""
+        whole, torn = _split(_bytes_of(self.path))
+        for _ in _rows(whole, self.path):
+            pass
+        if _row(torn) is not None:
+            os.write(self._fd, b"\n")
+        elif _begins_row(torn):
+            os.ftruncate(self._fd, len(whole))
+        else:
+            raise _foreign(self.path, whole.count(b"\n") + 1)
 
     def append(self, row: Mapping) -> None:
         """Write one row and wait until it is on the disk."""
@@ -147,30 +160,85 @@ def read_store(path: str | Path) -> Table:
 
     Raises
     ------
-    DataError : there is no such store, or a finished line is no row of one.
+    DataError : there is no such store, it cannot be read, or a finished line is no row of one.
     """
     files = store_files(path)
     if not files:
         raise DataError(f"{path}: no such store; run a sweep into it first")
     rows: dict[str, dict] = {}
     for file in files:
-        for row in _read_lines(file):
+        for row in _rows(_split(_bytes_of(file))[0], file):
             rows.setdefault(row["run"], row)
     return Table.of(rows.values())
 
 
-def _read_lines(file: Path) -> Iterator[dict]:
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):  # behind the last newline: nothing, or torn
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or set(row) != set(COLUMNS):
-                raise ValueError
-        except ValueError:
-            raise DataError(
-                f"{file}:{number}: not a row of a sweep; the file was changed by something else, or comes "
-                "from another version of this package: name another store"
-            ) from None
+def is_store(path: str | Path) -> bool:
+    """Whether a file holds rows of a sweep and nothing else; its last line may be torn. True of an empty file."""
+    path = Path(path)
+    try:
+        whole, torn = _split(_bytes_of(path))
+        return all(_rows(whole, path)) and (_row(torn) is not None or _begins_row(torn))
+    except DataError:
+        return False
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    """Finished lines, and what stands behind the last newline: nothing, or a torn line."""
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def _rows(whole: bytes, file: Path) -> Iterator[dict]:
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        row = _row(line)
+        if row is None:
+            raise _foreign(file, number)
         yield row
+
+
+def _foreign(file: Path, number: int) -> DataError:
+    return DataError(
+        f"{file}:{number}: not a row of a sweep; the file is something else, was changed by something else, or comes "
+        "from another version of this package, and was left as it is: name another store"
+    )
+
+
+def _row(line: bytes) -> dict | None:
+    """The row in a line, or None if it holds anything else."""
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or set(row) != set(COLUMNS):
+        return None
+    return row if all(_fits(row[name], kind) for name, kind in COLUMNS.items()) else None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind in ("int", "float"):
+        wanted = (int, float) if kind == "float" else int
+        return value is None or (isinstance(value, wanted) and not isinstance(value, bool) and abs(value) < 1 << 63)
+    return isinstance(value, str if kind == "str" else (list, dict))
+
+
+def _begins_row(torn: bytes) -> bool:
+    """Whether these bytes are the start, if only none, of a row as `append` writes it: the run, then the clip."""
+    begin, middle = b'{"run": "', b'", "clip": "'
+    if len(torn) <= len(begin):
+        return begin.startswith(torn)
+    run, quote, rest = torn.removeprefix(begin).partition(b'"')
+    return torn.startswith(begin) and (not quote or (quote + rest)[: len(middle)] == middle[: len(quote + rest)])
 
 
 @dataclass(frozen=True)
@@ -182,7 +250,7 @@ class Table:
     @classmethod
     def of(cls, rows: Iterable[Mapping]) -> Table:
         """A table of these rows in its order; columns that a row lacks are empty."""
-        return cls(tuple(sorted((complete(row) for row in rows), key=itemgetter("setting", "defect", "clip", "seed"))))
+        return cls(tuple(sorted(map(complete, rows), key=_order)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -196,11 +264,8 @@ class Table:
 
     def write(self, path: str | Path) -> None:
         """`to_csv` or `to_parquet`, by the ending of the name. Raises `DataError` for another ending."""
-        writers = {".csv": self.to_csv, ".parquet": self.to_parquet}
-        suffix = Path(path).suffix
-        if suffix not in writers:
-            raise DataError(f"{path}: a table is written as .csv or .parquet")
-        writers[suffix](path)
+        check_table_name(path)
+        (self.to_csv if Path(path).suffix == ".csv" else self.to_parquet)(path)
 
     def to_csv(self, path: str | Path) -> None:
         """Write a CSV file in UTF-8, whole or not at all; lists and objects as JSON, an absent number an empty cell."""
@@ -220,31 +285,66 @@ class Table:
             frame.to_parquet(aside, engine="pyarrow", index=False)
 
 
+def _order(row: Mapping) -> tuple:
+    return row["setting"], row["defect"], row["clip"], row["seed"] is not None, row["seed"] or 0
+
+
 _JSON = [name for name, kind in COLUMNS.items() if kind == "json"]
 
 
-def read_table(path: str | Path) -> Table:
-    """The table from what `to_csv` or `to_parquet` wrote, or from a store (.jsonl); `.to_frame()` for pandas."""
+def check_table_name(path: str | Path) -> None:
+    """Raise `DataError` unless a table can be written under this name: .csv, or .parquet where that is installed."""
+    suffix = Path(path).suffix
+    if suffix not in TABLES:
+        raise DataError(f"{path}: a table is written as {' or '.join(TABLES)}, found {suffix or 'no suffix'}")
+    if suffix == ".parquet":
+        _need_pyarrow()
+        _pandas()
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a file is a table of a sweep in the format of its suffix; only its head is read."""
     path = Path(path)
-    if path.suffix not in (".csv", ".parquet"):
+    try:
+        if path.suffix == ".csv":
+            with path.open("rb") as stream:
+                return stream.readline(1 << 16) == ",".join(COLUMNS).encode() + b"\n"
+        _need_pyarrow()
+        from pyarrow.parquet import read_schema
+
+        return read_schema(path).names == list(COLUMNS)
+    except (DataError, OSError, ValueError):  # pyarrow's own errors are ValueErrors
+        return False
+
+
+def read_table(path: str | Path) -> Table:
+    """The table from what `to_csv` or `to_parquet` wrote, or from a store (.jsonl); `.to_frame()` for pandas.
+
+    Raises
+    ------
+    DataError : there is no such file, it cannot be read, or it is no table of this version of the package.
+    """
+    path = Path(path)
+    if path.suffix not in TABLES:
         return read_store(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such table")
-    return _from_csv(path) if path.suffix == ".csv" else _from_parquet(path)
+    try:
+        return _from_csv(path) if path.suffix == ".csv" else _from_parquet(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such table") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:  # ValueError: pyarrow's own, too
+        raise DataError(f"{path}: not a table of a sweep ({str(error)[:100]})") from None
 
 
 def _from_csv(path: Path) -> Table:
     with path.open(encoding="utf-8", newline="") as stream:
-        try:
-            reader = csv.reader(_big_cells(stream))
-            _check_columns(next(reader, []), path)
-            kinds = COLUMNS.items()
-            return Table.of(
-                {name: _from_cell(cell, kind) for (name, kind), cell in zip(kinds, line, strict=True)}
-                for line in reader
-            )
-        except (ValueError, csv.Error) as error:
-            raise DataError(f"{path}: not a table of a sweep ({error})") from None
+        reader = csv.reader(_big_cells(stream))
+        _check_columns(next(reader, []), path)
+        kinds = COLUMNS.items()
+        return Table.of(
+            {name: _from_cell(cell, kind) for (name, kind), cell in zip(kinds, line, strict=True)} for line in reader
+        )
 
 
 def _big_cells(stream):

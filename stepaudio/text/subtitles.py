@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_TIMES = re.compile(r"\d{2,}:\d\d:\d\d[.,]\d{3} --> \d{2,}:\d\d:\d\d[.,]\d{3}")
 
 Line = tuple[float, float, str]  # start and end in seconds, text
 
@@ -52,6 +55,24 @@ def tsv(lines: Iterable[Line]) -> str:
         f"{round(1000 * start)}\t{round(1000 * end)}\t{' '.join(text.split())}\n" for start, end, text in lines
     )
     return f"start\tend\ttext\n{rows}"
+
+
+def is_srt(text: str) -> bool:
+    """Whether a text is nothing but numbered lines with times, as `srt` writes them."""
+    cues = [cue.split("\n", 2) for cue in text.strip("\n").split("\n\n")]
+    return all(len(cue) == 3 and cue[0] == str(i) and _TIMES.fullmatch(cue[1]) for i, cue in enumerate(cues, 1))
+
+
+def is_vtt(text: str) -> bool:
+    """Whether a text is nothing but lines with times, as `vtt` writes them: no note, no style, no position."""
+    head, *cues = text.strip("\n").split("\n\n")
+    return head == "WEBVTT" and all(_TIMES.fullmatch(cue.split("\n")[0]) for cue in cues)
+
+
+def is_tsv(text: str) -> bool:
+    """Whether a text is a table as `tsv` writes it."""
+    head, *rows = text.rstrip("\n").split("\n")
+    return head == "start\tend\ttext" and all(re.fullmatch(r"\d+\t\d+\t[^\t]+", row) for row in rows)
 
 
 def clock(seconds: float, point: str = ".") -> str:
