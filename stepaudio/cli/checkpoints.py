@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 
 from ..errors import ConfigError, StepAudioError
 from .parser import add_formats, add_option, add_verb
 from .progress import busy
+from .targets import Target, add_force, check_targets
 
 
 def add_checkpoint_verbs(verbs) -> None:
@@ -38,6 +40,7 @@ def add_checkpoint_verbs(verbs) -> None:
     convert.add_argument("model_dir", metavar="MODEL_DIR", help="a published model's folder, or its token2wav folder")
     add_formats(convert, ("text", "json"), "text")
     add_option(convert, "--out", metavar="DIR", help="where to write", shown="beside the published files")
+    add_force(convert)
 
     verify = add_verb(
         verbs, "verify", run_verify, "compare every stage with recorded outputs of the reference", "GOLDENS",
@@ -73,8 +76,10 @@ def run_weights(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Convert a published `token2wav` folder."""
-    from ..checkpoints.convert.convert import convert
+    from ..checkpoints.convert.convert import convert, converted_files, is_converted
 
+    there = [path for path in converted_files(options.model_dir, options.out) if os.path.lexists(path)]
+    check_targets([Target("--out", path, "of a conversion", is_converted) for path in there], [], options.force)
     with busy("converting"):
         done = convert(options.model_dir, options.out)
     print(json.dumps(done.manifest.raw) if options.format == "json" else done.table())

@@ -12,7 +12,6 @@ from .options import add_model
 from .parser import add_formats, add_option, add_verb
 from .targets import Target, add_force, check_targets
 
-
 if TYPE_CHECKING:
     from ..experiments.grid import Grid
 
@@ -76,7 +75,7 @@ def run_sweep_grid(options: argparse.Namespace) -> int:
 
 
 def _check_outputs(options: argparse.Namespace, grid: Grid) -> None:
-    """Refuse a store or a table that cannot be, before the first run; with --force, remove a file in the store's place."""
+    """Refuse a store or table that cannot be, before the first run; --force removes a file in the store's place."""
     from ..experiments.store import check_table_name, is_store, is_table, store_files
     from ..resources import checkpoint_folder
 

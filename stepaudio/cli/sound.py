@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
+import soundfile as sf
 
+from ..audio.features import FLOW_SAMPLE_RATE
 from ..audio.save import audio_writer
 from .options import STANDARD
 from .progress import message
@@ -54,6 +57,15 @@ def written(chunks: Iterable, account: Account, peak: float = 1.0) -> Iterator:
                 write(chunk.wave)
                 account.add(len(chunk.wave))
             yield chunk
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is sound as token2wav gives it: in the format of its suffix, one channel, 24 kHz."""
+    try:
+        found = sf.info(path)
+    except (RuntimeError, OSError, ValueError):
+        return False
+    return (found.format, found.channels, found.samplerate) == (path.suffix[1:].upper(), 1, FLOW_SAMPLE_RATE)
 
 
 def _writer(stack: ExitStack, target: str, rate: int, peak: float):

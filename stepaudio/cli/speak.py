@@ -21,7 +21,8 @@ from ..text.scripts import join_texts
 from .options import STANDARD, add_decoding, add_model, decoding_from
 from .parser import Parser, add_choice, add_formats, add_option, add_verb
 from .progress import busy
-from .sound import Account, written
+from .sound import Account, is_ours, written
+from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
     from ..speech_model import SpeechModel, SpeechOptions
@@ -92,6 +93,7 @@ def _add_sound(verb: Parser, needed: bool) -> None:
         sound, "-o", "--output", metavar="FILE", required=needed, shown="none, the translation is written",
         help="16-bit sound by its suffix, .f32.wav for floats, - for raw floats on standard output",
     )  # fmt: skip
+    add_force(verb)
     add_option(
         sound, "--voice", metavar="CLIP", default="female",
         help=f"3 to 10 s of one person, a saved voice, or one of {', '.join(VOICES)} (bundled)",
@@ -148,8 +150,7 @@ def _translate(options: argparse.Namespace) -> int:
 def _say_codes(options: argparse.Namespace) -> int:
     from ..synthesis.synthesizer import Synthesizer
 
-    _check_output(options.output)
-    _voice(options.voice)
+    _check_output(options, options.codes)
     codes, voicing = read_codes(options.codes), _voicing(options)
     with busy("loading token2wav"):
         synthesizer = Synthesizer.load(checkpoint_folder(options.model))
@@ -195,9 +196,8 @@ def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, Speech
     """The model and its options, after what can be refused without reading the model."""
     from ..speech_model import SpeechModel
 
-    _check_output(options.output)
+    _check_output(options, *([options.file] if "file" in options else []))
     speech = _speech_options(options, "chat")
-    _voice(options.voice)
     _require(options.model, task)
     with busy("loading the model"):
         return SpeechModel.load(options.model), speech
@@ -261,6 +261,11 @@ def read_codes(path: str) -> list[int]:
     return codes
 
 
-def _check_output(target: str) -> None:
-    if target != STANDARD:
-        check_target(target)
+def _check_output(options: argparse.Namespace, *inputs: str) -> None:
+    """Refuse a sound file that cannot be written, or may not; `inputs` are read besides voice and model."""
+    if options.output == STANDARD:
+        return
+    check_target(options.output)
+    target = Target("--output", Path(options.output), "sound as this command writes it", is_ours)
+    read = [name for name in (*inputs, _voice(options.voice)) if name != STANDARD]
+    check_targets([target], [*read, checkpoint_folder(options.model)], options.force)

@@ -6,13 +6,17 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AudioError, ConfigError
+from ..resources import default_checkpoint
+from ..text import subtitles
 from .options import STANDARD, add_decoding, add_model, add_recording, load_model, recording, transcription_from
 from .parser import add_formats, add_option, add_verb
 from .progress import busy, message
+from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
     from ..transcribe import Transcript
@@ -37,6 +41,7 @@ def add_transcribe_verbs(verbs) -> None:
         transcribe, "-o", "--output", metavar="DIR", shown="standard output",
         help="folder for one file per recording, named after it",
     )  # fmt: skip
+    add_force(transcribe)
     transcribe.add_argument("--no-tokenizer", action="store_true", help="give token ids, no text (needs --prompt-ids)")
     add_model(transcribe)
     add_recording(transcribe)
@@ -118,7 +123,28 @@ def _targets(options: argparse.Namespace) -> dict[str, Path]:
     stems = {name: "stdin" if name == STANDARD else Path(name).stem for name in options.files}
     if len(set(stems.values())) < len(stems):
         raise ConfigError("--output: two recordings of the same name would be written to the same file")
-    return {name: Path(options.output) / f"{stem}{suffix}" for name, stem in stems.items()}
+    found = {name: Path(options.output) / f"{stem}{suffix}" for name, stem in stems.items()}
+    kind = f"a transcript as {options.format} that is known as ours"
+    model = options.model or default_checkpoint()
+    check_targets(
+        [Target("--output", path, kind, partial(_is_ours, options.format)) for path in found.values()],
+        [*(name for name in options.files if name != STANDARD), model],
+        options.force,
+    )
+    return found
+
+
+def _is_ours(form: str, path: Path) -> bool:
+    """Whether a file is a transcript in this format. Plain text does not say whose it is."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if form == "json":
+            found = json.loads(text)
+            return isinstance(found, dict) and {"text", "segments", "audio_seconds", "wall_seconds"} <= set(found)
+    except (OSError, ValueError, RecursionError):
+        return False
+    looks_like = {"srt": subtitles.is_srt, "vtt": subtitles.is_vtt, "tsv": subtitles.is_tsv}
+    return form in looks_like and looks_like[form](text)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -126,7 +152,6 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from ..evaluation.manifest import read_manifest
     from ..evaluation.scores import Evaluation, score_clips, totals
     from ..evaluation.word_errors import read_words
-    from ..resources import default_checkpoint
 
     keywords, clips = transcription_from(options), read_manifest(options.manifest)
     beside = Path(options.model or default_checkpoint()) / "words.txt"

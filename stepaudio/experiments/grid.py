@@ -138,8 +138,11 @@ class Grid:
     seeds: Sequence[int] = (0,)
     faults: Sequence[str] = (NO_FAULT,)
     dtype: str | None = None
+    manifest: Path | None = field(default=None, init=False, repr=False, compare=False)  # from which the clips came
 
     def __post_init__(self):
+        if isinstance(self.clips, str | Path):
+            object.__setattr__(self, "manifest", Path(self.clips))
         if not isinstance(self.settings, Mapping):
             raise ConfigError(f"settings: expected an object of name to setting, found {self.settings!r}")
         resolved = {
@@ -169,6 +172,11 @@ class Grid:
     @property
     def _clips(self) -> tuple[Clip, ...]:
         return cast(tuple[Clip, ...], self.clips)
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read besides the model: all recordings, and the manifest that named them."""
+        return [Path(clip.file) for clip in self._clips] + ([self.manifest] if self.manifest else [])
 
     @property
     def clip_names(self) -> list[str]:
@@ -205,7 +213,7 @@ class Grid:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path}: not readable as JSON ({error})") from None
-        data = require_keys(data, (*(f.name for f in fields(cls)), OLD_FAULTS), path.name)
+        data = require_keys(data, (*(f.name for f in fields(cls) if f.init), OLD_FAULTS), path.name)
         if OLD_FAULTS in data:
             if "faults" in data:
                 raise ConfigError(f"{path.name}: {OLD_FAULTS} is an older name of faults; found both")

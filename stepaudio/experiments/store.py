@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import glob
 import json
 import os
 import stat
@@ -107,7 +108,7 @@ class Store:
         os.close(self._fd)
 
     def _mend_last_line(self) -> None:
-        """Remove a line that a kill tore, or end it if only its end is missing, once all of the file is known as ours."""
+        """Remove a line that a kill tore, or end it if only its end lacks, once all of the file is known as ours."""
         whole, torn = _split(_bytes_of(self.path))
         for _ in _rows(whole, self.path):
             pass
@@ -144,8 +145,9 @@ def rank_file(path: str | Path, rank: int, size: int) -> Path:
 def store_files(path: str | Path) -> list[Path]:
     """All files of a store that exist, its own and those of ranks."""
     path = Path(path)
-    ranked = {f: rank for f in path.parent.glob(f"*{path.suffix}") if (rank := _rank_of(f, path)) is not None}
-    return [f for f in [path, *sorted(ranked, key=ranked.__getitem__)] if f.exists()]
+    there = path.parent.glob(f"*{glob.escape(path.suffix)}")
+    ranked = {f: rank for f in there if (rank := _rank_of(f, path)) is not None}
+    return [f for f in [path, *sorted(ranked, key=ranked.__getitem__)] if os.path.exists(f)]
 
 
 def _rank_of(file: Path, store: Path) -> int | None:
@@ -237,7 +239,7 @@ def _begins_row(torn: bytes) -> bool:
     begin, middle = b'{"run": "', b'", "clip": "'
     if len(torn) <= len(begin):
         return begin.startswith(torn)
-    run, quote, rest = torn.removeprefix(begin).partition(b'"')
+    _, quote, rest = torn.removeprefix(begin).partition(b'"')
     return torn.startswith(begin) and (not quote or (quote + rest)[: len(middle)] == middle[: len(quote + rest)])
 
 

@@ -56,9 +56,11 @@ ROW = json.dumps(complete({"run": "a", "clip": "b.wav", "seed": 1})).encode() + 
 
 
 @pytest.mark.parametrize("foreign", [
-    b"x" * 70_000, b"\0" * 200_000, b"# notes\nof an afternoon", b"PAR1\n\x00\xff\nPAR1", b"{}\n", b"[1, 2]\n", b"null\n",
+    b"x" * 70_000, b"\0" * 200_000, b"# notes\nof an afternoon", b"PAR1\n\x00\xff\nPAR1", b"{}\n", b"[1, 2]\n",
+    b"null\n",
     b'{"run": 5}', b'{"run": "a"}', b'{"run": "a", "loss": 0.3, "st', b'{"run": "a"}\n', b'{\n "clips": [],\n', b"\n",
-    b"[" * 100_000, b"[" * 100_000 + b"\n", b"\xef\xbb\xbf" + ROW, ROW.decode().encode("utf-16"), ROW.replace(b"\n", b"\r\n") + b"x",
+    b"[" * 100_000, b"[" * 100_000 + b"\n", b"\xef\xbb\xbf" + ROW, ROW.decode().encode("utf-16"),
+    ROW.replace(b"\n", b"\r\n") + b"x",
     ROW + b"my own remark", ROW + b"my own remark\n", b"remark\n" + ROW, ROW + b"\n" + ROW, ROW + ROW[:40] + ROW,
     ROW.replace(b'"seed": 1', b'"seed": "1"'), ROW.replace(b'"seed": 1', b'"seed": NaN'),
     ROW.replace(b'"seed": 1', b'"seed": 1e400'), ROW.replace(b'"seed": 1', b'"seed": ' + b"9" * 5000),

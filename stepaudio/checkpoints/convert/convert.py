@@ -22,7 +22,7 @@ from ...models.token2wav.campplus import SpeakerConfig
 from ..header import listed, read_header
 from ..layout import SOURCES, TOKEN2WAV, kernel_axes, to_net
 from ..match import match_stored
-from ..tensors import read_values
+from ..tensors import lazy_arrays_with_metadata, read_values
 from ..weight_norm import DIRECTION, MAGNITUDE, merge_weight_norm
 from .batch_norm import unfolded
 from .manifest import FORMAT, MANIFEST, Manifest, file_of, read_manifest
@@ -71,8 +71,7 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     ConfigError
         `flow.yaml`, or sizes that contradict each other.
     """
-    inner = Path(model_dir) / FOLDER
-    folder = published_folder(model_dir) or (inner if inner.is_dir() else Path(model_dir))
+    folder = _published(model_dir)
     names = (FLOW_YAML, *SOURCES.values())
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -94,6 +93,29 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
             f"{target}: the conversion could not be written ({error}); `--out` names another folder"
         ) from None
     return Conversion(read_manifest(target), True)
+
+
+def _published(model_dir: str | Path) -> Path:
+    inner = Path(model_dir) / FOLDER
+    return published_folder(model_dir) or (inner if inner.is_dir() else Path(model_dir))
+
+
+def converted_files(model_dir: str | Path, out: str | Path | None = None) -> list[Path]:
+    """Files that `convert` with these arguments writes."""
+    target = Path(out) if out is not None else _published(model_dir)
+    return [target / name for name in (*map(file_of, TOKEN2WAV), MANIFEST)]
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `convert` wrote a file: weights that name their component, or the manifest of a conversion."""
+    try:
+        if path.name == MANIFEST:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(found, dict) and {"format", "sources", "components"} <= set(found)
+        read_header(path)
+        return lazy_arrays_with_metadata(path)[1].get("component") == path.stem
+    except (WeightsError, OSError, ValueError, RuntimeError, RecursionError):
+        return False
 
 
 def _fingerprint(path: Path) -> dict:
