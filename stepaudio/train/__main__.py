@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..text.tokenizer import Tokenizer
 from .loop import run
-from .nano import average_models, export, nano_config, train_tokenizer
+from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_config, read_encoder, train_tokenizer
 from .optimiser import STATE_FILE, average_states
 from .recipe import ALL_BUCKETS, Recipe
 
@@ -45,6 +45,12 @@ def _run_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--out", type=Path, required=True)
     train.add_argument("--resume", type=Path, help=f"folder with {STATE_FILE} of an earlier run")
     train.add_argument("--start", type=Path, help="checkpoint folder whose weights a fresh run begins with")
+    train.add_argument("--encoder", type=Path, help="safetensors file of an encoder that stays as it is")
+    train.add_argument("--width", type=int, default=256, help="channels of the decoder, a multiple of 128")
+    train.add_argument("--layers", type=int, default=4, help="layers of the decoder")
+    train.add_argument(
+        "--dropout", type=float, default=Recipe.dropout, help="share of a kept encoder's channels left out"
+    )
     train.add_argument("--steps", type=int, default=Recipe.steps)
     train.add_argument("--seconds", type=float, default=Recipe.seconds)
     train.add_argument("--rate", type=float, default=Recipe.peak_rate)
@@ -84,6 +90,7 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         block=options.block,
         compile=options.compile,
         weight_noise=options.weight_noise,
+        dropout=options.dropout,
         empty=options.empty,
         buckets=buckets,
     )
@@ -103,7 +110,9 @@ def main() -> None:
         (average_states if saved else average_models)(options.models, options.folder)
         return
     tokenizer = Tokenizer.from_folder(options.tokenizer)
-    config = nano_config(-(-tokenizer.n_ids // 64) * 64)
+    encoder = read_encoder(options.encoder) if options.encoder else None
+    sizes = encoder_sizes(encoder) if encoder else NANO_ENCODER
+    config = nano_config(-(-tokenizer.n_ids // 64) * 64, options.width, options.layers, sizes)
     run(
         recipe_from(options),
         config,
@@ -114,6 +123,7 @@ def main() -> None:
         options.held_out,
         options.resume,
         options.start,
+        encoder,
         on_save=lambda trainer: export(trainer.average, config, options.out / "model"),
         elapsed=options.elapsed,
         pause=options.pause,

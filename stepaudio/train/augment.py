@@ -12,17 +12,17 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from ..audio.filters import mel_filterbank
+from ..audio.filters import N_MELS, mel_filterbank
 from ..constants import HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_mel_frames
 
-N_MELS = 128
+BAND_UNITS = 128  # masks of bands are drawn in units of so many to the whole
 WARPS = np.linspace(0.82, 1.2, 9)  # factors on the frequency axis: shorter and longer vocal tracts
 
 
-@lru_cache(maxsize=1)
-def warped_filters() -> mx.array:
+@lru_cache(maxsize=2)
+def warped_filters(n_mels: int = N_MELS) -> mx.array:
     """(9, 201, M) mel filterbanks whose frequency axis is scaled; WARPS[4] ~ 1 is close to the true one."""
-    true = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS)  # (M, 201)
+    true = mel_filterbank(SAMPLE_RATE, N_FFT, n_mels)  # (M, 201)
     bins = np.arange(true.shape[1])
     return mx.array(
         np.stack([np.stack([np.interp(bins * w, bins, f, right=0.0) for f in true], 1) for w in WARPS]).astype(
@@ -31,10 +31,10 @@ def warped_filters() -> mx.array:
     )
 
 
-@lru_cache(maxsize=1)
-def clean_filters() -> mx.array:
+@lru_cache(maxsize=2)
+def clean_filters(n_mels: int = N_MELS) -> mx.array:
     """(201, M) the reference's own filterbank."""
-    return mx.array(mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).T.astype(np.float32))
+    return mx.array(mel_filterbank(SAMPLE_RATE, N_FFT, n_mels).T.astype(np.float32))
 
 
 def gather_wave(pcm: mx.array, batch: dict, N: int) -> mx.array:
@@ -115,12 +115,12 @@ def room_and_noise(wave: mx.array, batch: dict) -> mx.array:
     return mx.clip(wave, -top, top)
 
 
-@lru_cache(maxsize=1)
-def band_tables() -> tuple[mx.array, mx.array]:
+@lru_cache(maxsize=2)
+def band_tables(n_mels: int) -> tuple[mx.array, mx.array]:
     """(8, M) hat functions over the mel bands, and (M,) the bands' frequencies in Hz."""
-    centre = np.linspace(0, 7, N_MELS)
+    centre = np.linspace(0, 7, n_mels)
     hats = np.maximum(0, 1 - np.abs(centre[None, :] - np.arange(8)[:, None]))
-    hertz = mel_filterbank(SAMPLE_RATE, N_FFT, N_MELS).argmax(1) * SAMPLE_RATE / N_FFT
+    hertz = mel_filterbank(SAMPLE_RATE, N_FFT, n_mels).argmax(1) * SAMPLE_RATE / N_FFT
     return mx.array(hats.astype(np.float32)), mx.array(hertz.astype(np.float32))
 
 
@@ -130,9 +130,9 @@ def hann_window() -> mx.array:
     return mx.array(np.hanning(N_FFT + 1)[:-1].astype(np.float32))
 
 
-def band_gain(batch: dict) -> mx.array:
+def band_gain(batch: dict, n_mels: int = N_MELS) -> mx.array:
     """(B, M) power gains: a smooth random equaliser, and nothing above `top` or below `bottom` Hz."""
-    hats, hertz = band_tables()
+    hats, hertz = band_tables(n_mels)
     gain = 10 ** (batch["tilt"] @ hats / 10)
     inside = (hertz[None] <= batch["top"][:, None]) & (hertz[None] >= batch["bottom"][:, None])
     return mx.where(inside, gain, gain * 1e-5)
@@ -167,8 +167,8 @@ def mask_some(mel: mx.array, batch: dict) -> mx.array:
     time, band = mx.arange(F)[None, None], mx.arange(M)[None, None]
     start = batch["time_mask"][..., 0:1] % F
     hidden = ((time >= start) & (time < start + batch["time_mask"][..., 1:2])).any(1)[:, :, None]
-    start = batch["band_mask"][..., 0:1]
-    hidden = hidden | ((band >= start) & (band < start + batch["band_mask"][..., 1:2])).any(1)[:, None, :]
+    edges = mx.cumsum(batch["band_mask"], axis=-1) * M // BAND_UNITS  # first band and one past the last
+    hidden = hidden | ((band >= edges[..., :1]) & (band < edges[..., 1:])).any(1)[:, None, :]
     own = (mx.arange(F)[None] < ((batch["length"] + TAIL_PADDING) // HOP)[:, None])[..., None]
     return mx.where(hidden & own, mean, mel)
 
@@ -176,5 +176,5 @@ def mask_some(mel: mx.array, batch: dict) -> mx.array:
 def batch_mels(pcm: mx.array, batch: dict, N: int, filters: mx.array) -> mx.array:
     """Everything above in its order: (B, F, M) log mels of one described batch."""
     wave = room_and_noise(gather_wave(pcm, batch, N), batch)
-    mel = log_mel_batch(wave, batch["length"], filters[batch["warp"]], band_gain(batch))
+    mel = log_mel_batch(wave, batch["length"], filters[batch["warp"]], band_gain(batch, filters.shape[-1]))
     return mx.stop_gradient(mask_some(mel, batch))

@@ -20,6 +20,7 @@ ALIGNMENT_SECONDS = 0.025  # length of one phoneme frame in the corpus
 IGNORE = 0  # label of frames and embeddings about which nothing is known; real labels are one higher than their ids
 BREATHS, BREATH_CHANCE = 3, 0.2  # bursts of noise that an example may hold, and how often each is there
 EMPTY = 0.04  # share of examples without speech
+SILENT = 0.12  # share of examples with a long silence before, between or behind the clips
 TIGHT, CUT = 0.5, 0.5  # shares of examples with hardly any silence around, and of aligned clips that are shortened
 PHONEME_SPACE = 16  # separates words in the synthesiser's phonemes; lower ids are marks and pauses
 
@@ -107,8 +108,14 @@ class BatchMaker:
     def _row(self, rng, bucket: Bucket, shard: int) -> dict:
         """Clips at their own speed, one after another with pauses, until the example is about full; often only one."""
         around = 0.04 if rng.random() < TIGHT else 0.5  # seconds of silence, at most, before and after the words
-        segments, tokens, cursor = [], [], int(rng.uniform(0, around) * SAMPLE_RATE)
+        before, pause, behind = rng.uniform(0, around), 0.25, rng.uniform(0, around)
         want = 0 if rng.random() < self.empty else 1 if rng.random() < 0.55 else SEGMENTS
+        if rng.random() < SILENT:
+            where = int(rng.integers(3))
+            before = before if where else rng.uniform(0, 0.9 * bucket.seconds)
+            pause, want = (0.3 * bucket.seconds, SEGMENTS if want else 0) if where == 1 else (pause, want)
+            behind = rng.uniform(0, bucket.seconds) if where == 2 else behind
+        segments, tokens, cursor = [], [], int(before * SAMPLE_RATE)
         for _ in range(40):
             if len(segments) >= want:
                 break
@@ -121,11 +128,11 @@ class BatchMaker:
                 continue
             segments.append((cursor, cursor + n, clip, rate))
             tokens += clip["tokens"]
-            cursor += n + int(rng.exponential(0.25) * SAMPLE_RATE)
+            cursor += n + int(rng.exponential(pause) * SAMPLE_RATE)
         if not segments:  # silence or noise, answered with nothing
             cursor = int(rng.uniform(0.2, bucket.seconds) * SAMPLE_RATE)
         length = segments[-1][1] if segments else cursor
-        length = min(bucket.samples, max(length + int(rng.uniform(0, around) * SAMPLE_RATE), SAMPLE_RATE // 5))
+        length = min(bucket.samples, max(length + int(behind * SAMPLE_RATE), SAMPLE_RATE // 5))
         return {"segments": segments, "tokens": tokens, "length": length}
 
     def _some_words(self, rng, clip: dict) -> dict:

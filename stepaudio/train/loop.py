@@ -2,10 +2,10 @@
 
 Loss: cross-entropy of the answer after the reference's own transcription prompt, with label smoothing, plus, on
 clips whose synthesiser reported its phoneme durations, the phoneme of every 40 ms encoder frame and the text token
-that is being spoken in every 80 ms audio embedding, through two heads that are thrown away. Master weights in
-float32, products in bfloat16 on a GPU. A share of the answer's input tokens is replaced at random, so that the
-decoder relies on the audio more than on its own output. Noise on the weights (Graves 2011), if asked for, drives the
-net to where small changes do little.
+that is being spoken in every 80 ms audio embedding, through two heads that are thrown away. An encoder can be kept as
+it is; the phonemes are then told from the audio embeddings. Master weights in float32, products in bfloat16 on a GPU. A
+share of the answer's input tokens is replaced at random, so that the decoder relies on the audio more than on its own
+output. Noise on the weights (Graves 2011), if asked for, drives the net to where small changes do little.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from ..backend.device import on_cpu
 from ..checkpoints.load import load_weights
 from ..constants import HOP, TAIL_PADDING
+from ..errors import ConfigError
 from ..models.kv_cache import NoCache
 from ..models.speech_lm import StepAudioConfig, StepAudioNet
 from ..text.tokenizer import Tokenizer
@@ -50,16 +51,32 @@ class Trainer:
     ----------
     recipe : hyperparameters. config : sizes of the nets.
     prompt : tokens around the audio. n_text : number of text tokens, for the noise on answers and the second head.
+    encoder : arrays of an encoder that stays as it is, as `nano.read_encoder` gives them; no gradient passes it.
     """
 
-    def __init__(self, recipe: Recipe, config: StepAudioConfig, prompt: PromptTokens, n_text: int):
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: StepAudioConfig,
+        prompt: PromptTokens,
+        n_text: int,
+        encoder: dict[str, mx.array] | None = None,
+    ):
         self.recipe, self.config, self.prompt, self.n_text = recipe, config, prompt, n_text
         mx.random.seed(recipe.seed)
         self.net = StepAudioNet(config)
-        head = nn.Linear(config.audio_encoder_config.n_audio_state, N_PHONEMES)
-        spoken = nn.Linear(config.text_config.hidden_size, n_text + 1)
         self.dtype = mx.float32 if on_cpu() else mx.bfloat16
-        params = {"net": initialise(self.net), "head": head.parameters(), "spoken": spoken.parameters()}
+        D, audio, fresh = config.text_config.hidden_size, config.audio_encoder_config, initialise(self.net)
+        self.kept: dict = {}  # parameters that stay as they are
+        if encoder is not None:
+            self.kept = {"encoder": tree_unflatten(list(encoder.items()))}
+            self.net.encoder.load_weights([(name, value.astype(self.dtype)) for name, value in encoder.items()])
+            del fresh["encoder"]
+        # of each encoder frame; beside a kept encoder, of the frames of an audio embedding together
+        frames = (D, audio.adapter_stride * N_PHONEMES) if self.kept else (audio.n_audio_state, N_PHONEMES)
+        head = nn.Linear(*frames)
+        spoken = nn.Linear(D, n_text + 1)
+        params = {"net": fresh, "head": head.parameters(), "spoken": spoken.parameters()}
         self.flat = Flat(params)
         start = self.flat.join(params)
         # ones where a weight is of a matrix or a kernel, which alone decay and take noise
@@ -71,7 +88,8 @@ class Trainer:
         self._shown: tuple[mx.array, ...] = ()
         self._scales: mx.array | None = None
         self._gradient = mx.value_and_grad(self.loss)
-        self._mels = [partial(batch_mels, N=b.samples, filters=warped_filters()) for b in recipe.buckets]
+        filters = warped_filters(audio.n_mels)
+        self._mels = [partial(batch_mels, N=b.samples, filters=filters) for b in recipe.buckets]
         if recipe.compile:
             fused = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
             self._gradient, self._mels = fused(self._gradient), [fused(f) for f in self._mels]
@@ -85,6 +103,11 @@ class Trainer:
         self.net.update(params["net"])
         x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         encoded = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
+        if self.kept:
+            encoded = mx.stop_gradient(encoded)
+            if noise and self.recipe.dropout:  # whole channels of an example
+                stays = mx.random.uniform(shape=(len(encoded), 1, encoded.shape[2])) >= self.recipe.dropout
+                encoded = encoded * (stays / (1 - self.recipe.dropout)).astype(self.dtype)
         audio = self.net.adapter(encoded)
         embedding, answers, place = self.net.model.embed_tokens.weight, batch["answers"], batch["place"]
         if noise:
@@ -99,7 +122,8 @@ class Trainer:
         x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
         asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
         x = one_hot(asked, x.shape[1], self.dtype) @ x
-        return self.net.lm_head(x), linear(params["head"], encoded), linear(params["spoken"], audio)
+        phonemes = linear(params["head"], audio if self.kept else encoded)
+        return self.net.lm_head(x), phonemes.reshape(len(audio), -1, N_PHONEMES), linear(params["spoken"], audio)
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
         """Sum of the three losses, and (text, phoneme, spoken, share of right tokens) to log."""
@@ -154,8 +178,8 @@ class Trainer:
 
     @property
     def average(self) -> dict:
-        """The averaged weights of the nets, as a tree."""
-        return self.flat.split(self.state["average"])["net"]
+        """The averaged weights of the nets, as a tree; with them those that stay as they are."""
+        return self.flat.split(self.state["average"])["net"] | self.kept
 
     def evaluate(self, maker: BatchMaker, pcm: mx.array, steps: int = 4) -> tuple[float, float]:
         """Loss and share of right tokens (true history) on clean clips never trained on, with averaged weights."""
@@ -165,15 +189,27 @@ class Trainer:
             batch = maker(i)
             arrays = on_device(batch)
             wave = gather_wave(pcm, arrays, self.recipe.buckets[batch["bucket"]].samples)
-            mels = log_mel_batch(wave, arrays["length"], clean_filters())
+            filters = clean_filters(self.config.audio_encoder_config.n_mels)
+            mels = log_mel_batch(wave, arrays["length"], filters)
             _, (text, _, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
             totals += [text.item(), right.item()]
         return float(totals[0] / steps), float(totals[1] / steps)
 
     def start_from(self, folder: Path) -> None:
-        """Begin with the weights of a checkpoint in the published layout; the heads and the optimiser start afresh."""
-        load_weights(self.net, folder, self.config, mx.float32)
-        params = self.flat.split(self.state["params"]) | {"net": self.net.parameters()}
+        """Begin with the weights of a checkpoint in the published layout; the heads and the optimiser start afresh.
+
+        Beside a kept encoder, a checkpoint with an encoder of other sizes gives its decoder alone.
+        """
+        config = StepAudioConfig.from_file(folder) if self.kept else self.config
+        net = StepAudioNet(config)
+        load_weights(net, folder, config, mx.float32)
+        parts = ["model", "lm_head"]
+        if config.audio_encoder_config == self.config.audio_encoder_config:
+            parts += ["adapter"] if self.kept else ["adapter", "encoder"]
+        elif config.text_config != self.config.text_config:
+            raise ConfigError(f"{folder}: neither its encoder nor its decoder has the sizes of the net to be trained")
+        params = self.flat.split(self.state["params"])
+        params["net"] |= {name: net[name].parameters() for name in parts}
         self.state["params"] = self.flat.join(params)
         self.state["average"] = self.state["params"] + 0
 
@@ -210,6 +246,7 @@ def run(
     held_out: Path | None = None,
     resume: Path | None = None,
     start: Path | None = None,
+    encoder: dict[str, mx.array] | None = None,
     on_save: Callable[[Trainer], None] = lambda trainer: None,
     elapsed: float = 0.0,
     pause: float = float("inf"),
@@ -221,6 +258,7 @@ def run(
     folders, texts : the corpus, as `Corpus` takes it. held_out : a folder of clips to score now and then.
     resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
     start : folder of a checkpoint whose weights a fresh run begins with.
+    encoder : arrays of an encoder that stays as it is, as `Trainer` takes them.
     on_save : called after each save.
     pause : seconds after which to save and leave, wherever the schedule stands.
     """
@@ -233,7 +271,7 @@ def run(
     shards = [_resident(corpus.samples(i)) for i in range(len(corpus.shards))]
     clips, seconds = sum(map(len, corpus.shards)), round(time.time() - began, 1)
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=clips, shards=len(shards), seconds=seconds)
-    trainer = Trainer(recipe, config, prompt, tokenizer.text_limit)
+    trainer = Trainer(recipe, config, prompt, tokenizer.text_limit, encoder)
     if resume and trainer.resume(resume):
         say(out, event="resumed", step=trainer.step_number)
     elif start:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from ..checkpoints.layout import axes_of, to_net
 from ..checkpoints.load import load_weights
 from ..checkpoints.save import save_checkpoint
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..models.decoder import TextConfig
 from ..models.encoder import AudioEncoderConfig
 from ..models.parameters import named_arrays
@@ -18,6 +20,7 @@ from ..models.speech_lm import StepAudioConfig, StepAudioNet
 from ..text.prompts import ASR_SYSTEM
 from ..text.tokenizer import Tokenizer
 
+ENCODER = "encoder."
 TEXT_VOCABULARY = 1536  # byte-level BPE tokens below the special ones
 
 
@@ -30,14 +33,54 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def nano_config(vocab_rows: int) -> StepAudioConfig:
-    """About 13.5 M parameters: the published architecture at a fifth of its width and fewer layers."""
+def read_encoder(path: Path) -> dict[str, mx.array]:
+    """The arrays `encoder.…` of a safetensors file in the published layout, by the names and axes of `AudioEncoder`.
+
+    Raises
+    ------
+    DataError : the file cannot be read, or holds none.
+    """
+    try:
+        found = cast(dict[str, mx.array], mx.load(str(path)))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{path}: no safetensors file that can be read ({error})") from None
+    arrays = {n: to_net(v, axes_of(StepAudioConfig, n)) for n, v in found.items() if n.startswith(ENCODER)}
+    if not arrays:
+        raise DataError(f"{path}: expected arrays named {ENCODER}…, as data/recipe/whisper_encoder.py writes them")
+    return {name.removeprefix(ENCODER): mx.contiguous(value) for name, value in arrays.items()}
+
+
+def encoder_sizes(arrays: dict[str, mx.array]) -> dict[str, int]:
+    """What the config of an encoder says, of one whose heads have 64 channels, as all of Whisper's have."""
+    n_audio_ctx, n_audio_state = arrays["positional_embedding.weight"].shape
+    return {
+        "n_mels": arrays["conv1.weight"].shape[-1],
+        "n_audio_ctx": n_audio_ctx,
+        "n_audio_state": n_audio_state,
+        "n_audio_head": n_audio_state // 64,
+        "n_audio_layer": sum(name.endswith("attn_ln.weight") for name in arrays),
+    }
+
+
+NANO_ENCODER = {"n_mels": 128, "n_audio_ctx": 1500, "n_audio_state": 256, "n_audio_head": 4, "n_audio_layer": 6}
+
+
+def nano_config(
+    vocab_rows: int, width: int = 256, layers: int = 4, encoder: dict[str, int] = NANO_ENCODER
+) -> StepAudioConfig:
+    """About 13.5 M parameters: the published architecture at a fifth of its width and fewer layers.
+
+    Parameters
+    ----------
+    vocab_rows : rows of the embedding table. width, layers : of the decoder; the width a multiple of 128.
+    encoder : sizes of another encoder, as `encoder_sizes` gives them.
+    """
     text = TextConfig(
-        hidden_size=256,
-        intermediate_size=640,
-        num_attention_heads=4,
+        hidden_size=width,
+        intermediate_size=5 * width // 2,
+        num_attention_heads=width // 64,
         num_key_value_heads=2,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         vocab_size=vocab_rows,
         rms_norm_eps=1e-6,
         rope_theta=1e6,
@@ -45,16 +88,7 @@ def nano_config(vocab_rows: int) -> StepAudioConfig:
         max_seq_len=16384,
         max_position_embeddings=16384,
     )
-    audio = AudioEncoderConfig(
-        n_mels=128,
-        n_audio_ctx=1500,
-        n_audio_state=256,
-        n_audio_head=4,
-        n_audio_layer=6,
-        llm_dim=256,
-        kernel_size=3,
-        adapter_stride=2,
-    )
+    audio = AudioEncoderConfig(**encoder, llm_dim=width, kernel_size=3, adapter_stride=2)
     return StepAudioConfig(text, audio)
 
 

@@ -31,6 +31,7 @@ class Recipe:
     spoken_weight: float = 0.5
     token_noise: float = 0.1
     weight_noise: float = 0.0  # share of each matrix's root mean square
+    dropout: float = 0.0  # share of a kept encoder's channels that an example goes without
     average: float = 0.9995
     empty: float = EMPTY  # share of examples without speech
     seed: int = 7

@@ -89,6 +89,24 @@ def test_silence_lasts_as_long_as_speech_may(stock, tokenizer):
     assert all(np.histogram(lengths, 5, (0, 25.6))[0] > 8)  # of 96 rows
 
 
+def test_long_silences_stand_before_between_and_behind_the_words(stock, tokenizer, monkeypatch):
+    """Each in a third of such examples; without them no gap of whole clips lasts more than a few seconds."""
+    bucket = Bucket(25.575, 8, 177, 1.0)
+    longest = []
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(batches, "SILENT", share)
+        gaps = []
+        draws = BatchMaker(stock, transcription_prompt(tokenizer), [bucket], seed=3, empty=0.0)
+        for batch, b, placed in rows_of(draws, 12):
+            stops = batch["stop"][b][: len(placed)]
+            assert len(placed) and stops[-1] <= batch["length"][b] <= bucket.samples
+            inner = np.max(placed[1:] - stops[:-1], initial=0)
+            gaps.append((placed[0], inner, batch["length"][b] - stops[-1]))
+        longest.append(np.array(gaps) / RATE)
+    assert ((longest[0] > 8).mean(0) > 0.1).all() and (longest[0].max(0) > 15).all()
+    assert (longest[1] < 4).all()
+
+
 @pytest.mark.parametrize(("share", "empty"), [(0.0, 0.1), (-1.0, 0.1), (1.0, 1.5), (1.0, float("nan"))])
 def test_shares_are_shares(stock, tokenizer, share, empty):
     with pytest.raises(DataError, match="shares of buckets"):

@@ -10,8 +10,10 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from stepaudio.backend.ops import attention_pattern, softmax_attention, weighted_values
-from stepaudio.errors import DataError
+from stepaudio.errors import ConfigError, DataError
 from stepaudio.model import StepAudio2
+from stepaudio.models.encoder import AudioEncoder
+from stepaudio.models.parameters import named_arrays
 from stepaudio.train import augment, loop, nano
 from stepaudio.train.batches import BatchMaker, transcription_prompt
 from stepaudio.train.optimiser import Flat, average_states
@@ -96,6 +98,57 @@ def test_a_run_can_start_from_a_checkpoint(tokenizer, maker, stock, tmp_path):
         for (name, a), (_, b) in zip(tree_flatten(found["net"]), tree_flatten(wanted), strict=True):
             np.testing.assert_array_equal(np.array(a), np.array(b.astype(mx.float16).astype(mx.float32)), err_msg=name)
         np.testing.assert_array_equal(np.array(found["head"]["weight"]), np.array(heads["weight"]))
+
+
+def an_encoder(tokenizer):
+    """Arrays of an encoder of the size that small trainers have, with one layer more."""
+    sizes = corpora.new_trainer(tokenizer).config.audio_encoder_config
+    net = AudioEncoder(replace(sizes, n_audio_layer=sizes.n_audio_layer + 1))
+    return {name: value.astype(mx.float16) for name, value in named_arrays(net.parameters())}
+
+
+def test_a_kept_encoder_stays_as_it_is_and_the_rest_learns(tokenizer, maker, stock, tmp_path):
+    kept = an_encoder(tokenizer)
+    trainer = corpora.new_trainer(tokenizer, encoder=kept, peak_rate=0.02, dropout=0.2)
+    shown = np.array(take(trainer, maker, stock, range(12)))
+    assert np.isfinite(shown).all() and shown[-3:, 0].mean() < 0.9 * shown[:2, 0].mean()
+    assert shown[-3:, 1].mean() < shown[:2, 1].mean()  # the phonemes, told from the audio embeddings
+    nano.export(trainer.average, trainer.config, tmp_path)
+    tokenizer.save(tmp_path)
+    net = StepAudio2.load(tmp_path).net
+    for name, value in named_arrays(net.encoder.parameters()):
+        np.testing.assert_array_equal(np.array(value), np.array(kept[name].astype(mx.float32)), err_msg=name)
+    trainer.save(tmp_path / "s")
+    wanted = take(trainer, maker, stock, [12])
+    other = corpora.new_trainer(tokenizer, encoder=kept, peak_rate=0.02, dropout=0.2, seed=99)
+    assert other.resume(tmp_path / "s") and take(other, maker, stock, [12]) == wanted
+
+
+def test_beside_a_kept_encoder_a_checkpoint_gives_its_decoder(tokenizer, trainer, tmp_path):
+    nano.export(trainer.average, trainer.config, tmp_path)
+    other = corpora.new_trainer(tokenizer, encoder=an_encoder(tokenizer), seed=99)
+    adapter = dict(named_arrays(other.average["adapter"]))
+    other.start_from(tmp_path)
+    for part in ("model", "lm_head"):
+        for (name, a), (_, b) in zip(
+            named_arrays(other.average[part]), named_arrays(trainer.average[part]), strict=True
+        ):
+            np.testing.assert_array_equal(np.array(a), np.array(b.astype(mx.float16).astype(mx.float32)), err_msg=name)
+    for name, value in named_arrays(other.average["adapter"]):
+        np.testing.assert_array_equal(np.array(value), np.array(adapter[name]), err_msg=name)
+    wide = replace(other.config.text_config, intermediate_size=32)
+    other.config = replace(other.config, text_config=wide)
+    with pytest.raises(ConfigError, match="neither its encoder nor its decoder"):
+        other.start_from(tmp_path)
+
+
+def test_an_encoder_s_file_is_read_or_refused(tmp_path):
+    (tmp_path / "text").write_text("no tensors")
+    mx.save_safetensors(str(tmp_path / "other.safetensors"), {"model.norm.weight": mx.zeros(3)})
+    with pytest.raises(DataError, match="text: no safetensors file"):
+        nano.read_encoder(tmp_path / "text")
+    with pytest.raises(DataError, match="expected arrays named encoder"):
+        nano.read_encoder(tmp_path / "other.safetensors")
 
 
 def take(trainer, maker, stock, steps):
