@@ -5,7 +5,7 @@
 >>> print(model.transcribe("talk.mp3").text)                  # doctest: +SKIP
 
 Everything public is imported when it is first used. What importing does: it puts a fast BLAS under MLX, which has to
-happen before MLX is imported, and has the C library keep freed memory.
+happen before MLX is imported, has the C library keep freed memory, and watches for forks of a process that used MLX.
 """
 
 from typing import TYPE_CHECKING
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from .backend.blas import keep_freed_memory as _keep_freed_memory
 from .backend.blas import preload_blas as _preload_blas
 from .backend.device import explain_missing_mlx as _explain_missing_mlx
+from .backend.process import watch_forks as _watch_forks
 from .lazy import lazy_names as _lazy_names
 
 if not _explain_missing_mlx():
     _preload_blas()  # must come before anything that imports mlx
     _keep_freed_memory()
+_watch_forks()
 
 __version__ = "0.1.0"
 

@@ -179,6 +179,7 @@ class Engine:
         """A prompt with the audio embeddings of its slots, ready for the decoder."""
         slots = [Slot(0, s.start, s.length) for s in prompt.slots]
         x = self.net.embed(np.array(prompt.tokens), slots, encoded)[0]
+        mx.async_eval(x)  # whoever takes the steps may be another thread, which cannot evaluate what is left over here
         return Request(prompt.tokens, x, tuple((s.start, s.length) for s in prompt.slots))
 
     def _chunks(self, source, downmix: str, sample_rate: float | None) -> list[np.ndarray]:

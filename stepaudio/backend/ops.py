@@ -4,6 +4,9 @@ MLX's CPU backend on Linux evaluates `erf`, `exp`, `tanh`, `sin` one element at 
 whole vectors. There, forms made of adds and multiplies alone (errors below 4e-7 of the value or of 1) are several times
 faster, once arrays are large enough to pay for the longer graph. Metal and CUDA take the plain forms, but for GELU in
 bfloat16 on CUDA: MLX fuses nothing within a gradient, and there GELU took ten times as long as fused.
+
+The activations of `mlx.nn` are compiled. On a CPU that means a C++ compiler, and libraries written to and loaded from a
+temporary folder that all users share: no net uses them there.
 """
 
 from typing import cast
@@ -25,8 +28,9 @@ from .cpu_ops import (
     rotations,
 )
 from .cuda_ops import THREADS, gelu_on_cuda
-from .device import on_cuda
+from .device import on_cpu, on_cuda
 
+SQRT_HALF = 0.5**0.5
 Mask = mx.array | str | None  # of attention: booleans or additive, "causal", or none
 
 
@@ -36,7 +40,22 @@ def gelu(x: mx.array) -> mx.array:
         return x * (rational(x, PHI, PHI_LIMIT) + 0.5)
     if x.dtype == mx.bfloat16 and x.size % THREADS == 0 and on_cuda():
         return cast(mx.array, gelu_on_cuda(x))
-    return nn.gelu(x)
+    return x * (0.5 + 0.5 * mx.erf(x * SQRT_HALF)) if on_cpu() else nn.gelu(x)
+
+
+def relu(x: mx.array) -> mx.array:
+    """max(X, 0)."""
+    return mx.maximum(x, 0)
+
+
+def leaky_relu(x: mx.array, slope: float) -> mx.array:
+    """X where positive, else slope * x; 0 <= slope <= 1."""
+    return mx.maximum(x, slope * x) if on_cpu() else nn.leaky_relu(x, slope)
+
+
+def elu(x: mx.array) -> mx.array:
+    """X where positive, else e^x - 1 (Clevert et al. 2016)."""
+    return mx.where(x > 0, x, mx.exp(mx.minimum(x, 0)) - 1) if on_cpu() else nn.elu(x)
 
 
 def silu(x: mx.array) -> mx.array:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..backend.process import enter
 from ..errors import WeightsError
 from ..models.speech_lm import StepAudioConfig
 from .dtypes import HELD, numpy_dtype
@@ -109,6 +110,7 @@ def load_weights(
         If the checkpoint cannot be read or trusted, holds another dtype under an expected name, matches under 50 %,
         or if the model itself was built from another config.
     """
+    enter()
     if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: weights can be held in float32, float16 or bfloat16")
     check_parameters(parameters_of(model), config, "the model was built from another config")

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..backend.process import enter
 from ..errors import WeightsError
 from ..models.token2wav.campplus import SpeakerEncoder
 from ..models.token2wav.flow import Flow
@@ -56,6 +57,7 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
     ConfigError
         Sizes that contradict each other.
     """
+    enter()
     if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: the flow can be held in float32, float16 or bfloat16")
     home = converted_folder(folder)

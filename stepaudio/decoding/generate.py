@@ -140,7 +140,8 @@ def generate(
         return
     _check(net, requests, options)
     cache = _cache(net, requests, options)
-    sampler = Sampler(options.rules, [list(map(int, r.tokens)) for r in requests], options.audio_range)
+    prompts = [list(map(int, r.tokens)) for r in requests]
+    sampler = Sampler(options.rules, prompts, options.audio_range, options.on_loop == LoopAction.ESCAPE)
     rows = [_Row(i, options) for i in range(len(requests))]
     live = list(rows)
     logits = _prefill(net, _left_padded(requests), cache, tap)
@@ -240,7 +241,7 @@ def _choose(sampler: Sampler, logits: mx.array, top: int) -> _Chosen:
         chosen = _Chosen(tokens, logprobs, best, scores - total[:, None])
     else:
         chosen = _Chosen(tokens, logprobs)
-    mx.async_eval(*(a for a in chosen if a is not None))
+    mx.async_eval(*(a for a in chosen if a is not None), *sampler.arrays)
     return chosen
 
 

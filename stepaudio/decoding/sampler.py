@@ -60,14 +60,22 @@ class Sampler:
     """The state of one batch: histories, random keys, and which sequences have the adaptive penalty.
 
     audio_range : (first id of the audio codes, one after the last), None if the model has none; all other ids are text.
+    escapes : whether sequences may get the escape penalties. Without these or others no history is kept.
     """
 
-    def __init__(self, sampling: Sampling, prompts: list[list[int]], audio_range: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: list[list[int]],
+        audio_range: tuple[int, int] | None = None,
+        escapes: bool = True,
+    ):
         self.sampling, self._audio = sampling, audio_range or (1 << 30, 1 << 30)
         self._escaping = np.zeros(len(prompts), dtype=bool)
         self._histories: dict[str, History] = {}
         for kind, penalties in (("text", sampling.text), ("audio", sampling.audio)):
-            if kind == "audio" and audio_range is None:
+            counts = not penalties.off or (escapes and not sampling.escape.off)
+            if not counts or (kind == "audio" and audio_range is None):
                 continue
             history = History(len(prompts))
             if penalties.include_prompt:
@@ -82,6 +90,11 @@ class Sampler:
     def _needs_history(self) -> bool:
         s = self.sampling
         return not (s.text.off and s.audio.off and (s.escape.off or not self._escaping.any()))
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All that the next choice starts from. Evaluate it with each choice, or the graph grows by every token."""
+        return [*self._keys, *(a for h in self._histories.values() for a in (h.ids, h.length))]
 
     def escape(self, row: int) -> None:
         """From the next choice on, use the escape penalties for this sequence of the batch."""

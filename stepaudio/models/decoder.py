@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend.ops import silu
+from ..backend.process import enter
 from ..errors import ConfigError
 from ..schema import require, require_positive
 from .attention import attend
@@ -191,6 +192,7 @@ class Decoder(nn.Module):
 
     def __call__(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
         """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D)."""
+        enter()
         cache.plan(x.shape[1])
         if tap is not None:
             slots = mx.array(cache.slots.astype(np.int32))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backend.ops import gelu
+from ..backend.ops import gelu, relu
+from ..backend.process import enter
 from ..errors import AudioError
 from ..schema import require, require_positive
 from .attention import attend
@@ -159,6 +160,7 @@ class AudioEncoder(nn.Module):
         ------
         AudioError : longer than the positions that the checkpoint has (1500 published, 30 s).
         """
+        enter()
         T = mel.shape[2]
         S = (T - 1) // 2 + 1
         if self._config.n_audio_ctx < S:
@@ -203,7 +205,7 @@ class Adapter(nn.Module):
     def __call__(self, x: mx.array, tap: Tap | None = None) -> mx.array:
         """(B, P, C) -> audio embeddings (B, R, D)."""
         x = emit(tap, "conv", gelu(self.conv(x)))  # (B, R, C)
-        return emit(tap, "out", self.linear2(nn.relu(self.linear1(x))))
+        return emit(tap, "out", self.linear2(relu(self.linear1(x))))
 
 
 def n_rows(x_len, stride: int = 2):

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..backend.process import enter
 from ..constants import MAX_CACHE_LEN
 from ..errors import AudioError, ConfigError, PromptError
 from ..schema import INERT_KEYS, read_record, require
@@ -169,6 +170,7 @@ class StepAudioNet(nn.Module):
         PromptError : an id is outside the vocabulary, a slot leaves its row, or a slot and its features differ in
             length.
         """
+        enter()
         tokens = np.atleast_2d(np.asarray(tokens))
         vocab = self._config.text_config.vocab_size
         if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from ..errors import ConfigError
 
 MAX_CHARACTERS = 200  # longest part by default
-SENTENCE = re.compile(r"[^\n]*?(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n|$)")
-CLAUSE = re.compile(r".*?(?:[,;:—](?=\s)|[，；：、]|$)", re.DOTALL)
+# Where a part ends. Each looks at a run of full stops once, from its start, so that any text takes linear time.
+SENTENCE = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s)|[。！？]++[”’」』）]*+")
+CLAUSE = re.compile(r"[,;:—](?=\s)|[，；：、]")
+WORD = re.compile(r"\s+")
 
 
 def cut_text(text: str, max_characters: int = MAX_CHARACTERS) -> list[str]:
@@ -31,36 +34,37 @@ def cut_text(text: str, max_characters: int = MAX_CHARACTERS) -> list[str]:
         raise ConfigError(f"max_characters: expected a whole number of at least 1, found {max_characters!r}")
     packed = []
     for line in text.splitlines():
-        parts = _sizable(SENTENCE.findall(line), max_characters, (CLAUSE, re.compile(r"\S*\s*")))
-        packed += _packed(parts, max_characters)
+        packed += [p.strip() for p in _sizable(line, max_characters, (SENTENCE, CLAUSE, WORD)) if p.strip()]
     return packed
 
 
-def _sizable(parts: list[str], limit: int, finer: tuple[re.Pattern, ...]) -> list[str]:
-    """The parts, those over the limit cut by the next finer pattern, at last anywhere."""
-    found = []
+def _sizable(text: str, limit: int, ends: tuple[re.Pattern, ...]) -> list[str]:
+    """The text in parts within the limit, cut where the first pattern ends; longer ones by the next, at last anywhere.
+
+    White space around a part does not count.
+    """
+    if len(text.strip()) <= limit:
+        return [text]
+    if not ends:
+        word = text.rstrip()
+        found = [word[i : i + limit] for i in range(0, len(word), limit)]
+        return [*found[:-1], found[-1] + text[len(word) :]]
+    cuts = [0, *(m.end() for m in ends[0].finditer(text)), len(text)]
+    parts = []
+    for start, stop in pairwise(cuts):
+        parts += _sizable(text[start:stop], limit, ends[1:])
+    return _joined(parts, limit)
+
+
+def _joined(parts: list[str], limit: int) -> list[str]:
+    """Neighbours joined while they fit together, from the left."""
+    found: list[list[str]] = [[]]
+    inner = 0  # characters of the last group, from its first that is no white space to its end
     for part in parts:
-        if len(part.strip()) <= limit:
-            found.append(part)
-        elif finer:
-            found += _packed_raw(_sizable(finer[0].findall(part), limit, finer[1:]), limit)
-        else:
-            word, blank = part.rstrip(), part[len(part.rstrip()) :]
-            found += [word[i : i + limit] for i in range(0, len(word), limit)]
-            found[-1] += blank
-    return found
-
-
-def _packed_raw(parts: list[str], limit: int) -> list[str]:
-    """Neighbours joined while they fit together."""
-    packed = [""]
-    for part in parts:
-        if len((packed[-1] + part).strip()) <= limit:
-            packed[-1] += part
-        else:
-            packed.append(part)
-    return packed
-
-
-def _packed(parts: list[str], limit: int) -> list[str]:
-    return [p.strip() for p in _packed_raw(parts, limit) if p.strip()]
+        size = inner + len(part) if inner else len(part.lstrip())
+        if size - (len(part) - len(part.rstrip())) > limit and inner:
+            found.append([])
+            size = len(part.lstrip())
+        found[-1].append(part)
+        inner = size
+    return ["".join(group) for group in found]

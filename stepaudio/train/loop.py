@@ -24,6 +24,7 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from ..backend.device import on_cpu
+from ..backend.process import may_compile
 from ..checkpoints.load import load_weights
 from ..constants import HOP, TAIL_PADDING
 from ..errors import ConfigError
@@ -90,7 +91,7 @@ class Trainer:
         self._gradient = mx.value_and_grad(self.loss)
         filters = warped_filters(audio.n_mels)
         self._mels = [partial(batch_mels, N=b.samples, filters=filters) for b in recipe.buckets]
-        if recipe.compile:
+        if recipe.compile and may_compile():
             fused = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
             self._gradient, self._mels = fused(self._gradient), [fused(f) for f in self._mels]
 

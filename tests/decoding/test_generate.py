@@ -1,5 +1,8 @@
 """The decoding loop: the reference's greedy tokens, decoding without a cache, batches against single runs, stops."""
 
+import gc
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -317,3 +320,48 @@ def test_a_batch_must_fit_under_the_cache_limit():
 def test_refuses_a_cache_that_pinned_audio_fills():
     with pytest.raises(DecodeError, match="cannot hold the 16 positions"):
         run(NET, np.arange(30), spans=((9, 12),), cache=CachePolicy("pinned", 16))
+
+
+# ------------------------------------------------------------------------------- threads, and what is left behind
+
+
+def in_a_thread(work):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(), Sampling(temperature=1.0, top_k=20)], ids=["greedy", "planned", "drawn"]
+)
+@pytest.mark.parametrize("kind", ["full", "window"])
+def test_every_step_may_be_taken_in_another_thread(sampling, kind):
+    options = RunOptions(sampling, CachePolicy(kind, None if kind == "full" else 16), max_tokens=12)
+    want = [s.token for s in generate(NET, [request(NET, [1, 2, 3])], options)]
+    prompt = request(NET, [1, 2, 3])
+    mx.eval(prompt.embeddings)
+    steps = generate(NET, [prompt], options)
+    got = [in_a_thread(lambda: next(steps).token) for _ in range(6)]
+    got += in_a_thread(lambda: [next(steps).token for _ in range(3)])
+    assert got + [s.token for s in steps] == want
+
+
+@pytest.mark.parametrize("on_loop", ["report", "escape"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(), Sampling(temperature=1.0)], ids=["greedy", "planned", "drawn"]
+)
+def test_nothing_piles_up_behind_a_run(sampling, on_loop):
+    """A token that is forgotten leaves nothing: no array, and no graph, which a growing resident set would show."""
+    options = RunOptions(sampling, CachePolicy("window", 32), max_tokens=1500, on_loop=on_loop)
+    marks = []
+    for step in generate(NET, [request(NET, [1, 2, 3])], options):
+        if step.index in (500, 1499):
+            gc.collect()
+            marks.append((mx.get_active_memory(), resident()))
+    assert marks[1][0] - marks[0][0] < 100_000
+    assert marks[1][1] - marks[0][1] < 5e6  # 12 KB a token, were the history's graph kept
+
+
+def resident() -> int:
+    """Bytes of this process in memory, where the system tells."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

@@ -1,6 +1,7 @@
 """Codes and voices to sound, whole and streamed: against the reference's own streams, and against themselves."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
 import mlx.core as mx
@@ -232,3 +233,13 @@ def test_default_voices_are_voices(synthesizer, name):
 def test_a_default_voice_that_is_none():
     with pytest.raises(DataError, match="female or male"):
         voice_clip("robot")
+
+
+def test_a_stream_may_be_read_in_other_threads(synthesizer, voices):
+    want = joined(synthesizer.stream(codes(60), voices[0]))
+    chunks = synthesizer.stream(codes(60), voices[0])
+    found = []
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(next, chunks).result())
+    assert next(chunks, None) is None and np.array_equal(joined(found), want)

@@ -37,3 +37,11 @@ def test_nothing_is_lost_and_no_piece_is_too_long():
 def test_impossible_limits(limit):
     with pytest.raises(ConfigError, match="max_characters"):
         cut_text("text", limit)
+
+
+@pytest.mark.parametrize("odd", [".", ".)", ")", ",", "。", " ", "?!…", "a"])
+@pytest.mark.parametrize("limit", [7, 200, 10**6])
+def test_long_odd_texts_take_linear_time(odd, limit):
+    # If each full stop is looked at from every one before it, this takes minutes.
+    text = odd * (40_000 // len(odd))
+    assert "".join(cut_text(text, limit)) == text.strip()

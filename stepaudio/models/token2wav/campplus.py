@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...backend.ops import relu
+from ...backend.process import enter
 from ...errors import AudioError
 from ...schema import require, require_positive
 from ..tap import Tap, emit
@@ -124,7 +126,7 @@ class Nonlinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """(…, channels) -> the same shape."""
         x = self.batchnorm(x)
-        return x if self._plain else nn.relu(x)
+        return x if self._plain else relu(x)
 
 
 class BasicResBlock(nn.Module):
@@ -142,11 +144,11 @@ class BasicResBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, bands, T, C) -> (B, bands / stride, T, C)."""
-        y = self.bn2(self.conv2(nn.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(relu(self.bn1(self.conv1(x)))))
         if "shortcut" in self:
             project, norm = self.shortcut
             x = norm(project(x))
-        return nn.relu(y + x)
+        return relu(y + x)
 
 
 class FCM(nn.Module):
@@ -177,11 +179,11 @@ class FCM(nn.Module):
         """All frames at once."""
         B, T, _ = x.shape
         x = x.swapaxes(1, 2)[..., None]  # (B, F, T, 1)
-        x = nn.relu(self.bn1(self.conv1(x)))
+        x = relu(self.bn1(self.conv1(x)))
         for i in range(HEAD_LAYERS):
             for block in self[f"layer{i + 1}"]:
                 x = block(x)
-        x = nn.relu(self.bn2(self.conv2(x)))  # (B, F / 8, T, C)
+        x = relu(self.bn2(self.conv2(x)))  # (B, F / 8, T, C)
         return x.transpose(0, 2, 3, 1).reshape(B, T, -1)  # channel-major, as PyTorch folds (B, C, F / 8, T)
 
 
@@ -219,7 +221,7 @@ class CAMLayer(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """(B, N, bn_channels) -> (B, N, growth_rate)."""
         context = x.mean(axis=1, keepdims=True) + segment_means(x, self._segment)  # (B, segments, C)
-        gate = mx.sigmoid(self.linear2(nn.relu(self.linear1(context))))
+        gate = mx.sigmoid(self.linear2(relu(self.linear1(context))))
         return self.linear_local(x) * mx.repeat(gate, self._segment, axis=1)[:, : x.shape[1]]
 
 
@@ -350,6 +352,7 @@ class SpeakerEncoder(nn.Module):
         ------
         AudioError : wrong shape, or too few frames for a standard deviation.
         """
+        enter()
         F = self._config.feat_dim
         if features.ndim != 3 or features.shape[2] != F or features.shape[0] == 0:
             raise AudioError(

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...backend.ops import silu
+from ...backend.ops import leaky_relu, silu
 from ...schema import require, require_only, require_positive
 from ..attention import attend, fast_attention
 from ..tap import Tap, emit, named
@@ -242,7 +242,7 @@ class PreLookahead(nn.Module):
 
     def __call__(self, x: mx.array, past: mx.array | None) -> tuple[mx.array, mx.array]:
         """(B, n + ahead, C) -> (B, n, C), and the frames that the next chunk looks back on."""
-        y = nn.leaky_relu(self.conv1(x), LOOKAHEAD_SLOPE)
+        y = leaky_relu(self.conv1(x), LOOKAHEAD_SLOPE)
         n = y.shape[1]
         y, past = with_past(y, past, LOOKAHEAD_MEMORY)
         return self.conv2(y) + x[:, :n], past

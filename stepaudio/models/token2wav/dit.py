@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
+from ...backend.device import on_cpu
 from ...backend.ops import silu
 from ...schema import require_positive
 from ..attention import attend, fast_attention
@@ -62,6 +63,7 @@ BLOCK_EPS = 1e-6  # of the norms without weights; those with weights have PyTorc
 KERNEL = 3
 TIME_CHANNELS = 256
 TIME_SCALE = 1000.0
+GELU_SCALE = 0.7978845608028654  # sqrt(2 / pi)
 MODULATIONS = 9  # shift, scale, gate for attention, MLP and convolution, stored in this order
 
 
@@ -86,9 +88,9 @@ DitState = tuple[BlockState, ...]  # one per block
 def gelu_tanh(x: mx.array) -> mx.array:
     """GELU in the tanh approximation, as the MLP was trained with (not the exact one of the audio encoder)."""
     if vectorless(x):
-        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        inner = GELU_SCALE * (x + 0.044715 * x * x * x)
         return 0.5 * x * (1 + rational(inner, TANH, TANH_LIMIT))
-    return nn.gelu_approx(x)
+    return 0.5 * x * (1 + mx.tanh(GELU_SCALE * (x + 0.044715 * x * x * x))) if on_cpu() else nn.gelu_approx(x)
 
 
 def mish(x: mx.array) -> mx.array:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...backend.process import enter
 from ...errors import ConfigError, DecodeError
 from ...schema import read_record, require_only, require_positive
 from ..tap import Tap, emit, named
@@ -163,6 +164,7 @@ class Flow(nn.Module):
 
     def embed(self, codes: np.ndarray) -> mx.array:
         """Codes (B, n) -> (B, n, C). Raises `DecodeError` for a code outside the codebook or an empty row."""
+        enter()
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.size == 0 or codes.dtype.kind not in "iu":
             raise DecodeError(
@@ -255,6 +257,7 @@ class Flow(nn.Module):
         codes = np.concatenate([prompt.codes, prompt.codes[:, : self.look_ahead]], axis=1)
         speaker = emit(tap, "speaker", self.project_speaker(prompt.speaker))
         _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None, tap)
+        mx.async_eval(conformer.arrays, speaker)  # another thread may go on from here
         n = prompt.mel.shape[1]
         return FlowState(conformer, estimator, speaker, noise, options, n, n)
 

@@ -16,6 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...backend.ops import elu, leaky_relu
+from ...backend.process import enter
 from ...errors import DecodeError
 from ...schema import read_record, require, require_positive
 from ..tap import Tap, emit, named
@@ -188,7 +190,7 @@ class F0Predictor(nn.Module):
         self.condnet = []
         for i in range(F0_LAYERS):
             conv = Conv1d(in_channels if i == 0 else channels, channels, F0_KERNEL, padding=F0_KERNEL // 2)
-            self.condnet += [conv, nn.elu]
+            self.condnet += [conv, elu]
         self.classifier = nn.Linear(channels, 1)
 
     def __call__(self, mel: mx.array) -> mx.array:
@@ -328,6 +330,7 @@ class Hift(nn.Module):
         -------
         wave (B, n) within +-audio_limit and source (B, n), n = T * samples_per_frame.
         """
+        enter()
         if mel.ndim != 3 or mel.shape[1] < 1 or mel.shape[2] != self._config.in_channels:
             raise DecodeError(
                 f"vocoder: expected a mel of shape (rows, frames, {self._config.in_channels}), found {tuple(mel.shape)}"
@@ -348,13 +351,13 @@ class Hift(nn.Module):
         per_stage, last = len(c.resblock_kernel_sizes), len(self.ups) - 1
         for i, up in enumerate(self.ups):
             at = named(tap, f"{i}.")
-            x = emit(at, "up", up(nn.leaky_relu(x, c.lrelu_slope)))
+            x = emit(at, "up", up(leaky_relu(x, c.lrelu_slope)))
             if i == last:  # one frame more, as the centred STFT of the source has
                 x = mx.concatenate([x[:, 1:2], x], axis=1)
             x = x + emit(at, "source", self.source_resblocks[i](self.source_downs[i](spectrum)))
             x = total_of(block(x) for block in self.resblocks[i * per_stage : (i + 1) * per_stage]) / per_stage
             x = emit(at, "out", x)
-        x = emit(tap, "before_conv_post", nn.leaky_relu(x, c.final_lrelu_slope))
+        x = emit(tap, "before_conv_post", leaky_relu(x, c.final_lrelu_slope))
         x = emit(tap, "conv_post", self.conv_post(x))
         magnitude, phase = mx.split(x.astype(mx.float32), 2, axis=-1)
         wave = inverse_stft(mx.exp(magnitude), mx.sin(phase), c.istft.n_fft, c.istft.hop_len, c.magnitude_clip)

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.ops import gelu
+from ...backend.process import enter
 from ...constants import FRAMES_PER_SECOND, N_AUDIO_CODES
 from ...errors import AudioError
 from ...schema import require, require_positive
@@ -219,6 +220,7 @@ class S3Tokenizer(nn.Module):
         ------
         AudioError : wrong shape, or lengths that do not fit.
         """
+        enter()
         mel, lengths = self._checked(mel, lengths)
         cuts = [(row, w) for row, n in enumerate(lengths) for w in windows(int(n), self._config, keep_tail)]
         codes: list[list[np.ndarray]] = [[] for _ in lengths]

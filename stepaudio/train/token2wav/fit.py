@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from ...backend.process import may_compile
 from ..optimiser import Flat, State, fresh_state, read_state, write_state
 from ..recipe import say
 
@@ -58,7 +59,7 @@ class Fit:
         self.state: State = fresh_state(self.flat.join(params))
         self.step_number = 0
         self._waiting: list[mx.array] = []
-        self._update: Callable = mx.compile(self._updated) if compiled else self._updated
+        self._update: Callable = mx.compile(self._updated) if compiled and may_compile() else self._updated
 
     def _updated(self, state: State, batch: Batch, rate: mx.array, t: mx.array) -> tuple[State, Metrics]:
         """The state after AdamW (Loshchilov and Hutter 2019), and the loss's metrics.

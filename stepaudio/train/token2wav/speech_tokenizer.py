@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from ...backend.ops import gelu
 from ...constants import HOP, SAMPLE_RATE
 from ...models.parameters import named_arrays
 from ...models.token2wav.speech_tokenizer import TANH_SCALE, S3Config, S3Tokenizer
@@ -78,8 +79,8 @@ def straight_through_round(x: mx.array) -> mx.array:
 
 def predict(head: dict, values: mx.array) -> tuple[mx.array, mx.array]:
     """(B, S, D) -> logits of phonemes (B, 2 S, N) and relative log F0 (B, 2 S), one for each mel frame."""
-    h = nn.gelu(linear(head["widen"], values))
-    h = h + nn.gelu(linear(head["deepen"], h))
+    h = gelu(linear(head["widen"], values))
+    h = h + gelu(linear(head["deepen"], h))
     B, S, _ = h.shape
     return linear(head["phonemes"], h).reshape(B, 2 * S, -1), linear(head["log_f0"], h).reshape(B, 2 * S)
 
