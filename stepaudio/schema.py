@@ -7,8 +7,9 @@ included. Every message opens with the path of the value it is about.
 from __future__ import annotations
 
 import math
+import reprlib
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
@@ -20,10 +21,12 @@ from .errors import ConfigError
 Record = TypeVar("Record")
 Reader = Callable[[object, str], object]  # (value, path) -> what the field holds
 
-# Written by training frameworks, read by nobody here; their values cannot change what is computed.
-INERT_KEYS = frozenset(
-    {"architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache"}
-)
+# Numbers that nobody needs are refused before anything is built or computed with them.
+MAX_WHOLE = 2**64 - 1  # of a whole number of which nothing more is known: what a seed may be
+MAX_SIZE = 2**24  # channels, tokens, positions; the published vocabulary has 158 720
+MAX_STRIDE = 1024  # kernel sizes, strides, rates, dilations: those of which work or memory is a multiple
+MAX_LAYERS = 256  # the deepest published net has 32
+FLOAT32_LEAST, FLOAT32_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # beyond, the arithmetic has 0 or infinity
 
 
 class _WrongType(ConfigError):
@@ -36,7 +39,6 @@ def read_record(
     path: str,
     *,
     start: Record | None = None,
-    ignored: Collection[str] = (),
     readers: Mapping[type, Reader] | None = None,
     advice: str = "the published file has it",
 ) -> Record:
@@ -49,13 +51,12 @@ def read_record(
         records, and unions of these.
     data : object
         A mapping of the record's field names; lists stand for tuples, mappings for nested records. A whole number may
-        stand for a float; a boolean is no number, and no number is NaN or infinite.
+        stand for a float; a boolean is no number. A float is 0 or lies in the range of normal float32 numbers, a whole
+        number within `MAX_WHOLE` of 0.
     path : str
         Opens every message.
     start : record, optional
         Its values, nested ones too, stand for what `data` leaves out; by default the fields' own defaults.
-    ignored : collection of str
-        Further keys that may be there and are dropped, at every depth.
     readers : mapping of type to function, optional
         (value, path) -> result, for fields of these types, instead of the rules here.
     advice : str
@@ -68,7 +69,7 @@ def read_record(
         record's own checks raise.
     """
     known = {f.name: f for f in fields(cast(Any, cls)) if f.init}
-    found = require_keys(data, known, path, ignored)
+    found = require_keys(data, known, path)
     if start is None:
         needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
         absent = sorted(needed - set(found))
@@ -82,22 +83,21 @@ def read_record(
         if reader is not None:
             values[name] = reader(value, below)
         elif _is_record(kind) and not isinstance(value, kind):
-            values[name] = read_record(
-                kind, value, below, start=values.get(name), ignored=ignored, readers=readers, advice=advice
-            )
+            values[name] = read_record(kind, value, below, start=values.get(name), readers=readers, advice=advice)
         else:
             values[name] = read_value(value, kind, below)
     return cls(**values)
 
 
-def require_keys(data: object, known: Iterable[str], path: str, ignored: Collection[str] = ()) -> dict[str, Any]:
-    """A copy of `data` without `ignored` keys, once it is a mapping that has no others than the `known` ones."""
+def require_keys(data: object, known: Iterable[str], path: str) -> dict[str, Any]:
+    """A copy of `data`, once it is a mapping that has no others than the `known` ones."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
     known = set(known)
-    unknown = sorted(map(str, set(data) - known - set(ignored)))
-    require(not unknown, f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    return {name: value for name, value in data.items() if name in known}
+    unknown = sorted(map(str, set(data) - known))
+    shown = ", ".join(f"{key:.60}" for key in unknown[:5]) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
+    require(not unknown, f"{path}: unknown key {shown}; known are {', '.join(sorted(known))}")
+    return dict(data)
 
 
 def read_value(value: object, kind: Any, path: str) -> Any:
@@ -122,7 +122,22 @@ def read_value(value: object, kind: Any, path: str) -> Any:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise _wrong_type(value, kind, path)
-    return _finite(value, path) if kind is float else value
+    if kind is float:
+        return _finite(value, path)
+    if kind is int and isinstance(value, int):
+        require(abs(value) <= MAX_WHOLE, f"{path}: expected a whole number within ±{MAX_WHOLE}, found {shown(value)}")
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it: Python's spelling, its middle left out where it is long or deep."""
+    return _SPELLING.repr(value)
+
+
+_SPELLING = reprlib.Repr()
+_SPELLING.maxstring = _SPELLING.maxlong = _SPELLING.maxother = 80
+_SPELLING.maxlist = _SPELLING.maxdict = _SPELLING.maxtuple = 6
+_SPELLING.maxlevel = 3
 
 
 def _read_union(value: object, kinds: Sequence[Any], union: Any, path: str) -> Any:
@@ -158,7 +173,7 @@ def _read_choice(value: object, kind: type[Enum], path: str) -> Enum:
     try:
         return kind(value)
     except ValueError:
-        raise _WrongType(f"{path}: expected {_name(kind)}, found {value!r}") from None
+        raise _WrongType(f"{path}: expected {_name(kind)}, found {shown(value)}") from None
 
 
 def _finite(value: Any, path: str) -> float:
@@ -166,12 +181,18 @@ def _finite(value: Any, path: str) -> float:
         number = float(value)
     except OverflowError:  # a whole number beyond the range of floats
         number = math.inf
-    require(math.isfinite(number), f"{path}: expected a finite float, found {value!r:.40}")
+    require(math.isfinite(number), f"{path}: expected a finite float, found {shown(value)}")
+    require(in_float32(number), f"{path}: expected 0 or a float of float32's range, 1.2e-38 … 3.4e38, found {number!r}")
     return number
 
 
+def in_float32(number: float) -> bool:
+    """Whether float32 arithmetic, with or without denormal numbers, has this float: as 0 or as itself."""
+    return number == 0 or FLOAT32_LEAST <= abs(number) <= FLOAT32_MOST
+
+
 def _wrong_type(value: object, kind: Any, path: str) -> _WrongType:
-    return _WrongType(f"{path}: expected {_name(kind)}, found {value!r} (wrong type)")
+    return _WrongType(f"{path}: expected {_name(kind)}, found {shown(value)} (wrong type)")
 
 
 def _name(kind: Any, plural: bool = False) -> str:
@@ -206,21 +227,34 @@ def require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_positive(record: object, path: str, names: Iterable[str]) -> None:
-    """Raise `ConfigError` unless these fields are numbers above 0, or tuples of at least one such number."""
+def require_positive(record: object, path: str, names: Iterable[str], most: int = MAX_SIZE) -> None:
+    """Raise `ConfigError` unless these fields are numbers above 0, or tuples of at least one such number.
+
+    A whole number must be at most `most`, a float one that float32 has.
+    """
     for name in names:
         value = getattr(record, name)
-        require(_positive(value), f"{path}.{name}: must be positive, found {value}")
+        require(_positive(value), f"{path}.{name}: must be positive, found {shown(value)}")
+        require(_greatest(value) <= most, f"{path}.{name}: at most {most} are possible, found {shown(value)}")
 
 
 def _positive(value: Any) -> bool:
     if isinstance(value, tuple):
         return len(value) > 0 and all(map(_positive, value))
-    return isinstance(value, Real) and not isinstance(value, bool) and cast(Any, value) > 0
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return cast(Any, value) > 0 and (not isinstance(value, float) or in_float32(value))
+
+
+def _greatest(value: Any) -> int:
+    """The greatest whole number in a number or nested tuples of them; 0 where there is none."""
+    if isinstance(value, tuple):
+        return max(map(_greatest, value), default=0)
+    return 0 if isinstance(value, float) else value
 
 
 def require_only(record: object, path: str, allowed: Mapping[str, object]) -> None:
     """Raise `ConfigError` unless each of these fields has the one value that is supported."""
     for name, value in allowed.items():
         found = getattr(record, name)
-        require(found == value, f"{path}.{name}: only {value!r} is supported, found {found!r}")
+        require(found == value, f"{path}.{name}: only {value!r} is supported, found {shown(found)}")

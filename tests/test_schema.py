@@ -98,13 +98,6 @@ def test_start_stands_for_what_is_left_out_at_every_depth():
     assert found == Outer("s", Inner(7, 0.75), sizes=(9,))
 
 
-def test_ignored_keys_are_dropped_at_every_depth_and_only_these():
-    data = {"name": "a", "inner": {"size": 3, "note": 1}, "note": 2}
-    assert read_record(Outer, data, "f", ignored={"note"}) == Outer("a", Inner(3))
-    with pytest.raises(ConfigError, match=r"f: unknown key note"):
-        read_record(Outer, data, "f")
-
-
 def test_own_readers_and_finished_records_go_before_the_rules():
     found = read_record(Outer, LEAST | {"inner": "three"}, "f", readers={Inner: lambda v, path: Inner(len(v))})
     assert found.inner == Inner(5)

@@ -6,12 +6,12 @@ request for a translation with nonsense. The file lets such a request end in an 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, PromptError
-from ..schema import read_record, require
+from ..reading import is_file, read_object
+from ..schema import read_record, require, shown
 
 FILE = "capabilities.json"
 TASKS = ("transcribe", "translate", "respond", "speak")
@@ -43,15 +43,13 @@ class Capabilities:
             Not JSON, an unknown key, a value of another type, or an unknown task.
         """
         path = Path(folder) / FILE
-        if not path.is_file():
+        if not is_file(path, ConfigError):
             return cls()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not readable as JSON ({error})") from None
-        found = read_record(cls, data, str(path))
+        found = read_record(cls, read_object(path, ConfigError, f"expected tasks of {', '.join(TASKS)}"), str(path))
         unknown = set(found.tasks or ()) - set(TASKS)
-        require(not unknown, f"{path}: unknown task {min(unknown, default='')!r}; expected some of {', '.join(TASKS)}")
+        require(
+            not unknown, f"{path}: unknown task {shown(min(unknown, default=''))}; expected some of {', '.join(TASKS)}"
+        )
         return found
 
     def allow(self, task: str) -> bool:

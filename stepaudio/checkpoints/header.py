@@ -7,7 +7,6 @@ safetensors README: 8 bytes of little-endian header length, a JSON header, the d
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +14,17 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import WeightsError
+from ..reading import is_file, is_folder, parse_object, read_object, why
+from ..schema import shown
 from .dtypes import ITEM_BYTES
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+MAX_NAME = 500  # characters of a tensor's name
+MAX_COUNT = 2**63 - 1  # items of an axis, bytes of a file
+MAX_AXES = 32  # as numpy had for long; published tensors have four at most
+BROKEN = "the header is broken; download the file again"
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -56,7 +61,7 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """
     path = Path(path)
     raw, file_bytes = _header_bytes(path)
-    entries = _parse_json(raw, f"{path}: the header")
+    entries = parse_object(raw, f"{path}: the header", WeightsError, BROKEN)
     metadata = entries.pop("__metadata__", None)  # mlx writes null where it has none
     if metadata is not None and not _maps_strings(metadata):
         raise WeightsError(f"{path}: __metadata__ must map strings to strings; the header is broken")
@@ -86,7 +91,7 @@ def read_checkpoint(path: str | Path) -> dict[str, TensorInfo]:
         the folder, or if the index and the shards disagree about names or total size.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path, WeightsError):
         path = _pick_file(path)
     return _read_shards(path) if path.name.endswith(".json") else read_header(path)
 
@@ -109,7 +114,7 @@ def printable(name: str) -> str:
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
     """The JSON bytes of the header, unread by anyone yet, and the size of the whole file."""
-    if not path.is_file():
+    if not is_file(path, WeightsError):
         raise WeightsError(f"{path}: no such file; expected safetensors weights")
     try:
         with path.open("rb") as stream:
@@ -119,7 +124,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
             stream.seek(8)
             return stream.read(header_bytes), file_bytes
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise WeightsError(f"{path}: {why(error)}") from None
 
 
 def _header_length(path: Path, start: bytes, file_bytes: int) -> int:
@@ -140,46 +145,28 @@ def _header_length(path: Path, start: bytes, file_bytes: int) -> int:
     return length
 
 
-def _parse_json(raw: bytes, what: str) -> dict:
-    """A JSON object in which no key comes twice; `what` opens the message if it is anything else."""
-
-    def unique(pairs):
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            seen: set[str] = set()
-            twice = [key for key, _ in pairs if key in seen or seen.add(key)]
-            raise WeightsError(f"{what} names {listed(twice)} twice; it is not to be trusted")
-        return entries
-
-    try:
-        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, absurdly long numbers
-        raise WeightsError(f"{what} is not readable as JSON ({str(error)[:80]}); download the file again") from None
-    if not isinstance(parsed, dict):
-        raise WeightsError(f"{what} should be a JSON object, found {type(parsed).__name__}")
-    return parsed
-
-
 def _maps_strings(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
     """One header entry, checked in itself: dtype known, and byte range = shape x item size."""
     what = f"{path}: tensor {printable(name)}"
+    if len(name) > MAX_NAME:
+        raise WeightsError(f"{what}: its name has {len(name)} characters, at most {MAX_NAME} are read")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise WeightsError(f"{what} lacks dtype, shape or data_offsets; the header is broken")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise WeightsError(f"{what} has unknown dtype {str(dtype)[:40]!r}; known are {', '.join(ITEM_BYTES)}")
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise WeightsError(f"{what} has no valid shape: {str(shape)[:80]}")
+        raise WeightsError(f"{what} has unknown dtype {shown(dtype)}; known are {', '.join(ITEM_BYTES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_size, shape)):
+        raise WeightsError(f"{what} has no valid shape: {shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise WeightsError(f"{what} has no valid data_offsets: {str(offsets)[:80]}")
+        raise WeightsError(f"{what} has no valid data_offsets: {shown(offsets)}")
     nbytes = prod(shape) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         raise WeightsError(
@@ -217,38 +204,47 @@ def _check_ranges(path: Path, infos: Iterable[TensorInfo], data_start: int, file
 def _pick_file(folder: Path) -> Path:
     """The one file that describes the checkpoint in `folder`."""
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
-    if single.is_file() and index.is_file():
+    found = [file for file in (single, index) if is_file(file, WeightsError)]
+    if len(found) > 1:
         raise WeightsError(
             f"{folder}: holds both {SINGLE_FILE} and {INDEX_FILE}, so it is unclear which is meant; remove one, or "
             "give the path of the file itself"
         )
-    if single.is_file() or index.is_file():
-        return single if single.is_file() else index
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".bin", ".pt", ".pth", ".npz"})
-    found = listed(others) if others else "no weights at all"
+    if found:
+        return found[0]
+    others = weight_files(folder)
     raise WeightsError(
-        f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; found {found}; give the folder of a published "
+        f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; found "
+        f"{listed(others) if others else 'no weights at all'}; give the folder of a published "
         "model, or the path of one safetensors file"
     )
 
 
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files in a folder that look like weights; `WeightsError` where it cannot be listed."""
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".bin", ".pt", ".pth", ".npz"})
+    except OSError as error:
+        raise WeightsError(f"{folder}: {why(error)}") from None
+
+
 def _read_shards(index: Path) -> dict[str, TensorInfo]:
     """Headers of all shards that `index` names, held against the index in both directions."""
-    try:
-        content = _parse_json(index.read_bytes(), f"{index}: the index")
-    except OSError as error:
-        raise WeightsError(f"{index}: cannot be read ({error.strerror or error})") from None
+    content = read_object(index, WeightsError, "download the index again")
     shard_of = _weight_map(index, content)
     shards = sorted(set(shard_of.values()))
-    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    absent = [shard for shard in shards if not is_file(index.parent / shard, WeightsError)]
     if absent:
         raise WeightsError(
             f"{index}: {len(absent)} of {len(shards)} shards are missing: {listed(absent, 20)}; download them into "
             f"{index.parent}"
         )
     infos: dict[str, TensorInfo] = {}
+    promised: dict[str, set[str]] = {shard: set() for shard in shards}
+    for name, shard in shard_of.items():
+        promised[shard].add(name)
     for shard in shards:
-        infos |= _shard_as_indexed(index, shard, shard_of)
+        infos |= _shard_as_indexed(index, shard, promised[shard])
     _check_total(index, content.get("metadata"), sum(info.nbytes for info in infos.values()))
     return infos
 
@@ -273,9 +269,8 @@ def _leaves_folder(shard: str) -> bool:
     return unusable or ".." in windows.parts or posix.is_absolute() or bool(windows.anchor)
 
 
-def _shard_as_indexed(index: Path, shard: str, shard_of: dict[str, str]) -> dict[str, TensorInfo]:
+def _shard_as_indexed(index: Path, shard: str, promised: set[str]) -> dict[str, TensorInfo]:
     infos = read_header(index.parent / shard)
-    promised = {name for name, of in shard_of.items() if of == shard}
     lacking, unnamed = sorted(promised - set(infos)), sorted(set(infos) - promised)
     if lacking:
         raise WeightsError(f"{index}: says that {shard} holds {listed(lacking)}, which it does not; the index lies")
@@ -290,6 +285,6 @@ def _check_total(index: Path, metadata: object, found: int) -> None:
         return  # optional in the format
     if isinstance(total, bool) or not isinstance(total, (int, float)) or total != found:
         raise WeightsError(
-            f"{index}: metadata.total_size is {str(total)[:40]}, its shards hold {found} bytes of tensors; the "
+            f"{index}: metadata.total_size is {shown(total)}, its shards hold {found} bytes of tensors; the "
             "index lies or belongs to other shards"
         )

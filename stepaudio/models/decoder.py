@@ -17,7 +17,7 @@ import numpy as np
 from ..backend.ops import silu
 from ..backend.process import enter
 from ..errors import ConfigError
-from ..schema import require, require_positive
+from ..schema import MAX_LAYERS, require, require_positive, shown
 from .attention import attend
 from .kv_cache import KVCache, Rope
 from .tap import Tap, emit, named
@@ -35,21 +35,21 @@ class TextConfig:
         Heads of queries, heads of keys and values (a divisor), layers.
     vocab_size : int > 0
         Tokens, audio tokens included.
-    rms_norm_eps, rope_theta : float > 0
+    rms_norm_eps, rope_theta : float in (0, 1), float > 1
         Of the norms; base of the rotary position embedding.
     num_attention_groups : int, optional
         The published name for `num_key_value_heads`, kept beside it.
-    max_seq_len, max_position_embeddings : int, optional
+    max_seq_len, max_position_embeddings : int > 0, optional
         Positions that the decoder was built for; two names for one number.
     eos_token_id, pad_token_id : int, optional
-        Kept as published.
+        Kept as published; ids of the vocabulary.
     rope_scaling : None
         Nothing else is supported.
 
     Raises
     ------
     ConfigError
-        A size that is not positive, or contradicts another.
+        A value outside its range, a size beyond those of `schema`, or one that contradicts another.
     """
 
     hidden_size: int
@@ -70,8 +70,13 @@ class TextConfig:
     def __post_init__(self):
         heads = ("num_attention_heads", "num_key_value_heads")
         require_positive(
-            self, "text_config", ("hidden_size", "intermediate_size", *heads, "num_hidden_layers", "vocab_size")
+            self,
+            "text_config",
+            ("hidden_size", "intermediate_size", *heads, "vocab_size", "rms_norm_eps", "rope_theta"),
         )
+        require_positive(self, "text_config", ["num_hidden_layers"], MAX_LAYERS)
+        positions = ("max_seq_len", "max_position_embeddings")
+        require_positive(self, "text_config", (name for name in positions if getattr(self, name) is not None))
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"text_config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -89,16 +94,22 @@ class TextConfig:
             f"{self.num_key_value_heads}",
         )
         require(
-            self.rope_scaling is None, f"text_config.rope_scaling: only null is supported, found {self.rope_scaling!r}"
+            self.rope_scaling is None,
+            f"text_config.rope_scaling: only null is supported, found {shown(self.rope_scaling)}",
         )
         require(
             self.max_seq_len is None or self.max_position_embeddings in (None, self.max_seq_len),
             f"text_config: max_seq_len {self.max_seq_len} contradicts max_position_embeddings "
             f"{self.max_position_embeddings}",
         )
-        require(
-            self.rms_norm_eps > 0 and self.rope_theta > 0, "text_config: rms_norm_eps and rope_theta must be positive"
-        )
+        require(self.rms_norm_eps < 1, f"text_config.rms_norm_eps: must be below 1, found {self.rms_norm_eps}")
+        require(self.rope_theta > 1, f"text_config.rope_theta: must be above 1, found {self.rope_theta}")
+        for name in ("eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            require(
+                value is None or 0 <= value < self.vocab_size,
+                f"text_config.{name}: expected an id of the vocabulary of {self.vocab_size}, found {shown(value)}",
+            )
 
     @property
     def head_dim(self) -> int:

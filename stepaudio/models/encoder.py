@@ -17,7 +17,7 @@ import mlx.nn as nn
 from ..backend.ops import gelu, relu
 from ..backend.process import enter
 from ..errors import AudioError
-from ..schema import require, require_positive
+from ..schema import MAX_LAYERS, MAX_STRIDE, require, require_positive
 from .attention import attend
 from .tap import Tap, emit, named
 
@@ -46,7 +46,7 @@ class AudioEncoderConfig:
     Raises
     ------
     ConfigError
-        A size that is not positive, or heads that do not divide the channels.
+        A size that is not positive or beyond those of `schema`, or heads that do not divide the channels.
     """
 
     n_mels: int
@@ -63,6 +63,8 @@ class AudioEncoderConfig:
     def __post_init__(self):
         given = (f.name for f in fields(self) if getattr(self, f.name) is not None)
         require_positive(self, "audio_encoder_config", given)
+        require_positive(self, "audio_encoder_config", ["n_audio_layer"], MAX_LAYERS)
+        require_positive(self, "audio_encoder_config", ("kernel_size", "adapter_stride"), MAX_STRIDE)
         require(
             self.n_audio_state % self.n_audio_head == 0,
             f"audio_encoder_config: n_audio_state {self.n_audio_state} is not a multiple of n_audio_head "

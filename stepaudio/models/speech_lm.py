@@ -6,7 +6,6 @@ arrive as numbers, audio slots as (row, start, length).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ import numpy as np
 from ..backend.process import enter
 from ..constants import MAX_CACHE_LEN
 from ..errors import AudioError, ConfigError, PromptError
-from ..schema import INERT_KEYS, read_record, require
+from ..reading import is_folder, read_object
+from ..schema import read_record, require, require_positive
+from .config_keys import without_added_keys
 from .decoder import Decoder, TextConfig
 from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
 from .kv_cache import KVCache
@@ -60,25 +61,23 @@ class StepAudioConfig:
             audio.llm_dim == text.hidden_size,
             f"audio_encoder_config.llm_dim {audio.llm_dim} contradicts text_config.hidden_size {text.hidden_size}",
         )
-        require(self.max_cache_len > 0, f"max_cache_len: must be positive, found {self.max_cache_len}")
+        require_positive(self, "config", ["max_cache_len"])
 
     @classmethod
     def from_dict(cls, data: dict, name: str = "config.json") -> StepAudioConfig:
-        """Read the parsed JSON; `name` opens every error message. Raises `ConfigError` as `schema.read_record`."""
-        return read_record(cls, data, name, ignored=INERT_KEYS, advice="the published config.json has it")
+        """Read the parsed JSON; `name` opens every error message.
+
+        Keys that training frameworks add may be there as long as they say what is built anyway. Raises `ConfigError` as
+        `schema.read_record`.
+        """
+        return read_record(cls, without_added_keys(data, name), name, advice="the published config.json has it")
 
     @classmethod
     def from_file(cls, path: str | Path) -> StepAudioConfig:
         """Read `config.json`, or the folder that holds it; `ConfigError` where it is missing, no JSON, or wrong."""
         path = Path(path)
-        path = path / "config.json" if path.is_dir() else path
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file; expected the folder of a published model") from None
-        except (OSError, ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
-            raise ConfigError(f"{path}: not readable as JSON ({error})") from None
-        return cls.from_dict(data, str(path.name))
+        path = path / "config.json" if is_folder(path, ConfigError) else path
+        return cls.from_dict(read_object(path, ConfigError, "expected the folder of a published model"), path.name)
 
     def to_dict(self) -> dict:
         """The nested JSON shape again, without keys that were absent."""

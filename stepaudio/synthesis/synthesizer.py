@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints.token2wav import Token2Wav, load_token2wav
-from ..constants import N_AUDIO_CODES
+from ..constants import CODES_PER_SECOND, N_AUDIO_CODES
 from ..errors import ConfigError, DecodeError
 from ..models.token2wav.flow import REFERENCE, FlowOptions
 from ..models.token2wav.noise import Noise
@@ -118,6 +118,12 @@ class Synthesizer:
         ):
             if one != other:
                 raise ConfigError(f"token2wav: the nets do not belong together: {one} and {other} {what}")
+        samples = CODES_PER_SECOND * parts.flow.up * hift.samples_per_frame
+        if samples != hift.sampling_rate:
+            raise ConfigError(
+                f"token2wav: the nets do not belong together: flow and vocoder make {samples} samples of a second of "
+                f"codes, and sampling_rate is {hift.sampling_rate}"
+            )
         n_codes = parts.tokenizer.config.n_codebook_size
         if n_codes > flow.vocab_size:
             raise ConfigError(

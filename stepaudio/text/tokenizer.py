@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..constants import N_AUDIO_CODES
 from ..errors import TokenizerError
+from ..reading import is_file, is_folder
 from .tokenizer_files import (
     ADVICE,
     BYTE_OF,
@@ -83,10 +84,10 @@ class Tokenizer:
             A file is missing, broken, or contradicts another; the message names it.
         """
         folder = Path(path)
-        if not folder.is_dir():
+        if not is_folder(folder, TokenizerError):
             raise TokenizerError(f"{folder}: no such folder; {ADVICE}")
         single = folder / "tokenizer.json"
-        return cls(from_single(single) if single.exists() else from_parts(folder), vocab_rows)
+        return cls(from_single(single) if is_file(single, TokenizerError) else from_parts(folder), vocab_rows)
 
     @classmethod
     def train(

@@ -1,12 +1,18 @@
 """The published config.json, and every way in which one can be wrong."""
 
 import copy
+import dataclasses
 import json
+import math
+from collections.abc import Iterator
 
 import pytest
 
+from stepaudio.checkpoints.layout import CONFIGS, net_layout
+from stepaudio.checkpoints.random_weights import sizes
 from stepaudio.errors import ConfigError
 from stepaudio.models.speech_lm import StepAudioConfig
+from stepaudio.schema import MAX_LAYERS, MAX_SIZE, read_record
 
 # The published file's values, so that these tests run without the reference data.
 PUBLISHED = {
@@ -132,7 +138,6 @@ def test_missing_key_is_named(path):
         "hidden_size",
         "text_config.n_layer",
         "audio_encoder_config.dropout",
-        "text_config.tie_word_embeddings",
     ],
 )
 def test_unknown_key_is_named(path):
@@ -165,7 +170,7 @@ def test_keys_that_compute_nothing_may_be_absent():
         ("text_config.num_attention_heads", 3584, "head size 1 is odd"),
         ("text_config.num_key_value_heads", 5, "28 is not a multiple of num_key_value_heads 5"),
         ("text_config.rope_scaling", {"type": "yarn"}, "rope_scaling: only null"),
-        ("text_config.rms_norm_eps", 0.0, "rms_norm_eps and rope_theta must be positive"),
+        ("text_config.rms_norm_eps", 0.0, "rms_norm_eps: must be positive, found 0.0"),
         ("text_config.num_hidden_layers", 0, "num_hidden_layers: must be positive, found 0"),
         ("audio_encoder_config.n_audio_head", 21, "1280 is not a multiple of n_audio_head 21"),
         ("audio_encoder_config.n_mels", -128, "n_mels: must be positive, found -128"),
@@ -223,3 +228,138 @@ def test_unreadable_file(tmp_path, content, message):
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         StepAudioConfig.from_file(tmp_path)
+
+
+# ---- numbers that no net can have: refused by their path, at once, before anything is built ----
+
+LM = PUBLISHED | {"max_cache_len": 4096}
+# As JSON has them: the file of the language model, and those of token2wav as its manifest keeps them.
+DATA = {"config.json": LM} | {
+    name: json.loads(json.dumps(dataclasses.asdict(config))) for name, config in sizes("published").items()
+}
+LAYERS = {"num_hidden_layers", "n_audio_layer", "num_blocks", "num_up_blocks", "depth"}
+# Floats that may be 0 or negative: slopes, noise, rates of dropout and of guidance, all within float32.
+SIGNED = {"lrelu_slope", "final_lrelu_slope", "nsf_alpha", "nsf_sigma", "nsf_voiced_threshold", "inference_cfg_rate",
+          "dropout_rate", "positional_dropout_rate", "attention_dropout_rate"}  # fmt: skip
+
+
+def numbers(tree, kind: type, path: tuple = ()) -> Iterator[tuple]:
+    """Where the numbers of one kind stand in nested objects and lists."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        if type(value) is kind:
+            yield (*path, key)
+        yield from numbers(value, kind, (*path, key))
+
+
+def rows(kind: type) -> list:
+    return [(name, path) for name, data in DATA.items() for path in numbers(data, kind)]
+
+
+def read(name: str, path: tuple, value: object):
+    data = copy.deepcopy(DATA[name])
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    assert type(place[path[-1]]) is type(value) or value in (math.inf, -math.inf)
+    place[path[-1]] = value
+    return StepAudioConfig.from_dict(data) if name == "config.json" else read_record(CONFIGS[name], data, name)
+
+
+def test_the_table_has_every_number():
+    assert len(rows(int)) > 90 and len(rows(float)) >= 17
+
+
+@pytest.mark.parametrize(("name", "path"), rows(int), ids=str)
+def test_no_whole_number_is_believed(name, path):
+    for value in (2**31, 2**63, 10**30, 10**400, -1, -(10**400)):
+        with pytest.raises(ConfigError, match=next(str(key) for key in reversed(path) if isinstance(key, str))):
+            read(name, path, value)
+
+
+@pytest.mark.parametrize(("name", "path"), [row for row in rows(int) if row[1][-1] in LAYERS], ids=str)
+def test_layers_are_few(name, path):
+    for value in (MAX_LAYERS + 1, 10**6):
+        with pytest.raises(ConfigError, match=f"at most {MAX_LAYERS} are possible, found {value}"):
+            read(name, path, value)
+    assert net_layout(read(name, path, 40))
+
+
+@pytest.mark.parametrize(("name", "path"), rows(float), ids=str)
+def test_every_float_is_one_of_float32(name, path):
+    for value in (math.nan, math.inf, -math.inf, 1e-46, 1e-39, 1e39, -1e300):
+        with pytest.raises(
+            ConfigError, match=rf"{path[-1]}: expected (a finite float|0 or a float of float32's range)"
+        ):
+            read(name, path, value)
+
+
+@pytest.mark.parametrize(("name", "path"), [row for row in rows(float) if row[1][-1] not in SIGNED], ids=str)
+def test_a_float_that_divides_is_above_zero(name, path):
+    for value in (0.0, -0.0, -1.0):
+        with pytest.raises(ConfigError, match=str(path[-1])):
+            read(name, path, value)
+
+
+def test_records_made_by_hand_are_held_to_the_same_ranges():
+    text = StepAudioConfig.from_dict(PUBLISHED).text_config
+    for change in ({"rms_norm_eps": math.inf}, {"rms_norm_eps": 1e-46}, {"rope_theta": math.nan}, {"rms_norm_eps": 1.5},
+                   {"rope_theta": 0.5}, {"vocab_size": MAX_SIZE + 1}, {"eos_token_id": 158_720}, {"pad_token_id": -1},
+                   {"max_seq_len": 0, "max_position_embeddings": 0}):  # fmt: skip
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            dataclasses.replace(text, **change)
+
+
+# ---- keys that `save_pretrained` adds ----
+
+ADDED = {
+    "hidden_act": "silu", "attention_dropout": 0.1, "initializer_range": 0.02, "use_sliding_window": False,
+    "sliding_window": 4096, "max_window_layers": 21, "layer_types": ["full_attention"] * 28, "model_type": "qwen2",
+    "tie_word_embeddings": False, "bos_token_id": 151643,
+    "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+    "chunk_size_feed_forward": 0, "id2label": {"0": "LABEL_0"}, "is_encoder_decoder": False, "output_attentions": False,
+}  # fmt: skip
+
+
+def test_the_config_of_a_fine_tune_says_the_same():
+    data = copy.deepcopy(PUBLISHED) | {"bos_token_id": None, "tie_word_embeddings": False, "dtype": "bfloat16"}
+    data["text_config"] |= ADDED
+    data["audio_encoder_config"] |= {"model_type": "step_audio_2_encoder", "initializer_range": 0.02}
+    assert StepAudioConfig.from_dict(data) == StepAudioConfig.from_dict(PUBLISHED)
+    del data["text_config"]["rope_theta"]  # as transformers 5 writes it
+    assert StepAudioConfig.from_dict(data) == StepAudioConfig.from_dict(PUBLISHED)
+
+
+def test_every_key_of_transformers_own_qwen2_is_known():
+    """Whatever that library writes for this decoder is read, and back in its own words."""
+    transformers = pytest.importorskip("transformers")
+    text = PUBLISHED["text_config"]
+    theirs = transformers.Qwen2Config(**{k: v for k, v in text.items() if k not in ("rope_scaling", "torch_dtype")})
+    for written in (theirs.to_dict(), theirs.to_diff_dict()):
+        data = copy.deepcopy(PUBLISHED) | {"text_config": json.loads(json.dumps(written, default=str))}
+        assert StepAudioConfig.from_dict(data) == StepAudioConfig.from_dict(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("text_config.hidden_act", "gelu"),
+        ("text_config.tie_word_embeddings", True),
+        ("text_config.tie_word_embeddings", 0),
+        ("tie_word_embeddings", True),
+        ("text_config.use_sliding_window", True),
+        ("text_config.use_sliding_window", None),
+        ("text_config.layer_types", ["full_attention"] * 27 + ["sliding_attention"]),
+        ("text_config.layer_types", ["full_attention"] * 27),
+        ("text_config.layer_types", "full_attention"),
+        ("text_config.model_type", "llama"),
+        ("text_config.pruned_heads", {"0": [1]}),
+        ("text_config.rope_parameters", {"rope_theta": 1e4, "rope_type": "default"}),
+        ("text_config.rope_parameters", {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}),
+        ("text_config.rope_parameters", {}),
+        ("text_config.rope_parameters", [1e6]),
+    ],
+)
+def test_an_added_key_that_says_something_else_is_refused(path, value):
+    with pytest.raises(ConfigError, match=f"{path.rpartition('.')[2]}: .*found "):
+        StepAudioConfig.from_dict(changed(path, value))

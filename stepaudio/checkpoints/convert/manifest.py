@@ -5,12 +5,12 @@ It is written last, so a folder with a manifest is a whole conversion. Knows JSO
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import WeightsError
-from ...schema import read_record
+from ...reading import is_file, read_object
+from ...schema import read_record, shown
 from ..layout import CONFIGS, TOKEN2WAV, Token2WavConfig
 from .published import FOLDER
 
@@ -42,7 +42,7 @@ class Manifest:
 
 def converted_folder(path: str | Path) -> Path | None:
     """`path`, or the token2wav folder in it: whichever holds a finished conversion."""
-    return next((f for f in (Path(path) / FOLDER, Path(path)) if (f / MANIFEST).is_file()), None)
+    return next((f for f in (Path(path) / FOLDER, Path(path)) if is_file(f / MANIFEST, WeightsError)), None)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -57,18 +57,15 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     again = "run `stepaudio convert` again"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: cannot be read ({str(error)[:80]}); {again}") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-        raise WeightsError(f"{path}: expected format {FORMAT}, found {found!r}; {again}")
+    raw = read_object(path, WeightsError, again)
+    if raw.get("format") != FORMAT:
+        raise WeightsError(f"{path}: expected format {FORMAT}, found {shown(raw.get('format'))}; {again}")
     sources, parts = raw.get("sources"), raw.get("components")
     if (
         not isinstance(sources, dict)
         or not isinstance(parts, dict)
-        or not all(_is_part(parts.get(c)) for c in TOKEN2WAV)
+        or set(parts) != set(TOKEN2WAV)
+        or not all(map(_is_part, parts.values()))
     ):
         raise WeightsError(f"{path}: does not describe {', '.join(TOKEN2WAV)} and their sources; {again}")
     configs = {c: read_record(CONFIGS[c], parts[c].get("config"), f"{path}: {c}") for c in TOKEN2WAV}
@@ -76,4 +73,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _is_part(part: object) -> bool:
-    return isinstance(part, dict) and type(part.get("bytes")) is int
+    if not isinstance(part, dict) or type(part.get("bytes")) is not int:
+        return False
+    tensors = part.get("tensors")
+    return isinstance(tensors, list) and all(isinstance(t, dict) and _is_steps(t.get("steps")) for t in tensors)
+
+
+def _is_steps(steps: object) -> bool:
+    return isinstance(steps, list) and all(isinstance(step, str) for step in steps)

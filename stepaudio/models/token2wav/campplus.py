@@ -17,7 +17,7 @@ import mlx.nn as nn
 from ...backend.ops import relu
 from ...backend.process import enter
 from ...errors import AudioError
-from ...schema import require, require_positive
+from ...schema import MAX_LAYERS, MAX_STRIDE, require, require_positive, shown
 from ..tap import Tap, emit
 from .layers import SpreadConv1d
 
@@ -47,7 +47,7 @@ class SpeakerConfig:
         The dense blocks.
     fcm_channels : int > 0
         Channels of the 2-D front end.
-    bn_eps : float > 0
+    bn_eps : float in (0, 1)
         Of the batch norms.
     seg_pool : int > 0
         Frames of a pooled segment.
@@ -70,14 +70,18 @@ class SpeakerConfig:
 
     def __post_init__(self):
         require_positive(self, "speaker encoder", (f.name for f in fields(self)))
+        require_positive(self, "speaker encoder", ("blocks", "seg_pool"), MAX_STRIDE)
+        require(self.bn_eps < 1, f"speaker encoder.bn_eps: must be below 1, found {self.bn_eps}")
         require(
             self.feat_dim % BAND_STRIDE == 0,
             f"speaker encoder: feat_dim {self.feat_dim} is not a multiple of {BAND_STRIDE}",
         )
         require(
             all(len(block) == 3 and block[1] % 2 == 1 for block in self.blocks),
-            f"speaker encoder: blocks must hold (layers, odd kernel, dilation), found {self.blocks}",
+            f"speaker encoder: blocks must hold (layers, odd kernel, dilation), found {shown(self.blocks)}",
         )
+        layers = sum(block[0] for block in self.blocks)
+        require(layers <= MAX_LAYERS, f"speaker encoder: at most {MAX_LAYERS} layers are possible, found {layers}")
 
     @property
     def bn_channels(self) -> int:

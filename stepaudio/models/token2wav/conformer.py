@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.ops import leaky_relu, silu
-from ...schema import require, require_only, require_positive
+from ...schema import MAX_LAYERS, MAX_STRIDE, require, require_only, require_positive
 from ..attention import attend, fast_attention
 from ..tap import Tap, emit, named
 from .layers import with_past
@@ -47,7 +47,7 @@ class ConformerConfig:
     Raises
     ------
     ConfigError
-        A size that is not positive or contradicts another, or a choice that is not supported.
+        A size that is not positive, beyond those of `schema` or contradicts another, or a choice that is not supported.
     """
 
     input_size: int
@@ -73,17 +73,10 @@ class ConformerConfig:
         require_positive(
             self,
             path,
-            (
-                "input_size",
-                "output_size",
-                "pre_lookahead_len",
-                "num_blocks",
-                "num_up_blocks",
-                "up_stride",
-                "attention_heads",
-                "linear_units",
-            ),
+            ("input_size", "output_size", "attention_heads", "linear_units"),
         )
+        require_positive(self, path, ("num_blocks", "num_up_blocks"), MAX_LAYERS)
+        require_positive(self, path, ("pre_lookahead_len", "up_stride"), MAX_STRIDE)
         # After upsampling a layer of the same input_size is applied to output_size channels.
         require_only(
             self,

@@ -17,7 +17,7 @@ import numpy as np
 from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
 from ...backend.device import on_cpu
 from ...backend.ops import silu
-from ...schema import require_positive
+from ...schema import MAX_LAYERS, MAX_SIZE, require, require_positive
 from ..attention import attend, fast_attention
 from ..tap import Tap, emit, named
 from .layers import with_past
@@ -39,7 +39,7 @@ class DitConfig:
     Raises
     ------
     ConfigError
-        A size that is not positive.
+        A size that is not positive, or beyond those of `schema`.
     """
 
     in_channels: int
@@ -52,6 +52,12 @@ class DitConfig:
 
     def __post_init__(self):
         require_positive(self, "estimator", tuple(f.name for f in fields(self)))
+        require_positive(self, "estimator", ["depth"], MAX_LAYERS)
+        require(
+            1 <= self.hidden_size * self.mlp_ratio <= MAX_SIZE,
+            f"estimator.mlp_ratio: hidden_size {self.hidden_size} times it must lie in 1 … {MAX_SIZE}, "
+            f"found {self.mlp_ratio}",
+        )
 
     @property
     def mlp_size(self) -> int:

@@ -19,10 +19,12 @@ import numpy as np
 from ...backend.ops import elu, leaky_relu
 from ...backend.process import enter
 from ...errors import DecodeError
-from ...schema import read_record, require, require_positive
+from ...schema import MAX_LAYERS, MAX_STRIDE, read_record, require, require_positive
 from ..tap import Tap, emit, named
 from .layers import Conv1d, ConvTranspose1d, overlap_add, total_of
 from .noise import Noise, noise_frames
+
+MAX_SAMPLES = 1 << 16  # that one mel frame may become
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class IstftConfig:
     hop_len: int = 4
 
     def __post_init__(self):
-        require_positive(self, "istft", ("n_fft", "hop_len"))
+        require_positive(self, "istft", ("n_fft", "hop_len"), MAX_STRIDE)
         require(
             self.n_fft % 2 == 0 and self.hop_len <= self.n_fft // 2,
             f"istft: n_fft {self.n_fft} must be even and at least twice hop_len {self.hop_len}",
@@ -94,8 +96,14 @@ class HiftConfig:
     magnitude_clip: float = 100.0
 
     def __post_init__(self):
-        sizes = [f.name for f in fields(self) if f.name.endswith(("_channels", "_rates", "_sizes"))]
-        require_positive(self, "hift", (*sizes, "sampling_rate", "audio_limit", "magnitude_clip"))
+        names = [f.name for f in fields(self)]
+        channels = [name for name in names if name.endswith("_channels")]
+        require_positive(self, "hift", (*channels, "sampling_rate", "audio_limit", "magnitude_clip"))
+        require_positive(self, "hift", [name for name in names if name.endswith(("_rates", "_sizes"))], MAX_STRIDE)
+        require(
+            0 <= self.nb_harmonics <= MAX_STRIDE,
+            f"hift.nb_harmonics: expected 0 … {MAX_STRIDE}, found {self.nb_harmonics}",
+        )
         require(self.sampling_rate != 22_050, "hift: at 22050 Hz the reference has another source; not supported")
         stages = len(self.upsample_rates)
         require(
@@ -110,6 +118,10 @@ class HiftConfig:
             len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes) > 0,
             "hift: resblock_kernel_sizes and resblock_dilation_sizes must have the same length",
         )
+        layers = stages * sum(map(len, self.resblock_dilation_sizes)) + sum(
+            map(len, self.source_resblock_dilation_sizes)
+        )
+        require(layers <= MAX_LAYERS, f"hift: at most {MAX_LAYERS} residual layers are possible, found {layers}")
         require(
             self.base_channels % 2**stages == 0,
             f"hift: base_channels {self.base_channels} cannot be halved {stages} times",
@@ -119,6 +131,11 @@ class HiftConfig:
                 kernel >= rate and (kernel - rate) % 2 == 0,
                 f"hift: upsampling kernel {kernel} and rate {rate} must differ by an even number",
             )
+        require(
+            self.samples_per_frame <= MAX_SAMPLES,
+            f"hift: upsample_rates and istft.hop_len make {self.samples_per_frame} samples of a frame, at most "
+            f"{MAX_SAMPLES} are possible",
+        )
         kernels = (*self.resblock_kernel_sizes, *self.source_resblock_kernel_sizes)
         require(all(k % 2 == 1 for k in kernels), f"hift: residual kernels must be odd, found {kernels}")
 

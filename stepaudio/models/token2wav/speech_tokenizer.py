@@ -18,7 +18,7 @@ from ...backend.ops import gelu
 from ...backend.process import enter
 from ...constants import FRAMES_PER_SECOND, N_AUDIO_CODES
 from ...errors import AudioError
-from ...schema import require, require_positive
+from ...schema import MAX_LAYERS, MAX_STRIDE, require, require_positive
 from ..attention import attend
 from ..encoder import MultiHeadAttention, zero_past
 from ..tap import Tap, emit, named
@@ -48,7 +48,7 @@ class S3Config:
         Codes.
     fsmn_kernel : int > 0
         Positions that the attention's memory filters over.
-    ln_eps : float > 0
+    ln_eps : float in (0, 1)
         Of the layer norms.
 
     Raises
@@ -68,6 +68,9 @@ class S3Config:
 
     def __post_init__(self):
         require_positive(self, "s3 tokenizer", (f.name for f in fields(self)))
+        require_positive(self, "s3 tokenizer", ["n_audio_layer"], MAX_LAYERS)
+        require_positive(self, "s3 tokenizer", ("stride", "fsmn_kernel"), MAX_STRIDE)
+        require(self.ln_eps < 1, f"s3 tokenizer.ln_eps: must be below 1, found {self.ln_eps}")
         require(
             self.n_audio_state % (2 * self.n_audio_head) == 0,
             f"s3 tokenizer: n_audio_state {self.n_audio_state} must be a multiple of twice n_audio_head "
