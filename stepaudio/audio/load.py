@@ -12,23 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile as sf
 import soxr
 
 from ..constants import MIN_SECONDS, N_FFT, SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .channels import ChannelWatch
+from .decode import open_sound
 from .rate import contradiction
-from .sources import (
-    PCM_ZERO_AND_SCALE,
-    checked_rate,
-    given_rate,
-    is_file,
-    one_line,
-    open_sound,
-    samples_and_rate,
-    source_name,
-)
+from .sources import PCM_ZERO_AND_SCALE, checked_rate, given_rate, is_file, samples_and_rate, source_name
 
 DOWNMIX = ("first", "mean")
 REMEDY = {  # where the channels that are read do not hold the sound
@@ -38,7 +29,10 @@ REMEDY = {  # where the channels that are read do not hold the sound
 MAX_PEAK = 32.0  # float samples beyond 32 x full scale (+30 dB) are taken for integer PCM that was not scaled
 BLOCK_VALUES = 1 << 20  # samples times channels held at the native rate: 4 MiB of float32
 FIRST_ALLOCATION = 1 << 28  # samples; a header that lies about its length cannot make us reserve more
-LENGTH_UNKNOWN = 1 << 60  # libsndfile reports its largest count for a stream without a length
+MAX_GROWTH = (
+    1000  # times the size of a file, in memory: speech at 6 kbit/s grows by 85, digital silence by far more ...
+)
+FREE_BYTES = 1 << 28  # ... and up to here, 70 minutes, by any factor
 
 
 def load_audio(
@@ -138,10 +132,8 @@ def audio_seconds(source) -> float:
         The file is missing or not audio.
     """
     with open_sound(source) as file:
-        if file.frames < LENGTH_UNKNOWN:
-            return file.frames / file.samplerate
-        blocks = _file_blocks(file, source_name(source), ChannelWatch("first", file.samplerate))
-        return sum(map(len, blocks)) / file.samplerate
+        frames = sum(map(len, file.blocks(BLOCK_VALUES))) if file.frames is None else file.frames
+        return frames / file.samplerate
 
 
 def _load_file(source, downmix: str, to: int) -> tuple[np.ndarray, str | None]:
@@ -149,28 +141,29 @@ def _load_file(source, downmix: str, to: int) -> tuple[np.ndarray, str | None]:
     with open_sound(source) as file:
         rate = checked_rate(file.samplerate, name)
         watch, channels = _Watch(name, rate), ChannelWatch(downmix, rate)
-        samples = _resampled(watch.over(_file_blocks(file, name, channels)), rate, to, file.frames)
-        promised = file.frames if file.frames < LENGTH_UNKNOWN else 0
+        blocks = map(channels.mono, file.blocks(BLOCK_VALUES))
+        most = max(FREE_BYTES, MAX_GROWTH * file.n_bytes) // np.dtype(np.float32).itemsize
+        _refuse_growth(name, file.n_bytes, (file.frames or 0) * to / rate, to, most)
+        samples = _resampled(_at_most(watch.over(blocks), name, file.n_bytes, rate, to, most), rate, to, file.frames)
     watch.verdict()
-    if promised - watch.n > MIN_SECONDS * rate:
-        raise AudioError(
-            f"{name}: the header promises {promised} samples, {watch.n} could be read; the file is "
-            f"cut off: fetch it again, or convert what is left to wav"
-        )
     return samples, channels.doubt()
 
 
-def _file_blocks(file: sf.SoundFile, name: str, channels: ChannelWatch) -> Iterator[np.ndarray]:
-    """The file as mono float32 blocks."""
-    size = max(1, BLOCK_VALUES // file.channels)
-    while True:
-        try:
-            block = file.read(size, dtype="float32", always_2d=True)
-        except (RuntimeError, OSError) as error:
-            raise AudioError(f"{name}: broken audio data ({one_line(error)}); fetch or export it again") from None
-        if len(block) == 0:
-            return
-        yield channels.mono(block)
+def _at_most(blocks: Iterable[np.ndarray], name: str, n_bytes: int, rate: float, to: int, most: int):
+    """Blocks passed on while their sum at rate `to` is no more than `most` samples: a header may state too little."""
+    n = 0
+    for block in blocks:
+        n += len(block)
+        _refuse_growth(name, n_bytes, n * to / rate, to, most)
+        yield block
+
+
+def _refuse_growth(name: str, n_bytes: int, n: float, to: int, most: int) -> None:
+    if n > most:
+        raise AudioError(
+            f"{name}: {n / to / 3600:.1f} h or more in a file of {n_bytes} bytes would take over {MAX_GROWTH} times "
+            f"its size in memory, which only silence and forged files do; if it is right, split it"
+        )
 
 
 def _load_array(array: np.ndarray, downmix: str, sample_rate: float, to: int) -> tuple[np.ndarray, str | None]:
@@ -198,9 +191,9 @@ def _array_blocks(array: np.ndarray, channels: ChannelWatch) -> Iterator[np.ndar
         yield channels.mono(block) if block.ndim == 2 else block
 
 
-def _resampled(blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int) -> np.ndarray:
+def _resampled(blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int | None) -> np.ndarray:
     """Mono blocks at `rate` as one array at rate `to`; beyond the result, only a block is held."""
-    wanted = math.ceil(n_expected * to / rate) + 1
+    wanted = FIRST_ALLOCATION if n_expected is None else math.ceil(n_expected * to / rate) + 1
     samples, n = np.empty(min(wanted, FIRST_ALLOCATION), np.float32), 0
     for block in blocks if rate == to else _at_rate(blocks, rate, to):
         if n + len(block) > len(samples):  # in place: a copy would need twice the memory of the recording

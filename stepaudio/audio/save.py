@@ -21,8 +21,9 @@ import soundfile as sf
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from ..files import replaced_file
+from .decode import open_sound
 from .load import BLOCK_VALUES
-from .sources import as_array, checked_rate, one_line, open_sound
+from .sources import as_array, checked_rate, one_line
 
 FLOAT_SUFFIX = ".f32.wav"
 TOO_LOUD = ("refuse", "scale")
@@ -147,7 +148,7 @@ def _check_length(path: Path, n_samples: int) -> None:
     """Raise `OSError` unless a file states the samples that were written: some formats have a largest size."""
     if n_samples:
         with open_sound(path) as file:
-            if file.frames < n_samples:
+            if file.frames is not None and file.frames < n_samples:
                 raise OSError(f"only {file.frames} of {n_samples} samples are in the file")
 
 

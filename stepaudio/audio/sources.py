@@ -1,6 +1,7 @@
-"""What a recording may be given as: files that libsndfile reads, from wherever their bytes come, and arrays.
+"""What a recording may be given as: encoded files, from wherever their bytes come, and arrays.
 
-Knows no policy of channels, level or resampling: it hands on an open file, or a numpy array with its rate.
+Knows no formats, and no policy of channels, level or resampling: it hands on an open file of bytes, or a numpy array
+with its rate.
 """
 
 from __future__ import annotations
@@ -11,111 +12,105 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from numbers import Real
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-import soundfile as sf
 
 from ..errors import AudioError
+from ..files import printable_name
 
 RATE_RANGE = (1_000, 10_000_000)  # Hz; outside it a header or an argument is wrong, not the microphone
 PCM_ZERO_AND_SCALE = {"uint8": (128, 2**7), "int8": (0, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 SPOOLED_BYTES = 1 << 26  # of a stream that cannot seek; beyond 64 MiB it goes through a temporary file
 ARRAY_KEYS = {"array", "sampling_rate"}
-EXPECTED = "expected wav, flac, ogg, mp3 or the like: convert it first, for example with ffmpeg"
-
-
-class _ForwardFile(sf.SoundFile):
-    """A sound file read from start to end: soundfile seeks after each block, which a stream of no length fails."""
-
-    resources: ExitStack | None = None  # closed with it
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        super().close()
-        if self.resources is not None:
-            self.resources.close()
+FILE_KEYS = {"bytes", "path"}
+LONGEST_NAME = 300  # characters of a path in a message
 
 
 def is_file(source) -> bool:
-    """Whether a source holds an encoded file, which states its own rate: a path, bytes, or a file object."""
-    return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read")
+    """Whether a source holds an encoded file, which states its own rate: a path, bytes, a file object, or a mapping."""
+    return (
+        isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
+        or hasattr(source, "read")
+        or (isinstance(source, Mapping) and "array" not in source and bool(FILE_KEYS & set(source)))
+    )
 
 
 def source_name(source) -> str:
-    """What a source is called in messages: its path where it has one."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source) if isinstance(source, str) else str(source)
+    """What a source is called in messages: its path where it has one, on one line, shortened if it is very long."""
+    if isinstance(source, Mapping) and is_file(source):
+        source = source.get("path") or source.get("bytes")
     if hasattr(source, "read"):
         name = getattr(source, "name", None)
-        return "standard input" if name == "<stdin>" else name if isinstance(name, str) else "file object"
-    return "bytes" if is_file(source) else "array"
+        source = "standard input" if name == "<stdin>" else name if isinstance(name, str) else "file object"
+    if not isinstance(source, (str, os.PathLike)):
+        return "bytes" if is_file(source) else "array"
+    name = printable_name(source)
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"
 
 
-def open_sound(source) -> sf.SoundFile:
-    """Open a path, bytes or a file object for reading; every way to fail becomes one line of ours.
+@contextmanager
+def open_bytes(source) -> Iterator[BinaryIO]:
+    """Open a path, bytes or a file object as bytes that can be sought in; every way to fail is one line of ours.
 
     Parameters
     ----------
-    source : str, os.PathLike, bytes, bytearray, memoryview or binary file object
-        A seekable file object is read from its start, wherever it stands. What cannot seek (a pipe, a socket, a
-        download) is read to its end first, in memory up to 64 MiB and through a temporary file beyond.
+    source : str, os.PathLike, bytes, bytearray, memoryview, binary file object or mapping
+        A seekable file object is read from its start, wherever it stands, and stays open. What cannot seek (a pipe,
+        a socket, a download) is read to its end first, in memory up to 64 MiB and through a temporary file beyond.
+        Of a mapping with "bytes" and "path" the bytes are taken, or if they are None the file.
 
     Raises
     ------
     AudioError
-        Absent, empty, unreadable, opened as text, or in no format that libsndfile knows.
+        Absent, empty, unreadable, a folder or a device, or opened as text.
     """
     name = source_name(source)
-    if isinstance(source, (str, os.PathLike)):
-        _check_path(source, name)
-        return _opened(Path(source), name)
-    if isinstance(source, io.TextIOBase):
-        raise AudioError(f"{name}: is open as text; expected a binary file: open(path, 'rb')")
-    if not hasattr(source, "read"):
-        source = io.BytesIO(source)
+    if isinstance(source, Mapping):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+        if source is None:
+            raise AudioError("mapping: holds neither bytes nor a path; expected a recording")
     with ExitStack() as resources:
+        if isinstance(source, (str, os.PathLike)):
+            source = resources.enter_context(_opened(source, name))
+        elif isinstance(source, io.TextIOBase):
+            raise AudioError(f"{name}: is open as text; expected a binary file: open(path, 'rb')")
+        elif not hasattr(source, "read"):
+            source = io.BytesIO(cast(Any, source))
         try:
             if not _can_seek(source):
                 stream, source = source, resources.enter_context(tempfile.SpooledTemporaryFile(SPOOLED_BYTES))
-                shutil.copyfileobj(stream, source)
+                shutil.copyfileobj(cast(Any, stream), source)
             _rewind(source, name)
         except (OSError, ValueError, TypeError) as error:
             raise AudioError(f"{name}: cannot be read ({one_line(error)}); expected an open binary file") from None
-        file = _opened(source, name)
-        file.resources = resources.pop_all()
-    return file
+        yield cast(BinaryIO, source)
 
 
-def _opened(target, name: str) -> _ForwardFile:
+def _opened(path: str | os.PathLike, name: str) -> BinaryIO:
+    """An open file or pipe. What it is is asked first: to open a device may be to wait, or to set it going."""
     try:
-        return _ForwardFile(target)
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
-        said = one_line(error)
-        raise AudioError(f"{name}: is not audio that libsndfile reads ({said}); {EXPECTED}") from None
-
-
-def _check_path(path: str | os.PathLike, name: str) -> None:
-    try:
-        status = os.stat(path)
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise AudioError(f"{name}: is a folder; expected one audio file")
+        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+            raise AudioError(f"{name}: is a device or a socket; expected an audio file, or a pipe that gives one")
+        return open(path, "rb")
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise AudioError(
+                f"{name}: is a link to a file that is not there: {printable_name(os.readlink(path))}"
+            ) from None
         raise AudioError(f"{name}: no such file") from None
+    except PermissionError:
+        raise AudioError(f"{name}: no permission to read it; allow it with chmod, or ask its owner") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"{name}: cannot be opened ({one_line(error)})") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise AudioError(f"{name}: is a folder; expected one audio file")
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(
-            f"{name}: is not a regular file; save the stream to a file first, or pass it as an open binary file"
-        )
-    if status.st_size == 0:
-        raise AudioError(f"{name}: is empty (0 bytes); expected an audio file")
+        said = getattr(error, "strerror", None) or one_line(error)
+        raise AudioError(f"{name}: cannot be opened ({said})") from None
 
 
 def _can_seek(file) -> bool:
@@ -150,12 +145,18 @@ def samples_and_rate(source, sample_rate: float | None = None) -> tuple[np.ndarr
         return as_array(source), sample_rate
     if set(source) - {"path"} != ARRAY_KEYS:
         raise AudioError(
-            f'mapping: expected the keys "array" and "sampling_rate", found {", ".join(map(str, source)) or "none"}'
+            f'mapping: expected the keys "array" and "sampling_rate" (or "bytes" and "path"), found {_words(source)}'
         )
     own = checked_rate(source["sampling_rate"], "mapping")
     if sample_rate is not None and sample_rate != own:
         raise AudioError(f"mapping: its sampling_rate is {own:g} Hz, and {sample_rate!r} was given; leave one out")
     return as_array(source["array"]), own
+
+
+def _words(source: Mapping) -> str:
+    """The keys of a mapping, not too many."""
+    words = ", ".join(map(str, source)) or "none"
+    return words if len(words) <= LONGEST_NAME else f"{words[:LONGEST_NAME]}…"
 
 
 def rate_is_assumed(source, sample_rate: float | None = None, sr: float | None = None) -> bool:

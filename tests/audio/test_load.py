@@ -210,10 +210,14 @@ def test_places_that_are_no_file(tmp_path):
         load_audio(tmp_path)
     with pytest.raises(AudioError, match="cannot be opened"):
         load_audio("a\0b.wav")
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe.wav")
-        with pytest.raises(AudioError, match="not a regular file"):
-            load_audio(tmp_path / "pipe.wav")
+    with pytest.raises(AudioError, match="is a device"):
+        load_audio(os.devnull)
+    (tmp_path / "link.wav").symlink_to("gone.wav")
+    with pytest.raises(AudioError, match=r"link.wav: is a link to a file that is not there: gone.wav"):
+        load_audio(tmp_path / "link.wav")
+    with pytest.raises(AudioError, match="cannot be opened .File name too long") as caught:
+        load_audio("a" * 5000)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(("n", "message"), [(0, "no samples"), (1, "1 sample at"), (399, "0.0249 s"), (1599, "0.1 s")])

@@ -64,6 +64,20 @@ def test_bytes_and_file_objects_hold_what_the_file_holds(path):
             assert found.shape == want.shape and np.abs(found - want).max() < 1e-6, source
 
 
+def test_mappings_that_hold_a_file(path):
+    """As data sets give what they have not decoded: bytes, or where there are none the path."""
+    want = load_audio(path)
+    for source in ({"bytes": path.read_bytes(), "path": "elsewhere"}, {"bytes": None, "path": str(path)}):
+        assert np.array_equal(load_audio(source), want) and audio_seconds(source) == 1
+        assert not rate_is_assumed(source)
+        with pytest.raises(AudioError, match="a file states its own"):
+            load_audio(source, sr=RATE)
+    with pytest.raises(AudioError, match="gone.wav: no such file"):
+        load_audio({"bytes": None, "path": "gone.wav"})
+    with pytest.raises(AudioError, match="holds neither bytes nor a path"):
+        load_audio({"bytes": None, "path": None})
+
+
 def test_seconds_of_bytes_and_streams(wav):
     assert audio_seconds(wav.read_bytes()) == audio_seconds(Pipe(wav.read_bytes())) == 1
 
@@ -99,6 +113,50 @@ def test_a_named_pipe_that_was_opened(wav, tmp_path):
     writer.join()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_by_its_path(wav, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(wav.read_bytes()))
+    writer.start()
+    assert np.array_equal(load_audio(tmp_path / "pipe"), SOUND)
+    writer.join()
+
+
+class Failing(io.BytesIO):
+    """A seekable file, of a network or a card, that fails after some thousand bytes."""
+
+    def read(self, size=-1):
+        if self.tell() > 10_000:
+            raise OSError("connection reset")
+        return super().read(min(size, 5000))
+
+
+def test_a_source_that_fails_is_not_the_end_of_the_sound(wav):
+    with pytest.raises(AudioError, match="file object: cannot be read .connection reset"):
+        load_audio(Failing(wav.read_bytes()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of a Mac take UTF-8 alone")
+def test_a_name_that_is_not_utf_8(wav):
+    odd = wav.parent / os.fsdecode(b"caf\xe9.wav")
+    wav.rename(odd)
+    assert np.array_equal(load_audio(odd), SOUND)
+    odd.write_bytes(b"no sound")
+    for path, shown in ((odd, "caf\\\\xe9.wav"), (wav.parent / "two\nlines.wav", "two\\\\nlines.wav")):
+        with pytest.raises(AudioError, match=shown) as caught:
+            load_audio(path)
+        assert str(caught.value).encode().isascii() and "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read(wav):
+    """A root user may read anything: the error of the system is put in its place."""
+    wav.chmod(0)
+    if os.access(wav, os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(AudioError, match="a.wav: no permission to read it"):
+        load_audio(wav)
+
+
 def test_standard_input_is_named(tmp_path):
     code = "import sys; from stepaudio.audio.load import load_audio; load_audio(sys.stdin.buffer)"
     done = subprocess.run([sys.executable, "-c", code], input=b"no sound", capture_output=True, timeout=60)
@@ -109,6 +167,10 @@ def test_standard_input_is_named(tmp_path):
     ("make", "message"),
     [
         (lambda wav: b"", "bytes: is empty"),
+        (lambda wav: b"\0\0\0 ftypM4A \0\0\0\0" + bytes(99), r"is MPEG-4 .*stepaudio\[av\]|broken MPEG-4"),
+        (lambda wav: b"\x1a\x45\xdf\xa3" + bytes(99), r"is Matroska .*stepaudio\[av\]|broken Matroska"),
+        (lambda wav: b"\xff\xf1\x50\x80" + bytes(99), r"is AAC.*stepaudio\[av\]|broken AAC"),
+        (lambda wav: b"\xff\xfb\x90\xc4" + bytes(9999), "one MPEG frame does not follow another"),
         (lambda wav: io.BytesIO(), "file object: is empty"),
         (lambda wav: Pipe(b""), "file object: is empty"),
         (lambda wav: io.BytesIO(b"hello" * 99), r"file object: is not audio [^(]*\([A-Z][^<>]*\); exp"),
@@ -166,7 +228,7 @@ def test_mappings_with_a_rate():
         assert np.array_equal(load_audio({"array": SOUND, "sampling_rate": 8000} | extra), want)
     assert np.array_equal(load_audio({"array": SOUND, "sampling_rate": 8000}, sr=8000), want)
     for wrong, found in (({"array": SOUND}, "array"), ({}, "none"), ({"audio": SOUND, "sr": 1}, "audio, sr")):
-        with pytest.raises(AudioError, match=f'expected the keys "array" and "sampling_rate", found {found}'):
+        with pytest.raises(AudioError, match=f'expected the keys "array" and "sampling_rate".*, found {found}'):
             load_audio(wrong)
     with pytest.raises(AudioError, match="its sampling_rate is 8000 Hz, and 16000 was given"):
         load_audio({"array": SOUND, "sampling_rate": 8000}, sr=16_000)
