@@ -211,8 +211,8 @@ class Grid:
         path = Path(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: not readable as JSON ({error})") from None
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, or thousands of digits
+            raise ConfigError(f"{path}: not readable as JSON ({str(error)[:100]})") from None
         data = require_keys(data, (*(f.name for f in fields(cls) if f.init), OLD_FAULTS), path.name)
         if OLD_FAULTS in data:
             if "faults" in data:

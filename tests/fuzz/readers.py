@@ -1,0 +1,337 @@
+"""Every reader of the package with a small valid file, how it is hurt, and what an accepted file must agree with.
+
+`read` gives what was understood; `check` gives a sentence if that is silently wrong, judged by something that the
+package does not use: json, struct, the length of the whole sound.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import published
+import small_checkpoint
+import soundfile
+import tiny
+
+from stepaudio.audio.load import load_audio
+from stepaudio.checkpoints.capabilities import FILE as CAPABILITIES
+from stepaudio.checkpoints.capabilities import Capabilities
+from stepaudio.checkpoints.convert.convert import convert
+from stepaudio.checkpoints.convert.flow_yaml import read_flow_config
+from stepaudio.checkpoints.convert.manifest import MANIFEST, read_manifest
+from stepaudio.checkpoints.convert.onnx_file import read_onnx
+from stepaudio.checkpoints.convert.torch_file import check_storages, read_pt
+from stepaudio.checkpoints.header import INDEX_FILE, SINGLE_FILE, read_checkpoint, read_header
+from stepaudio.checkpoints.load import validate_weights
+from stepaudio.checkpoints.tensors import read_arrays, read_values
+from stepaudio.decoding.options import DecodingOptions
+from stepaudio.evaluation.manifest import read_manifest as read_clips
+from stepaudio.evaluation.word_errors import read_words
+from stepaudio.experiments.grid import Grid, sampling_from
+from stepaudio.experiments.store import Store, read_store, read_table
+from stepaudio.models.speech_lm import StepAudioConfig
+from stepaudio.synthesis.voice import Voice
+from stepaudio.text.chat_template import build_prompt
+from stepaudio.text.tokenizer import Tokenizer
+
+SENTENCE = "the cat sat on the mat, café 你好"
+SOUNDS = {
+    "wav": ("WAV", "PCM_16"), "wav_float": ("WAV", "FLOAT"), "wavex": ("WAVEX", "PCM_24"), "w64": ("W64", "PCM_16"),
+    "rf64": ("RF64", "PCM_16"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"), "aiff": ("AIFF", "PCM_16"), "au": ("AU", "PCM_16"), "caf": ("CAF", "PCM_16"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A folder of valid files, the one that is hurt, the form of its damage, and how it is read."""
+
+    make: Callable[[Path], object]
+    file: str
+    form: str
+    read: Callable[[Path], object]
+    check: Callable[[bytes, bytes, object], str | None] = lambda whole, hurt, found: None
+
+
+# ---- what is understood, and by whom else ----
+
+
+def _same_leaves(whole: bytes, hurt: bytes, found) -> str | None:
+    """Every number and text of the JSON that the record also names must be what the record says."""
+    said = json.loads(hurt)
+
+    def differs(a, b, path=""):
+        if isinstance(a, dict) and isinstance(b, dict):
+            return next((d for k in a if k in b and (d := differs(a[k], b[k], f"{path}.{k}"))), None)
+        plain = isinstance(a, int | float | str) and isinstance(b, int | float | str)
+        return f"{path[1:]}: the file says {a!r:.60}, the record {b!r:.60}" if plain and a != b else None
+
+    return differs(said, found)
+
+
+def _safetensors_values(path: Path) -> dict:
+    read_header(path)
+    return read_arrays(path)
+
+
+def _same_values(whole: bytes, hurt: bytes, found) -> str | None:
+    """By struct alone: the header, and each tensor's bytes."""
+    n = int.from_bytes(hurt[:8], "little")
+    header, data = json.loads(hurt[8 : 8 + n]), hurt[8 + n :]
+    header.pop("__metadata__", None)
+    if set(header) != set(found):
+        return f"tensors {sorted(found)} where the file has {sorted(header)}"
+    for name, array in found.items():
+        begin, end = header[name]["data_offsets"]
+        if header[name]["dtype"] == "F32" and np.ascontiguousarray(array).tobytes() != data[begin:end]:
+            return f"values of {name} are not those of the file"
+        if list(array.shape) != header[name]["shape"]:
+            return f"{name}: shape {array.shape}"
+    return None
+
+
+def _whole_length(whole: bytes, hurt: bytes, found) -> str | None:
+    """A sound that lost bytes is refused, or as long as it was; what else was hurt may sound otherwise."""
+    lost, n = len(hurt) < len(whole) and whole.startswith(hurt), len(load_audio(whole))
+    return f"{found[0]} of {n} samples of {len(hurt)} of {len(whole)} bytes" if lost and found[0] < n else None
+
+
+def _sound(path: Path):
+    samples = load_audio(path)
+    return len(samples), bool(np.isfinite(samples).all())
+
+
+def _clips(path: Path):
+    return [(clip.file.name, clip.text) for clip in read_clips(path)]
+
+
+def _same_cells(whole: bytes, hurt: bytes, found) -> str | None:
+    """A table of tabs has no quoting: cells are what stands between tabs, and no line may be lost or come twice."""
+    text = hurt.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    head, *rows = [line.split("\t") for line in text.split("\n") if line]
+    if len(head) == 1:
+        return None  # no tab, so a table of commas
+    column = head.index("text")
+    said = [row[column] for row in rows]
+    return None if said == [text for _, text in found] else f"texts {found} where the table has {said}"
+
+
+def _same_rows(whole: bytes, hurt: bytes, found) -> str | None:
+    """The first row of each run, in whatever order, as json alone reads them; the last line may be torn."""
+    said = {}
+    for line in hurt.split(b"\n")[:-1]:
+        said.setdefault(json.loads(line)["run"], json.loads(line))
+    rows = {row["run"]: dict(row) for row in found}
+    return None if rows == said else f"{len(rows)} rows are not the {len(said)} of the file"
+
+
+def _tokenizer(folder: Path):
+    tokenizer = Tokenizer.from_folder(folder)
+    return tokenizer.decode(tokenizer.encode(SENTENCE))
+
+
+def _round_trip(whole: bytes, hurt: bytes, found) -> str | None:
+    return None if found == SENTENCE else f"a text becomes {found!r:.80}"
+
+
+# ---- valid files ----
+
+
+def _small(folder: Path) -> None:
+    small_checkpoint.folder_with(folder, small_checkpoint.arrays())
+
+
+def _single_tokenizer(folder: Path) -> None:
+    from stepaudio.text.tokenizer_files import from_parts
+
+    _tokenizer_files(folder)
+    from_parts(folder).save(str(folder / "tokenizer.json"))
+
+
+def _tokenizer_files(folder: Path) -> None:
+    Tokenizer.train(tiny.SENTENCES, vocab_size=300, n_audio=tiny.N_AUDIO).save(folder)
+
+
+def _converted(folder: Path) -> None:
+    published.write_folder(folder)
+    convert(folder)
+
+
+def _write_sound(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        container, subtype = SOUNDS[name]
+        x = 0.2 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16_000)
+        soundfile.write(folder / "x", x, 16_000, format=container, subtype=subtype)
+
+    return make
+
+
+def _npz(folder: Path) -> None:
+    np.save(folder / "x.npy", tiny.noise(0.2))
+
+
+def _store(folder: Path) -> None:
+    with Store(folder / "s.jsonl") as store:
+        for k in range(3):
+            row = {
+                "run": f"r{k}",
+                "clip": "a.wav",
+                "setting": "s",
+                "seed": k,
+                "defect": "none",
+                "words": 3,
+                "errors": k,
+            }
+            store.append(row)
+
+
+def _table(folder: Path) -> None:
+    _store(folder)
+    read_store(folder / "s.jsonl").to_csv(folder / "t.csv")
+
+
+def _voice(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    Voice(np.arange(8, dtype=np.int32), rng.normal(size=(16, 4)).astype(np.float32),
+          rng.normal(size=6).astype(np.float32), "w" * 64).save(folder / "v.safetensors")  # fmt: skip
+
+
+def _written(name: str, content) -> Callable[[Path], None]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
+GRID = {"clips": [{"file": "a.wav", "text": "one two"}], "seeds": [0, 1], "faults": ["none"],
+        "settings": {"planned": {"sampling": {"temperature": 0.7, "top_k": 20, "top_p": 0.9,
+                                 "text": {"frequency": 1.2, "no_repeat_ngram": 3}},
+                                 "cache": {"kind": "window", "max_len": 256}, "max_tokens": 40}}}  # fmt: skip
+OPTIONS = {"sampling": {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "text": {"repetition": 1.1}},
+           "cache": "window", "max_tokens": 20, "on_loop": "stop", "stop": ["x"], "batch": 2, "top": 3}  # fmt: skip
+TURNS = [{"role": "system", "content": "be brief"}, {"role": "human", "content": [
+    {"type": "text", "text": "what"}, {"type": "audio"}, {"type": "token", "token": [1, 2]}]},
+    {"role": "assistant", "content": None, "eot": True}]  # fmt: skip
+
+
+@cache
+def _tiny_tokenizer() -> Tokenizer:
+    return Tokenizer.train(tiny.SENTENCES, vocab_size=300, n_audio=tiny.N_AUDIO)
+
+
+def _options(path: Path):
+    spec = json.loads(path.read_bytes())
+    if not isinstance(spec, dict):
+        return None
+    spec["sampling"] = sampling_from(spec.get("sampling", {}))
+    return asdict(DecodingOptions(**{k: v for k, v in spec.items() if k in OPTIONS}))
+
+
+def _prompt(path: Path):
+    turns = json.loads(path.read_bytes())
+    return build_prompt(turns, _tiny_tokenizer(), [[4]]).tokens if isinstance(turns, list) else None
+
+
+def _parsed_first(read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """For values of Python that stand as JSON here: what json itself refuses never arrives at the reader."""
+
+    def reader(path: Path):
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return None
+        return read(path)
+
+    return reader
+
+
+def _pt(path: Path):
+    content = read_pt(path)
+    check_storages(path)
+    return {name: read_values(tensor) for name, tensor in content.tensors.items()}
+
+
+def _onnx(path: Path):
+    return {name: read_values(tensor) for name, tensor in read_onnx(path).initialisers.items()}
+
+
+def _array(path: Path):
+    try:
+        array = np.load(path, allow_pickle=False)
+    except Exception:
+        return None  # what numpy refuses never arrives
+    return len(load_audio(array, sr=16_000))
+
+
+TABS = "file\ttext\na.wav\tone two\nb.wav\t\nc.wav\tthree\n"
+COMMAS = 'file,text\na.wav,"one, two"\nb.wav,""\nc.wav,three\n'
+EXPORTED = Path(__file__).parents[1] / "assets" / "exported" / "odd.pt"  # written by PyTorch
+
+
+def _shards(folder: Path) -> None:
+    small_checkpoint.sharded(folder, small_checkpoint.arrays())
+
+
+def _text(folder: Path) -> str:
+    return _tokenizer(folder.parent)
+
+
+def _report(file: Path):
+    return validate_weights(file.parent).to_dict()
+
+
+def _report_of_values(file: Path):
+    return validate_weights(file.parent, values=True).table()
+
+
+READERS = {
+    "config.json": Reader(
+        _small, "config.json", "json", lambda f: StepAudioConfig.from_file(f).to_dict(), _same_leaves),
+    "checkpoint, its config": Reader(_small, "config.json", "json", _report),
+    "checkpoint, its tensors": Reader(_small, SINGLE_FILE, "safetensors", _report_of_values),
+    "safetensors": Reader(_small, SINGLE_FILE, "safetensors", _safetensors_values, _same_values),
+    "index of shards": Reader(_shards, INDEX_FILE, "json", lambda f: len(read_checkpoint(f.parent))),
+    "tokenizer.json": Reader(_single_tokenizer, "tokenizer.json", "json", _text, _round_trip),
+    "vocab.json": Reader(_tokenizer_files, "vocab.json", "json", _text, _round_trip),
+    "merges.txt": Reader(_tokenizer_files, "merges.txt", "lines", _text, _round_trip),
+    "tokenizer_config.json": Reader(_tokenizer_files, "tokenizer_config.json", "json", _text, _round_trip),
+    "capabilities.json": Reader(
+        _written(CAPABILITIES, {"tasks": ["transcribe"]}), CAPABILITIES, "json",
+        lambda f: asdict(Capabilities.of_folder(f.parent))),
+    "converted.json": Reader(
+        _converted, f"token2wav/{MANIFEST}", "json", lambda f: str(read_manifest(f.parent).configs)),
+    "flow.yaml": Reader(_converted, "token2wav/flow.yaml", "lines", lambda f: str(read_flow_config(f))),
+    "hift.pt": Reader(_converted, "token2wav/hift.pt", "bytes", _pt),
+    "odd.pt": Reader(lambda f: shutil.copy(EXPORTED, f), "odd.pt", "bytes", _pt),
+    "campplus.onnx": Reader(_converted, "token2wav/campplus.onnx", "bytes", _onnx),
+    "voice": Reader(_voice, "v.safetensors", "safetensors", lambda f: str(Voice.load(f))),
+    "grid": Reader(_written("g.json", GRID), "g.json", "json", lambda f: len(Grid.from_file(f))),
+    "store": Reader(_store, "s.jsonl", "lines", lambda f: read_store(f).rows, _same_rows),
+    "table": Reader(_table, "t.csv", "lines", lambda f: len(read_table(f).rows)),
+    "manifest": Reader(_written("m.tsv", TABS), "m.tsv", "lines", _clips, _same_cells),
+    "manifest with commas": Reader(_written("m.csv", COMMAS), "m.csv", "lines", _clips),
+    "words.txt": Reader(_written("w.txt", "the\t12\nDon't\t3\n"), "w.txt", "lines", lambda f: len(read_words(f))),
+    "decoding options": Reader(_written("o.json", OPTIONS), "o.json", "json", _parsed_first(_options)),
+    "chat turns": Reader(_written("t.json", TURNS), "t.json", "json", _parsed_first(_prompt)),
+    "array": Reader(_npz, "x.npy", "bytes", _array),
+    **{f"sound: {name}": Reader(_write_sound(name), "x", "bytes", _sound, _whole_length) for name in SOUNDS},
+}  # fmt: skip
+
+
+@cache
+def prepared(name: str) -> tuple[Path, bytes]:
+    """(Path of the file that is hurt, its valid bytes), made once in a process."""
+    folder = Path(mkdtemp(prefix="fuzz_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        READERS[name].make(folder)
+    path = folder / READERS[name].file
+    return path, path.read_bytes()
