@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from .errors import StepAudioError
 
 MAX_DEPTH = 64  # containers inside containers; the files that are read here need 6
 MAX_JSON_BYTES = 100_000_000  # of one file; the largest published, a tokenizer, takes 11 MB
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # one of the two halves in which JSON may write a character
 MARK = b"\xef\xbb\xbf"  # byte order mark that some editors write in front of UTF-8
 
 
@@ -114,6 +116,8 @@ def parse_object(data: bytes, what: str, error: type[StepAudioError], expected: 
 
     try:
         parsed = json.loads(data.removeprefix(MARK).decode("utf-8"), object_pairs_hook=unique)
+        if HALF.search(data):
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # half a character is no text: no library takes it
     except (ValueError, RecursionError) as failure:  # ValueError: no UTF-8, no JSON, a number of thousands of digits
         raise error(f"{what}: not readable as JSON ({failure!s:.120}); {expected}") from None
     if not isinstance(parsed, dict):
