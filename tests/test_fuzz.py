@@ -40,6 +40,10 @@ ROWS = {
     "a long value of a config is quoted": lambda: json_with("config.json", "text_config/hidden_size", LONG),
     "a long line of flow.yaml is quoted": lambda: hurt("flow.yaml", b"x" * 3000),
     "a table without its columns": lambda: hurt("table", b"\n".join(prepared("table")[1].split(b"\n")[1:])),
+    "a manifest without an end": lambda: json_with("grid", "clips", '"/dev/zero"'),
+    "a number of 5001 digits in flow.yaml": lambda: hurt(
+        "flow.yaml", prepared("flow.yaml")[1].replace(b"80", DIGITS.encode(), 1)),
+    "half a character as the name of a clip": lambda: json_with("grid", "clips/0/file", '"\\ud800"'),
     "a cut inside the last frame of an MP3": lambda: hurt("sound: mp3", prepared("sound: mp3")[1][:-4]),
     "a WAV without its last sample": lambda: hurt("sound: wav", prepared("sound: wav")[1][:-2]),
     "an AU without its last half": lambda: hurt("sound: au", prepared("sound: au")[1][:8024]),

@@ -51,6 +51,7 @@ class _Run:
     stated: int | None
     spans: list[tuple[int, int]] = field(default_factory=list)
     n_frames: int = 0
+    torn: bool = False  # the file ends inside a frame
 
     def add(self, start: int, stop: int) -> None:
         if self.spans and self.spans[-1][1] == start:
@@ -104,6 +105,8 @@ def _runs(file: Bytes, start: int) -> list[_Run]:
         frame = _known(block[at : at + 4])
         run = runs[-1] if runs else None
         if frame is None or position + frame.size > file.size:
+            if frame is not None and run is not None and run.spans[-1][1] == position and frame.kind == run.first.kind:
+                run.torn = True
             position = _next(file, block, base, position)
             continue
         new = run is None or frame.kind != run.first.kind
@@ -121,6 +124,8 @@ def _runs(file: Bytes, start: int) -> list[_Run]:
         run.n_frames += stated is None
         run.add(position, position + frame.size)
         position += frame.size
+    if runs and runs[-1].spans[-1][1] == position < file.size:
+        runs[-1].torn |= file.at(position, 1) == b"\xff"  # less than a head is left of the frame
     return [run for run in runs if run.n_frames]
 
 
@@ -173,7 +178,7 @@ def _count_at(frame: Frame) -> int:
 def _part(file: Bytes, run: _Run) -> Part:
     frame, n = run.first, run.n_frames
     seconds = frame.samples / frame.rate
-    if run.stated and n < run.stated - 1:  # some encoders count the frame of the count
+    if run.stated and n < run.stated - (not run.torn):  # some encoders count the frame of the count
         raise cut_off(file.name, f"{run.stated * seconds:.2f} s", f"{n * seconds:.2f} s are there")
     if run.stated and n <= run.stated + 1:
         return Part(tuple(run.spans), packet=frame.samples)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..reading import read_text
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
     DataError : the table is missing, has no such columns, no line, or a line that does not fit its head.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as a table ({error})") from None
+    text = read_text(path, DataError, "expected a table with the columns file and text")
     head = text.splitlines()[0] if text.strip() else ""
     comma = "\t" not in head
     reader = csv.DictReader(

@@ -16,6 +16,7 @@ from pathlib import Path
 import jiwer
 
 from ..errors import DataError
+from ..reading import read_text
 from ..text.scripts import UNSPACED
 
 # One character for each that means the same inside a word or a number. NFKC would take some of them apart.
@@ -197,8 +198,5 @@ def read_words(path: str | Path) -> set[str]:
     ------
     DataError : the file is missing, or is no text.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        return {word for line in lines for word in normalise(line.split("\t")[0]).split()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as a list of words ({error})") from None
+    lines = read_text(path, DataError, "expected a list of words").splitlines()
+    return {word for line in lines for word in normalise(line.split("\t")[0]).split()}

@@ -5,7 +5,6 @@ Frozen records that refuse contradictions when they are made, and a JSON shape f
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,6 +17,7 @@ from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError
 from ..evaluation.manifest import Clip, read_manifest
 from ..models.kv_cache import CachePolicy
+from ..reading import read_object
 from ..schema import read_record, read_value, require_keys
 from ..text.prompts import ASR_SYSTEM
 
@@ -209,10 +209,7 @@ class Grid:
         ConfigError : as `Grid`, and if the file cannot be read or has an unknown, missing or doubled key.
         """
         path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, or thousands of digits
-            raise ConfigError(f"{path}: not readable as JSON ({str(error)[:100]})") from None
+        data = read_object(path, ConfigError, "expected a grid: an object with clips and settings")
         data = require_keys(data, (*(f.name for f in fields(cls) if f.init), OLD_FAULTS), path.name)
         if OLD_FAULTS in data:
             if "faults" in data:

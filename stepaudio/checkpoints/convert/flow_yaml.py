@@ -43,6 +43,7 @@ def _of_class(node: object, expected: str, path: str) -> dict:
 
 TAG = "!new"  # key under which a mapping keeps its class name
 _LINE = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?:\s+(?P<value>\S.*?))?\s*$")
+MOST_DIGITS = 400  # what is longer is no number of a config, and thousands of digits are none to Python
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None}
 
@@ -108,7 +109,7 @@ def _scalar(text: str, where: str):
         raise ConfigError(f"{where}: only plain numbers, words and quoted text are read, found {text}")
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if _NUMBER.fullmatch(text):
+    if len(text) < MOST_DIGITS and _NUMBER.fullmatch(text):
         return float(text) if set(text) & set(".eE") else int(text)
     return text
 
