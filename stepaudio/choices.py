@@ -65,8 +65,16 @@ class LoopAction(Choice):
     ESCAPE = "escape"
 
 
+class SpeechDetector(Choice):
+    """What finds the silence that is not decoded; see `audio.vad`. OFF decodes everything."""
+
+    ENERGY = "energy"
+    SILERO = "silero"
+    OFF = "off"
+
+
 class StopReason(Choice):
-    """Why a run ended; SILENCE is for audio that was not decoded, because it is silent."""
+    """Why a run ended; SILENCE is for audio that was not decoded, because no speech was found in it."""
 
     EOS = "eos"
     LENGTH = "length"

@@ -19,6 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .audio.sources import is_file
+from .audio.vad import Detector, speech_spans
 from .backend.device import info, on_cpu
 from .checkpoints.capabilities import Capabilities
 from .constants import n_audio_embeddings
@@ -116,6 +117,7 @@ class Engine:
         *,
         downmix: str = "first",
         sample_rate: float | None = None,
+        vad: str | Detector | None = "off",
         tap: Tap | None = None,
     ) -> Request:
         """A prompt of turns, its recordings encoded as the reference encodes them (one zero-padded batch).
@@ -129,6 +131,8 @@ class Engine:
             What is taken of recordings with several channels.
         sample_rate : number, optional
             Of recordings that are arrays, in Hz; 16 kHz if not given.
+        vad : {"energy", "silero", "off"} or callable
+            As `audio.vad.speech_spans`: what it leaves out is cut out, the rest joined; without speech all remains.
         tap : Tap, optional
             Called with what encoder and adapter compute.
 
@@ -140,7 +144,7 @@ class Engine:
         turns = [Message.of(m) for m in message_list(messages)]
         if turns and turns[-1].role != "assistant":
             turns.append(Message("assistant", None))
-        clips = [self._chunks(item["audio"], downmix, sample_rate) for item in _audio_items(turns)]
+        clips = [self._chunks(item["audio"], downmix, sample_rate, vad) for item in _audio_items(turns)]
         mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
         n_rows = [[n_audio_embeddings(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
@@ -182,10 +186,11 @@ class Engine:
         mx.async_eval(x)  # whoever takes the steps may be another thread, which cannot evaluate what is left over here
         return Request(prompt.tokens, x, tuple((s.start, s.length) for s in prompt.slots))
 
-    def _chunks(self, source, downmix: str, sample_rate: float | None) -> list[np.ndarray]:
-        """A recording in the reference's chunks: 25 s each, wherever that falls."""
+    def _chunks(self, source, downmix: str, sample_rate: float | None, vad: str | Detector | None) -> list[np.ndarray]:
+        """What a recording has of speech in the reference's chunks: 25 s each, wherever that falls."""
         rate = None if is_file(source) else sample_rate
         x, size = self.pipeline.load(source, downmix=downmix, sample_rate=rate), self.pipeline.chunk_samples
+        x = np.concatenate([x[start:stop] for start, stop in speech_spans(x, vad) or [(0, len(x))]])
         return [x[i : i + size] for i in range(0, len(x), size)]
 
     # ------------------------------------------------------------ runs

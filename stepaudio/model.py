@@ -11,6 +11,7 @@ from typing import Any, Unpack, overload
 import mlx.core as mx
 
 from .audio.sources import given_rate, is_file, rate_is_assumed
+from .audio.vad import Detector
 from .backend.device import default_dtype
 from .checkpoints.capabilities import Capabilities
 from .checkpoints.load import load_weights
@@ -137,6 +138,7 @@ class StepAudio2:
         sr: float | None = None,
         sample_rate: float | None = None,
         progress: bool | None = None,
+        vad: str | Detector | None = "energy",
         **changes: Unpack[DecodingKeywords],
     ) -> list[Transcript]: ...
     @overload
@@ -150,6 +152,7 @@ class StepAudio2:
         sr: float | None = None,
         sample_rate: float | None = None,
         progress: bool | None = None,
+        vad: str | Detector | None = "energy",
         **changes: Unpack[DecodingKeywords],
     ) -> Transcript: ...
     def transcribe(
@@ -162,6 +165,7 @@ class StepAudio2:
         sr: float | None = None,
         sample_rate: float | None = None,
         progress: bool | None = None,
+        vad: str | Detector | None = "energy",
         **changes: Unpack[DecodingKeywords],
     ) -> Transcript | list[Transcript]:
         """What is said in a recording of any length, or in each of a list of recordings.
@@ -184,6 +188,10 @@ class StepAudio2:
             the transcript's `notes` say so.
         progress : bool, optional
             Show a bar on stderr; by default for more than a minute of audio, on a terminal.
+        vad : {"energy", "silero", "off"} or callable
+            Voice activity detection: long silence at the edges and between words is not decoded, and all times remain
+            those of the recording. "off" decodes everything, as the reference does. `audio.vad.speech_spans` says what
+            is skipped, and what a detector of one's own is given and returns; the transcript's `skipped` says what was.
         **changes
             Short keywords on top of `options`: sampling="reference", cache="full", temperature=0.7, max_tokens=200,
             on_loop="stop" and so on; `DecodingOptions` and `Sampling` explain them.
@@ -202,13 +210,13 @@ class StepAudio2:
         >>> model.transcribe(samples, sr=44100, temperature=0.7, seed=1)        # doctest: +SKIP
         """
         began = time.perf_counter()
-        refuse_unknown(changes, ("options", "prompt", "downmix", "sr", "sample_rate", "progress"))
+        refuse_unknown(changes, ("options", "prompt", "downmix", "sr", "sample_rate", "progress", "vad"))
         self.capabilities.require("transcribe")
         merged, rate = merge_options(options, "transcribe", **changes), given_rate(sr, sample_rate)
         sources = list(source) if is_list_of_recordings(source) else [source]
         recordings = [self.pipeline.load(s, downmix=downmix, sample_rate=rate) for s in sources]
         reading = time.perf_counter() - began
-        found = transcribe_recordings(self.engine, recordings, merged, prompt, progress)
+        found = transcribe_recordings(self.engine, recordings, merged, prompt, progress, vad)
         total = sum(map(len, recordings)) or 1
         found = [
             replace(
@@ -235,6 +243,7 @@ class StepAudio2:
         prompt: str = ASR_SYSTEM,
         sr: float | None = None,
         sample_rate: float | None = None,
+        vad: str | Detector | None = "energy",
         tap: Tap | None = None,
         **changes: Unpack[DecodingKeywords],
     ) -> Iterator[Step]:
@@ -249,6 +258,8 @@ class StepAudio2:
             As in `transcribe`. `top` is 5 here unless given: every step lists its most probable tokens.
         prompt : str
             System text for a recording.
+        vad : {"energy", "silero", "off"} or callable
+            As in `transcribe`; of a recording, what remains is joined. Recordings in messages are taken whole.
         tap : Tap, optional
             Called as tap(name, array) with every intermediate result (`interp.recorder` names them).
 
@@ -256,16 +267,16 @@ class StepAudio2:
         ------
         Step
         """
-        refuse_unknown(changes, ("options", "prompt", "sr", "sample_rate", "tap"))
+        refuse_unknown(changes, ("options", "prompt", "sr", "sample_rate", "vad", "tap"))
         if "top" not in changes and (options is None or not options.top):
             changes["top"] = TOP
         rate = given_rate(sr, sample_rate)
         if is_conversation(source):
-            messages, task = source, "chat"
+            messages, task, vad = source, "chat", "off"
         else:
             messages, task = with_audio(asr_turns(prompt), source), "transcribe"
         merged = merge_options(options, task, **changes)
-        return self.engine.steps(self.engine.build_request(messages, sample_rate=rate, tap=tap), merged, tap)
+        return self.engine.steps(self.engine.build_request(messages, sample_rate=rate, tap=tap, vad=vad), merged, tap)
 
     def generate_with_audio(
         self, messages: str | Sequence, *, options: DecodingOptions | None = None, **changes: Unpack[DecodingKeywords]

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .audio.segment import cut_points, is_silent
+from .audio.segment import cut_points
+from .audio.vad import Detector, speech_spans
 from .backend.device import on_cpu
 from .choices import StopReason, alternatives
 from .constants import CHUNK_SECONDS, HOP, SAMPLE_RATE, TAIL_PADDING
@@ -48,8 +49,8 @@ class Segment:
     tokens : tuple of int
         Token ids, without the end mark.
     stop : StopReason
-        "eos", "length", "stop string", "loop", or "silence" for a segment that was not decoded because nothing in it
-        rises above -60 dBFS.
+        "eos", "length", "stop string", "loop", or "silence" for a segment that was skipped because no speech was found
+        in it.
     mean_logprob : float
         Natural logarithm, over all tokens, the end mark included.
     loop : dict, optional
@@ -96,20 +97,30 @@ class Transcript:
         return self.wall_seconds / self.audio_seconds
 
     @property
+    def skipped(self) -> tuple[tuple[float, float], ...]:
+        """(start, end) in seconds of what was not decoded because no speech was found in it."""
+        return tuple((s.start, s.end) for s in self.segments if s.stop == StopReason.SILENCE)
+
+    @property
+    def skipped_seconds(self) -> float:
+        """How much that is in all."""
+        return sum(end - start for start, end in self.skipped)
+
+    @property
     def loops(self) -> int:
         """How many segments ended in a repetition loop."""
         return sum(s.loop is not None for s in self.segments)
 
     def to_dict(self) -> dict:
-        """All fields as plain dicts and tuples."""
-        return asdict(self)
+        """All fields as plain dicts and tuples, and what was skipped."""
+        return asdict(self) | {"skipped": self.skipped, "skipped_seconds": self.skipped_seconds}
 
     def to_txt(self) -> str:
         """The text and a line break. `DataError` without a tokenizer, as for every format but JSON."""
         return join_texts(text for _, _, text in self._lines()) + "\n"
 
     def to_json(self) -> str:
-        """All fields as one JSON object, Chinese and the like as they are."""
+        """The same as one JSON object, Chinese and the like as they are."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def to_srt(self) -> str:
@@ -187,6 +198,7 @@ def transcribe_recordings(
     options: DecodingOptions,
     prompt: str | PromptTokens,
     progress: bool | None = None,
+    vad: str | Detector | None = "energy",
 ) -> list[Transcript]:
     """Transcribe recordings together; segments of similar length share a batch.
 
@@ -198,7 +210,7 @@ def transcribe_recordings(
     options : DecodingOptions
     prompt : str or pair of sequences of int
         As `Engine.transcription_request`.
-    progress : bool, optional
+    progress, vad
         As `transcribe_segments`.
     """
     engine.require_weights()
@@ -217,6 +229,7 @@ def transcribe_recordings(
         options.batch or (CPU_BATCH if on_cpu() else GPU_BATCH),
         min(engine.pipeline.chunk_samples, most) / SAMPLE_RATE,
         progress,
+        vad,
     )
 
 
@@ -234,6 +247,7 @@ def transcribe_segments(
     batch: int,
     max_seconds: float = CHUNK_SECONDS,
     progress: bool | None = None,
+    vad: str | Detector | None = "energy",
 ) -> list[Transcript]:
     """Transcribe recordings together, `batch` segments of similar length at a time.
 
@@ -252,6 +266,8 @@ def transcribe_segments(
         Longest segment.
     progress : bool, optional
         Show a bar on stderr; by default only for more than a minute of audio, and only on a terminal.
+    vad : {"energy", "silero", "off"} or callable
+        As `audio.vad.speech_spans`: what it leaves out is not decoded.
 
     Returns
     -------
@@ -259,22 +275,24 @@ def transcribe_segments(
         In the order of the recordings; `wall_seconds` is each one's share, by length, of the batches it was in.
     """
     search = min(SEARCH, max_seconds / 2)
-    spans = [(r, *cut) for r, x in enumerate(recordings) for cut in cut_points(x, max_seconds, search)]
     done: dict[tuple[int, int], Segment] = {}
     wall = np.zeros(len(recordings))
-    loud = []
-    for span in spans:
-        r, start, stop = span
-        if is_silent(recordings[r][start:stop]):
-            times = start / SAMPLE_RATE, stop / SAMPLE_RATE
-            done[r, start] = Segment(*times, to_text(()), (), StopReason.SILENCE, 0.0)
-        else:
-            loud.append(span)
-    loud.sort(key=lambda span: span[2] - span[1], reverse=True)
+    spans = []
+    for r, x in enumerate(recordings):
+        end = 0
+        for start, stop in (*speech_spans(x, vad), (len(x), len(x))):
+            if end < start:
+                times = end / SAMPLE_RATE, start / SAMPLE_RATE
+                done[r, end] = Segment(*times, to_text(()), (), StopReason.SILENCE, 0.0)
+            if start < stop:
+                cuts = cut_points(x[start:stop], max_seconds, search)
+                spans += [(r, start + a, start + b) for a, b in cuts]
+            end = stop
+    spans.sort(key=lambda span: span[2] - span[1], reverse=True)
     with _bar(sum(map(len, recordings)) / SAMPLE_RATE, progress) as bar:
         bar.update(round(sum(s.end - s.start for s in done.values())))
-        for i in range(0, len(loud), batch):
-            group, began = loud[i : i + batch], time.perf_counter()
+        for i in range(0, len(spans), batch):
+            group, began = spans[i : i + batch], time.perf_counter()
             runs = decode([recordings[r][start:stop] for r, start, stop in group])
             spent, size = time.perf_counter() - began, sum(stop - start for _, start, stop in group)
             for (r, start, stop), run in zip(group, runs, strict=True):

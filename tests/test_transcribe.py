@@ -1,5 +1,7 @@
 """From recordings to text with times: on a decoder made of plain Python, and on the tiny model."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile as sf
@@ -74,6 +76,34 @@ def test_silent_pieces_leave_no_gap_in_text_or_time():
     (found,) = run([x])
     assert {"silence", "eos"} == {s.stop for s in found.segments}
     assert "  " not in found.text and found.segments[-1].end == 65
+
+
+def test_speech_keeps_its_times_whatever_silence_lies_around():
+    """3 s of sound from 6 s on, 2 s from 20 s on: what is decoded lies there, and the rest is said to be skipped."""
+    x = np.zeros(16_000 * 30, np.float32)
+    x[6 * 16_000 : 9 * 16_000], x[20 * 16_000 : 22 * 16_000] = tiny.noise(3), tiny.noise(2, seed=1)
+    (found,) = run([x])
+    spoken = [(s.start, s.end) for s in found.segments if s.stop != "silence"]
+    assert np.allclose(spoken, [(5.5, 9.5), (19.5, 22.5)], atol=0.05)
+    assert found.skipped == tuple((s.start, s.end) for s in found.segments if s.stop == "silence")
+    assert np.allclose(found.skipped, [(0, 5.5), (9.5, 19.5), (22.5, 30)], atol=0.05)
+    assert found.skipped_seconds == pytest.approx(23, abs=0.1)
+    assert [s.end for s in found.segments[:-1]] == [s.start for s in found.segments[1:]]
+    assert (found.segments[0].start, found.segments[-1].end) == (0, 30)
+    assert found.to_dict()["skipped"] == found.skipped and json.loads(found.to_json())["skipped_seconds"] > 22
+    assert found.to_srt().count("-->") == 2 and "00:00:05,480 --> 00:00:09,520" in found.to_srt()
+
+
+def test_without_a_detector_everything_is_decoded():
+    decode = Decoder()
+    found = run([np.zeros(16_000 * 30, np.float32)], decode=decode, vad="off")[0]
+    assert sum(map(sum, decode.groups)) == 16_000 * 30 and found.skipped == ()
+
+
+def test_any_detector():
+    decode = Decoder()
+    found = run([tiny.noise(20)], decode=decode, vad=lambda samples, rate: [(4 * rate, 5 * rate)])[0]
+    assert decode.groups == [[2 * 16_000]] and found.skipped == ((0, 3.5), (5.5, 20))
 
 
 def test_like_lengths_share_a_batch_and_order_is_kept():

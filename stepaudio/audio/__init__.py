@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .load import audio_seconds, load_audio
     from .save import save_audio
     from .segment import cut_points, is_silent
+    from .vad import speech_spans
 
 __all__ = [
     "audio_seconds",
@@ -19,6 +20,7 @@ __all__ = [
     "log_mel",
     "mel_filterbank",
     "save_audio",
+    "speech_spans",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -31,5 +33,6 @@ __getattr__, __dir__ = lazy_names(
         "log_mel": "features",
         "mel_filterbank": "filters",
         "save_audio": "save",
+        "speech_spans": "vad",
     },
 )

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..choices import CacheKind, LoopAction, Positions
+from ..choices import CacheKind, LoopAction, Positions, SpeechDetector
 from ..constants import MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
 from ..errors import ConfigError
@@ -44,6 +44,10 @@ def add_recording(verb: Parser) -> None:
     from ..text.prompts import ASR_SYSTEM
 
     add_choice(verb, "--downmix", choices=DOWNMIX, default="first", help="which of several channels is read")
+    add_choice(
+        verb, "--vad", choices=SpeechDetector.values(), default=SpeechDetector.ENERGY.value,
+        help="what finds long silence, which is not decoded; off decodes everything",
+    )  # fmt: skip
     add_option(verb, "--batch", type=int, metavar="N", help="segments decoded together", shown="8 on a CPU, else 32")
     add_option(
         verb, "--prompt", default=ASR_SYSTEM, metavar="TEXT", help="system text",
@@ -119,7 +123,7 @@ def transcription_from(options: argparse.Namespace) -> dict[str, Any]:
     """What `StepAudio2.transcribe` takes, from the command line."""
     asks = options.no_tokenizer or options.prompt_ids is not None
     prompt = prompt_ids(options.prompt_ids) if asks else options.prompt
-    return {"options": decoding_from(options), "prompt": prompt, "downmix": options.downmix}
+    return {"options": decoding_from(options), "prompt": prompt, "downmix": options.downmix, "vad": options.vad}
 
 
 def prompt_ids(text: str | None) -> tuple[list[int], list[int]]:

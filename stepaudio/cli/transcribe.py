@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "text", "srt", "vtt", "tsv")
 SUFFIXES = {"text": ".txt"}  # of a file; every other format is its own
+MOST = 0.5  # of a recording: if that much was skipped, a line on stderr says so
 ALONE = ("srt", "vtt", "tsv")  # formats whose files do not join
 
 
@@ -78,6 +79,8 @@ def run_transcribe(options: argparse.Namespace) -> int:
             if options.format == "json" and not targets:
                 print(json.dumps({"file": name, "error": str(error)}, ensure_ascii=False), flush=True)
             continue
+        if found.skipped_seconds >= MOST * found.audio_seconds:
+            message(f"{name}: {_said_of(found)}")
         if targets:
             found.save(targets[name])
         else:
@@ -94,6 +97,14 @@ def _transcribed(model, name: str, keywords: dict) -> Transcript:
         return model.transcribe(name, progress=True, **keywords)
     with busy(f"transcribing {name}"):
         return model.transcribe(recording(name), progress=False, **keywords)
+
+
+def _said_of(found: Transcript) -> str:
+    """What was skipped, in words."""
+    skipped, whole = found.skipped_seconds, found.audio_seconds
+    if skipped == whole:
+        return f"no speech was found in its {whole:.1f} s, so nothing was decoded; --vad off decodes it all the same"
+    return f"{skipped:.1f} of its {whole:.1f} s hold no speech and were skipped; --vad off decodes them all the same"
 
 
 def _shown(found: Transcript, name: str, options: argparse.Namespace) -> str:

@@ -70,6 +70,7 @@ class Score:
             "mixed_errors": self.mixed_counts[1],
             "loops": self.transcript.loops,
             "audio_seconds": round(self.transcript.audio_seconds, 3),
+            "skipped_seconds": round(self.transcript.skipped_seconds, 3),
             "wall_seconds": round(self.transcript.wall_seconds, 3),
         }
 

@@ -193,6 +193,7 @@ def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -
         seed=seed,
         prompt=setting.prompt,
         downmix=setting.downmix,
+        vad=setting.vad,
         progress=False,
     )
     return measured(transcript, clip.text) | {"kv_bytes": kv_bytes(model, transcript, setting)}

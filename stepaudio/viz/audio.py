@@ -18,11 +18,18 @@ MAX_POINTS = 4000  # of a waveform: beyond, minimum and maximum of each stretch 
 HERTZ_TICKS = (0, 250, 500, 1000, 2000, 4000, 8000)
 MEL_LABEL = "log mel, (log10 power + 4) / 4"
 TITLE_PAD = 34  # points, room for two levels of labels
+SKIPPED = "not decoded:\nno speech found"
 EMBEDDING_SECONDS = 0.08  # of sound that one audio embedding stands for
 
 
 def waveform(
-    source: Any, title: str | None = None, *, sample_rate: float | None = None, sr: float | None = None, ax: Any = None
+    source: Any,
+    title: str | None = None,
+    *,
+    sample_rate: float | None = None,
+    sr: float | None = None,
+    skipped: Sequence[tuple[float, float]] = (),
+    ax: Any = None,
 ) -> Any:
     """Amplitude over time.
 
@@ -34,6 +41,8 @@ def waveform(
         By default the name of the file.
     sample_rate, sr : number, optional
         Rate of an array in Hz, under either name; 16 kHz by default.
+    skipped : sequence of (float, float)
+        Start and end in seconds of what to shade: `Transcript.skipped`.
     ax : Axes, optional
         Where to draw; by default on a new figure.
 
@@ -52,6 +61,10 @@ def waveform(
     samples = _samples(source, sample_rate, sr)
     ax = style.axes(ax, 2.0)
     _draw_waveform(ax, samples)
+    for i, (start, end) in enumerate(skipped):
+        ax.axvspan(start, end, color=style.LIGHT, linewidth=0, zorder=0, label=None if i else SKIPPED)
+    if skipped:
+        style.legend(ax)
     ax.set(title=_title(source, title, "waveform"), xlabel="time (s)", xlim=(0, len(samples) / SAMPLE_RATE))
     return ax
 

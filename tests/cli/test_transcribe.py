@@ -18,7 +18,9 @@ def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
     status, out, err = run("transcribe", wav, wav, *FEW)
     assert (status, err, len(out)) == (0, "", 2)
     found = json.loads(out[0])
-    assert list(found) == ["file", "text", "segments", "audio_seconds", "wall_seconds", "notes"]
+    assert list(found) == [
+        "file", "text", "segments", "audio_seconds", "wall_seconds", "notes", "skipped", "skipped_seconds"
+    ]  # fmt: skip
     wanted = tiny_model.transcribe(wav, max_tokens=6)
     assert found["file"] == str(wav) and found["text"] == wanted.text and found["audio_seconds"] == 1
     (segment,) = found["segments"]
@@ -118,7 +120,19 @@ def test_silence(run, tmp_path):
     sf.write(tmp_path / "q.wav", np.zeros(32_000), 16_000)
     status, out, _ = run("transcribe", tmp_path / "q.wav")
     assert status == 0 and json.loads(out[0])["text"] == "" and json.loads(out[0])["segments"][0]["stop"] == "silence"
-    assert run("transcribe", "--text", tmp_path / "q.wav")[1] == [""]
+    status, out, said = run("transcribe", "--text", tmp_path / "q.wav")
+    assert (status, out) == (0, [""]) and "q.wav: no speech was found in its 2.0 s" in "".join(said)
+    assert json.loads(run("transcribe", "--vad", "off", tmp_path / "q.wav")[1][0])["skipped"] == []
+
+
+def test_silence_that_was_skipped_is_said(run, tmp_path):
+    sf.write(tmp_path / "s.wav", np.concatenate([np.zeros(9 * 16_000), tiny.noise(1)]), 16_000)
+    status, out, said = run("transcribe", tmp_path / "s.wav", *FEW)
+    found = json.loads(out[0])
+    assert status == 0 and found["skipped"] == [[0.0, found["segments"][1]["start"]]]
+    assert f"s.wav: {found['skipped_seconds']:.1f} of its 10.0 s hold no speech" in "".join(said)
+    sf.write(tmp_path / "t.wav", np.concatenate([np.zeros(2 * 16_000), tiny.noise(3)]), 16_000)
+    assert "speech" not in "".join(run("transcribe", tmp_path / "t.wav", *FEW)[2])
 
 
 def test_ids_without_a_tokenizer(run, wav, tiny_model):
