@@ -30,7 +30,7 @@ AUDIBLE_DBFS = -70.0  # a recording whose loudest sound lies below holds nothing
 RANGE_DB = 60.0  # what lies further below the loudest sound counts as no sound
 
 
-def speech_spans(samples: np.ndarray, vad: str | Detector = "energy") -> list[tuple[int, int]]:
+def speech_spans(samples: np.ndarray, vad: str | Detector | None = "energy") -> list[tuple[int, int]]:
     """The parts of a recording that are worth decoding: all but long silence at its edges and between words.
 
     Parameters
