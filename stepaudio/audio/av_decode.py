@@ -82,7 +82,7 @@ class AvSound:
         try:
             yield
         except (self._av.error.FFmpegError, ValueError, OverflowError) as error:
-            said = one_line(error)
+            said = getattr(error, "strerror", None) or one_line(error)
             raise AudioError(f"{self.name}: broken {self._form} ({said}); fetch or export it again") from None
 
 

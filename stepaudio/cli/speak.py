@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..audio.load import audio_seconds
 from ..audio.save import check_target
+from ..audio.sources import open_bytes
 from ..errors import AudioError, ConfigError, DataError
 from ..resources import VOICES, checkpoint_folder, voice_clip
 from ..text.scripts import join_texts
-from .options import STANDARD, add_decoding, add_model, decoding_from
+from .options import STANDARD, add_decoding, add_model, decoding_from, recording
 from .parser import Parser, add_choice, add_formats, add_option, add_verb
 from .progress import busy
 from .sound import Account, is_ours, written
@@ -211,8 +212,10 @@ def _require(model: str | None, task: str) -> None:
 
 
 def _recording(name: str) -> Any:
-    """The recording, found to be one before the model is read; standard input is read to its end."""
-    source = io.BytesIO(sys.stdin.buffer.read()) if name == STANDARD else name
+    """The recording, found to be one before the model is read; standard input and pipes are read to their end."""
+    once = name == STANDARD or (os.path.exists(name) and not os.path.isfile(name))
+    with open_bytes(recording(name)) as file:
+        source = io.BytesIO(file.read()) if once else name
     audio_seconds(source)
     return source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AudioError, ConfigError
+from ..files import printable_name
 from ..resources import default_checkpoint
 from ..text import subtitles
 from .options import STANDARD, add_decoding, add_model, add_recording, load_model, recording, transcription_from
@@ -77,7 +79,7 @@ def run_transcribe(options: argparse.Namespace) -> int:
             failed += 1
             message(str(error))
             if options.format == "json" and not targets:
-                print(json.dumps({"file": name, "error": str(error)}, ensure_ascii=False), flush=True)
+                print(json.dumps({"file": printable_name(name), "error": str(error)}, ensure_ascii=False), flush=True)
             continue
         if found.skipped_seconds >= MOST * found.audio_seconds:
             message(f"{name}: {_said_of(found)}")
@@ -93,9 +95,9 @@ def _transcribed(model, name: str, keywords: dict) -> Transcript:
     from ..audio.load import audio_seconds
     from ..transcribe import LONG
 
-    if sys.stderr.isatty() and name != STANDARD and audio_seconds(name) >= LONG:
+    if sys.stderr.isatty() and os.path.isfile(name) and audio_seconds(name) >= LONG:  # a pipe is read once
         return model.transcribe(name, progress=True, **keywords)
-    with busy(f"transcribing {name}"):
+    with busy(f"transcribing {printable_name(name)}"):
         return model.transcribe(recording(name), progress=False, **keywords)
 
 
@@ -109,9 +111,9 @@ def _said_of(found: Transcript) -> str:
 
 def _shown(found: Transcript, name: str, options: argparse.Namespace) -> str:
     if options.format == "json":
-        return json.dumps({"file": name, **found.to_dict()}, ensure_ascii=False) + "\n"
+        return json.dumps({"file": printable_name(name), **found.to_dict()}, ensure_ascii=False) + "\n"
     if options.format == "text" and len(options.files) > 1:
-        return f"{name}: {found.to('text')}"
+        return f"{printable_name(name)}: {found.to('text')}"
     return found.to(options.format)
 
 

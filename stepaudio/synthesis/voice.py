@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 from ..audio.features import FLOW_SAMPLE_RATE, flow_mel, kaldi_fbank, log_mel
 from ..audio.load import audio_seconds, load_with_doubt
 from ..audio.segment import is_silent
+from ..audio.sources import is_file, open_bytes, source_name
 from ..checkpoints.header import read_header
 from ..checkpoints.layout import parameters_of
 from ..checkpoints.tensors import lazy_arrays_with_metadata
@@ -124,19 +126,22 @@ class Voice:
         WeightsError
             The speaker encoder gives NaN or Inf.
         """
-        name = source if isinstance(source, (str, os.PathLike)) else "array"
-        if isinstance(source, (str, os.PathLike)):
-            _refuse_long(name, audio_seconds(source), max_seconds)
-        samples, doubt = load_with_doubt(source, sample_rate=sample_rate)
-        seconds = len(samples) / SAMPLE_RATE
-        _refuse_long(name, seconds, max_seconds)
-        if doubt is not None:
-            raise AudioError(f"{name}: {doubt}; a voice is read of the first channel: {ONE_CHANNEL}")
-        if is_silent(samples):
-            raise AudioError(
-                f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person speaks"
-            )
-        sound, doubt = load_with_doubt(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
+        name = source_name(source)
+        with ExitStack() as stack:
+            if is_file(source):  # it is read three times, and may be a pipe
+                source = stack.enter_context(open_bytes(source))
+                _refuse_long(name, audio_seconds(source), max_seconds)
+            samples, doubt = load_with_doubt(source, sample_rate=sample_rate)
+            seconds = len(samples) / SAMPLE_RATE
+            _refuse_long(name, seconds, max_seconds)
+            if doubt is not None:
+                raise AudioError(f"{name}: {doubt}; a voice is read of the first channel: {ONE_CHANNEL}")
+            if is_silent(samples):
+                raise AudioError(
+                    f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person "
+                    f"speaks"
+                )
+            sound, doubt = load_with_doubt(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
         if doubt is not None:
             raise AudioError(f"{name}: {doubt}; the mel of a voice is read of the mean: {ONE_CHANNEL}")
         if seconds < SHORT_SECONDS:

@@ -1,6 +1,10 @@
 """`transcribe` and `evaluate`, in this process and as one of its own: output, exit statuses, errors in one line."""
 
 import json
+import os
+import shutil
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,27 @@ def test_one_bad_file_among_good_ones(run, wav, tmp_path):
     assert status == 1 and ["error" in f for f in found] == [True, False, True, False]
     assert found[0]["file"].endswith("text.wav") and "none.wav" in found[2]["error"]
     assert len(err.splitlines()) == 2 and all(line.startswith("stepaudio: ") for line in err.splitlines())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of a Mac take UTF-8 alone")
+def test_a_name_that_is_not_utf_8_stops_nobody(run, wav, tmp_path):
+    odd = shutil.copy(wav, tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    status, out, err = run("transcribe", odd, wav, *FEW)
+    found = [json.loads(line) for line in out]
+    assert (status, err, len(found)) == (0, "", 2) and found[0]["file"] == f"{tmp_path}/caf\\xe9.wav"
+    assert found[0]["text"] == found[1]["text"] and "".join(out).encode("utf-8")
+    assert "".join(run("transcribe", "--text", odd, wav, *FEW)[1]).encode("utf-8")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe(run, wav, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(wav.read_bytes()))
+    writer.start()
+    status, out, err = run("transcribe", tmp_path / "pipe", wav, *FEW)
+    writer.join()
+    first, second = map(json.loads, out)
+    assert (status, err) == (0, "") and first["segments"] == second["segments"]
 
 
 def test_bad_file_in_plain_text_leaves_stdout_alone(run, wav, tmp_path):

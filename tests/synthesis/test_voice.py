@@ -1,5 +1,6 @@
 """Voices: what is read from a clip, what is refused, and that a saved one is the same or is refused."""
 
+import io
 import json
 
 import mlx.core as mx
@@ -15,6 +16,29 @@ from stepaudio.checkpoints import token2wav as loading
 from stepaudio.errors import AudioError, WeightsError
 from stepaudio.synthesis import voice as voice_module
 from stepaudio.synthesis.voice import DTYPES, Voice, fingerprint, fitted
+
+
+class Pipe(io.RawIOBase):
+    """A stream that cannot go back."""
+
+    def __init__(self, data: bytes):
+        self._data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self._data.readinto(buffer)
+
+
+def test_a_voice_is_the_same_wherever_its_bytes_come_from(synthesizer, tmp_path):
+    path = tmp_path / "clip.wav"
+    sf.write(path, tiny.noise(2), 16_000, subtype="FLOAT")
+    wanted, data = Voice.from_clip(synthesizer.parts, path), path.read_bytes()
+    for source in (data, io.BytesIO(data), Pipe(data), {"bytes": data, "path": None}):
+        assert Voice.from_clip(synthesizer.parts, source) == wanted
+    with pytest.raises(AudioError, match="is cut off"):
+        Voice.from_clip(synthesizer.parts, data[: len(data) // 2])
 
 
 def test_a_voice_is_what_nets_and_front_ends_say(synthesizer):
