@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 
 from ..errors import ConfigError, StepAudioError
 from .parser import add_formats, add_option, add_verb
 from .progress import busy
+from .streams import print_json
 from .targets import Target, add_force, check_targets
 
 
@@ -70,7 +69,10 @@ def run_weights(options: argparse.Namespace) -> int:
             report = validate_weights(checkpoint_folder(path), values=options.values, rename=rename or None)
     except StepAudioError as error:
         report = WeightReport.unreadable(path, error)
-    print(json.dumps(report.to_dict()) if options.format == "json" else report.table())
+    if options.format == "json":
+        print_json(report.to_dict())
+    else:
+        print(report.table())
     return report.exit_status
 
 
@@ -82,7 +84,10 @@ def run_convert(options: argparse.Namespace) -> int:
     check_targets([Target("--out", path, "of a conversion", is_converted) for path in there], [], options.force)
     with busy("converting"):
         done = convert(options.model_dir, options.out)
-    print(json.dumps(done.manifest.raw) if options.format == "json" else done.table())
+    if options.format == "json":
+        print_json(done.manifest.raw)
+    else:
+        print(done.table())
     return 0
 
 
@@ -98,14 +103,9 @@ def run_verify(options: argparse.Namespace) -> int:
             break
         wrong += sum(not row.good for row in rows)
         if options.format == "json":
-            print(json.dumps({"file": name, "rows": [_plain(vars(row)) for row in rows]}), flush=True)
+            print_json({"file": name, "rows": [vars(row) for row in rows]})
         else:
             print(table(name, rows), flush=True)
     if options.format != "json":
         print(f"\n{f'{wrong} checks are off or unusable' if wrong else 'everything that is covered agrees'}")
     return 1 if wrong else 0
-
-
-def _plain(row: dict) -> dict:
-    """JSON has no infinity; the verdict and its note say what happened."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .options import add_model
-from .parser import add_formats, add_option, add_verb
+from .parser import add_formats, add_option, add_verb, whole
+from .streams import print_json
 from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_experiment_verbs(verbs) -> None:
     )  # fmt: skip
     add_model(bench)
     add_option(bench, "--manifest", metavar="FILE", help="table of recordings to transcribe", shown="the bundled ones")
-    add_option(bench, "--repeats", type=int, default=3, metavar="N", help="how often everything is measured")
+    add_option(bench, "--repeats", type=whole, default=3, metavar="N", help="how often everything is measured")
     bench.add_argument(
         "--token2wav", "--speaking", dest="token2wav", action="store_true",
         help="token2wav instead, of --model, or of the published sizes with random initialisation",
@@ -70,7 +70,7 @@ def run_sweep_grid(options: argparse.Namespace) -> int:
         return 1 if failed else 0
     if options.table:
         table.write(options.table)
-    print(json.dumps({"store": options.store, "runs": len(table), "failed": failed}))
+    print_json({"store": options.store, "runs": len(table), "failed": failed})
     return 1 if failed else 0
 
 

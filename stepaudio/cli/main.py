@@ -6,21 +6,16 @@ Errors go to stderr in one line; the exit status says how it went. `--help` and 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 
 from .. import __version__
-from ..backend.device import info, require_mlx
 from ..choices import alternatives, hint
 from ..errors import StepAudioError
-from .checkpoints import add_checkpoint_verbs
-from .demo import add_demo_verb
-from .experiments import add_experiment_verbs
 from .parser import NOTHING_DONE, Parser, add_formats, add_verb
 from .progress import message
-from .speak import add_speaking_verbs
-from .transcribe import add_transcribe_verbs
+from .signals import INTERRUPTED, Ended, ends_by_exception
+from .streams import discard_output, open_streams, print_json
 
 EPILOG = f"""examples:
   stepaudio transcribe talk.mp3 --text
@@ -30,26 +25,51 @@ exit status:
   0  it went well
   1  it went on, and part of it did not go well; the command's own help says which
   2  {NOTHING_DONE}
-  130 interrupted; 141 nobody reads what is printed"""
+  130 interrupted (143 by SIGTERM); 141 nobody reads what is printed"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = parsed(sys.argv[1:] if argv is None else argv)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            require_mlx()
-            return options.run(options)
+        with ends_by_exception():
+            open_streams()
+            try:
+                return _run(sys.argv[1:] if argv is None else argv)
+            finally:
+                sys.stdout.flush()  # here, where a failure can still be told
     except StepAudioError as error:
         message(str(error))
         return 2
-    except KeyboardInterrupt:
-        message("interrupted")
-        return 130
+    except KeyboardInterrupt as error:
+        message(str(error) or "interrupted")
+        return error.status if isinstance(error, Ended) else INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        discard_output()
         return 141
+    except (OSError, ImportError, MemoryError) as error:
+        message(_failure(error))
+        discard_output()
+        return 2
+
+
+def _run(argv: list[str]) -> int:
+    """Read the options and run the command that they name."""
+    options = parsed(argv)
+    from ..backend.device import require_mlx
+
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        require_mlx()
+        return options.run(options)
+
+
+def _failure(error: OSError | ImportError | MemoryError) -> str:
+    """One line for what the system refused."""
+    if isinstance(error, MemoryError):
+        return "out of memory; a smaller --batch or shorter recordings need less"
+    if isinstance(error, ImportError):
+        return f"{error.name or 'a package'} is not installed, or not whole ({error}): pip install stepaudio again"
+    return f"{error.filename or 'standard output or a file'}: {error.strerror or error}"
 
 
 def _show_warning(text, *_args, **_more) -> None:
@@ -75,6 +95,12 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 def _parser() -> tuple[Parser, list[str]]:
     """The parser, and the names of its commands."""
+    from .checkpoints import add_checkpoint_verbs
+    from .demo import add_demo_verb
+    from .experiments import add_experiment_verbs
+    from .speak import add_speaking_verbs
+    from .transcribe import add_transcribe_verbs
+
     parser = Parser(
         prog="stepaudio", description="Workbench for Step-Audio 2 mini on MLX.", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,9 +124,11 @@ def _parser() -> tuple[Parser, list[str]]:
 
 
 def _info(options: argparse.Namespace) -> int:
+    from ..backend.device import info
+
     found = info()
     if options.format == "json":
-        print(json.dumps(found))
+        print_json(found)
         return 0
     for key, value in found.items():
         print(f"{key:9} {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}")

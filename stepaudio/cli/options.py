@@ -10,7 +10,7 @@ from ..choices import CacheKind, LoopAction, Positions, SpeechDetector
 from ..constants import MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
 from ..errors import ConfigError
-from .parser import Parser, add_choice, add_option
+from .parser import Parser, add_choice, add_option, number, whole
 from .progress import busy
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ DOWNMIX = ("first", "mean")
 
 # Values of single rules: name, type, metavar, help. Without them those of --sampling hold.
 RULES = (
-    ("temperature", float, "T", "0 takes the most probable token, above 0 a token is drawn"),
-    ("top-k", int, "N", "keep the N most probable tokens; 0 is off"),
-    ("top-p", float, "P", "keep the smallest set of tokens of this probability; 1 is off"),
-    ("min-p", float, "P", "drop tokens less probable than this share of the best; 0 is off"),
-    ("repetition", float, "X", "divide or multiply the logits of tokens seen before; 1 is off"),
-    ("frequency", float, "X", "subtract from a logit once per earlier occurrence; 0 is off"),
-    ("presence", float, "X", "subtract from the logit of a token that occurred at all; 0 is off"),
-    ("no-repeat-ngram", int, "N", "no N tokens in a row a second time; 0 is off"),
-    ("window", int, "N", "penalties count the latest N tokens only"),
+    ("temperature", number, "T", "0 takes the most probable token, above 0 a token is drawn"),
+    ("top-k", whole, "N", "keep the N most probable tokens; 0 is off"),
+    ("top-p", number, "P", "keep the smallest set of tokens of this probability; 1 is off"),
+    ("min-p", number, "P", "drop tokens less probable than this share of the best; 0 is off"),
+    ("repetition", number, "X", "divide or multiply the logits of tokens seen before; 1 is off"),
+    ("frequency", number, "X", "subtract from a logit once per earlier occurrence; 0 is off"),
+    ("presence", number, "X", "subtract from the logit of a token that occurred at all; 0 is off"),
+    ("no-repeat-ngram", whole, "N", "no N tokens in a row a second time; 0 is off"),
+    ("window", whole, "N", "penalties count the latest N tokens only"),
 )
 
 
@@ -48,7 +48,7 @@ def add_recording(verb: Parser) -> None:
         verb, "--vad", choices=SpeechDetector.values(), default=SpeechDetector.ENERGY.value,
         help="what finds long silence, which is not decoded; off decodes everything",
     )  # fmt: skip
-    add_option(verb, "--batch", type=int, metavar="N", help="segments decoded together", shown="8 on a CPU, else 32")
+    add_option(verb, "--batch", type=whole, metavar="N", help="segments decoded together", shown="8 on a CPU, else 32")
     add_option(
         verb, "--prompt", default=ASR_SYSTEM, metavar="TEXT", help="system text",
         shown="the reference's transcription prompt",
@@ -62,7 +62,7 @@ def add_recording(verb: Parser) -> None:
 def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the draw") -> None:
     """Every field of `DecodingOptions` but the batch size. sampling : default preset. seed : what it is of."""
     add_option(
-        verb, "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="most tokens of a segment or answer"
+        verb, "--max-tokens", type=whole, default=MAX_TOKENS, metavar="N", help="most tokens of a segment or answer"
     )
     add_option(
         verb, "--stop", action="append", default=[], metavar="TEXT", shown="none",
@@ -80,17 +80,17 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         "--include-prompt", "--penalise-prompt", dest="include_prompt", action="store_const", const=True,
         help="penalties count the prompt's tokens too",
     )  # fmt: skip
-    add_option(rules, "--seed", type=int, default=0, metavar="N", help=seed)
+    add_option(rules, "--seed", type=whole, default=0, metavar="N", help=seed)
     memory = verb.add_argument_group("cache")
     add_choice(
         memory, "--cache", choices=CacheKind.values(), default=CacheKind.SINKS.value,
         help="which positions stay once the limit is reached",
     )  # fmt: skip
     add_option(
-        memory, "--max-cache-len", type=int, metavar="N", help="the limit, in positions",
+        memory, "--max-cache-len", type=whole, metavar="N", help="the limit, in positions",
         shown=f"that of the model's config, else {MAX_CACHE_LEN}",
     )  # fmt: skip
-    add_option(memory, "--sinks", type=int, default=4, metavar="N", help="first positions that are always kept")
+    add_option(memory, "--sinks", type=whole, default=4, metavar="N", help="first positions that are always kept")
     add_choice(
         memory, "--positions", choices=Positions.values(), also=("renumbered",), default=Positions.ABSOLUTE.value,
         help="where a kept key stands: where it was read, or at its rank among those kept",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -16,12 +17,46 @@ FLAGS = ("store_true", "store_const")
 class Parser(argparse.ArgumentParser):
     """A parser that suggests what an unknown option may have meant."""
 
+    def _print_message(self, message: str, file=None) -> None:
+        """Where `argparse` would be silent about a help that nobody could read, the failure is the command's."""
+        if message and (file or sys.stderr) is not sys.stderr:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2, and with one line below the usage, whatever was typed."""
+        super().error(one_line(message))
+
     def refuse(self, extra: Sequence[str]) -> NoReturn:
         """End with status 2 because of words that are neither options nor wanted."""
         word = next((w for w in extra if w.startswith("-")), extra[0])
         name, known = word.split("=")[0], set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", self.format_help()))
         suggestion = "; options come after the command" if name in known else hint(name, sorted(known))
         self.error(f"unrecognized arguments: {' '.join(extra)}{suggestion}")
+
+
+def one_line(text: str, most: int = 600) -> str:
+    """Text without line breaks, its middle left out beyond `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
+def whole(word: str) -> int:
+    """A whole number of the command line: decimal digits and a sign, as written everywhere."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", word):
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {word!r}")
+    return int(word)
+
+
+def number(word: str) -> float:
+    """A number of the command line, in decimal digits; whether infinity or NaN will do is for its reader to say."""
+    try:
+        if not word.isascii() or "_" in word:
+            raise ValueError
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, found {word!r}") from None
 
 
 def add_verb(

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 AFTER = 3.0  # seconds without a word
@@ -43,4 +43,5 @@ def busy(what: str, stream: TextIO | None = None) -> Iterator[None]:
 
 def message(text: str) -> None:
     """Print one line of ours on stderr, over a line that `busy` may have left there."""
-    print(f"{CLEAR if sys.stderr.isatty() else ''}stepaudio: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # where nobody reads it, the exit status still says how it went
+        print(f"{CLEAR if sys.stderr.isatty() else ''}stepaudio: {text}", file=sys.stderr, flush=True)

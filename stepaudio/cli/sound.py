@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from ..audio.features import FLOW_SAMPLE_RATE
 from ..audio.save import audio_writer
 from .options import STANDARD
 from .progress import message
+from .streams import print_json
 
 
 class Account:
@@ -41,7 +41,7 @@ class Account:
             "first_sound_seconds": None if self.first is None else round(self.first, 3),
             "wall_seconds": round(time.perf_counter() - self.began, 3),
         }
-        print(json.dumps(found, ensure_ascii=False), file=sys.stderr if self.target == STANDARD else sys.stdout)
+        print_json(found, sys.stderr if self.target == STANDARD else sys.stdout)
         if not self.n_samples:
             message("no sound: the answer holds no audio codes; nothing was written")
         return 0 if self.n_samples else 1

@@ -20,9 +20,10 @@ from ..errors import AudioError, ConfigError, DataError
 from ..resources import VOICES, checkpoint_folder, voice_clip
 from ..text.scripts import join_texts
 from .options import STANDARD, add_decoding, add_model, decoding_from, recording
-from .parser import Parser, add_choice, add_formats, add_option, add_verb
+from .parser import Parser, add_choice, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .sound import Account, is_ours, written
+from .streams import print_json
 from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def add_speaking_verbs(verbs) -> None:
     )  # fmt: skip
     codes.add_argument("codes", metavar="CODES_FILE", help="whole numbers, as a JSON list or between blanks")
     add_model(codes, "folder with a converted token2wav")
-    add_option(codes, "--seed", type=int, default=0, metavar="N", help="of the noise that sound starts from")
+    add_option(codes, "--seed", type=whole, default=0, metavar="N", help="of the noise that sound starts from")
     _add_sound(codes, needed=True)
 
     respond = add_verb(
@@ -100,7 +101,7 @@ def _add_sound(verb: Parser, needed: bool) -> None:
         help=f"3 to 10 s of one person, a saved voice, or one of {', '.join(VOICES)} (bundled)",
     )  # fmt: skip
     sound.add_argument("--stream", action="store_true", help="write sound as it comes, and report when the first came")
-    add_option(sound, "--steps", type=int, default=10, metavar="N", help="Euler steps of the flow")
+    add_option(sound, "--steps", type=whole, default=10, metavar="N", help="Euler steps of the flow")
     add_choice(
         sound, "--noise", choices=("cache", "position"), default="cache",
         help="of a stream: as the reference, or none twice",
@@ -144,7 +145,10 @@ def _translate(options: argparse.Namespace) -> int:
         found = model.translate(source, options.to, speech)
     text = (found.text or "").strip()
     line = {"file": options.file, "to": options.to, "text": text, "stop": found.stop}
-    print(text if options.format == "text" else json.dumps(line, ensure_ascii=False))
+    if options.format == "text":
+        print(text)
+    else:
+        print_json(line)
     return 0
 
 

@@ -18,6 +18,7 @@ from ..text import subtitles
 from .options import STANDARD, add_decoding, add_model, add_recording, load_model, recording, transcription_from
 from .parser import add_formats, add_option, add_verb
 from .progress import busy, message
+from .streams import print_json
 from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ def run_transcribe(options: argparse.Namespace) -> int:
             failed += 1
             message(str(error))
             if options.format == "json" and not targets:
-                print(json.dumps({"file": printable_name(name), "error": str(error)}, ensure_ascii=False), flush=True)
+                print_json({"file": printable_name(name), "error": str(error)})
             continue
         if found.skipped_seconds >= MOST * found.audio_seconds:
             message(f"{name}: {_said_of(found)}")
         if targets:
             found.save(targets[name])
+        elif options.format == "json":
+            print_json({"file": printable_name(name), **found.to_dict()})
         else:
             print(_shown(found, name, options), end="", flush=True)
     return 1 if failed else 0
@@ -110,8 +113,6 @@ def _said_of(found: Transcript) -> str:
 
 
 def _shown(found: Transcript, name: str, options: argparse.Namespace) -> str:
-    if options.format == "json":
-        return json.dumps({"file": printable_name(name), **found.to_dict()}, ensure_ascii=False) + "\n"
     if options.format == "text" and len(options.files) > 1:
         return f"{printable_name(name)}: {found.to('text')}"
     return found.to(options.format)
@@ -174,11 +175,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
     bar = sys.stderr.isatty()  # over each group of recordings that is decoded together
     for score in score_clips(model, clips, progress=bar, **keywords):
         scores.append(score)
-        as_json = options.format == "json"
-        print(json.dumps(score.to_dict(), ensure_ascii=False) if as_json else score, flush=True)
+        if options.format == "json":
+            print_json(score.to_dict())
+        else:
+            print(score, flush=True)
     last = totals(scores, known) | {"sampling": options.sampling, "wall_seconds": round(time.perf_counter() - began, 2)}
     if options.format == "json":
-        print(json.dumps(last), flush=True)
+        print_json(last)
     else:
         print(f"\n{str(Evaluation(tuple(scores))).splitlines()[-1]}", flush=True)
     return 1 if last["failed"] else 0
