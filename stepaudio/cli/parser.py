@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file=None) -> None:
         """Where `argparse` would be silent about a help that nobody could read, the failure is the command's."""
-        if message and (file or sys.stderr) is not sys.stderr:
+        if message and file is not None and file is not sys.stderr:
             file.write(message)
         else:
             super()._print_message(message, file)

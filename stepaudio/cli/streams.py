@@ -32,21 +32,18 @@ def open_streams() -> None:
             stream.reconfigure(errors=UNPRINTABLE)
 
 
-def _escaped(error: UnicodeError) -> tuple[str, int]:
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    unicode = error.encoding.lower().replace("-", "").startswith("utf")
-    shown = "".join(_shown(c, unicode) for c in error.object[error.start : error.end])
-    return shown, error.end
+    found = error.object[error.start : error.end]
+    if error.encoding.lower().replace("-", "") == "utf8":  # it lacks nothing but bytes of names that were no text
+        return ("\ufffd" * len(found)).encode(), error.end
+    return "".join(map(_json_escape, found)), error.end
 
 
-def _shown(character: str, unicode: bool) -> str:
-    if "\ud800" <= character <= "\udfff":  # a byte of a name that could not be decoded
-        character = "\ufffd"
-    if unicode:
-        return character
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+def _json_escape(character: str) -> str:
+    """One character in ASCII, a byte of a name that was no text as U+FFFD."""
+    return json.dumps("\ufffd" if "\ud800" <= character <= "\udfff" else character)[1:-1]
 
 
 def print_json(value: object, file: TextIO | None = None) -> None:

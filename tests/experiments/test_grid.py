@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from stepaudio.decoding.sampling import Sampling
-from stepaudio.errors import ConfigError, DecodeError
+from stepaudio.errors import ConfigError, DecodeError, StepAudioError
 from stepaudio.evaluation.manifest import Clip
 from stepaudio.experiments.grid import Grid, Setting, sampling_from
 from stepaudio.models.kv_cache import CachePolicy
@@ -105,3 +105,29 @@ def test_the_older_name_of_faults_is_read(grid_file):
     grid_file.write_text(json.dumps(data | {"defects": ["htk"], "faults": ["htk"]}))
     with pytest.raises(ConfigError, match="found both"):
         Grid.from_file(grid_file)
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b'{"clips": ' + b"9" * 5000 + b"}",
+    b'{"clips": "m.tsv", "clips": "n.tsv", "settings": {}}', b'{"clips": 3, "settings": {"a": {}}}',
+    b'{"clips": [], "settings": []}', b'{"clips": [{"file": [], "text": 1}], "settings": {"a": {}}}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": []}}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {}}, "seeds": {"a": 1}}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {}}, "seeds": [NaN]}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {}}, "dtype": ["float32"]}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {}}, "faults": 1}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {"sampling": {"base": []}}}}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {"sampling": {"base": 1, "seed": {}}}}}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {"downmix": [], "prompt": 1}}}',
+    b'{"clips": [{"file": "a", "text": "b"}], "settings": {"a": {"max_tokens": 1e999, "on_loop": {}}}}',
+])  # fmt: skip
+def test_no_file_ends_in_a_foreign_error(tmp_path, data):
+    (tmp_path / "g.json").write_bytes(data)
+    with pytest.raises(StepAudioError):
+        Grid.from_file(tmp_path / "g.json")
+
+
+def test_places_that_are_no_grid(tmp_path):
+    for path in (tmp_path, tmp_path / "none", tmp_path / ("n" * 300)):
+        with pytest.raises(StepAudioError):
+            Grid.from_file(path)
