@@ -19,8 +19,8 @@ UNPRINTABLE = "stepaudio.unprintable"
 def open_streams() -> None:
     """Make both streams take any text. Raises `DataError` if there is no standard output.
 
-    Of a name that is not UTF-8, each odd byte is shown as U+FFFD; what another encoding lacks is shown as JSON
-    escapes it.
+    Of a name that is not UTF-8, each odd byte is shown as Python escapes it; what another encoding lacks is shown as
+    JSON escapes it.
     """
     codecs.register_error(UNPRINTABLE, _escaped)
     if sys.stderr is None:  # closed: nobody reads what is said
@@ -32,30 +32,30 @@ def open_streams() -> None:
             stream.reconfigure(errors=UNPRINTABLE)
 
 
-def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end]
-    if error.encoding.lower().replace("-", "") == "utf8":  # it lacks nothing but bytes of names that were no text
-        return ("\ufffd" * len(found)).encode(), error.end
-    return "".join(map(_json_escape, found)), error.end
+    found = _readable(error.object[error.start : error.end])
+    return "".join(json.dumps(c)[1:-1] if ord(c) > 127 else c for c in found), error.end
 
 
-def _json_escape(character: str) -> str:
-    """One character in ASCII, a byte of a name that was no text as U+FFFD."""
-    return json.dumps("\ufffd" if "\ud800" <= character <= "\udfff" else character)[1:-1]
+def _readable(text: str) -> str:
+    r"""Bytes of a name that were no UTF-8 as ``\xe9``, as `printable_name` shows them."""
+    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def print_json(value: object, file: TextIO | None = None) -> None:
     """Print one object on one line, at once; numbers that JSON lacks become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), file=file, flush=True)
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), file=file, flush=True)
 
 
-def _finite(value: object) -> object:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return _readable(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
