@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Self
+from typing import Self, cast
 
 from .errors import DecodeError
+
+MAX_COUNT = 2**31 - 1
 
 
 class Choice(StrEnum):
@@ -23,7 +25,9 @@ class Choice(StrEnum):
         """The member that a word names; `what` opens the message of the `DecodeError` for any other value."""
         if isinstance(value, str) and value in cls.values():
             return cls(value)
-        raise DecodeError(f"{what}: expected {alternatives(cls.values())}, found {value!r}{hint(value, cls.values())}")
+        raise DecodeError(
+            f"{what}: expected {alternatives(cls.values())}, found {shown(value)}{hint(value, cls.values())}"
+        )
 
     @classmethod
     def values(cls) -> tuple[str, ...]:
@@ -101,6 +105,18 @@ def hint(found: object, names) -> str:
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number; `True` and `False` are not."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether a value is a whole number from `least` to `MAX_COUNT`, which int32 on the device still holds."""
+    return is_whole(value) and least <= cast(int, value) <= MAX_COUNT
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, however long it is."""
+    if is_whole(value) and abs(cast(int, value)) >= 10**40:
+        return "a number of more than 40 digits"
+    return f"{value!r:.80}"
 
 
 def is_number(value: object) -> bool:

@@ -268,6 +268,24 @@ def rules_reference(logits, seen, repetition=1.0, frequency=0.0, presence=0.0, n
     return out
 
 
+def drawn_reference(logits, temperature=1.0, top_p=1.0, min_p=0.0, noise=None) -> int:
+    """The token that a row of ruled logits gives in float64: the best, or with noise (V,) a draw after all rules."""
+    x = np.array(logits, dtype=np.float64)
+    if temperature == 0:
+        return int(np.argmax(x))
+    x = (x - x.max()) / temperature
+    order = np.argsort(x, kind="stable")
+    share = np.exp(x - np.logaddexp.reduce(x))
+    if top_p < 1:
+        drop = np.cumsum(share[order]) <= 1 - top_p
+        drop[-1] = False
+        x[order[drop]] = -np.inf
+    if min_p:
+        share = np.exp(x - np.logaddexp.reduce(x))
+        x[share < min_p * share.max()] = -np.inf
+    return int(np.argmax(x + noise))
+
+
 def _completes(history: list[int], token: int, n: int) -> bool:
     would_be = [*history, token][-n:]
     return len(would_be) == n and any(history[i : i + n] == would_be for i in range(len(history) - n + 1))

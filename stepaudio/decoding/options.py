@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TypedDict, Unpack, cast
 
-from ..choices import CacheKind, LoopAction, Positions, hint, is_whole
+from ..choices import MAX_COUNT, CacheKind, LoopAction, Positions, hint, is_count, shown
 from ..constants import MAX_TOKENS
 from ..errors import DecodeError
 from ..models.kv_cache import CachePolicy
@@ -56,9 +56,9 @@ class DecodingOptions:
         put("cache", _named_cache(self.cache))
         put("on_loop", LoopAction.of(self.on_loop, "on_loop"))
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
-            raise DecodeError(f"stop: expected a list of non-empty strings, found {self.stop!r}")
+            raise DecodeError(f"stop: expected a list of non-empty strings, found {shown(self.stop)}")
         if not all(isinstance(s, str) and s for s in self.stop):
-            raise DecodeError(f"stop: expected a list of non-empty strings, found {self.stop!r}")
+            raise DecodeError(f"stop: expected a list of non-empty strings, found {shown(self.stop)}")
         put("stop", tuple(self.stop))
         _at_least(self.max_tokens, 1, "max_tokens")
         _at_least(self.top, 0, "top")
@@ -77,8 +77,10 @@ class DecodingOptions:
 
 
 def _at_least(value: object, least: int, name: str) -> None:
-    if not (is_whole(value) and cast(int, value) >= least):
-        raise DecodeError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+    if not is_count(value, least):
+        raise DecodeError(
+            f"{name}: expected a whole number of at least {least} and at most {MAX_COUNT}, found {shown(value)}"
+        )
 
 
 def named_sampling(sampling: Sampling | str, task: str) -> Sampling:
@@ -90,7 +92,9 @@ def _named_cache(cache: CachePolicy | str) -> CachePolicy:
     if isinstance(cache, str):
         return CachePolicy(CacheKind.of(cache, "cache"))
     if not isinstance(cache, CachePolicy):
-        raise DecodeError(f"cache: expected a CachePolicy or one of {', '.join(CacheKind.values())}, found {cache!r}")
+        raise DecodeError(
+            f"cache: expected a CachePolicy or one of {', '.join(CacheKind.values())}, found {shown(cache)}"
+        )
     return cache
 
 
@@ -183,7 +187,7 @@ def refuse_unknown(given: Mapping, also: Sequence[str] = ()) -> None:
         if name not in KEYWORDS and name not in also:
             known = (*also, *KEYWORDS)
             raise DecodeError(
-                f"unknown option {name!r}" + (hint(name, known) or f"; expected one of {', '.join(known)}")
+                f"unknown option {shown(name)}" + (hint(name, known) or f"; expected one of {', '.join(known)}")
             )
 
 

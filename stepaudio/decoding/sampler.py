@@ -11,6 +11,11 @@ from .sampling import Sampling
 HISTORY_BLOCK = 512  # ids by which a history grows
 
 
+def _from_the_best(logits: mx.array) -> mx.array:
+    """The same logits with the highest of each sequence at 0: probabilities stay, and no temperature overflows."""
+    return logits - logits.max(axis=-1, keepdims=True)
+
+
 # ---------------------------------------------------------------- histories and the sampler that uses them
 
 
@@ -24,12 +29,12 @@ class History:
     def __init__(self, rows: int):
         self.ids = mx.full((rows, HISTORY_BLOCK), -1, dtype=mx.int32)
         self.length = mx.zeros((rows,), dtype=mx.int32)
-        self._bound = 0
+        self.bound = 0
 
     def preload(self, prompts: list[list[int]]) -> None:
         """Start with known ids, one list per sequence."""
-        self._bound = max(map(len, prompts), default=0)
-        width = -(-(self._bound + 1) // HISTORY_BLOCK) * HISTORY_BLOCK
+        self.bound = max(map(len, prompts), default=0)
+        width = -(-(self.bound + 1) // HISTORY_BLOCK) * HISTORY_BLOCK
         table = np.full((len(prompts), width), -1, dtype=np.int32)
         for row, ids in zip(table, prompts, strict=True):
             row[: len(ids)] = ids
@@ -37,17 +42,17 @@ class History:
 
     def push(self, ids: mx.array, mine: mx.array) -> None:
         """Append ids (B,) where `mine` (B,) is true."""
-        if self._bound + 1 >= self.ids.shape[1]:
+        if self.bound + 1 >= self.ids.shape[1]:
             more = mx.full((self.ids.shape[0], HISTORY_BLOCK), -1, dtype=mx.int32)
             self.ids = mx.concatenate([self.ids, more], axis=1)
         here = (mx.arange(self.ids.shape[1])[None, :] == self.length[:, None]) & mine[:, None]
         self.ids = mx.where(here, ids[:, None], self.ids)
         self.length = self.length + mine
-        self._bound += 1
+        self.bound += 1
 
     def recent(self, window: int | None) -> mx.array:
         """The ids with everything before the last `window` blanked to -1."""
-        if window is None:
+        if window is None or window >= self.ids.shape[1]:
             return self.ids
         return mx.where(mx.arange(self.ids.shape[1])[None, :] >= self.length[:, None] - window, self.ids, -1)
 
@@ -110,7 +115,7 @@ class Sampler:
             if p.repetition != 1 or p.frequency or p.presence:
                 counts = seen_counts(ids, logits.shape[1])
                 logits = penalise(logits, counts, p.repetition, p.frequency, p.presence)
-            if p.no_repeat_ngram:
+            if 0 < p.no_repeat_ngram <= history.bound + 1:
                 logits = ban_repeated_ngrams(logits, ids, history.length, p.no_repeat_ngram)
         return logits
 
@@ -120,7 +125,7 @@ class Sampler:
         if self._escaping.any():
             ruled = mx.where(mx.array(self._escaping)[:, None], self.rules(logits, "escape"), ruled)
         greedy = self.sampling.temperature == 0
-        ids = mx.argmax(ruled, axis=-1) if greedy else self._draw(warp(ruled, self.sampling))
+        ids = mx.argmax(ruled, axis=-1) if greedy else self._draw(warp(_from_the_best(ruled), self.sampling))
         ids = ids.astype(mx.int32)
         audio = self._is_audio(ids)
         for kind, history in self._histories.items():

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from ..choices import alternatives, hint, is_number, is_whole
+from ..choices import MAX_COUNT, alternatives, hint, is_count, is_number, is_whole, shown
 from ..errors import DecodeError
 
 PRESETS = ("planned", "reference", "greedy")
+# What float32 can carry, in which the rules count. Beside a penalty of 4096 a logit keeps three decimals; beyond, sums
+# of penalties would swallow the logits, and at last overflow. A temperature must have a reciprocal.
+STRONGEST = 4096.0
+COLDEST, HOTTEST = float(np.finfo(np.float32).tiny), float(1 / np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,12 @@ class Penalties:
 
     Parameters
     ----------
-    repetition : number > 0
+    repetition : number, 1/4096 … 4096
         Logits of tokens seen before are divided by it if positive, multiplied if negative (Keskar et al. 2019); 1 is
         off.
-    frequency : number
+    frequency : number, -4096 … 4096
         Subtracted once per earlier occurrence (HF has none; OpenAI's definition); 0 is off.
-    presence : number
+    presence : number, -4096 … 4096
         Subtracted once if the token occurred at all; 0 is off.
     no_repeat_ngram : int >= 0
         A token that would complete an n-gram of this length seen before is banned; 0 is off.
@@ -53,21 +57,16 @@ class Penalties:
     include_prompt: bool = False
 
     def __post_init__(self):
-        _number(self.repetition, "repetition penalty", "above 0, finite", lambda x: 0 < x < np.inf)
+        strongest = f"{STRONGEST:.0f}"
+        fits = f"a number from 1/{strongest} to {strongest}"
+        _number(self.repetition, "repetition penalty", fits, lambda x: 1 / STRONGEST <= x <= STRONGEST)
         for name in ("frequency", "presence"):
-            _number(getattr(self, name), f"{name} penalty", "a finite number", np.isfinite)
-        _need(
-            is_whole(self.no_repeat_ngram) and self.no_repeat_ngram >= 0,
-            "no_repeat_ngram",
-            "0 (off) or a length",
-            self.no_repeat_ngram,
-        )
-        _need(
-            self.window is None or (is_whole(self.window) and self.window > 0),
-            "penalty window",
-            "a whole number of at least 1 token, or None",
-            self.window,
-        )
+            fits = f"a number from -{strongest} to {strongest}"
+            _number(getattr(self, name), f"{name} penalty", fits, lambda x: -STRONGEST <= x <= STRONGEST)
+        fits = f"0 (off) or a length of at most {MAX_COUNT}"
+        _need(is_count(self.no_repeat_ngram), "no_repeat_ngram", fits, self.no_repeat_ngram)
+        fits = f"a whole number of at least 1 token and at most {MAX_COUNT}, or None"
+        _need(self.window is None or is_count(self.window, 1), "penalty window", fits, self.window)
         _need(isinstance(self.include_prompt, bool), "include_prompt", "true or false", self.include_prompt)
 
     @property
@@ -78,7 +77,7 @@ class Penalties:
 
 def _need(ok: bool, what: str, expected: str, found) -> None:
     if not ok:
-        raise DecodeError(f"{what}: expected {expected}, found {found!r}")
+        raise DecodeError(f"{what}: expected {expected}, found {shown(found)}")
 
 
 def _number(value, what: str, expected: str, fits) -> None:
@@ -95,7 +94,7 @@ class Sampling:
 
     Parameters
     ----------
-    temperature : number >= 0
+    temperature : number, 0, or 1.2e-38 … 8.5e37
         0 takes the most probable token (greedy) and ignores top_k, top_p, min_p and seed.
     top_k : int >= 0
         Tokens to keep, ties with the last kept; 0 is off.
@@ -126,8 +125,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        _number(self.temperature, "temperature", "0 (greedy) or more, finite", lambda t: 0 <= t < np.inf)
-        _need(is_whole(self.top_k) and self.top_k >= 0, "top_k", "0 (off) or a count", self.top_k)
+        fits = f"0 (greedy) or a number from {COLDEST:.3g} to {HOTTEST:.3g}"
+        _number(self.temperature, "temperature", fits, lambda t: t == 0 or COLDEST <= t <= HOTTEST)
+        _need(is_count(self.top_k), "top_k", f"0 (off) or a count of at most {MAX_COUNT}", self.top_k)
         _number(self.top_p, "top_p", "above 0 and at most 1", lambda p: 0 < p <= 1)
         _number(self.min_p, "min_p", "between 0 and 1", lambda p: 0 <= p <= 1)
         for name in ("text", "audio", "escape"):

@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..backend.ops import rope
-from ..choices import CacheKind, Positions, is_whole
+from ..choices import MAX_COUNT, CacheKind, Positions, is_count, shown
 from ..constants import MAX_CACHE_LEN
 from ..errors import DecodeError
 
@@ -204,10 +204,7 @@ class WindowCache:
         self.max_len, self._window, self._reindex = max_len, max_len - len(self._kept), reindex
         if self._window < 1:
             n = len(self._kept)
-            raise DecodeError(
-                f"cache limit of {max_len} positions cannot hold the {n} positions that must stay "
-                f"(sinks and pinned audio): raise max_len above {n} or pin less"
-            )
+            raise DecodeError(too_many_kept(max_len, n))
         self._rope = rope
         self._keys: list[mx.array | None] = [None] * n_layers
         self._values: list[mx.array | None] = [None] * n_layers
@@ -300,6 +297,14 @@ class WindowCache:
         return [a for a in [*self._keys, *self._values] if a is not None]
 
 
+def too_many_kept(limit: int, n: int) -> str:
+    """What is said of `n` positions that must stay where only `limit` are held."""
+    return (
+        f"cache limit of {limit} positions cannot hold the {n} positions that must stay "
+        f"(sinks and pinned audio): raise max_len above {n} or pin less"
+    )
+
+
 @dataclass(frozen=True)
 class CachePolicy:
     """What the decoder's cache keeps. Immutable; `build` makes the cache of one run.
@@ -333,10 +338,15 @@ class CachePolicy:
         object.__setattr__(self, "positions", Positions.of(self.positions, "cache positions"))
         if self.kind == CacheKind.FULL and self.positions == Positions.REINDEXED:
             raise DecodeError("a full cache evicts nothing, so there is nothing to re-index: positions='absolute'")
-        if self.max_len is not None and not (is_whole(self.max_len) and self.max_len >= 1):
-            raise DecodeError(f"cache max_len {self.max_len!r}: expected a whole number of at least 1 position")
-        if not (is_whole(self.sinks) and self.sinks >= 0):
-            raise DecodeError(f"cache sinks {self.sinks!r}: expected a whole number, 0 or more")
+        if self.max_len is not None and not is_count(self.max_len, 1):
+            raise DecodeError(
+                f"cache max_len {shown(self.max_len)}: expected a whole number of at least 1 position and at most "
+                f"{MAX_COUNT}"
+            )
+        if not is_count(self.sinks):
+            raise DecodeError(
+                f"cache sinks {shown(self.sinks)}: expected a whole number, 0 or more, at most {MAX_COUNT}"
+            )
 
     def limit(self, default: int = MAX_CACHE_LEN) -> int | None:
         """Most positions held, None for no limit."""
@@ -347,7 +357,10 @@ class CachePolicy:
         limit = self.limit(default_len)
         if limit is None:
             return FullCache(n_layers, rope)
-        kept: list[int] = list(range(self.sinks)) if self.kind != CacheKind.WINDOW else []
+        sinks = 0 if self.kind == CacheKind.WINDOW else self.sinks
+        if sinks >= limit:
+            raise DecodeError(too_many_kept(limit, sinks))  # before anything of that size is made
+        kept = list(range(sinks))
         if self.kind == CacheKind.PINNED:
             kept += [p for start, length in spans for p in range(start, start + length)]
         return WindowCache(n_layers, rope, limit, kept, self.positions == Positions.REINDEXED)

@@ -16,12 +16,14 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from ..choices import MAX_COUNT, is_count, shown
 from ..errors import ConfigError
 from ..models.token2wav.flow import REFERENCE, Flow, FlowOptions, FlowState, Prompt
 from ..models.token2wav.hift import Hift
 from ..models.token2wav.noise import Noise
 
 CHUNK_CODES = 25  # one second; the look-ahead comes on top
+MOST_FRAMES = 1500  # 30 s seen twice
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class StreamOptions:
         How the mel is made.
     chunk_codes : int >= 1
         Codes per chunk, without the look-ahead.
-    mel_frames : int >= 1
+    mel_frames : int, 1 … 1500
         Frames of a chunk that the vocoder sees again with the next one.
     cross_fade : {"hamming", "even"}
         Weights of the cross-fade. "hamming", as the reference: the two halves sum to about 1.08, so that chunk
@@ -52,12 +54,12 @@ class StreamOptions:
     cross_fade: str = "hamming"
 
     def __post_init__(self):
-        if self.chunk_codes < 1 or self.mel_frames < 1:
-            raise ConfigError(
-                f"chunk_codes and mel_frames must be at least 1, found {self.chunk_codes} and {self.mel_frames}"
-            )
+        for name, most in (("chunk_codes", MAX_COUNT), ("mel_frames", MOST_FRAMES)):
+            value = getattr(self, name)
+            if not is_count(value, 1) or value > most:
+                raise ConfigError(f"{name} must be at least 1 and at most {most}, found {shown(value)}")
         if self.cross_fade not in ("hamming", "even"):
-            raise ConfigError(f"cross_fade: expected 'hamming' or 'even', found {self.cross_fade!r}")
+            raise ConfigError(f"cross_fade: expected 'hamming' or 'even', found {shown(self.cross_fade)}")
 
 
 @dataclass(frozen=True)

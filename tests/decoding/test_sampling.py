@@ -166,7 +166,7 @@ def test_declared_order(monkeypatch):
         home = sampler if hasattr(sampler, name) else logits
         rule = getattr(home, name)
         monkeypatch.setattr(home, name, lambda *a, rule=rule, name=name: called.append(name) or rule(*a))
-    s = Sampling(temperature=0.7, top_k=3, top_p=0.9, min_p=0.1, text=Penalties(1.1, 0.1, 0.1, 2))
+    s = Sampling(temperature=0.7, top_k=3, top_p=0.9, min_p=0.1, text=Penalties(1.1, 0.1, 0.1, 1))
     Sampler(s, [[0]])(row([1, 2, 3, 4]))
     assert called == ["penalise", "ban_repeated_ngrams", "keep_top_k", "keep_top_p", "keep_min_p"]
 

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.process import enter
+from ...choices import MAX_COUNT, is_count, shown
 from ...errors import ConfigError, DecodeError
 from ...schema import read_record, require_only, require_positive
 from ..tap import Tap, emit, named
@@ -73,11 +74,14 @@ class Prompt(NamedTuple):
     speaker: mx.array
 
 
+MOST_STEPS = 1000  # each is a pass of the estimator; the reference takes 10
+
+
 @dataclass(frozen=True)
 class FlowOptions:
     """How a mel is made.
 
-    n_steps : Euler steps, >= 1.
+    n_steps : Euler steps, 1 … 1000.
     recent_frames : frames beyond the length of the prompt that a stream's estimator may look back on.
     noise : "cache", as the reference: a chunk's noise starts at the length of the estimator's cache, so once the
         cache is full every chunk starts from the SAME noise. "position": it starts at the chunk's own place, so no
@@ -93,14 +97,14 @@ class FlowOptions:
     memory: str = "reference"
 
     def __post_init__(self):
-        if self.n_steps < 1 or self.recent_frames < 1:
-            raise ConfigError(
-                f"n_steps and recent_frames must be at least 1, found {self.n_steps} and {self.recent_frames}"
-            )
+        for name, most in (("n_steps", MOST_STEPS), ("recent_frames", MAX_COUNT)):
+            value = getattr(self, name)
+            if not is_count(value, 1) or value > most:
+                raise ConfigError(f"{name} must be at least 1 and at most {most}, found {shown(value)}")
         if self.noise not in ("cache", "position"):
-            raise ConfigError(f"noise: expected 'cache' or 'position', found {self.noise!r}")
+            raise ConfigError(f"noise: expected 'cache' or 'position', found {shown(self.noise)}")
         if self.memory not in ("reference", "recent"):
-            raise ConfigError(f"memory: expected 'reference' or 'recent', found {self.memory!r}")
+            raise ConfigError(f"memory: expected 'reference' or 'recent', found {shown(self.memory)}")
 
 
 REFERENCE = FlowOptions()

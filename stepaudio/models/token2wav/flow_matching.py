@@ -15,9 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ...choices import shown
 from ...schema import require
 from ..tap import Tap, emit, named
 from .dit import DiT, DitConfig, DitState
+
+MOST_GUIDANCE = 4096.0  # beyond, the difference of two velocities keeps no digits of them in float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class CfmConfig:
 
     Parameters
     ----------
-    inference_cfg_rate : float >= 0
+    inference_cfg_rate : float, 0 … 4096
         Guidance rate r: the velocity is (1 + r) conditional - r unconditional.
     estimator : DitConfig
 
@@ -41,8 +44,9 @@ class CfmConfig:
 
     def __post_init__(self):
         require(
-            self.inference_cfg_rate >= 0,
-            f"decoder.inference_cfg_rate: must not be negative, found {self.inference_cfg_rate}",
+            0 <= self.inference_cfg_rate <= MOST_GUIDANCE,
+            f"decoder.inference_cfg_rate: must not be negative or above {MOST_GUIDANCE:.0f}, found "
+            f"{shown(self.inference_cfg_rate)}",
         )
 
 

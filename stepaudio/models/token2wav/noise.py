@@ -8,6 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from ...choices import is_whole, shown
 from ...errors import DecodeError
 
 NOISE_BLOCK = 1024  # frames of seeded noise that are made together
@@ -32,8 +33,10 @@ def noise_frames(noise: Noise, start: int, n: int, width: int) -> mx.array:
     DecodeError : an array that is too short or of another width, a negative seed.
     """
     if not isinstance(noise, (mx.array, np.ndarray)):
-        if noise < 0:
-            raise DecodeError(f"noise: a seed must not be negative, found {noise}")
+        if not (is_whole(noise) and 0 <= noise < 2**64):
+            raise DecodeError(
+                f"noise: a seed must not be negative, and be a whole number of 64 bits, found {shown(noise)}"
+            )
         first, last = start // NOISE_BLOCK, (start + max(n, 1) - 1) // NOISE_BLOCK
         blocks = [
             np.random.default_rng((int(noise), width, b)).standard_normal((NOISE_BLOCK, width), np.float32)
