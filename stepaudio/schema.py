@@ -134,7 +134,12 @@ def shown(value: object) -> str:
     return _SPELLING.repr(value)
 
 
-_SPELLING = reprlib.Repr()
+class _Spelling(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length()} bits"
+
+
+_SPELLING = _Spelling()
 _SPELLING.maxstring = _SPELLING.maxlong = _SPELLING.maxother = 80
 _SPELLING.maxlist = _SPELLING.maxdict = _SPELLING.maxtuple = 6
 _SPELLING.maxlevel = 3

@@ -18,8 +18,9 @@ import numpy as np
 from ..backend.process import enter
 from ..errors import WeightsError
 from ..models.speech_lm import StepAudioConfig
+from ..reading import is_file, is_folder
 from .dtypes import HELD, numpy_dtype
-from .header import TensorInfo, listed, read_checkpoint
+from .header import INDEX_FILE, TensorInfo, listed, read_checkpoint, weight_files
 from .inventory import take_inventory
 from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
 from .match import match
@@ -38,12 +39,13 @@ def validate_weights(
     """Hold a checkpoint against the published layout, from headers alone.
 
     Where the folder holds files of token2wav too, converted or as published, these are judged with it; their
-    names then have `tokenizer.`, `speaker.`, `flow.` or `hift.` in front.
+    names then have `tokenizer.`, `speaker.`, `flow.` or `hift.` in front. Where it holds nothing else, they are judged
+    alone.
 
     Parameters
     ----------
     path : str or Path
-        Folder, safetensors file, or index file; or the `token2wav` folder alone.
+        Folder, safetensors file, or index file; or the `token2wav` folder, or a folder with that one alone.
     config : StepAudioConfig, optional
         Sizes to expect; by default those of `config.json` in the folder.
     values : bool
@@ -63,11 +65,12 @@ def validate_weights(
     ConfigError
         If no config was given and the folder has no usable one.
     """
-    token2wav = take_inventory(path) if Path(path).is_dir() else None
+    path = Path(path)
+    token2wav = take_inventory(path) if is_folder(path, WeightsError) else None
     records, expected = {}, {}
-    if token2wav is None or token2wav.folder != Path(path):
+    if token2wav is None or (token2wav.folder != path and _has_language_model(path)):
         records = read_checkpoint(path)
-        expected = expected_layout(config or _config_beside(Path(path)))
+        expected = expected_layout(config or _config_beside(path))
     if token2wav is not None:
         records, expected = records | token2wav.records, expected | token2wav.expected
     records = apply_rename(records, rename)
@@ -128,8 +131,17 @@ def _describable(info: TensorInfo) -> bool:
 # ---- loading ----
 
 
+def _has_language_model(folder: Path) -> bool:
+    """Whether a folder says that it holds one: by its config or by any file of weights."""
+    return (
+        is_file(folder / "config.json", WeightsError)
+        or is_file(folder / INDEX_FILE, WeightsError)
+        or bool(weight_files(folder))
+    )
+
+
 def _config_beside(path: Path) -> StepAudioConfig:
-    return StepAudioConfig.from_file(path if path.is_dir() else path.parent / "config.json")
+    return StepAudioConfig.from_file(path if is_folder(path, WeightsError) else path.parent / "config.json")
 
 
 def check_parameters(tensors: Mapping[str, mx.array], config: StepAudioConfig, reason: str) -> None:

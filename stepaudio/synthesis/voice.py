@@ -23,17 +23,21 @@ from ..audio.features import FLOW_SAMPLE_RATE, flow_mel, kaldi_fbank, log_mel
 from ..audio.load import audio_seconds, load_with_doubt
 from ..audio.segment import is_silent
 from ..audio.sources import is_file, open_bytes, source_name
-from ..checkpoints.header import read_header
+from ..checkpoints.header import listed, read_header
 from ..checkpoints.layout import parameters_of
 from ..checkpoints.tensors import lazy_arrays_with_metadata
 from ..checkpoints.token2wav import Token2Wav
-from ..constants import SAMPLE_RATE
+from ..constants import N_AUDIO_CODES, SAMPLE_RATE
 from ..errors import AudioError, WeightsError
 from ..files import replaced_file
 from ..models.token2wav.flow import Prompt
+from ..schema import shown
 
 FORMAT = "stepaudio voice 1"
 DTYPES = {"codes": np.dtype(np.int32), "mel": np.dtype(np.float32), "speaker": np.dtype(np.float32)}
+SUFFIX = ".safetensors"  # by which a saved voice is told from a clip, in capitals too
+MAX_LOG = 100.0  # of a natural log of a mel band: sound has -12 to 12
+MAX_SPEAKER = 1e6  # of a number of a speaker vector
 SHORT_SECONDS = 1.0  # below it a voice is made with a warning
 ONE_CHANNEL = "give the channel in which one person speaks, as a mono clip"
 MAX_SECONDS = 30.0  # one window of the speech tokenizer; attention over the prompt grows with its square
@@ -67,16 +71,29 @@ class Voice:
             array = np.array(getattr(self, name), dtype, order="C")  # a copy, which nobody else can write to
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        self._require_sound()
+
+    def _require_sound(self) -> None:
+        """Refuse with `WeightsError` arrays that no clip gives."""
+        codes, mel, speaker = self.codes, self.mel, self.speaker
+        shaped = codes.ndim == speaker.ndim == 1 and mel.ndim == 2 and mel.shape[1] > 0 and len(speaker) > 0
+        if not shaped or len(codes) == 0 or len(mel) == 0 or len(mel) % len(codes):
+            raise WeightsError(
+                "a voice needs codes (P,), as many mel frames (frames, M) for each, and a speaker vector (E,); found "
+                f"shapes {codes.shape}, {mel.shape} and {speaker.shape}"
+            )
+        if codes.min() < 0 or codes.max() >= N_AUDIO_CODES:
+            raise WeightsError(f"a voice has codes 0…{N_AUDIO_CODES - 1}, found {codes.min()}…{codes.max()}")
+        for name, array, most in (("mel", mel, MAX_LOG), ("speaker", speaker, MAX_SPEAKER)):
+            if not (np.abs(array) <= most).all():  # NaN is below nothing
+                raise WeightsError(
+                    f"a voice's {name} lies within ±{most:g}, found NaN, Inf or more: make the voice again"
+                )
 
     @property
     def key(self) -> str:
         """SHA-256 of the content, in hexadecimal."""
-        found = hashlib.sha256(f"{FORMAT} {self.weights}".encode())
-        for name in DTYPES:
-            array = getattr(self, name)
-            found.update(f"{name} {array.shape}".encode())
-            found.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-        return found.hexdigest()
+        return _key({name: getattr(self, name) for name in DTYPES}, self.weights)
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Voice) and self.key == other.key
@@ -155,8 +172,14 @@ class Voice:
         return cls(codes, mel, speaker, fingerprint(parts) if weights is None else weights)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file, whole or not at all. Raises `WeightsError` where it cannot be written."""
+        """Write one safetensors file, whole or not at all.
+
+        Raises `WeightsError` for a name that does not end in ".safetensors", by which a voice is known when it is
+        opened again, and where it cannot be written.
+        """
         path = Path(path)
+        if not _is_saved(path):
+            raise WeightsError(f"{path}: expected a name that ends in {SUFFIX}, so that it is opened as a voice again")
         arrays = {name: mx.array(getattr(self, name)) for name in DTYPES}
         try:
             with replaced_file(path) as aside, aside.open("wb") as stream:  # to a name MLX would add its own suffix
@@ -181,18 +204,24 @@ class Voice:
             Missing, not a voice, damaged, or made by other weights: the codes would mean other sounds.
         """
         path = Path(path)
-        stored = {name: (info.dtype, len(info.shape)) for name, info in read_header(path).items()}
+        header = read_header(path)
+        stored = {name: (info.dtype, len(info.shape)) for name, info in header.items()}
         if stored != {"codes": ("I32", 1), "mel": ("F32", 2), "speaker": ("F32", 1)}:
-            raise WeightsError(f"{path}: not a voice; expected codes, mel and speaker, found {sorted(stored)}")
+            raise WeightsError(f"{path}: not a voice; expected codes, mel and speaker, found {listed(sorted(stored))}")
         try:
             arrays, metadata = lazy_arrays_with_metadata(path)
+            values = {name: np.array(arrays[name]) for name in DTYPES}
         except (OSError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{path}: cannot be read ({error})") from None
         if metadata.get("format") != FORMAT:
-            raise WeightsError(f"{path}: expected the format {FORMAT!r}, found {metadata.get('format')!r}")
-        voice = cls(**{name: np.array(arrays[name]) for name in DTYPES}, weights=metadata.get("weights", ""))
-        if voice.key != metadata.get("key"):
+            raise WeightsError(f"{path}: expected the format {FORMAT!r}, found {shown(metadata.get('format'))}")
+        made_by = metadata.get("weights", "")
+        if _key(values, made_by) != metadata.get("key"):
             raise WeightsError(f"{path}: is damaged: its content is not what was saved; make the voice again")
+        try:
+            voice = cls(**values, weights=made_by)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
         voice.check(weights if weights is not None or parts is None else fingerprint(parts), str(path))
         return voice
 
@@ -203,6 +232,15 @@ class Voice:
                 f"{name}: was made by other weights ({self.weights[:12]}) than those that are to speak "
                 f"({weights[:12]}), for which its codes are other sounds: make it again from its clip"
             )
+
+
+def _key(arrays: dict[str, np.ndarray], weights: str) -> str:
+    found = hashlib.sha256(f"{FORMAT} {weights}".encode())
+    for name in DTYPES:
+        array = arrays[name]
+        found.update(f"{name} {array.shape}".encode())
+        found.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return found.hexdigest()
 
 
 def fitted(mel: np.ndarray, n_frames: int) -> np.ndarray:
@@ -220,6 +258,10 @@ def fingerprint(parts: Token2Wav) -> str:
     return found.hexdigest()
 
 
+def _is_saved(path: Path) -> bool:
+    return path.suffix.lower() == SUFFIX
+
+
 def _refuse_long(name, seconds: float, most: float) -> None:
     if seconds > most:
         raise AudioError(
@@ -233,6 +275,6 @@ def open_voice(parts: Token2Wav, source, weights: str | None = None) -> Voice:
     if isinstance(source, Voice):
         source.check(weights if weights is not None else fingerprint(parts))
         return source
-    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".safetensors":
+    if isinstance(source, (str, os.PathLike)) and _is_saved(Path(source)):
         return Voice.load(source, parts, weights=weights)
     return Voice.from_clip(parts, source, weights=weights)

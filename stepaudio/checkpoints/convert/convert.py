@@ -19,6 +19,7 @@ from ... import __version__
 from ...errors import ConfigError, WeightsError
 from ...files import move_into_place, sha256, staging_folder
 from ...models.token2wav.campplus import SpeakerConfig
+from ...reading import is_file, is_folder
 from ..header import listed, read_header
 from ..layout import SOURCES, TOKEN2WAV, kernel_axes, to_net
 from ..match import match_stored
@@ -73,7 +74,7 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     """
     folder = _published(model_dir)
     names = (FLOW_YAML, *SOURCES.values())
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_file(folder / name, WeightsError)]
     if missing:
         raise WeightsError(
             f"{folder}: {listed(missing)} missing; expected a published model's folder with "
@@ -97,7 +98,7 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
 
 def _published(model_dir: str | Path) -> Path:
     inner = Path(model_dir) / FOLDER
-    return published_folder(model_dir) or (inner if inner.is_dir() else Path(model_dir))
+    return published_folder(model_dir) or (inner if is_folder(inner, WeightsError) else Path(model_dir))
 
 
 def converted_files(model_dir: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -127,7 +128,7 @@ def _fingerprint(path: Path) -> dict:
 
 def _earlier(target: Path, sources: dict) -> Manifest | None:
     """The manifest of a whole conversion of the same files."""
-    if not (target / MANIFEST).is_file():
+    if not is_file(target / MANIFEST, WeightsError):
         return None
     try:
         found = read_manifest(target)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...models.token2wav.flow import FlowConfig
-from ...schema import require
+from ...reading import is_folder, read_text
+from ...schema import require, shown
 
 # The classes that flow.yaml may name. The file is read as data: naming another class must not pass unseen.
 FLOW_CLASS = "cosyvoice2.flow.flow.CausalMaskedDiffWithXvec"
@@ -37,13 +38,17 @@ def _untag(tree: object, name: str) -> dict:
 def _of_class(node: object, expected: str, path: str) -> dict:
     found = node.get(TAG) if isinstance(node, dict) else None
     if not isinstance(node, dict) or found != expected:
-        raise ConfigError(f"{path}: expected !new:{expected}, found {found or node!r}; is this another model's file?")
+        raise ConfigError(
+            f"{path}: expected !new:{expected}, found {found or shown(node)}; is this another model's file?"
+        )
     return {k: v for k, v in node.items() if k != TAG}
 
 
+MAX_BYTES = 100_000  # of the file; the published one takes 1 kB
+MAX_DEPTH = 16  # mappings inside mappings, of which it has four
 TAG = "!new"  # key under which a mapping keeps its class name
-_LINE = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?:\s+(?P<value>\S.*?))?\s*$")
 MOST_DIGITS = 400  # what is longer is no number of a config, and thousands of digits are none to Python
+_KEY, _COMMENT = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\s#")
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None}
 
@@ -66,38 +71,47 @@ def parse(text: str, name: str) -> dict:
     >>> parse("a: !new:x.Y\n  b: 3\n", "flow.yaml")
     {'a': {'!new': 'x.Y', 'b': 3}}
     """
-    lines = []
+    root: dict = {}
+    open_mappings: list[tuple[int, dict]] = []  # indentation and mapping, outermost first
+    awaited: tuple[int, dict, str, dict] | None = None  # a key without a value: indentation, its mapping, key, contents
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            match = _LINE.fullmatch(line)
-            if not match:
-                raise ConfigError(f"{name}, line {number}: expected `key: value`, found {line.strip()!r}")
-            value = re.sub(r"\s+#.*$", "", match["value"] or "")
-            lines.append((number, len(match["indent"]), match["key"], value))
-    tree, rest = _mapping(lines, lines[0][1] if lines else 0, name)
-    if rest:
-        raise ConfigError(f"{name}, line {rest[0][0]}: indentation does not match any mapping above it")
-    return tree
-
-
-def _mapping(lines: list, indent: int, name: str) -> tuple[dict, list]:
-    """The mapping whose keys start at column `indent`, and the lines after it."""
-    found: dict = {}
-    while lines and lines[0][1] == indent:
-        number, _, key, value = lines[0]
-        lines = lines[1:]
-        if key in found:
-            raise ConfigError(f"{name}, line {number}: key {key} appears twice")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where, indent = f"{name}, line {number}", len(line) - len(line.lstrip(" "))
+        key, value = _key_and_value(line, where)
+        if awaited is not None and indent > awaited[0]:
+            _, outer, outer_key, inner = awaited
+            outer[outer_key] = inner
+            open_mappings.append((indent, inner))
+        awaited = None
+        if not open_mappings:
+            open_mappings.append((indent, root))
+        while len(open_mappings) > 1 and open_mappings[-1][0] > indent:
+            open_mappings.pop()
+        level, mapping = open_mappings[-1]
+        if level != indent:
+            raise ConfigError(f"{where}: indentation does not match any mapping above it")
+        if len(open_mappings) > MAX_DEPTH:
+            raise ConfigError(f"{where}: mappings are nested more than {MAX_DEPTH} deep")
+        if key in mapping:
+            raise ConfigError(f"{where}: key {key} appears twice")
         if value and not value.startswith("!"):
-            found[key] = _scalar(value, f"{name}, line {number}")
+            mapping[key] = _scalar(value, where)
             continue
         if value and not re.fullmatch(r"!new:[\w.]+", value):
-            raise ConfigError(f"{name}, line {number}: only tags of the form !new:CLASS are read, found {value}")
-        inner: dict = {}
-        if lines and lines[0][1] > indent:
-            inner, lines = _mapping(lines, lines[0][1], name)
-        found[key] = {TAG: value.removeprefix("!new:"), **inner} if value else (inner or None)
-    return found, lines
+            raise ConfigError(f"{where}: only tags of the form !new:CLASS are read, found {value}")
+        inner = {TAG: value.removeprefix("!new:")} if value else {}
+        mapping[key] = inner or None
+        awaited = (indent, mapping, key, inner)
+    return root
+
+
+def _key_and_value(line: str, where: str) -> tuple[str, str]:
+    """Both without blanks and without a comment; the value is empty where there is none."""
+    key, colon, rest = line.strip().partition(":")
+    if not colon or not _KEY.fullmatch(key) or (rest and not rest[0].isspace()):
+        raise ConfigError(f"{where}: expected `key: value`, found {line.strip()!r}")
+    return key, _COMMENT.split(rest, maxsplit=1)[0].strip()
 
 
 def _scalar(text: str, where: str):
@@ -125,18 +139,13 @@ def flow_config(text: str, name: str = "flow.yaml") -> FlowConfig:
     """
     tree = parse(text, name)
     extra = sorted(set(tree) - {"flow"})
-    require("flow" in tree and not extra, f"{name}: expected one entry 'flow', found {', '.join(tree)}")
+    require("flow" in tree and not extra, f"{name}: expected one entry 'flow', found {shown(sorted(tree))}")
     return FlowConfig.from_dict(_untag(tree["flow"], name), name)
 
 
 def read_flow_config(path: str | Path) -> FlowConfig:
     """The flow's sizes from `flow.yaml`, or from the folder that holds it; errors as in `flow_config`."""
     path = Path(path)
-    path = path / "flow.yaml" if path.is_dir() else path
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected the token2wav folder of a published model") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as text ({error})") from None
+    path = path / "flow.yaml" if is_folder(path, ConfigError) else path
+    text = read_text(path, ConfigError, "expected the token2wav folder of a published model", MAX_BYTES)
     return flow_config(text, path.name)

@@ -19,6 +19,7 @@ from ...errors import ConfigError, WeightsError
 from ...models.token2wav.campplus import BAND_STRIDE, COUNTER, SpeakerConfig
 from ...models.token2wav.hift import HiftConfig, IstftConfig
 from ...models.token2wav.speech_tokenizer import LEVELS, S3Config
+from ...schema import MAX_LAYERS
 from ..layout import Shape, expected_layout
 from ..report import ENOUGH
 from ..weight_norm import DIRECTION
@@ -48,10 +49,13 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
     Raises `WeightsError` for more than there are tensors: a name may hold any number, and nets are built from these.
     """
-    found = [int(match[1]) for match in map(re.compile(pattern).match, shapes) if match]
+    found = [int(match[1][:18]) for match in map(re.compile(pattern).match, shapes) if match]
     count = max(found, default=-1) + 1
-    if count > len(shapes):
-        raise WeightsError(f"a name counts up to {count - 1}, of only {len(shapes)} tensors; do not use this file")
+    if count > min(len(shapes), MAX_LAYERS):
+        raise WeightsError(
+            f"a name counts up to {count - 1}, of only {len(shapes)} tensors and at most {MAX_LAYERS} layers; "
+            "do not use this file"
+        )
     return count
 
 
@@ -114,6 +118,8 @@ def _blocks(shapes: Shapes, graph: Graph | None) -> tuple[tuple[int, int, int], 
     published, found = SpeakerConfig().blocks, []
     for i in range(1, _count(shapes, r"xvector\.block(\d+)\.")):
         layers = _count(shapes, rf"xvector\.block{i}\.tdnnd(\d+)\.") - 1
+        if layers + sum(known for known, _, _ in found) > MAX_LAYERS:
+            raise WeightsError(f"xvector: more than {MAX_LAYERS} layers; do not use this file")
         local = rf"xvector\.block{i}\.tdnnd\d+\.cam_layer\.linear_local\.weight"
         stated = [the_one(graph, "Conv", "dilations", f"block{i}.tdnnd{j}.cam_layer.linear_local")
                 for j in range(1, layers + 1)] if graph else []  # fmt: skip

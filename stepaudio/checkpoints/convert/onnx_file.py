@@ -14,14 +14,16 @@ from math import prod
 from pathlib import Path
 
 from ...errors import WeightsError
+from ...schema import shown
 from ..dtypes import ITEM_BYTES
-from ..header import LFS_POINTER, listed, printable
+from ..header import LFS_POINTER, MAX_AXES, MAX_COUNT, MAX_NAME, listed, printable
 from ..tensors import StoredTensor
 
 DTYPES = {1: "F32", 10: "F16", 16: "BF16", 11: "F64", 7: "I64", 6: "I32", 5: "I16", 3: "I8", 2: "U8", 9: "BOOL"}
 OWN_DOMAINS = ("", "ai.onnx")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MAX_VARINT_BYTES = 10
+MAX_INTS = 1 << 16  # bytes of a list of whole numbers: shapes, axes, strides; data stands in `raw_data`
 MAX_DEPTH = 8  # graphs inside graphs
 
 
@@ -143,6 +145,8 @@ def _ints(data, value) -> list[int]:
     if isinstance(value, int):
         return [_signed(value)]
     found, (at, end) = [], value
+    if end - at > MAX_INTS:
+        raise ValueError(f"a list of whole numbers takes {end - at} bytes, at most {MAX_INTS} are read")
     while at < end:
         number, at = _varint(data, at, end)
         found.append(_signed(number))
@@ -257,8 +261,8 @@ def _tensor(data, place, path: Path) -> tuple[StoredTensor, tuple[int, ...] | No
         raise WeightsError(
             f"initialiser {printable(name)} has the data type {kind}; known are {listed(DTYPES.values(), 99)}"
         )
-    if min(dims, default=0) < 0:
-        raise WeightsError(f"initialiser {printable(name)} has the shape {tuple(dims)}")
+    if len(name) > MAX_NAME or len(dims) > MAX_AXES or not all(0 <= n <= MAX_COUNT for n in dims):
+        raise WeightsError(f"initialiser {printable(name)} has the shape {shown(dims)}")
     shape, dtype = tuple(dims), DTYPES.get(kind, "U8")
     nbytes = prod(shape) * ITEM_BYTES[dtype]
     start, end = raw if raw else (0, 0)

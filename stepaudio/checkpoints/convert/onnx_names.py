@@ -18,6 +18,7 @@ from ..header import printable
 from ..tensors import StoredTensor
 from .onnx_file import Graph, Node
 
+MAX_CHAIN = 1000  # Identity nodes from a parameter to its user; the exporter writes one
 KINDS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Input place -> kind of parameter. Matrices of MatMul stand as (in, out), those of Gemm so unless transB is set.
 PLACES = {"Conv": {1: "weight", 2: "bias"}, "Gemm": {1: "weight", 2: "bias"}, "MatMul": {1: "weight"},
@@ -96,13 +97,19 @@ def _uses(graph: Graph) -> Iterator[tuple[Node, int, str, StoredTensor]]:
     The exporter lets equal parameters share one by way of Identity nodes, whose outputs keep the parameters' own names.
     """
     source = {n.outputs[0]: n.inputs[0] for n in graph.nodes if n.op == "Identity" and n.inputs and n.outputs}
+    for name in list(source):  # each leads to where its chain ends, or to itself in a circle
+        chain = []
+        while name in source and name not in chain[-1:]:
+            chain.append(name)
+            name = source[name]
+            if len(chain) > MAX_CHAIN:
+                raise WeightsError(f"more than {MAX_CHAIN} Identity nodes follow one another; is it another model?")
+        source |= dict.fromkeys(chain, name)
     for node in graph.nodes:
         if node.op == "Identity":
             continue
         for place, own in enumerate(node.inputs):
-            name, hops = own, 0
-            while name in source and hops < len(source):
-                name, hops = source[name], hops + 1
+            name = source.get(own, own)
             if name in graph.initialisers:
                 yield node, place, own, graph.initialisers[name]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...errors import WeightsError
 from ...models.token2wav.campplus import COUNTER, SpeakerConfig
+from ...reading import is_file
 from ..arrays import published_name
 from ..header import listed
 from ..layout import SOURCES, Shape, Token2WavConfig, expected_layout
@@ -46,7 +47,7 @@ class PublishedPart:
 def published_folder(path: str | Path) -> Path | None:
     """`path`, or the token2wav folder in it: whichever holds at least one of the four published files of weights."""
     for folder in (Path(path) / FOLDER, Path(path)):
-        if any((folder / name).is_file() for name in SOURCES.values()):
+        if any(is_file(folder / name, WeightsError) for name in SOURCES.values()):
             return folder
     return None
 

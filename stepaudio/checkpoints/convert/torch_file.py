@@ -14,19 +14,23 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ...errors import WeightsError
+from ...schema import shown
 from ..dtypes import ITEM_BYTES
-from ..header import LFS_POINTER, listed, printable
+from ..header import LFS_POINTER, MAX_AXES, MAX_COUNT, MAX_NAME, listed, printable
 from ..tensors import StoredTensor, c_order, span
 
-MAX_PICKLE_BYTES = 8_000_000  # names and shapes alone; the published ones take under 100 kB
+MAX_PICKLE_BYTES = 1_000_000  # names and shapes alone; the published ones take under 100 kB
+MAX_ORDER_BYTES = 16  # "little" or "big"
+MAX_TENSORS = 10_000  # the published files have under 1000
 LOCAL_HEADER = 30  # bytes before the name in a zip archive's local header
+FRAME_BYTES = 9  # of the opcode that opens a frame, and of the frame's length
 BLOCK = 1 << 24  # bytes hashed at a time
 STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
             "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
@@ -53,10 +57,6 @@ class _Tensor(NamedTuple):
     strides: tuple
 
 
-class _Dict(dict):
-    """Stands for OrderedDict, whose pickles also carry attributes."""
-
-
 def _tensor(storage, offset, shape, strides, *_rest) -> _Tensor:
     return _Tensor(storage, offset, shape, strides)
 
@@ -65,12 +65,41 @@ def _parameter(data, *_rest):
     return data
 
 
-ALLOWED = {("collections", "OrderedDict"): _Dict, ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+def _dict() -> dict:
+    return {}
+
+
+ALLOWED = {("collections", "OrderedDict"): _dict, ("torch._utils", "_rebuild_tensor_v2"): _tensor,
            ("torch._utils", "_rebuild_parameter"): _parameter}  # fmt: skip
 
 
-class _Inert(pickle.Unpickler):
-    """Gives records for the names in `ALLOWED` and for storages; refuses everything else."""
+class _Inert(pickle._Unpickler):
+    """Gives records for the names in `ALLOWED` and for storages; refuses everything else.
+
+    Python's own unpickler, not the one in C: keys are looked at before they are hashed, since a tuple of tuples of
+    tuples … may take longer to hash than anyone waits.
+    """
+
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+
+    def _set_one(self: Any):
+        _require_names(self.stack[-2:-1])
+        pickle._Unpickler.dispatch[pickle.SETITEM[0]](self)
+
+    def _set_many(self: Any):
+        _require_names(self.stack[::2])
+        pickle._Unpickler.dispatch[pickle.SETITEMS[0]](self)
+
+    def _drop_state(self: Any):
+        self.stack.pop()  # attributes of an OrderedDict, which are no tensors
+
+    def _refuse_set(self):
+        raise WeightsError("its description holds a dictionary or set in a form that PyTorch does not write")
+
+    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = _set_one, _set_many
+    dispatch[pickle.BUILD[0]] = _drop_state
+    for _code in (pickle.DICT, pickle.ADDITEMS, pickle.FROZENSET):
+        dispatch[_code[0]] = _refuse_set
 
     def find_class(self, module: str, name: str):
         if module == "torch" and name in STORAGES:
@@ -86,13 +115,19 @@ class _Inert(pickle.Unpickler):
         if (
             not isinstance(pid, tuple)
             or len(pid) != 5
+            or not all(isinstance(part, str) for part in pid[:3])
             or pid[0] != "storage"
             or pid[1] not in ITEM_BYTES
-            or not isinstance(pid[2], str)
             or not _is_count(pid[4])
         ):
-            raise WeightsError(f"names a storage in an unknown way: {str(pid)[:80]}")
+            raise WeightsError(f"names a storage in an unknown way: {shown(pid)}")
         return _Storage(pid[1], pid[2], pid[4])
+
+
+def _require_names(keys: Sequence[object]) -> None:
+    odd = next((key for key in keys if not isinstance(key, str)), None)
+    if odd is not None:
+        raise WeightsError(f"holds the key {shown(odd)}, expected names")
 
 
 def read_pt(path: str | Path) -> PtContent:
@@ -108,6 +143,8 @@ def read_pt(path: str | Path) -> PtContent:
     with _refusals(path), zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         root, raw = _description(archive)
         tensors, others = _entries(_unpickled(raw))
+        if len(tensors) > MAX_TENSORS:
+            raise WeightsError(f"holds {len(tensors)} tensors, at most {MAX_TENSORS} are read; is it another model?")
         storages = {t.storage.key: t.storage for t in tensors.values()}
         places = {key: _place(archive, stream, f"{root}data/{key}", s) for key, s in storages.items()}
         return PtContent({n: _stored(n, t, path, places[t.storage.key]) for n, t in tensors.items()}, others)
@@ -117,6 +154,8 @@ def check_storages(path: str | Path) -> None:
     """Read every storage of the archive against its checksum; `WeightsError` names the first damaged one."""
     path = Path(path)
     with _refusals(path), zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise WeightsError("the files inside overlap: together they are larger than the archive; do not use it")
         for entry in archive.infolist():
             total = 0
             with path.open("rb") as stream:
@@ -159,7 +198,7 @@ def _why_no_zip(path: Path) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def _description(archive: zipfile.ZipFile) -> tuple[str, bytes]:
@@ -167,17 +206,34 @@ def _description(archive: zipfile.ZipFile) -> tuple[str, bytes]:
     found = [e for e in archive.infolist() if e.filename.rpartition("/")[2] == "data.pkl"]
     if len(found) != 1:
         raise WeightsError(f"{len(found)} files named data.pkl inside, expected one; is it a PyTorch file of weights?")
-    if found[0].file_size > MAX_PICKLE_BYTES:
-        raise WeightsError(f"its description takes {found[0].file_size} bytes, at most {MAX_PICKLE_BYTES} are read")
+    raw = _small(archive, found[0], MAX_PICKLE_BYTES)
     root = found[0].filename.removesuffix("data.pkl")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+    order = next((e for e in archive.infolist() if e.filename == f"{root}byteorder"), None)
+    if order is not None and _small(archive, order, MAX_ORDER_BYTES) != b"little":
         raise WeightsError("written on a big-endian machine; save it again on another")
-    return root, archive.read(found[0])
+    return root, raw
+
+
+def _small(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+    """The bytes of a small file inside, which must be stored as it is: so it is no larger than the archive."""
+    _require_stored(entry)
+    if entry.file_size > most:
+        raise WeightsError(f"{printable(entry.filename)} takes {entry.file_size} bytes, at most {most} are read")
+    return archive.read(entry)
+
+
+def _require_stored(entry: zipfile.ZipInfo) -> None:
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise WeightsError(
+            f"{printable(entry.filename)} is compressed, which PyTorch never does; save it again with PyTorch"
+        )
 
 
 def _unpickled(raw: bytes) -> object:
     try:
-        for opcode, argument, _ in pickletools.genops(raw):  # an index beyond the pickle itself only costs memory
+        for opcode, argument, at in pickletools.genops(raw):  # an index beyond the pickle itself only costs memory
+            if opcode.name == "FRAME" and int(argument or 0) > len(raw) - (at or 0) - FRAME_BYTES:
+                raise WeightsError("its description is cut short; download it again")
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(raw):
                 raise WeightsError(f"its description asks for {argument} memo entries; it is damaged or hostile")
         return _Inert(io.BytesIO(raw)).load()
@@ -192,9 +248,8 @@ def _unpickled(raw: bytes) -> object:
 def _entries(root: object) -> tuple[dict[str, _Tensor], dict[str, str]]:
     if not isinstance(root, Mapping):
         raise WeightsError(f"holds a {type(root).__name__.lstrip('_').lower()}, expected a mapping of names to tensors")
-    odd = [key for key in root if not isinstance(key, str)]
-    if odd:
-        raise WeightsError(f"holds the key {str(odd[0])[:40]!r}, expected names")
+    if any(len(key) > MAX_NAME for key in root):
+        raise WeightsError(f"holds a name of more than {MAX_NAME} characters")
     nested = [key for key, value in root.items() if isinstance(value, Mapping) and value]
     if nested:
         raise WeightsError(f"{listed(nested)} holds a mapping, expected tensors by name; save its state dict alone")
@@ -221,10 +276,7 @@ def _place(archive: zipfile.ZipFile, stream, name: str, storage: _Storage) -> in
     except KeyError:
         raise WeightsError(f"storage {printable(name)} is missing; the archive is damaged") from None
     needed = storage.n_items * ITEM_BYTES[storage.dtype]
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise WeightsError(
-            f"storage {printable(name)} is compressed, which PyTorch never does; save it again with PyTorch"
-        )
+    _require_stored(entry)
     if entry.file_size < needed:
         raise WeightsError(f"storage {printable(name)} has {entry.file_size} bytes, {needed} are promised")
     return _data_start(stream, entry)
@@ -233,7 +285,7 @@ def _place(archive: zipfile.ZipFile, stream, name: str, storage: _Storage) -> in
 def _stored(name: str, tensor: _Tensor, path: Path, start: int) -> StoredTensor:
     storage, offset, shape, strides = tensor
     sizes = all(isinstance(x, tuple) and all(map(_is_count, x)) for x in (shape, strides))
-    if not sizes or len(shape) != len(strides) or not _is_count(offset):
+    if not sizes or not len(shape) == len(strides) <= MAX_AXES or not _is_count(offset):
         raise WeightsError(f"tensor {printable(name)} has no valid shape and strides")
     if offset + span(shape, strides) > storage.n_items:
         raise WeightsError(
