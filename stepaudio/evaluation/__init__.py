@@ -1,11 +1,11 @@
-"""Scoring: manifests, word errors, repetition and bootstrap intervals. What a stranger looks for is imported lazily."""
+"""Scoring: manifests, word errors, repetition and intervals. What a stranger looks for is imported lazily."""
 
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
-    from .bootstrap import Interval, interval, paired_difference, pick
+    from .intervals import Comparison, Interval, compare, interval, paired_difference, pick
     from .manifest import Clip, read_manifest
     from .repetition import loop_period_onset, rep_n
     from .scores import Evaluation, Score, evaluate, score_clips, totals
@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "Clip": "manifest",
+    "Comparison": "intervals",
     "Evaluation": "scores",
-    "Interval": "bootstrap",
+    "Interval": "intervals",
     "Score": "scores",
     "cer": "word_errors",
+    "compare": "intervals",
     "count_errors": "word_errors",
     "evaluate": "scores",
-    "interval": "bootstrap",
+    "interval": "intervals",
     "loop_period_onset": "repetition",
     "mixed_error_rate": "word_errors",
     "normalise": "word_errors",
-    "paired_difference": "bootstrap",
-    "pick": "bootstrap",
+    "paired_difference": "intervals",
+    "pick": "intervals",
     "read_manifest": "manifest",
     "read_words": "word_errors",
     "rep_n": "repetition",
@@ -34,9 +36,9 @@ _NAMES = {
 }
 
 __all__ = [
-    "Clip", "Evaluation", "Interval", "Score", "cer", "count_errors", "evaluate", "interval", "loop_period_onset",
-    "mixed_error_rate", "normalise", "paired_difference", "pick", "read_manifest", "read_words", "rep_n", "score_clips",
-    "totals", "wer",
+    "Clip", "Comparison", "Evaluation", "Interval", "Score", "cer", "compare", "count_errors", "evaluate", "interval",
+    "loop_period_onset", "mixed_error_rate", "normalise", "paired_difference", "pick", "read_manifest", "read_words",
+    "rep_n", "score_clips", "totals", "wer",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(__name__, _NAMES)

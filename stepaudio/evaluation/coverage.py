@@ -1,0 +1,170 @@
+"""How often the intervals of this package hold the true rate: simulated tables of clips whose rates are known.
+
+    python -m stepaudio.evaluation.coverage [--trials 1000] [--out coverage.json]
+
+In each simulated table clips differ in length and difficulty (beta-binomial errors), some runs loop and then err by
+hundreds of words, and a second condition adds errors, mends some, and loops less. Sizes run from 16 to 500 clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .intervals import interval, paired_difference
+
+SIZES = (16, 24, 48, 100, 200, 500)
+TRUTH_CLIPS = 400_000  # clips of the large table that gives the true rates
+LOOP_WORDS = 150  # mean errors that a loop adds
+
+
+@dataclass(frozen=True)
+class World:
+    """What clips and conditions are like.
+
+    Attributes
+    ----------
+    name : of the row in the table.
+    measure : as in `interval`.
+    wer, sameness : mean share of wrong words, and how alike clips are in it (sum of the beta distribution's parameters;
+        small: clips differ much).
+    loops : share of runs that loop. seeds : runs of a clip; they loop together more often than not.
+    long_clips : 40 to 260 words a clip rather than about ten.
+    added, added_sameness, mended : paired: share of right words that condition a gets wrong, how alike clips are in
+        it, and share of wrong words that it gets right. kept_loops : share of loops that it keeps. None: not paired.
+    """
+
+    name: str
+    measure: str
+    wer: float = 0.05
+    sameness: float = 8
+    loops: float = 0.0
+    seeds: int = 1
+    long_clips: bool = False
+    added: float | None = None
+    added_sameness: float = 8
+    mended: float = 0.0
+    kept_loops: float = 1.0
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Words (n,), errors and loops (conditions, n, seeds), of one condition or of two."""
+        words = rng.integers(40, 261, n) if self.long_clips else np.clip(rng.lognormal(2.2, 0.5, n), 2, 40).astype(int)
+        hard = _beta(rng, self.wer, self.sameness, n)[:, None]
+        errors = rng.binomial(words[:, None], hard, (n, self.seeds))
+        tendency = _beta(rng, self.loops, 1.0, n) if self.seeds > 1 else np.full(n, self.loops)
+        loops = rng.random((n, self.seeds)) < tendency[:, None]
+        runs, looping = [errors], [loops]
+        if self.added is not None:
+            more = _beta(rng, self.added, self.added_sameness, n)[:, None]
+            changed = errors + rng.binomial(words[:, None] - errors, more) - rng.binomial(errors, self.mended)
+            runs.insert(0, changed)
+            looping.insert(0, loops & (rng.random(loops.shape) < self.kept_loops))
+        both = np.stack(looping)
+        lengths = words[:, None] + rng.geometric(1 / LOOP_WORDS, both.shape)
+        return words, np.where(both, lengths, np.stack(runs)), both
+
+    def truth(self, seed: int = 1) -> float:
+        """The true rate or difference, from one large table."""
+        words, errors, loops = self.draw(TRUTH_CLIPS, np.random.default_rng(seed))
+        if self.measure == "loop_rate":
+            rates = loops.mean(axis=(1, 2))
+        else:
+            free = self.measure.startswith("loop_free")
+            kept = ~loops.any(axis=0) if free else np.ones(loops.shape[1:], bool)
+            rates = (errors * kept).sum(axis=(1, 2)) / (words[:, None] * kept).sum()
+        return float(rates[0] - rates[1]) if len(rates) == 2 else float(rates[0])
+
+
+WORLDS = (
+    World("loops, rare", "loop_rate", loops=0.03),
+    World("loops, common", "loop_rate", loops=0.3),
+    World("loops, three seeds a clip", "loop_rate", loops=0.1, seeds=3),
+    World("errors without loops, few", "loop_free_wer", wer=0.02),
+    World("errors without loops, clips unlike", "loop_free_wer", sameness=4),
+    World("errors without loops, many", "loop_free_wer", wer=0.2, sameness=4),
+    World("errors without loops, most words", "loop_free_wer", wer=0.8, sameness=4),
+    World("errors without loops, long clips", "loop_free_wer", long_clips=True),
+    World("total, loops rare", "wer", loops=0.03),
+    World("total, loops common", "wer", loops=0.3),
+    World("difference of loops, rare", "loop_rate", loops=0.03, added=0.0, kept_loops=0.3),
+    World("difference of loops, common", "loop_rate", loops=0.3, added=0.0, kept_loops=0.5),
+    World("difference of errors, nothing changed", "loop_free_wer", added=0.0),
+    World("difference of errors, rarely changed", "loop_free_wer", added=0.003),
+    World("difference of errors, often changed", "loop_free_wer", wer=0.2, added=0.05, added_sameness=5, mended=0.3),
+    World("difference of errors, long clips", "loop_free_wer", long_clips=True, added=0.003, mended=0.05),
+    World("difference of totals, loops common", "wer", loops=0.3, added=0.01, kept_loops=0.5),
+)
+
+
+def coverage(
+    world: World, n: int, trials: int, *, seed: int = 0, find: Callable[..., object] | None = None
+) -> dict[str, float | int | None]:
+    """How often the interval of `n` clips holds the truth.
+
+    Parameters
+    ----------
+    world : what is simulated. n, trials : clips a table, and tables.
+    seed : of the tables.
+    find : rows (of one condition, or of two) and measure -> an interval with `low` and `high`; by default ours.
+
+    Returns
+    -------
+    dict: `covered`, the share of tables whose interval holds the truth, among those with finite ends; `bounded`, the
+    share that have these; `width`, the median of their widths. None where no table has them.
+    """
+    rng, truth = np.random.default_rng([seed, n]), world.truth()
+    ours = paired_difference if world.added is not None else interval
+    hits, widths = [], []
+    for _ in range(trials):
+        sides = _rows(*world.draw(n, rng))
+        found = (find or ours)(*sides, world.measure)
+        if math.isfinite(found.high) and math.isfinite(found.low):  # type: ignore[attr-defined]
+            hits.append(found.low - 1e-12 <= truth <= found.high + 1e-12)  # type: ignore[attr-defined]
+            widths.append(found.high - found.low)  # type: ignore[attr-defined]
+    return {
+        "covered": round(float(np.mean(hits)), 3) if hits else None,
+        "bounded": round(len(hits) / trials, 3),
+        "width": round(float(np.median(widths)), 4) if hits else None,
+    }
+
+
+def _beta(rng: np.random.Generator, mean: float, sameness: float, n: int) -> np.ndarray:
+    return rng.beta(mean * sameness, (1 - mean) * sameness, n) if mean > 0 else np.zeros(n)
+
+
+def _rows(words: np.ndarray, errors: np.ndarray, loops: np.ndarray) -> list[list[dict]]:
+    """Rows of each condition, as a sweep has them."""
+    return [
+        [
+            {"clip": c, "seed": s, "words": int(words[c]), "errors": int(e[c, s]), "loops": int(looped[c, s])}
+            for c in range(len(words))
+            for s in range(e.shape[1])
+        ]
+        for e, looped in zip(errors, loops, strict=True)
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table, a line for each world, as it is found."""
+    parser = argparse.ArgumentParser(prog="python -m stepaudio.evaluation.coverage", description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=1000, metavar="N", help="tables for each size (default: 1000)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    options = parser.parse_args(arguments)
+    print(f"{'share of intervals that hold the truth':40}", *(f"{n:>6}" for n in SIZES))
+    table = {}
+    for world in WORLDS:
+        found = {n: coverage(world, n, options.trials) for n in SIZES}
+        table[world.name] = {"measure": world.measure, "sizes": {str(n): f for n, f in found.items()}}
+        print(f"{world.name:40}", *(f"{f['covered'] or math.nan:6.3f}" for f in found.values()), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({"trials": options.trials, "worlds": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
