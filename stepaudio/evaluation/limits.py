@@ -24,20 +24,23 @@ def rate_limits(
 ) -> tuple[float, float]:
     """Limits of the rate events / exposure, both (clips,).
 
-    clump: events of one more clip, which enters the variance, so that a rate of rare changes does not look certain.
+    clump: events of one more clip, which enters the variance, so that what few clips had does not look certain; by
+    default the mean of the clips that had any.
     """
     n, whole = len(events), exposure.sum()
     rate = events.sum() / whole
     if clump is None and (exposure == 1).all() and np.isin(events, (0, 1)).all():
         return exact_interval(events.sum(), n, level)
+    if clump is None:
+        clump = float(events[events > 0].mean()) if events.any() else 0.0
     t = student_quantile((1 + level) / 2, n - 1)
     deviations = events - rate * exposure
-    variance = (n / (n - 1) * (deviations**2).sum() + (clump or 0) ** 2) / whole**2
+    variance = (n / (n - 1) * (deviations**2).sum() + clump**2) / whole**2
     if rate > HALF:
         half = t * math.sqrt(variance)
         return max(0.0, rate - half), rate + half
-    seen = max(rate, min((clump or 0) / whole, HALF))
-    if seen == 0 or variance == 0:  # nothing, or nothing that varies: the words of a clip could have erred together
+    seen = max(rate, min(clump / whole, HALF))
+    if seen == 0:  # as though the words of a clip erred together
         effective = whole**2 / (exposure**2).sum()
     else:
         shrunk = (NormalDist().inv_cdf((1 + level) / 2) / t) ** 2  # the variance is an estimate from n clips
