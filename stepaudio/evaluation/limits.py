@@ -15,6 +15,7 @@ import numpy as np
 from .quantiles import exact_interval, student_quantile
 
 HALF = 0.5  # error rates above it are no longer like a share of words: insertions count, and the tails are even
+BAD_CLIP = 2  # times the errors of an erring clip: a bad one that a small sample may have missed
 PRIOR_CLIPS = 2  # changed clips that a difference is given beforehand, as bad as clips err
 Part = tuple[float, float, float]  # value, low, high
 
@@ -25,14 +26,14 @@ def rate_limits(
     """Limits of the rate events / exposure, both (clips,).
 
     clump: events of one more clip, which enters the variance, so that what few clips had does not look certain; by
-    default the mean of the clips that had any.
+    default BAD_CLIP times the mean of the clips that had any.
     """
     n, whole = len(events), exposure.sum()
     rate = events.sum() / whole
     if clump is None and (exposure == 1).all() and np.isin(events, (0, 1)).all():
         return exact_interval(events.sum(), n, level)
     if clump is None:
-        clump = float(events[events > 0].mean()) if events.any() else 0.0
+        clump = BAD_CLIP * float(events[events > 0].mean()) if events.any() else 0.0
     t = student_quantile((1 + level) / 2, n - 1)
     deviations = events - rate * exposure
     variance = (n / (n - 1) * (deviations**2).sum() + clump**2) / whole**2
@@ -101,12 +102,20 @@ class LoopPart:
 def change_limits(a: np.ndarray, b: np.ndarray, exposure: np.ndarray, level: float) -> tuple[float, float]:
     """Limits of the difference of two rates from what was gained and what was lost, clip by clip."""
     gained, lost, whole = np.maximum(a - b, 0), np.maximum(b - a, 0), exposure.sum()
-    # How many errors one more changed clip might bring: as the changes seen, drawn towards what an erring clip has.
-    erring, changed = np.concatenate([a, b]), gained + lost
+    # What one more changed clip might bring: as the changes seen in that direction, drawn towards all changes, and
+    # these towards what an erring clip has.
+    erring = np.concatenate([a, b])
     prior = float(erring[erring > 0].mean()) if erring.any() else whole / len(exposure)
-    clump = (changed.sum() + PRIOR_CLIPS * prior) / (np.count_nonzero(changed) + PRIOR_CLIPS)
-    parts = [(side.sum() / whole, *rate_limits(side, exposure, level, clump)) for side in (gained, lost)]
+    prior = _drawn_mean(gained + lost, prior)
+    parts = [
+        (side.sum() / whole, *rate_limits(side, exposure, level, _drawn_mean(side, prior))) for side in (gained, lost)
+    ]
     residuals = [side - side.sum() / whole * exposure for side in (gained, lost)]
     norms = math.sqrt((residuals[0] ** 2).sum() * (residuals[1] ** 2).sum())
     correlation = float((residuals[0] * residuals[1]).sum() / norms) if norms else 0.0
     return combine(parts[:1], parts[1:], correlation)
+
+
+def _drawn_mean(sizes: np.ndarray, prior: float) -> float:
+    """Mean of the sizes that are not zero, as if PRIOR_CLIPS more of size `prior` had been seen."""
+    return float((sizes.sum() + PRIOR_CLIPS * prior) / (np.count_nonzero(sizes) + PRIOR_CLIPS))
