@@ -102,7 +102,7 @@ WORLDS = (
         "loop_free_wer",
         long_clips=True,
         added=0.003,
-        added_sameness=20,
+        added_sameness=40,
         mended=0.05,
     ),
     World("difference of totals, loops common", "wer", loops=0.3, added=0.01, kept_loops=0.5),

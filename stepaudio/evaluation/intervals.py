@@ -303,31 +303,23 @@ def _difference(measure: str, table: Sequence[Sequence[tuple[float, float, float
 
 
 def _total_difference(measure: str, pairs: Sequence[Sequence[tuple[Run, Run]]], level: float) -> Interval:
-    """Errors where neither loops, and what each side's loops add beyond the other."""
+    """Errors where neither loops, and what was gained and lost in the pairs in which one does."""
     exposure = np.array([sum(x[1] for x, _ in clip) for clip in pairs], dtype=np.float64)
     _need_words(measure, exposure)
-    free_a, free_b = np.zeros(len(pairs)), np.zeros(len(pairs))
-    extra: tuple[list[list[float]], list[list[float]]] = ([], [])
-    total = 0.0
+    free = np.zeros((2, len(pairs)))
+    gained: list[list[float]] = []
+    lost: list[list[float]] = []
     for i, clip in enumerate(pairs):
-        for side in extra:
-            side.append([])
-        for x, y in clip:
-            total += x[0] - y[0]
-            if not (x[2] or y[2]):
-                free_a[i] += x[0]
-                free_b[i] += y[0]
-            for side, (one, other) in zip(extra, ((x, y), (y, x)), strict=True):
-                if one[2]:
-                    side[-1].append(max(0.0, one[0] - (0.0 if other[2] else other[0])))
+        quiet = [(x[0], y[0]) for x, y in clip if not (x[2] or y[2])]
+        free[:, i] = np.sum(quiet, axis=0) if quiet else 0
+        changes = [x[0] - y[0] for x, y in clip if x[2] or y[2]]
+        gained.append([change for change in changes if change > 0])
+        lost.append([-change for change in changes if change < 0])
     runs = [len(clip) for clip in pairs]
-    if any(any(side) for side in extra):
-        sizes = [[float(np.mean(found)) for found in side if found] for side in extra]
-        loops = [LoopPart.of(side, runs, exposure, level, sizes[1 - k]) for k, side in enumerate(extra)]
-    else:
-        loops = [LoopPart(0.0, 0.0, math.inf)] * 2
-    free = (free_a.sum() - free_b.sum()) / exposure.sum()
-    low, high = change_limits(free_a, free_b, exposure, level)
-    added = [(part.value, part.low, part.high) for part in loops]
-    ends = combine([(free, low, high), added[0]], [added[1]])
-    return _found(measure, total / exposure.sum(), ends, level, len(pairs))
+    sizes = [[float(np.mean(found)) for found in side if found] for side in (gained, lost)]
+    more = LoopPart.of(gained, runs, exposure, level, sizes[1])
+    less = LoopPart.of(lost, runs, exposure, level, sizes[0])
+    change = (free[0].sum() - free[1].sum()) / exposure.sum()
+    parts = [(change, *change_limits(free[0], free[1], exposure, level)), (more.value, more.low, more.high)]
+    ends = combine(parts, [(less.value, less.low, less.high)])
+    return _found(measure, change + more.value - less.value, ends, level, len(pairs))
