@@ -1,6 +1,7 @@
 """Fixtures that every test file may use; what lies beside the project may be absent and is then skipped."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import stepaudio  # noqa: F401  before any test imports mlx, under which it puts
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes or gigabytes")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
