@@ -226,11 +226,16 @@ def transcribe_recordings(
         decode,
         engine.decode,
         engine.stop_ids(),
-        options.batch or (CPU_BATCH if on_cpu() else GPU_BATCH),
+        batch_size(options),
         min(engine.pipeline.chunk_samples, most) / SAMPLE_RATE,
         progress,
         vad,
     )
+
+
+def batch_size(options: DecodingOptions) -> int:
+    """Segments that are decoded together."""
+    return options.batch or (CPU_BATCH if on_cpu() else GPU_BATCH)
 
 
 # ---------------------------------------------------------------- without one

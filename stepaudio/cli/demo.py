@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     )
     found = {}
     for name in PRESETS:
-        found[name] = evaluate(model, speech_manifest(), sampling=name)  # on a terminal it shows a bar
+        with busy(f"transcribing with --sampling {name}"):
+            found[name] = evaluate(model, speech_manifest(), progress=False, sampling=name)
         if name == PRESETS[0]:
             print(clip_table(found[name]), flush=True)
     print(f"\n{totals_table(found)}\n\n{CAVEAT}")

@@ -172,8 +172,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
     words = options.words or (beside if beside.exists() else None)
     known = read_words(words) if words else None
     model, scores, began = load_model(options), [], time.perf_counter()
-    bar = sys.stderr.isatty()  # over each group of recordings that is decoded together
-    for score in score_clips(model, clips, progress=bar, **keywords):
+    found = score_clips(model, clips, progress=False, **keywords)
+    while len(scores) < len(clips):
+        with busy(f"scoring recording {len(scores) + 1} of {len(clips)}"):
+            score = next(found)
         scores.append(score)
         if options.format == "json":
             print_json(score.to_dict())

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..constants import SAMPLE_RATE
+from ..decoding.options import merge_options
 from ..errors import DataError, StepAudioError
 from ..text.scripts import is_unspaced
-from ..transcribe import Transcript, timed
+from ..transcribe import Transcript, batch_size, timed
 from .manifest import Clip, distinct_names, read_manifest
 from .word_errors import count_char_errors, count_errors, count_mixed_errors, normalise
 
-GROUP = 64  # recordings held in memory at a time
 WER, MIXED = "wer", "mixed"  # the rate to read: the second where references have scripts without blanks
 
 
@@ -161,18 +161,20 @@ def evaluate(model, clips: str | Path | Iterable[Clip], *, downmix: str = "first
 def score_clips(
     model, clips: str | Path | Iterable[Clip], *, downmix: str = "first", **options: Any
 ) -> Iterator[Score]:
-    """Scores as they are finished, a group of recordings at a time; parameters and errors as in `evaluate`."""
+    """Scores as they are finished, a batch of recordings at a time; parameters and errors as in `evaluate`."""
     if model.tokenizer is None:
         raise DataError("word errors need text, and the model was loaded with tokenizer=None: load it with one")
     clips = read_manifest(clips) if isinstance(clips, str | Path) else list(clips)
     if odd := [clip for clip in clips if not isinstance(clip, Clip)]:
         raise DataError(f"clips to score: expected a manifest or Clip(file, text)s, found {type(odd[0]).__name__}")
     named = list(zip(clips, distinct_names([clip.file for clip in clips]), strict=True))
-    for i in range(0, len(clips), GROUP):
-        yield from _score_group(model, named[i : i + GROUP], downmix, options)
+    given = {key: options[key] for key in ("batch",) if key in options}
+    batch = batch_size(merge_options(options.get("options"), "transcribe", **given))
+    for i in range(0, len(clips), batch):  # no more than that: what is not handed on yet is lost with an interrupt
+        yield from _score_batch(model, named[i : i + batch], downmix, options)
 
 
-def _score_group(model, named: list[tuple[Clip, str]], downmix: str, options: dict[str, Any]) -> Iterator[Score]:
+def _score_batch(model, named: list[tuple[Clip, str]], downmix: str, options: dict[str, Any]) -> Iterator[Score]:
     samples, failed, began = {}, {}, time.perf_counter()
     for k, (clip, _) in enumerate(named):
         try:

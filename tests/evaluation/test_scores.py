@@ -10,12 +10,12 @@ import soundfile as sf
 import tiny
 
 from stepaudio.audio.load import load_audio
-from stepaudio.errors import DataError
-from stepaudio.evaluation import scores as module
+from stepaudio.decoding.options import DecodingOptions
+from stepaudio.errors import DataError, DecodeError
 from stepaudio.evaluation.manifest import Clip, distinct_names, read_manifest
 from stepaudio.evaluation.scores import Evaluation, Score, evaluate, score_clips, totals
 from stepaudio.pipeline import Pipeline
-from stepaudio.transcribe import Segment, Transcript
+from stepaudio.transcribe import Segment, Transcript, batch_size
 
 
 def manifest(folder, text, name="m.tsv", encoding="utf-8"):
@@ -151,18 +151,36 @@ def test_nothing_but_unreadable_clips(tmp_path):
     assert (last["wer"], last["rtf"], last["clips"], last["failed"]) == (None, None, 0, 1)
 
 
-def test_groups_bound_what_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GROUP", 2)
+@pytest.mark.parametrize("options", [{"batch": 2}, {"options": DecodingOptions(batch=2)}])
+def test_no_more_is_held_than_is_decoded_together(tmp_path, options):
     model = FixedModel({1: "one"})
-    assert len(evaluate(model, clips(tmp_path, *[(1, "one")] * 5))) == 5
+    assert len(evaluate(model, clips(tmp_path, *[(1, "one")] * 5), **options)) == 5
     assert [n for n, _ in model.calls] == [2, 2, 1]
 
 
-def test_a_score_comes_before_the_next_group_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GROUP", 1)
-    model = FixedModel({1: "one", 2: "two"})
-    first = next(iter(score_clips(model, clips(tmp_path, (1, "one"), (2, "two")))))
-    assert first.clip.text == "one" and len(model.calls) == 1
+@pytest.mark.parametrize("batch", [1, None])
+def test_a_score_comes_before_the_next_batch_is_read(tmp_path, batch):
+    """Whoever interrupts a long table keeps what was decoded."""
+    model, read = FixedModel({1: "one", 2: "two"}), []
+    model.pipeline = Pipeline(load=lambda *a, **k: (read.append(a), load_audio(*a, **k))[1])
+    size = batch or batch_size(DecodingOptions())
+    table = clips(tmp_path, (1, "one"), *[(2, "two")] * (3 * size))
+    first = next(score_clips(model, table, **({} if batch is None else {"batch": batch})))
+    assert first.clip.text == "one" and len(model.calls) == 1 and len(read) == size < 64
+
+
+def test_a_batch_that_is_none_is_refused(tmp_path):
+    with pytest.raises(DecodeError, match="batch"):
+        evaluate(FixedModel({1: "one"}), clips(tmp_path, (1, "one")), batch=0)
+
+
+def test_scores_of_a_batch_are_those_of_single_recordings(tiny_model, tmp_path):
+    table = [Clip(tmp_path / f"{n}.wav", "a b c") for n in range(5)]
+    for n, clip in enumerate(table):
+        sf.write(clip.file, tiny.noise(0.4 + 0.3 * (n * 2 % 5), n), 16_000, subtype="FLOAT")
+    one, two, many = ([s.transcript.segments[0].tokens for s in evaluate(tiny_model, table, max_tokens=6, batch=b)]
+                      for b in (1, 2, 8))  # fmt: skip
+    assert one == two == many and len(set(one)) > 1
 
 
 def test_from_a_manifest_to_a_table_that_shows_itself(tmp_path):
