@@ -1,14 +1,16 @@
-"""Command line of token2wav training: train one of its nets, or join the four in one folder.
+"""Command line of token2wav training: train one of its nets, take the mean of several, or join the four in one folder.
 
 python -m stepaudio.train.token2wav tokenizer --corpus FOLDER… --out RUN --seconds 600
 python -m stepaudio.train.token2wav speaker   --corpus FOLDER… --out RUN --seconds 300
 python -m stepaudio.train.token2wav vocoder   --corpus FOLDER… --out RUN --seconds 600
 python -m stepaudio.train.token2wav flow      --corpus FOLDER… --out RUN --seconds 900 --tokenizer RUN --speaker RUN
+python -m stepaudio.train.token2wav average   --parts RUN RUN --out RUN
 python -m stepaudio.train.token2wav join      --parts RUN RUN RUN RUN --out data/nano/token2wav
 
 Each run writes its net to RUN/NAME.safetensors with its sizes in NAME.json (half precision, averaged weights), the
 state that `--resume` continues from to RUN/checkpoint, and a log. `--start RUN` begins with the weights of such a net.
-`join` makes the folder that `Synthesizer.load` reads. The speech comes from `data/recipe/kokoro_synth.py --pitch`.
+`average` is for runs that began with the same net, `join` makes the folder that `Synthesizer.load` reads. The speech
+comes from `data/recipe/kokoro_synth.py --pitch`.
 """
 
 from __future__ import annotations
@@ -18,20 +20,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .fit import Schedule
-from .run import TASKS, Options, join, train
+from .run import TASKS, Options, average, join, train
+
+JOINING = {"join": join, "average": average}
 
 
 def parser() -> argparse.ArgumentParser:
-    """One verb for each net, and `join`."""
+    """One verb for each net, and those of `JOINING`."""
     root = argparse.ArgumentParser(
         prog="python -m stepaudio.train.token2wav",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = root.add_subparsers(dest="net", required=True)
-    together = verbs.add_parser("join", help="the nets of four runs as one folder")
-    together.add_argument("--parts", type=Path, nargs="+", required=True)
-    together.add_argument("--out", type=Path, required=True)
+    for name, what in (("join", "the nets of four runs as one folder"), ("average", "the mean of a net's runs")):
+        together = verbs.add_parser(name, help=what)
+        together.add_argument("--parts", type=Path, nargs="+", required=True)
+        together.add_argument("--out", type=Path, required=True)
     for name in TASKS:
         _run_options(verbs.add_parser(name, help=f"train the {name}"))
     return root
@@ -63,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = parser()
     chosen = vars(root.parse_args(arguments))
     net = chosen.pop("net")
-    if net == "join":
-        join(chosen["parts"], chosen["out"])
+    if net in JOINING:
+        JOINING[net](chosen["parts"], chosen["out"])
         return
     if net == "flow" and (chosen["tokenizer"] is None or chosen["speaker"] is None):
         root.error("flow: needs --tokenizer and --speaker, the runs whose codes and speaker vectors it learns")

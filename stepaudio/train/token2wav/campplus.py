@@ -15,7 +15,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from ...constants import SAMPLE_RATE
 from ...models.parameters import named_arrays
@@ -78,22 +78,24 @@ def estimate_statistics(net: SpeakerEncoder, batches: list[mx.array]) -> None:
     mx.eval(net.parameters())
 
 
-def begin(config: SpeakerConfig, n_classes: int, seed: int) -> tuple[SpeakerEncoder, dict]:
-    """The net with training norms, and initial weights of it and of one direction for each class.
+def learnt(net: SpeakerEncoder) -> dict:
+    """The weights of a net that are fitted: all but the running statistics of its norms."""
+    weights = named_arrays(net.parameters())
+    return cast(dict, tree_unflatten([(name, value) for name, value in weights if ".running_" not in name]))
 
-    Running statistics are not learnt, so they are not among the weights.
-    """
+
+def begin(config: SpeakerConfig, n_classes: int, seed: int) -> tuple[SpeakerEncoder, dict]:
+    """The net with training norms, and initial weights of it and of one direction for each class."""
     mx.random.seed(seed)
     net = SpeakerEncoder(config)
     use_batch_statistics(net)
-    fresh = []
-    for name, value in named_arrays(net.parameters()):
-        if ".running_" in name:
-            continue
-        if value.ndim >= 2:
-            value = mx.random.normal(value.shape) * (2 / (value.size // value.shape[0])) ** 0.5
-        fresh.append((name, value))
-    return net, {"net": tree_unflatten(fresh), "classes": mx.random.normal((n_classes, config.embedding_size))}
+
+    def fresh(value: mx.array) -> mx.array:
+        if value.ndim < 2:
+            return value
+        return mx.random.normal(value.shape) * (2 / (value.size // value.shape[0])) ** 0.5
+
+    return net, {"net": tree_map(fresh, learnt(net)), "classes": mx.random.normal((n_classes, config.embedding_size))}
 
 
 def unit(x: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Runs of token2wav training: each trains one net and writes it; `join` puts four of them into one folder."""
+"""Runs of token2wav training: each trains one net and writes it; nets are averaged, or joined in one folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map
 
 from ... import __version__
 from ...checkpoints.convert.manifest import FORMAT, MANIFEST, file_of
@@ -135,19 +136,42 @@ def join(folders: list[Path], out: Path) -> None:
         aside.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
+def average(folders: list[Path], out: Path) -> None:
+    """Write the mean of the nets of several runs, which began with the same weights.
+
+    Raises
+    ------
+    DataError
+        A run that holds no net, or nets of different kinds or sizes.
+    """
+    component = next((c for c in TOKEN2WAV if (folders[0] / f"{c}.json").is_file()), None)
+    if component is None:
+        raise DataError(f"{folders[0]}: holds no net; expected the folder that a run wrote")
+    nets = [read_net(folder, component) for folder in folders]
+    for folder, net in zip(folders, nets, strict=True):
+        if cast(Any, net).config != cast(Any, nets[0]).config:
+            raise DataError(f"{folder}: its {component} has other sizes than that of {folders[0]}; no mean of the two")
+    mean = tree_map(lambda *each: sum(each) / len(each), *[net.parameters() for net in nets])
+    nets[0].update(mean)
+    write_net(out, component, nets[0])
+
+
 def tokenizer_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
     """Training of the speech tokenizer."""
     net, params = speech_tokenizer.begin(speech_tokenizer.SIZE, options.seed)
     if options.start:
         params["net"] = read_net(options.start, "tokenizer").parameters()
-    batches = speech_tokenizer.Batches(corpus, batch_size, options.codes, options.seed)
+    ahead = speech_tokenizer.GROWN_AT if options.start else 0
+    batches = speech_tokenizer.Batches(corpus, batch_size, options.codes, options.seed, ahead)
     return Task(net, params, partial(speech_tokenizer.loss, net=net), batches, lambda tree: tree["net"])
 
 
 def speaker_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
-    """Training of the speaker encoder, from random weights."""
+    """Training of the speaker encoder; its classes always begin with random directions."""
     batches = campplus.Batches(corpus, batch_size, SPEAKER_SECONDS, options.seed)
     net, params = campplus.begin(campplus.SIZE, batches.n_classes, options.seed)
+    if options.start:
+        params["net"] = campplus.learnt(cast(SpeakerEncoder, read_net(options.start, "speaker")))
 
     def with_statistics(tree: dict) -> dict:
         net.update(tree["net"])

@@ -2,13 +2,16 @@
 
 The quantiser rounds; its gradient passes straight through (Bengio et al. 2013). From the eight rounded dimensions
 alone an auxiliary head, thrown away afterwards, predicts the phoneme at both mel frames of the code, and F0 relative
-to its mean. Every example comes twice, clean and augmented; the second is pulled to the values of the first.
+to its mean; from a stretch of codes it predicts a coarse spectrum relative to the example's mean, which it is told, so
+that codes carry how a sound is made and not whose it is. Every example comes twice, clean and augmented; both are
+asked for the clean spectrum, and both are pulled to the levels to which the clean one is rounded.
 
-B examples, S codes (25/s), C channels, D = 8 dimensions of a code, N phonemes.
+B examples, S codes (25/s), C channels, D = 8 dimensions of a code, N phonemes, K = 32 bands of a coarse spectrum.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import mlx.core as mx
@@ -29,15 +32,19 @@ from .fit import Batch, Metrics
 
 N_PHONEMES = 256
 HIDDEN = 256
-ROUNDED, ROUNDED_AT = 0.8, 1500  # share of examples whose values are rounded, and the step at which it is reached
+ROUNDED, PULL = 0.8, 0.3  # share of examples whose values are rounded; weight of the pull to the levels
+GROWN_AT = 1500  # the step at which both are reached: at first they would hide where to go
 HALF_CODE = 320  # samples at 16 kHz: one mel frame of the flow, two to a code
 SPREAD = 0.6  # least standard deviation of each dimension over a batch: codes that are all alike carry nothing
 LOG_F0_RANGE = 1.0  # F0 further from its mean is clipped
+COARSE, KERNEL, DEPTH = 32, 5, 2  # bands of a coarse spectrum; kernel and number of the convolutions that predict it
+LEVEL = 0.85  # where a level of 1 is pulled to: closer to 1, tanh would pass no gradient
+NEPERS = 2 * math.log(10)  # of amplitude, to one unit of a log mel
 SIZE = S3Config(n_audio_state=256, n_audio_head=4, n_audio_layer=4)
 
 
 class AuxiliaryHead(nn.Module):
-    """Predicts phonemes and F0 from rounded dimensions."""
+    """Predicts phonemes and F0 from the rounded dimensions of a code, coarse spectra from those of several codes."""
 
     def __init__(self, n_dims: int):
         super().__init__()
@@ -45,6 +52,10 @@ class AuxiliaryHead(nn.Module):
         self.deepen = nn.Linear(HIDDEN, HIDDEN)
         self.phonemes = nn.Linear(HIDDEN, 2 * N_PHONEMES)
         self.log_f0 = nn.Linear(HIDDEN, 2)
+        self.codes = nn.Linear(n_dims, HIDDEN)
+        self.mean = nn.Linear(COARSE, HIDDEN)
+        self.around = [nn.Conv1d(HIDDEN, HIDDEN, KERNEL) for _ in range(DEPTH)]
+        self.spectrum = nn.Linear(HIDDEN, 2 * COARSE)
 
 
 def begin(config: S3Config, seed: int) -> tuple[S3Tokenizer, dict]:
@@ -85,33 +96,56 @@ def predict(head: dict, values: mx.array) -> tuple[mx.array, mx.array]:
     return linear(head["phonemes"], h).reshape(B, 2 * S, -1), linear(head["log_f0"], h).reshape(B, 2 * S)
 
 
+def coarse_spectra(mel: mx.array) -> tuple[mx.array, mx.array]:
+    """(B, 4 S, n_mels) log mels -> nepers (B, 2 S, K) relative to each example's mean, and that mean (B, 1, K)."""
+    B, F, M = mel.shape
+    coarse = NEPERS * mel.reshape(B, F // 2, 2, COARSE, M // COARSE).mean(axis=(2, 4))
+    mean = coarse.mean(axis=1, keepdims=True)
+    return coarse - mean, mean
+
+
+def predict_spectra(head: dict, values: mx.array, mean: mx.array) -> mx.array:
+    """(B, S, D) and mean spectra (B, 1, K) -> spectra relative to them (B, 2 S, K)."""
+    h = linear(head["codes"], values) + linear(head["mean"], mean)
+    for conv in head["around"]:
+        h = h + mx.conv1d(nn.gelu(h), conv["weight"], padding=KERNEL // 2) + conv["bias"]
+    B, S, _ = h.shape
+    return linear(head["spectrum"], nn.gelu(h)).reshape(B, 2 * S, -1)
+
+
 def loss(
-    params: dict, batch: Batch, net: S3Tokenizer, f0_weight: float = 1.0, consistency_weight: float = 0.1
+    params: dict, batch: Batch, net: S3Tokenizer, f0_weight: float = 1.0, spectrum_weight: float = 1.0
 ) -> tuple[mx.array, Metrics]:
-    """Phonemes, F0, consistency under augmentation, and spread of the dimensions.
+    """Phonemes, F0, coarse spectra, distance from the clean example's levels, and spread of the dimensions.
 
     The second half of the batch holds the examples of the first, augmented.
     """
     net.update(params["net"])
     values = continuous_codes(net, batch["mel"])
     spread = mx.maximum(SPREAD - mx.sqrt(values.var(axis=(0, 1)) + 1e-6), 0.0).mean()
-    logits, log_f0 = predict(params["head"], mx.where(batch["round"], straight_through_round(values), values))
+    rounded = mx.where(batch["round"], straight_through_round(values), values)
+    logits, log_f0 = predict(params["head"], rounded)
+    spectra, mean = (_twice(x) for x in coarse_spectra(mx.split(batch["mel"], 2)[0]))
+    spectrum = mx.abs(predict_spectra(params["head"], rounded, mean) - spectra).mean()
     labels, known = batch["phonemes"], batch["phonemes"] != UNKNOWN
     phonemes = mean_entropy(logits, labels, known, 0.02)
     voiced = batch["voiced"]
     f0 = (mx.abs(log_f0 - batch["log_f0"]) * voiced).sum() / mx.maximum(voiced.sum(), 1)
-    clean, augmented = mx.split(values, 2)
-    consistency = mx.square(augmented - mx.stop_gradient(clean)).mean()
-    accuracy = ((logits.argmax(-1) == labels) & known).sum() / mx.maximum(known.sum(), 1)
-    same = (mx.round(mx.stop_gradient(clean)) == mx.round(mx.stop_gradient(augmented))).all(-1)
-    total = phonemes + f0_weight * f0 + consistency_weight * consistency + spread
+    levels = mx.round(mx.stop_gradient(values))
+    clean, augmented = mx.split(levels, 2)
+    pull = mx.square(values - LEVEL * _twice(clean)).mean()
+    right, noisy = (x.sum() for x in mx.split((logits.argmax(-1) == labels) & known, 2))
+    n_known = mx.maximum(known.sum() / 2, 1)
+    total = phonemes + f0_weight * f0 + spectrum_weight * spectrum + batch["pull"] * pull + spread
     return total, {
         "phonemes": phonemes,
         "f0": f0,
-        "consistency": consistency,
+        "spectrum": spectrum,
+        "pull": pull,
         "spread": spread,
-        "accuracy": accuracy,
-        "same_codes": same.astype(mx.float32).mean(),
+        "accuracy": right / n_known,
+        "accuracy_in_noise": noisy / n_known,
+        "same_codes": (clean == augmented).all(-1).astype(mx.float32).mean(),
     }
 
 
@@ -124,10 +158,11 @@ class Batches:
     batch_size : number of different examples; each comes twice.
     codes : of each example.
     seed : int
+    ahead : steps that are behind the net already: what grows with the steps begins where it would be then.
     """
 
-    def __init__(self, corpus: SpeechCorpus, batch_size: int, codes: int, seed: int):
-        self.batch_size, self.samples, self.seed = batch_size, codes * 2 * HALF_CODE, seed
+    def __init__(self, corpus: SpeechCorpus, batch_size: int, codes: int, seed: int, ahead: int = 0):
+        self.batch_size, self.samples, self.seed, self.ahead = batch_size, codes * 2 * HALF_CODE, seed, ahead
         self.pcm = at_16k(corpus.pcm)
         self.phonemes, self.log_f0 = resident(corpus.phonemes), resident(corpus.log_f0)
         self.voiced = resident(corpus.f0 > 0)
@@ -142,7 +177,7 @@ class Batches:
 
     def rounded(self, step: int) -> np.ndarray:
         """(2 batch_size, 1, 1): which examples are rounded; few at first, as rounding hides where to go."""
-        share = ROUNDED * min(1.0, step / ROUNDED_AT)
+        share = ROUNDED * min(1.0, (step + self.ahead) / GROWN_AT)
         return np.random.default_rng((self.seed, step, 1)).random((2 * self.batch_size, 1, 1)) < share
 
     def __call__(self, step: int) -> Batch:
@@ -160,6 +195,7 @@ class Batches:
             "log_f0": _twice(log_f0),
             "voiced": _twice(self.voiced[f0_at].astype(mx.float32)),
             "round": mx.array(self.rounded(step)),
+            "pull": mx.array(PULL * min(1.0, (step + self.ahead) / GROWN_AT), mx.float32),
         }
 
 

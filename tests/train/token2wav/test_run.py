@@ -13,6 +13,7 @@ from stepaudio.models.token2wav.speech_tokenizer import S3Tokenizer
 from stepaudio.synthesis.synthesizer import Synthesizer
 from stepaudio.train.token2wav import campplus, flow, run, speech_tokenizer, vocoder
 from stepaudio.train.token2wav.__main__ import main
+from stepaudio.train.token2wav.corpus import SpeechCorpus
 
 FLOW_SIZE = flow.size
 
@@ -64,3 +65,33 @@ def test_the_flow_needs_the_runs_whose_output_it_learns(tmp_path, capsys):
     options = run.Options([tmp_path / "s"], tmp_path / "flow", tokenizer=tmp_path, speaker=tmp_path)
     with pytest.raises(DataError, match=r"no tokenizer\.json"):
         run.train("flow", options)
+
+
+def test_the_mean_of_runs_is_that_of_their_weights(tmp_path):
+    nets = [build(sizes("small")["flow"]) for _ in range(2)]
+    for name, net in zip("ab", nets, strict=True):
+        run.write_net(tmp_path / name, "flow", net)
+    main(["average", "--parts", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "mean")])
+    found = dict(tree_flatten(run.read_net(tmp_path / "mean", "flow").parameters()))
+    a, b = (dict(tree_flatten(net.parameters())) for net in nets)
+    assert any(np.abs(np.array(a[name] - b[name])).max() > 0.01 for name in a)
+    for name, value in found.items():
+        assert np.allclose(np.array(value), (np.array(a[name]) + np.array(b[name])) / 2, atol=2e-3), name
+    with pytest.raises(DataError, match=r"no flow\.json"):
+        run.average([tmp_path / "a", tmp_path], tmp_path / "none")
+    run.write_net(tmp_path / "other", "flow", build(flow.size(8, 48, 32, 1, 1)))
+    with pytest.raises(DataError, match="other sizes"):
+        run.average([tmp_path / "a", tmp_path / "other"], tmp_path / "none")
+
+
+def test_a_speaker_encoder_goes_on_from_another(tmp_path):
+    """Its weights are the other's at the first step, though the statistics are not among them."""
+    corpus = SpeechCorpus([write_clips(tmp_path / "s")])
+    net, _ = campplus.begin(campplus.SIZE, 2, 5)
+    run.write_net(tmp_path / "before", "speaker", net)
+    options = run.Options([tmp_path / "s"], tmp_path / "after", start=tmp_path / "before")
+    task = run.speaker_task(options, corpus, 2)
+    before = dict(tree_flatten(campplus.learnt(net)))
+    after = dict(tree_flatten(task.params["net"]))
+    assert before.keys() == after.keys() and not any("running" in name for name in after)
+    assert all(np.allclose(np.array(before[name]), np.array(after[name]), atol=2e-3) for name in before)

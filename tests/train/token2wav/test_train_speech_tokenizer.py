@@ -57,7 +57,7 @@ def test_codes_of_a_long_recording_are_those_of_the_clip():
 
 def test_more_and_more_examples_are_rounded(corpus):
     batches = speech_tokenizer.Batches(corpus, 64, 12, seed=1)
-    shares = [batches.rounded(step).mean() for step in (0, speech_tokenizer.ROUNDED_AT // 2, 10**6)]
+    shares = [batches.rounded(step).mean() for step in (0, speech_tokenizer.GROWN_AT // 2, 10**6)]
     assert shares[0] == 0 and 0.25 < shares[1] < 0.55 and 0.7 < shares[2] < 0.9
 
 
@@ -70,3 +70,35 @@ def test_codes_that_are_all_alike_cost_something(corpus):
         narrow["weight"] = narrow["weight"] * gain
         shown.append(speech_tokenizer.loss(params, batch, net)[1]["spread"].item())
     assert shown[0] < 0.3 and shown[1] == pytest.approx(speech_tokenizer.SPREAD, abs=0.01)
+
+
+def test_coarse_spectra_are_levels_relative_to_the_mean():
+    """A sound ten times as loud has the same spectra; in bands of silence and sound in turn they are half the step."""
+    mel = np.zeros((1, 8, 128), np.float32)
+    mel[0, 4:, :64] = 0.5  # 20 dB
+    spectra, mean = (np.array(x) for x in speech_tokenizer.coarse_spectra(mx.array(mel)))
+    assert spectra.shape == (1, 4, 32) and mean.shape == (1, 1, 32)
+    step = np.log(10)  # 20 dB of amplitude
+    assert np.allclose(spectra[0, :2, :16], -step / 2, atol=1e-5) and np.allclose(
+        spectra[0, 2:, :16], step / 2, atol=1e-5
+    )
+    assert (spectra[0, :, 16:] == 0).all()
+    louder, louder_mean = (np.array(x) for x in speech_tokenizer.coarse_spectra(mx.array(mel + 0.5)))
+    assert np.allclose(louder, spectra, atol=1e-5) and np.allclose(louder_mean - mean, step, atol=1e-5)
+
+
+def test_spectra_come_from_the_codes_around(corpus):
+    """A code changes the spectra of its neighbours within the convolutions' reach, and no others."""
+    _, params = speech_tokenizer.begin(TOKENIZER, 0)
+    values = mx.zeros((1, 20, 8))
+    changed = mx.array(np.eye(20, dtype=np.float32)[10][None, :, None]) + values
+    mean = mx.zeros((1, 1, speech_tokenizer.COARSE))
+    a, b = (np.array(speech_tokenizer.predict_spectra(params["head"], v, mean)) for v in (values, changed))
+    touched = np.flatnonzero(np.abs(a - b).max((0, 2)) > 1e-7) // 2
+    reach = speech_tokenizer.DEPTH * (speech_tokenizer.KERNEL // 2)
+    assert touched.min() == 10 - reach and touched.max() == 10 + reach
+
+
+def test_a_run_that_goes_on_rounds_from_the_start(corpus):
+    batches = speech_tokenizer.Batches(corpus, 64, 12, seed=1, ahead=speech_tokenizer.GROWN_AT)
+    assert batches.rounded(0).mean() > 0.7 and batches(0)["pull"].item() == pytest.approx(speech_tokenizer.PULL)
