@@ -36,7 +36,10 @@ train() {
     case " $TRAIN " in *" $net "*) ;; *) ln -sfn "${net}0" "$run" && return ;; esac
     [ ! -d "${net}0" ] || set -- --start "${net}0" "$@"
     CUDA_VISIBLE_DEVICES=$gpu "$PYTHON" -m stepaudio.train.token2wav "$net" --corpus corpus --hours "$HOURS" --out "$run" \
-        --seconds "$((seconds > 1 ? seconds : 1))" "$@" >"$run.log" 2>&1 || echo "run $run failed" >&2
+        --seconds "$((seconds > 1 ? seconds : 1))" "$@" >"$run.log" 2>&1 && return
+    echo "run $run failed" >&2
+    # so that what builds on it can begin: with what was saved last, or with the net that it began with
+    compgen -G "$run/*.safetensors" >/dev/null || [ ! -d "${net}0" ] || { rm -rf "$run" && ln -sfn "${net}0" "$run"; }
 }
 
 until_flow=$((began + FLOW_AT - $(date +%s)))

@@ -14,25 +14,38 @@ from ..files import replaced_file
 from ..models.parameters import named_arrays
 
 STATE_FILE = "state.safetensors"
+PLACE = 64  # values: 256 bytes, as memory is allocated on an accelerator
 State = dict[str, mx.array]  # "params", their "average", the "first" and "second" moments of the gradient: all (n,)
 
 
 class Flat:
-    """A tree of arrays as one vector and back: one optimiser step is then a dozen operations, not thousands."""
+    """A tree of arrays as one vector and back: one optimiser step is then a dozen operations, not thousands.
+
+    Each array begins at a multiple of `PLACE` values, as an array of its own would: CUDA's matrix products refuse
+    operands that do not begin at a multiple of 16 bytes. What lies between them is zero, and stays so.
+    """
 
     def __init__(self, tree: Any):
         pairs = named_arrays(tree)
         self.names, self.shapes = [n for n, _ in pairs], [v.shape for _, v in pairs]
-        self.ends = np.cumsum([v.size for _, v in pairs]).tolist()
+        sizes = np.array([v.size for _, v in pairs], np.int64)
+        self._gaps = (-sizes % PLACE).tolist()
+        self.starts = np.concatenate([[0], np.cumsum(sizes + self._gaps)[:-1]]).tolist()
+        self._cuts = sorted({*self.starts, *(self.starts + sizes).tolist()} - {0})
 
     def join(self, tree: Any) -> mx.array:
         """All values of a tree of this shape as one float32 vector."""
-        return mx.concatenate([v.reshape(-1).astype(mx.float32) for _, v in named_arrays(tree)])
+        parts = []
+        for (_, value), gap in zip(named_arrays(tree), self._gaps, strict=True):
+            parts.append(value.reshape(-1).astype(mx.float32))
+            if gap:
+                parts.append(mx.zeros((gap,)))
+        return mx.concatenate(parts)
 
     def split(self, vector: mx.array) -> dict:
         """The tree again, in the vector's dtype."""
-        parts = mx.split(vector, self.ends[:-1])
-        pairs = [(n, p.reshape(s)) for n, p, s in zip(self.names, parts, self.shapes, strict=True)]
+        parts = dict(zip([0, *self._cuts], mx.split(vector, self._cuts), strict=True))
+        pairs = [(n, parts[at].reshape(s)) for n, at, s in zip(self.names, self.starts, self.shapes, strict=True)]
         return cast(dict, tree_unflatten(pairs))
 
 

@@ -52,8 +52,7 @@ class AuxiliaryHead(nn.Module):
         self.deepen = nn.Linear(HIDDEN, HIDDEN)
         self.phonemes = nn.Linear(HIDDEN, 2 * N_PHONEMES)
         self.log_f0 = nn.Linear(HIDDEN, 2)
-        self.codes = nn.Linear(n_dims, HIDDEN)
-        self.mean = nn.Linear(COARSE, HIDDEN)
+        self.codes = nn.Linear(n_dims + COARSE, HIDDEN)
         self.around = [nn.Conv1d(HIDDEN, HIDDEN, KERNEL) for _ in range(DEPTH)]
         self.spectrum = nn.Linear(HIDDEN, 2 * COARSE)
 
@@ -106,7 +105,8 @@ def coarse_spectra(mel: mx.array) -> tuple[mx.array, mx.array]:
 
 def predict_spectra(head: dict, values: mx.array, mean: mx.array) -> mx.array:
     """(B, S, D) and mean spectra (B, 1, K) -> spectra relative to them (B, 2 S, K)."""
-    h = linear(head["codes"], values) + linear(head["mean"], mean)
+    mean = mx.broadcast_to(mean, (*values.shape[:2], mean.shape[2]))
+    h = linear(head["codes"], mx.concatenate([values, mean], axis=-1))
     for conv in head["around"]:
         h = h + mx.conv1d(nn.gelu(h), conv["weight"], padding=KERNEL // 2) + conv["bias"]
     B, S, _ = h.shape
