@@ -33,10 +33,20 @@ def is_folder(path: str | os.PathLike, error: type[StepAudioError]) -> bool:
 
 
 def _mode(path: str | os.PathLike, error: type[StepAudioError]) -> int:
-    """What kind of thing lies there, as `os.stat` has it; 0 for nothing."""
+    """What kind of thing lies there, as `os.stat` has it; 0 for nothing.
+
+    A link to nothing, on the way too, is an error and not nothing: somebody means a file there, and to go on without it
+    would misread the folder. Caches of downloads are made of links.
+    """
     try:
         return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
+        for link in (Path(path), *Path(path).parents):
+            if link.is_symlink() and not link.exists():
+                raise error(
+                    f"{link}: is a link to {os.readlink(link)!r:.200}, which is not there; download it again, or mend "
+                    "the link"
+                ) from None
         return 0
     except (OSError, ValueError) as failure:
         raise error(f"{path}: {why(failure)}") from None
@@ -48,6 +58,14 @@ def why(failure: Exception) -> str:
         return "no permission to read it"
     reason = failure.strerror if isinstance(failure, OSError) else None
     return f"cannot be read ({reason or failure})"
+
+
+def require_file(path: str | os.PathLike, error: type[StepAudioError], expected: str) -> None:
+    """Raise `error`, with `expected` at its end, where no regular file is there."""
+    mode = _mode(path, error)
+    if not stat.S_ISREG(mode):
+        found = "no such file" if mode == 0 else "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        raise error(f"{path}: {found}; {expected}")
 
 
 def read_bytes(
@@ -64,10 +82,7 @@ def read_bytes(
         Closes the message: what should be there, what to do.
     most : int
     """
-    mode = _mode(path, error)
-    if not stat.S_ISREG(mode):
-        found = "no such file" if mode == 0 else "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
-        raise error(f"{path}: {found}; {expected}")
+    require_file(path, error, expected)
     try:
         with open(path, "rb") as stream:
             data = stream.read(most + 1)

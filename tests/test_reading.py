@@ -77,6 +77,16 @@ def test_a_path_that_the_system_refuses(tmp_path, name, found):
             ask(f"{tmp_path}/{name}", DataError)
 
 
+def test_a_link_to_nothing_is_not_nothing(tmp_path):
+    """Also on the way: a folder in a cache of downloads is a link as well."""
+    (tmp_path / "link").symlink_to("../../blobs/0123abcd")
+    (tmp_path / "second").symlink_to("link")
+    for path in (tmp_path / "link", tmp_path / "second", tmp_path / "link" / "config.json"):
+        for ask in (is_file, is_folder, lambda path, error: read_bytes(path, error, ADVICE)):
+            with pytest.raises(DataError, match="is a link to '.*', which is not there; download it again"):
+                ask(path, DataError)
+
+
 def test_nothing_there(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "none", tmp_path / "file" / "below", tmp_path / "none" / "none"):

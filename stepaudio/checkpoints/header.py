@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import WeightsError
-from ..reading import is_file, is_folder, parse_object, read_object, why
+from ..reading import is_file, is_folder, parse_object, read_object, require_file, why
 from ..schema import shown
 from .dtypes import ITEM_BYTES
 
@@ -114,8 +114,7 @@ def printable(name: str) -> str:
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
     """The JSON bytes of the header, unread by anyone yet, and the size of the whole file."""
-    if not is_file(path, WeightsError):
-        raise WeightsError(f"{path}: no such file; expected safetensors weights")
+    require_file(path, WeightsError, "expected safetensors weights")
     try:
         with path.open("rb") as stream:
             file_bytes = os.fstat(stream.fileno()).st_size

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import WeightsError
 from ..models.token2wav.campplus import COUNTER, SpeakerConfig
 from ..models.token2wav.hift import HiftConfig
 from ..models.token2wav.speech_tokenizer import S3Config
+from ..reading import is_file
 from .convert.flow_yaml import read_flow_config
 from .convert.manifest import converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, describe, published_folder
@@ -48,14 +50,14 @@ def take_inventory(path: str | Path) -> Inventory | None:
         found, layouts = {}, {c: net_layout(manifest.configs[c]) for c in TOKEN2WAV}
         for component in TOKEN2WAV:
             file = home / file_of(component)
-            found[component] = read_header(file) if file.is_file() else {}
+            found[component] = read_header(file) if is_file(file, WeightsError) else {}
         return Inventory(home, True, prefixed(found), prefixed(layouts))
     folder = published_folder(path)
     if folder is None:
         return None
     found, layouts = {}, {}
     for component, source in SOURCES.items():
-        if (folder / source).is_file():
+        if is_file(folder / source, WeightsError):
             part = describe(folder, component)
             found[component], layouts[component] = part.tensors, part.layout
         else:

@@ -18,6 +18,7 @@ from ..models.token2wav.campplus import SpeakerEncoder
 from ..models.token2wav.flow import Flow
 from ..models.token2wav.hift import Hift
 from ..models.token2wav.speech_tokenizer import S3Tokenizer
+from ..reading import is_file, is_folder
 from .convert.flow_yaml import read_flow_config
 from .convert.manifest import MANIFEST, converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, published_folder
@@ -71,7 +72,7 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
 
 
 def _unconverted(folder: Path) -> str:
-    if not folder.exists():
+    if not is_folder(folder, WeightsError):
         return f"{folder}: no such folder; expected a model's folder, or its converted token2wav folder"
     if published_folder(folder) is None:
         return (
@@ -83,7 +84,7 @@ def _unconverted(folder: Path) -> str:
 
 def _check_yaml(home: Path, config: Token2WavConfig) -> None:
     """A `flow.yaml` that lies beside must still be the one that was converted."""
-    if (home / FLOW_YAML).is_file() and read_flow_config(home / FLOW_YAML) != config:
+    if is_file(home / FLOW_YAML, WeightsError) and read_flow_config(home / FLOW_YAML) != config:
         raise WeightsError(f"{home / FLOW_YAML}: not the sizes that were converted; run `stepaudio convert` again")
 
 

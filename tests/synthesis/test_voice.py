@@ -183,6 +183,33 @@ def test_other_weights_are_refused(speaking_checkpoint, synthesizer, voices, tmp
         synthesizer.voice(stranger)
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"codes": [-1, 0]}, "codes 0…6560"), ({"codes": [0, 6561]}, "codes 0…6560"), ({"codes": []}, "found shapes"),
+        ({"mel": np.zeros((5, 2))}, "found shapes"), ({"mel": np.zeros((4, 0))}, "found shapes"),
+        ({"mel": np.full((4, 2), np.nan)}, "mel lies within"), ({"mel": np.full((4, 2), 1e9)}, "mel lies within"),
+        ({"speaker": [np.inf]}, "speaker lies within"), ({"speaker": [[1.0]]}, "found shapes"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_clip_gives_are_refused(change, found, tmp_path):
+    parts = {"codes": [0, 6560], "mel": np.zeros((4, 2)), "speaker": [1.0, 2.0]}
+    Voice(**parts, weights="w")
+    with pytest.raises(WeightsError, match=found):
+        Voice(**parts | change, weights="w")
+
+
+@pytest.mark.parametrize("name", ["me.voice", "me", "me.wav", "ME.SAFETENSORS"])
+def test_a_voice_is_saved_under_a_name_by_which_it_is_opened(name, synthesizer, voices, tmp_path):
+    if name == "ME.SAFETENSORS":
+        voices[0].save(tmp_path / name)
+        assert synthesizer.voice(tmp_path / name) == voices[0]
+    else:
+        with pytest.raises(WeightsError, match=r"expected a name that ends in \.safetensors"):
+            voices[0].save(tmp_path / name)
+        assert not list(tmp_path.iterdir())
+
+
 def test_broken_files_are_refused(voices, tmp_path):
     path = tmp_path / "v.safetensors"
     voices[0].save(path)

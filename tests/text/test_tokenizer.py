@@ -385,3 +385,52 @@ def test_a_single_file_with_other_text_rules_is_refused(small, folder, part):
     edit(folder / "tokenizer.json", lambda d: d.update({part: None}))
     with pytest.raises(TokenizerError, match="text rules"):
         Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("dropout", 0.5), ("unk_token", "<|endoftext|>"), ("continuing_subword_prefix", "##"),
+        ("end_of_word_suffix", "</w>"), ("fuse_unk", True), ("byte_fallback", True), ("ignore_merges", True),
+        ("type", "WordPiece"), ("cache_of_mine", 1),
+    ],
+)  # fmt: skip
+def test_a_single_file_whose_model_treats_text_otherwise_is_refused(small, folder, setting, value):
+    """The library writes the file and takes most of these settings, some in silence with other ids."""
+    small._backend.save(str(folder / "tokenizer.json"))
+    Tokenizer.from_folder(folder)
+    edit(folder / "tokenizer.json", lambda d: d["model"].update({setting: value}))
+    with pytest.raises(TokenizerError, match=rf"tokenizer\.json: model: .*{setting}.*--no-tokenizer"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda d: d["model"]["vocab"].pop("!"), "expected token: id with ids"),
+        (lambda d: d["model"]["vocab"].update({"x!x": d["model"]["vocab"].pop("!")}), "byte tokens are missing"),
+        (lambda d: d["model"]["vocab"].update({"!": 1}), "each once"),
+        (lambda d: d["model"]["merges"].append(["a"]), "expected a pair of tokens"),
+        (lambda d: d["model"]["merges"].append(["a", "?!?"]), "join to a third"),
+        (lambda d: d["added_tokens"].append(d["added_tokens"][0]), "expected an id, each once"),
+        (lambda d: d["added_tokens"][0].pop("special"), "expected content"),
+        (lambda d: d["added_tokens"].pop(3), "cannot have id"),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update({"Regex": r"\s+"}), "text rules"),
+    ],
+)
+def test_a_single_file_with_other_tokens_is_refused(small, folder, change, found):
+    small._backend.save(str(folder / "tokenizer.json"))
+    (folder / "added_tokens.json").unlink()
+    edit(folder / "tokenizer.json", change)
+    with pytest.raises(TokenizerError, match=found):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("add_prefix_space", True), ("split_special_tokens", True), ("errors", "strict"), ("tokenizer_class", "Llama")],
+)
+def test_settings_that_treat_text_otherwise_are_refused(folder, setting, value):
+    edit(folder / "tokenizer_config.json", lambda d: d.update({setting: value}))
+    with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json: {setting}: expected"):
+        Tokenizer.from_folder(folder)

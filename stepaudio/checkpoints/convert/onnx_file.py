@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 from ...errors import WeightsError
+from ...reading import require_file
 from ...schema import shown
 from ..dtypes import ITEM_BYTES
 from ..header import LFS_POINTER, MAX_AXES, MAX_COUNT, MAX_NAME, listed, printable
@@ -66,6 +67,7 @@ def read_onnx(path: str | Path) -> Graph:
         sparse initialisers, or data that lies in other files.
     """
     path = Path(path)
+    require_file(path, WeightsError, "expected an ONNX graph")
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[: len(LFS_POINTER)] == LFS_POINTER:
@@ -73,8 +75,6 @@ def read_onnx(path: str | Path) -> Graph:
             return _model(data, path)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, IndexError, TypeError, struct.error) as error:
         # TypeError: a field has another wire type than ONNX gives it
         raise WeightsError(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ...errors import WeightsError
+from ...reading import require_file
 from ...schema import shown
 from ..dtypes import ITEM_BYTES
 from ..header import LFS_POINTER, MAX_AXES, MAX_COUNT, MAX_NAME, listed, printable
@@ -173,12 +174,11 @@ def check_storages(path: str | Path) -> None:
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     """Whatever goes wrong inside ends as a `WeightsError` that opens with the path."""
+    require_file(path, WeightsError, "expected a PyTorch file of weights")
     try:
         yield
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, struct.error, zlib.error) as error:
         # ValueError, RuntimeError, struct.error: how zipfile meets damaged names, flags and sizes
         raise WeightsError(f"{path}: {_why_no_zip(path)} ({str(error)[:80]})") from None

@@ -1,5 +1,6 @@
 """ONNX files: what PyTorch's exporter wrote is named and read; foreign, quantised and broken graphs are refused."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,38 @@ def test_tensors_that_lie_about_their_size(tmp_path):
     path.write_bytes(field(7, twice + twice))
     with pytest.raises(WeightsError, match="w is there twice"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("length", "found"), [(3, None), (1000, None), (1002, "more than 1000 Identity nodes")], ids=str
+)
+def test_chains_of_identity_nodes(length, found, tmp_path):
+    """Each may lead to the next; the first of them stands last, as it is slowest to follow."""
+    names = ["conv1.weight", *(f"i{k}" for k in range(length))]
+    chain = [node("Identity", b, [a], [b]) for a, b in pairwise(names)][::-1]
+    path = written(tmp_path, [*chain, node("Conv", "/conv1/Conv", ["x", names[-1]])])
+    if found is None:
+        assert len(named(path)) == 1
+    else:
+        with pytest.raises(WeightsError, match=found):
+            named(path)
+
+
+@pytest.mark.parametrize(
+    ("dims", "found"),
+    [
+        (field(1, 1) * 33, "has the shape"),
+        (field(1, b"\x01" * 120_000), "list of whole numbers takes 120000 bytes"),
+        (field(1, -1), "has the shape"),
+    ],
+)
+def test_shapes_without_end_are_refused(dims, found, tmp_path):
+    path = tmp_path / "x.onnx"
+    graph = field(5, dims + field(2, 1) + field(8, "w") + field(9, b"\0" * 4))
+    path.write_bytes(field(1, 8) + field(7, graph))
+    with pytest.raises(WeightsError, match=found) as caught:
+        read_onnx(path)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("seed", range(20))
