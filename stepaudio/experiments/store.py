@@ -120,11 +120,17 @@ class Store:
             raise _foreign(self.path, whole.count(b"\n") + 1)
 
     def append(self, row: Mapping) -> None:
-        """Write one row and wait until it is on the disk."""
+        """Write one row and wait until it is on the disk. Raises `DataError` if it cannot be, say on a full disk."""
         line = (json.dumps(complete(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-        while line:
-            line = line[os.write(self._fd, line) :]
-        os.fsync(self._fd)
+        try:
+            while line:
+                line = line[os.write(self._fd, line) :]
+            os.fsync(self._fd)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: a row cannot be written ({error.strerror}); the rows before it are kept, and the same "
+                "sweep goes on behind them once there is room"
+            ) from None
 
 
 def complete(row: Mapping) -> dict:

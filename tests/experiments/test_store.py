@@ -191,3 +191,16 @@ def test_a_table_knows_its_own(awkward, tmp_path):
         assert not is_table(path)
         with pytest.raises(DataError):
             read_table(path)
+
+
+def test_a_full_disk_names_the_store_and_keeps_its_rows(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "s.jsonl"
+    with Store(path) as store:
+        store.append({"run": "a"})
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(DataError, match=r"s\.jsonl: a row cannot be written \(No space left"):
+            store.append({"run": "b"})
+    assert [row["run"] for row in read_store(path).rows] == ["a"]
