@@ -94,8 +94,10 @@ def _load(path: Path, config: Token2WavConfig, dtype: mx.Dtype) -> Any:
     net = build(config)
     try:
         stored = lazy_arrays(path)
-        net.load_weights([(name, array.astype(dtype)) for name, array in stored.items()])
-        mx.eval(net.parameters())
+        arrays = [(name, array.astype(dtype)) for name, array in stored.items()]
+        for _, array in arrays:
+            mx.eval(array)  # one by one, so that an interrupt is seen in between
+        net.load_weights(arrays)
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); run `stepaudio convert` again") from None
     return net

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend.ops import silu
+from ..backend.pieces import Pieces
 from ..backend.process import enter
 from ..errors import ConfigError
 from ..schema import MAX_LAYERS, require, require_positive, shown
@@ -209,7 +210,8 @@ class Decoder(nn.Module):
             slots = mx.array(cache.slots.astype(np.int32))
             if emit(tap, "positions", slots) is not slots:
                 raise ConfigError("tap at positions: they belong to the cache and can be read, not replaced")
+        pieces = Pieces()
         for i, layer in enumerate(self.layers):
-            x = layer(x, cache, i, named(tap, f"{i}."))
+            x = pieces.end(layer(x, cache, i, named(tap, f"{i}.")))
         cache.advance()
         return emit(tap, "out", self.norm(x))

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..backend.ops import gelu, relu
+from ..backend.pieces import LAYER, Pieces
 from ..backend.process import enter
 from ..errors import AudioError
 from ..schema import MAX_LAYERS, MAX_STRIDE, require, require_positive
@@ -114,9 +115,11 @@ class ResidualAttentionBlock(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
         """(B, S, C) -> (B, S, C); see `interp.recorder.GLOSSARY` for what the tap receives."""
         x = emit(tap, "resid_pre", x)
+        pieces = Pieces()  # of one block: at the published width, of several clips, it takes seconds on a CPU
         x = emit(tap, "resid_mid", x + emit(tap, "attn_out", self.attn(self.attn_ln(x), mask, tap)))
         widen, activate, narrow = self.mlp
-        added = emit(tap, "mlp_out", narrow(activate(widen(self.mlp_ln(x)))))
+        wide = pieces.end(activate(widen(self.mlp_ln(pieces.end(x)))), LAYER / 48)
+        added = emit(tap, "mlp_out", narrow(wide))
         return emit(tap, "resid_post", x + added)
 
 
@@ -176,8 +179,9 @@ class AudioEncoder(nn.Module):
         x = emit(tap, "conv1", zero_past(x, x_len + 2) if independent else x)
         x = emit(tap, "conv2", gelu(self.conv2(x)))  # (B, S, C)
         x = x + self.positional_embedding.weight[:S]
+        pieces = Pieces()
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, named(tap, f"{i}."))
+            x = pieces.end(block(x, mask, named(tap, f"{i}.")))
         x = self.after_norm(emit(tap, "pooled", average_pairs(x)))  # (B, P, C)
         # A lone clip of S frames has S // 2 of these.
         return emit(tap, "out", zero_past(x, (x_len + 3) // 4) if independent else x)

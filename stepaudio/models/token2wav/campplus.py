@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...backend.ops import relu
+from ...backend.pieces import Pieces
 from ...backend.process import enter
 from ...errors import AudioError
 from ...schema import MAX_LAYERS, MAX_STRIDE, require, require_positive, shown
@@ -264,8 +265,9 @@ class CAMDenseTDNNBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, N, into) -> (B, N, into + layers * growth_rate)."""
+        pieces = Pieces()
         for i in range(self._n_layers):
-            x = mx.concatenate([x, self[f"tdnnd{i + 1}"](x)], axis=-1)
+            x = pieces.end(mx.concatenate([x, self[f"tdnnd{i + 1}"](x)], axis=-1), 1)
         return x
 
 

@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.ops import leaky_relu, silu
+from ...backend.pieces import Pieces
 from ...schema import MAX_LAYERS, MAX_STRIDE, require, require_only, require_positive
 from ..attention import attend, fast_attention
 from ..tap import Tap, emit, named
@@ -302,8 +303,9 @@ class UpsampleConformer(nn.Module):
         n = x.shape[1]
         L = n + (past[0][0].shape[2] if past else 0)
         positions = emit(tap, "pos_embed", relative_positions(n, L, x.shape[2]).astype(x.dtype))
-        pairs = []
+        pairs, pieces = [], Pieces()
         for i, layer in enumerate(layers):
             x, pair = layer(x, positions, past[i] if past else None, named(tap, f"{i}."))
+            x = pieces.end(x)
             pairs.append(pair)
         return x, tuple(pairs)

@@ -17,6 +17,7 @@ import numpy as np
 from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
 from ...backend.device import on_cpu
 from ...backend.ops import silu
+from ...backend.pieces import Pieces
 from ...schema import MAX_LAYERS, MAX_SIZE, require, require_positive
 from ..attention import attend, fast_attention
 from ..tap import Tap, emit, named
@@ -280,8 +281,9 @@ class DiT(nn.Module):
         c = emit(tap, "time", self.t_embedder(t)[:, 0])[:, None]
         speaker = mx.broadcast_to(speaker[:, None], (*x.shape[:2], speaker.shape[1]))
         x = self.in_proj(mx.concatenate([x, mu, speaker, cond], axis=-1))
-        states = []
+        states, pieces = [], Pieces()
         for i, block in enumerate(self.blocks):
             x, state = block(x, c, past[i] if past else None, named(tap, f"{i}."))
+            x = pieces.end(x)
             states.append(state)
         return emit(tap, "out", self.final_layer(x, c)), tuple(states)

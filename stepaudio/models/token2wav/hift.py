@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.ops import elu, leaky_relu
+from ...backend.pieces import Pieces
 from ...backend.process import enter
 from ...errors import DecodeError
 from ...schema import MAX_LAYERS, MAX_STRIDE, read_record, require, require_positive
@@ -163,6 +164,7 @@ class HiftConfig:
 F0_LAYERS = 5
 F0_KERNEL = 3
 EDGE_KERNEL = 7  # conv_pre and conv_post
+STAGE = 42  # multiply-adds of a residual block per element and channel: six convolutions of about kernel size 7
 ALPHA_FLOOR = 1e-9
 
 
@@ -365,14 +367,16 @@ class Hift(nn.Module):
         c = self._config
         spectrum = emit(tap, "source_stft", short_stft(source, c.istft.n_fft, c.istft.hop_len))
         x = emit(tap, "conv_pre", self.conv_pre(mel))
-        per_stage, last = len(c.resblock_kernel_sizes), len(self.ups) - 1
+        per_stage, last, pieces = len(c.resblock_kernel_sizes), len(self.ups) - 1, Pieces()
         for i, up in enumerate(self.ups):
             at = named(tap, f"{i}.")
             x = emit(at, "up", up(leaky_relu(x, c.lrelu_slope)))
             if i == last:  # one frame more, as the centred STFT of the source has
                 x = mx.concatenate([x[:, 1:2], x], axis=1)
             x = x + emit(at, "source", self.source_resblocks[i](self.source_downs[i](spectrum)))
-            x = total_of(block(x) for block in self.resblocks[i * per_stage : (i + 1) * per_stage]) / per_stage
+            x = pieces.end(x, STAGE)
+            x = total_of(pieces.end(block(x), STAGE) for block in self.resblocks[i * per_stage : (i + 1) * per_stage])
+            x = x / per_stage
             x = emit(at, "out", x)
         x = emit(tap, "before_conv_post", leaky_relu(x, c.final_lrelu_slope))
         x = emit(tap, "conv_post", self.conv_post(x))

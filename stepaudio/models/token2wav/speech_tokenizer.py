@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...backend.ops import gelu
+from ...backend.pieces import Pieces
 from ...backend.process import enter
 from ...constants import FRAMES_PER_SECOND, N_AUDIO_CODES
 from ...errors import AudioError
@@ -156,8 +157,9 @@ class S3Encoder(nn.Module):
         x = emit(tap, "conv1", gelu(self.conv1(zero_past(mel.transpose(0, 2, 1), length))))
         x = emit(tap, "conv2", gelu(self.conv2(zero_past(x, (length - 1) // self._config.stride + 1))))
         length = self._config.n_codes(length)
+        pieces = Pieces()
         for i, block in enumerate(self.blocks):
-            x = block(x, length, named(tap, f"{i}."))
+            x = pieces.end(block(x, length, named(tap, f"{i}.")))
         return emit(tap, "out", x)
 
 

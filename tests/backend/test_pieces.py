@@ -1,0 +1,100 @@
+"""Long passes end in pieces: the numbers stay, and an interrupt is seen long before the end."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny
+
+from stepaudio.backend import pieces
+
+# Each takes minutes if it is let be, and says "begin" when its work begins.
+LONG = {
+    "encode": "mx.eval(model.net.encode_audio([np.zeros((128, 2900), np.float32)] * 500))",
+    "transcribe": "model.transcribe(np.tile(sound, 4000), sr=16000, on_loop='off', sampling='greedy')",
+    "decode": "for _ in model.stream([{'role': 'human', 'content': 'a'}], max_tokens=10**7, cache='window'): pass",
+    "whole": "synthesizer.decode(np.arange(4000) % 81, voice, options=FlowOptions(1000))",
+    "streamed": "for _ in synthesizer.stream(np.arange(200_000) % 81, voice): pass",
+    "voice": "for _ in range(10_000): synthesizer.voice(np.tile(sound, 20))",
+    "load": "for _ in range(10_000): stepaudio.load(sys.argv[1])",
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_an_interrupt_ends_every_long_call(speaking_checkpoint, what):
+    code = f"""
+import stepaudio, sys
+import mlx.core as mx, numpy as np
+from stepaudio.models.token2wav.flow import FlowOptions
+from stepaudio.synthesis.synthesizer import Synthesizer
+sound = np.random.default_rng(0).normal(0, 0.1, 16000)
+model, synthesizer = stepaudio.load(sys.argv[1]), Synthesizer.load(sys.argv[1])
+model.engine.stop_ids = lambda: frozenset()
+voice = synthesizer.voice(sound)
+print("begin", flush=True)
+try:
+    {LONG[what]}
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(pieces.__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code, speaking_checkpoint], stdout=subprocess.PIPE, text=True,
+                          env=env) as run:  # fmt: skip
+        assert run.stdout is not None and run.stdout.readline() == "begin\n"
+        try:
+            run.wait(0.3)  # well into the work
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGINT)
+        try:
+            assert run.communicate(timeout=60)[0] == "interrupted\n" and run.returncode == 0
+        finally:
+            run.kill()
+
+
+def test_pieces_change_no_number(tiny_model, synthesizer, voices, monkeypatch):
+    def results():
+        return [
+            tiny_model.transcribe(tiny.noise(3.0), sr=tiny.RATE, max_tokens=20),
+            *synthesizer.decode(range(30), voices[0]).wave,
+            *synthesizer.voice(tiny.noise(1.5, 1)).prompt.codes.ravel(),
+        ]
+
+    want, ended = results(), []
+    evaluate = mx.eval
+    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 0.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 0.0)
+    monkeypatch.setattr(pieces.mx, "eval", lambda *a: ended.append(a) or evaluate(*a))
+    assert results() == want and len(ended) > 50
+
+
+def test_pieces_end_when_enough_has_come_together(monkeypatch):
+    ended = []
+    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 100.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 100.0)
+    monkeypatch.setattr(pieces.mx, "eval", ended.append)
+    found = pieces.Pieces()
+    for _ in range(6):
+        found.end(mx.zeros((2, 3)), 2)  # 2 x 3 elements, 3 channels, twice: 36
+    assert len(ended) == 2
+
+
+@pytest.mark.parametrize("transform", [mx.compile, mx.vmap, mx.grad, lambda f: mx.compile(mx.grad(f))])
+def test_nets_can_still_be_transformed(monkeypatch, transform):
+    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 0.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 0.0)
+
+    def total(x):
+        found = pieces.Pieces()
+        for _ in range(3):
+            x = found.end(mx.sin(x), 1)
+        return x.sum()
+
+    x = mx.array(np.ones((2, 4), np.float32))
+    got = np.array(transform(total)(x))
+    monkeypatch.setattr(pieces.Pieces, "end", lambda self, x, cost=0: x)
+    assert np.array_equal(got, np.array(transform(total)(x)))
