@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .intervals import interval, paired_difference
+from .intervals import Interval, interval, paired_difference
 
 SIZES = (16, 24, 48, 100, 200, 500)
 TRUTH_CLIPS = 400_000  # clips of the large table that gives the true rates
@@ -112,7 +112,7 @@ WORLDS = (
 
 
 def coverage(
-    world: World, n: int, trials: int, *, seed: int = 0, find: Callable[..., object] | None = None
+    world: World, n: int, trials: int, *, seed: int = 0, find: Callable[..., Interval] | None = None
 ) -> dict[str, float | int | None]:
     """How often the interval of `n` clips holds the truth.
 
@@ -128,14 +128,14 @@ def coverage(
     share that have these; `width`, the median of their widths. None where no table has them.
     """
     rng, truth = np.random.default_rng([seed, n]), world.truth()
-    ours = paired_difference if world.added is not None else interval
+    ours: Callable[..., Interval] = paired_difference if world.added is not None else interval
     hits, widths = [], []
     for _ in range(trials):
         sides = _rows(*world.draw(n, rng))
         found = (find or ours)(*sides, world.measure)
-        if math.isfinite(found.high) and math.isfinite(found.low):  # type: ignore[attr-defined]
-            hits.append(found.low - 1e-12 <= truth <= found.high + 1e-12)  # type: ignore[attr-defined]
-            widths.append(found.high - found.low)  # type: ignore[attr-defined]
+        if math.isfinite(found.high) and math.isfinite(found.low):
+            hits.append(found.low - 1e-12 <= truth <= found.high + 1e-12)
+            widths.append(found.high - found.low)
     return {
         "covered": round(float(np.mean(hits)), 3) if hits else None,
         "bounded": round(len(hits) / trials, 3),
@@ -161,7 +161,9 @@ def _rows(words: np.ndarray, errors: np.ndarray, loops: np.ndarray) -> list[list
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table, a line for each world, as it is found."""
-    parser = argparse.ArgumentParser(prog="python -m stepaudio.evaluation.coverage", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m stepaudio.evaluation.coverage", description="Coverage of intervals on simulated tables."
+    )
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="tables for each size (default: 1000)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
     options = parser.parse_args(arguments)
