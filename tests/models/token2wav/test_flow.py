@@ -68,7 +68,7 @@ def test_net_has_the_layout_and_nothing_else(flow):
         ("vocab_size: 30", "vocab_size: 30\n    vocab_size: 31", "appears twice"),
         ("vocab_size: 30", "vocab_size: 30\n      odd: 3", "indentation"),
         ("vocab_size: 30", "- 30", "expected `key: value`"),
-        ("flow: !new", "flaw: !new", "expected one entry 'flow', found flaw"),
+        ("flow: !new", "flaw: !new", "expected one entry 'flow', found ['flaw']"),
     ],
 )
 def test_flow_yaml_is_a_closed_world(old, new, message):
