@@ -119,7 +119,7 @@ def _count(reference: list[str], hypothesis: list[str]) -> tuple[int, int]:
 def count_errors_of_beginning(reference: str, hypothesis: str) -> tuple[int, int]:
     """(words, word errors) against the beginning of the reference that fits best: the errors are a lower bound.
 
-    For a hypothesis that heard a recording up to an unknown word. What it missed at its end is not counted.
+    For the hypothesis of a recording that was decoded up to an unknown word. What it missed at its end is not counted.
     """
     said, written = normalise(reference).split(), normalise(hypothesis).split()
     row = list(range(len(said) + 1))  # of the edit distance: errors of the words so far, against each beginning

@@ -315,7 +315,7 @@ def _decode(
 
 
 def _word_errors(said: str, written: str, seconds: float) -> str:
-    """A line on the errors. Of a recording that was decoded in part, only what was heard is scored."""
+    """A line on the errors. Of a recording that was decoded in part, only that part is scored."""
     if seconds <= MAX_SECONDS:
         words, errors = count_errors(said, written)
         return f"{errors} errors in {words} words; "
