@@ -7,7 +7,7 @@ one, and the total, which has an upper bound only where loops were seen in two c
 
 Methods: Clopper & Pearson 1934 (exact interval of a rate); Korn & Graubard 1998 (the same with the effective number of
 words of clustered data); MOVER, Zou & Donner 2008 (sums and differences, from the limits of their parts). The
-coverage of each is measured by `stepaudio.evaluation.coverage`; percentile intervals fell to 0.2 there.
+coverage of each is measured by `stepaudio.evaluation.coverage`; a percentile bootstrap falls below 0.75 there.
 
 The input is the rows of a sweep (dicts or a pandas table), known by their column names.
 """
