@@ -63,11 +63,11 @@ def sizes(rows):
     return StepAudioConfig(text, audio)
 
 
-def new_trainer(tokenizer, encoder=None, **changes):
+def new_trainer(tokenizer, encoder=None, teacher=None, **changes):
     """A trainer of nets of a few channels; `encoder` has arrays of one that stays as it is, of any number of layers."""
     recipe = Recipe(steps=50, warmup=2, buckets=BUCKETS, **changes)
     config = sizes(-(-tokenizer.n_ids // 64) * 64)
     if encoder:
         layers = sum(name.endswith("attn_ln.weight") for name in encoder)
         config = replace(config, audio_encoder_config=replace(config.audio_encoder_config, n_audio_layer=layers))
-    return loop.Trainer(recipe, config, transcription_prompt(tokenizer), tokenizer.text_limit, encoder)
+    return loop.Trainer(recipe, config, transcription_prompt(tokenizer), tokenizer.text_limit, encoder, teacher)

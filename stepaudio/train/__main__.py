@@ -46,6 +46,7 @@ def _run_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--resume", type=Path, help=f"folder with {STATE_FILE} of an earlier run")
     train.add_argument("--start", type=Path, help="checkpoint folder whose weights a fresh run begins with")
     train.add_argument("--encoder", type=Path, help="safetensors file of an encoder that stays as it is")
+    train.add_argument("--teacher", type=Path, help="checkpoint folder whose audio embeddings are learnt as well")
     train.add_argument("--width", type=int, default=256, help="channels of the decoder, a multiple of 128")
     train.add_argument("--layers", type=int, default=4, help="layers of the decoder")
     train.add_argument(
@@ -54,6 +55,8 @@ def _run_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--steps", type=int, default=Recipe.steps)
     train.add_argument("--seconds", type=float, default=Recipe.seconds)
     train.add_argument("--rate", type=float, default=Recipe.peak_rate)
+    slow = "factor on the decoder's learning rate; at 0 it stays as --start has it"
+    train.add_argument("--decoder-rate", type=float, default=Recipe.decoder_rate, help=slow)
     train.add_argument("--seed", type=int, default=Recipe.seed)
     train.add_argument("--workers", type=int, default=Recipe.workers)
     train.add_argument("--elapsed", type=float, default=0.0, help="seconds of the schedule already spent")
@@ -84,6 +87,7 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
         steps=options.steps,
         seconds=options.seconds,
         peak_rate=options.rate,
+        decoder_rate=options.decoder_rate,
         seed=options.seed,
         workers=options.workers,
         log_every=options.log_every,
@@ -124,6 +128,7 @@ def main() -> None:
         options.resume,
         options.start,
         encoder,
+        options.teacher,
         on_save=lambda trainer: export(trainer.average, config, options.out / "model"),
         elapsed=options.elapsed,
         pause=options.pause,

@@ -21,6 +21,7 @@ IGNORE = 0  # label of frames and embeddings about which nothing is known; real 
 BREATHS, BREATH_CHANCE = 3, 0.2  # bursts of noise that an example may hold, and how often each is there
 EMPTY = 0.04  # share of examples without speech
 SILENT = 0.12  # share of examples with a long silence before, between or behind the clips
+TAUGHT = 2.0  # seconds: with a longer silence in it, an example is no lesson of another model's
 TIGHT, CUT = 0.5, 0.5  # shares of examples with hardly any silence around, and of aligned clips that are shortened
 PHONEME_SPACE = 16  # separates words in the synthesiser's phonemes; lower ids are marks and pauses
 
@@ -165,6 +166,7 @@ class BatchMaker:
         phonemes = np.full((B, -(-n_mel_frames(bucket.samples) // 4)), IGNORE, np.int32)
         spoken = np.full((B, max_rows), IGNORE, np.int32)
         length = np.array([r["length"] for r in rows], np.int32)
+        taught = np.zeros(B, np.int32)  # 1 where there are words and no long silence: what any model hears well
         asks = np.zeros(B, np.int32)  # the position after which the answer is wanted
         for b, row in enumerate(rows):
             answer, n = [*row["tokens"], self.prompt.end], n_audio_embeddings(n_mel_frames(row["length"]))
@@ -179,6 +181,8 @@ class BatchMaker:
                     spans = _token_spans(clip, self.corpus.encode)
                     if spans is not None:
                         _align_tokens(spoken[b], spans, first, speed)
+            edges = [0, *(edge for first, last, _, _ in row["segments"] for edge in (first, last)), row["length"]]
+            taught[b] = bool(row["segments"]) and np.diff(edges)[::2].max() <= TAUGHT * SAMPLE_RATE
         return {
             "place": place,
             "answers": answers,
@@ -191,6 +195,7 @@ class BatchMaker:
             "length": length,
             "phonemes": phonemes,
             "spoken": spoken,
+            "taught": taught,
         }
 
 

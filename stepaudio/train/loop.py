@@ -3,9 +3,11 @@
 Loss: cross-entropy of the answer after the reference's own transcription prompt, with label smoothing, plus, on
 clips whose synthesiser reported its phoneme durations, the phoneme of every 40 ms encoder frame and the text token
 that is being spoken in every 80 ms audio embedding, through two heads that are thrown away. An encoder can be kept as
-it is; the phonemes are then told from the audio embeddings. Master weights in float32, products in bfloat16 on a GPU. A
-share of the answer's input tokens is replaced at random, so that the decoder relies on the audio more than on its own
-output. Noise on the weights (Graves 2011), if asked for, drives the net to where small changes do little.
+it is; the phonemes are then told from the audio embeddings. So can a decoder; with a teacher, a model that hears the
+examples as they were spoken, audio embeddings are drawn to its own, which a decoder kept from it knows. Master weights
+in float32, products in bfloat16 on a GPU. A share of the answer's input tokens is replaced at random, so that the
+decoder relies on the audio more than on its own output. Noise on the weights (Graves 2011), if asked for, drives the
+net to where small changes do little.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_map_with_path, tree_unflatten
 
 from ..backend.device import on_cpu
 from ..backend.process import may_compile
@@ -35,13 +37,16 @@ from .augment import batch_mels, clean_filters, gather_wave, log_mel_batch, warp
 from .batches import BatchMaker, PromptTokens, transcription_prompt
 from .corpus import AnswerEncoder, Corpus
 from .initialise import initialise
-from .losses import labelled, linear, mean_entropy, one_hot
+from .losses import distance, labelled, linear, mean_entropy, one_hot
 from .optimiser import Flat, adamw, fresh_state, read_state, write_state
 from .recipe import Recipe, record, say
+from .teacher import Teacher
 
 N_PHONEMES = 256
+DECODER = ("model", "lm_head")  # parts of the net that make it up
 NOISE_SCALE_STEPS = 500  # between looks at how large the weights are
 HELD_OUT_STEPS = 1000  # between looks at the loss of held-out clips
+SHOWN = ("text", "phoneme", "spoken", "right", "teacher")  # what a step gives to log, the last with a teacher
 NEEDED = ("place", "answers", "asks", "labels", "length", "phonemes", "spoken")  # of a batch, beside its mels
 
 
@@ -53,6 +58,7 @@ class Trainer:
     recipe : hyperparameters. config : sizes of the nets.
     prompt : tokens around the audio. n_text : number of text tokens, for the noise on answers and the second head.
     encoder : arrays of an encoder that stays as it is, as `nano.read_encoder` gives them; no gradient passes it.
+    teacher : folder of a checkpoint, as `Teacher` takes it.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Trainer:
         prompt: PromptTokens,
         n_text: int,
         encoder: dict[str, mx.array] | None = None,
+        teacher: Path | None = None,
     ):
         self.recipe, self.config, self.prompt, self.n_text = recipe, config, prompt, n_text
         mx.random.seed(recipe.seed)
@@ -73,8 +80,12 @@ class Trainer:
             self.kept = {"encoder": tree_unflatten(list(encoder.items()))}
             self.net.encoder.load_weights([(name, value.astype(self.dtype)) for name, value in encoder.items()])
             del fresh["encoder"]
+        if recipe.decoder_rate == 0:
+            self.kept |= {name: fresh.pop(name) for name in DECODER}
+        self._teacher = Teacher(teacher, config, self.dtype) if teacher else None
         # of each encoder frame; beside a kept encoder, of the frames of an audio embedding together
-        frames = (D, audio.adapter_stride * N_PHONEMES) if self.kept else (audio.n_audio_state, N_PHONEMES)
+        self._encoder_kept = encoder is not None
+        frames = (D, audio.adapter_stride * N_PHONEMES) if self._encoder_kept else (audio.n_audio_state, N_PHONEMES)
         head = nn.Linear(*frames)
         spoken = nn.Linear(D, n_text + 1)
         params = {"net": fresh, "head": head.parameters(), "spoken": spoken.parameters()}
@@ -82,6 +93,14 @@ class Trainer:
         start = self.flat.join(params)
         # ones where a weight is of a matrix or a kernel, which alone decay and take noise
         self._matrices = self.flat.join(tree_map(lambda p: mx.full(p.shape, float(p.ndim >= 2)), params))
+        self._rates: mx.array | None = None
+        if recipe.decoder_rate not in (0, 1):
+            slow = tuple(f"net.{part}." for part in DECODER)
+            self._rates = self.flat.join(
+                tree_map_with_path(
+                    lambda name, p: mx.full(p.shape, recipe.decoder_rate if name.startswith(slow) else 1.0), params
+                )
+            )
         self.state = fresh_state(start)
         self._around = [mx.array(tokens) for tokens in (prompt.before, prompt.after)]
         self.step_number = 0
@@ -96,7 +115,7 @@ class Trainer:
             self._gradient, self._mels = fused(self._gradient), [fused(f) for f in self._mels]
 
     def forward(self, params: dict, mels: mx.array, batch: dict, noise: float):
-        """Logits of answers (B, A, V), of phonemes (B, P, N) and of spoken tokens (B, R, n_text + 1).
+        """Logits of answers (B, A, V), phonemes (B, P, N) and spoken tokens (B, R, n_text + 1); embeddings (B, R, D).
 
         Those of answers follow the last token of the prompt and every token of the answer. A: `max_text` of the
         bucket, P: encoder frames, R: audio embeddings.
@@ -104,7 +123,7 @@ class Trainer:
         self.net.update(params["net"])
         x_len = (batch["length"] + TAIL_PADDING) // HOP - 2
         encoded = self.net.encoder(mels.transpose(0, 2, 1).astype(self.dtype), x_len, independent=True)
-        if self.kept:
+        if self._encoder_kept:
             encoded = mx.stop_gradient(encoded)
             if noise and self.recipe.dropout:  # whole channels of an example
                 stays = mx.random.uniform(shape=(len(encoded), 1, encoded.shape[2])) >= self.recipe.dropout
@@ -123,19 +142,23 @@ class Trainer:
         x = self.net.model(one_hot(place, sources.shape[1], self.dtype) @ sources, NoCache(self.net.model.rope))
         asked = batch["asks"][:, None] + mx.arange(answers.shape[1])[None]
         x = one_hot(asked, x.shape[1], self.dtype) @ x
-        phonemes = linear(params["head"], audio if self.kept else encoded)
-        return self.net.lm_head(x), phonemes.reshape(len(audio), -1, N_PHONEMES), linear(params["spoken"], audio)
+        phonemes = linear(params["head"], audio if self._encoder_kept else encoded)
+        phonemes = phonemes.reshape(len(audio), -1, N_PHONEMES)
+        return self.net.lm_head(x), phonemes, linear(params["spoken"], audio), audio
 
     def loss(self, params: dict, mels: mx.array, batch: dict, noise: float, smoothing: float):
-        """Sum of the three losses, and (text, phoneme, spoken, share of right tokens) to log."""
-        logits, phonemes, spoken = self.forward(params, mels, batch, noise)
+        """Sum of the losses, and what is to be logged, as `SHOWN` names it."""
+        logits, phonemes, spoken, audio = self.forward(params, mels, batch, noise)
         labels, known = mx.maximum(batch["labels"], 0), batch["labels"] >= 0
         text = mean_entropy(logits, labels, known, smoothing)
         right = ((logits.argmax(-1) == labels) & known).sum() / mx.maximum(known.sum(), 1)
         sound = mean_entropy(phonemes, *labelled(batch["phonemes"], phonemes.shape[1]))
         words = mean_entropy(spoken, *labelled(batch["spoken"], spoken.shape[1]))
         total = text + self.recipe.phoneme_weight * sound + self.recipe.spoken_weight * words
-        return total, (text, sound, words, right)
+        if "wanted" not in batch:
+            return total, (text, sound, words, right)
+        lesson = distance(audio, batch["wanted"], batch["counts"])
+        return total + self.recipe.teacher_weight * lesson, (text, sound, words, right, lesson)
 
     def step(self, pcm: mx.array, batch: dict, progress: float):
         """One update; returns what `loss` gives to log.
@@ -151,6 +174,10 @@ class Trainer:
         mels = self._mels[batch["bucket"]](pcm, arrays)
         mx.async_eval(mels)
         needed = {name: arrays[name] for name in NEEDED}
+        if self._teacher:
+            N = self.recipe.buckets[batch["bucket"]].samples
+            needed["wanted"], needed["counts"] = self._teacher(pcm, arrays, N)
+            mx.async_eval(needed["wanted"], needed["counts"])
         params = self.flat.split(self._noisy(self.state["params"]).astype(self.dtype))
         (_, shown), gradient = self._gradient(params, mels, needed, self.recipe.token_noise, self.recipe.smoothing)
         mx.async_eval(shown, gradient)
@@ -165,7 +192,8 @@ class Trainer:
         """One optimiser step with this gradient (n,)."""
         r = self.recipe
         decay = r.weight_decay * self._matrices
-        self.state = adamw(self.state, gradient, self.step_number + 1, rate, decay, r.average)
+        rates = rate if self._rates is None else rate * self._rates
+        self.state = adamw(self.state, gradient, self.step_number + 1, rates, decay, r.average)
 
     def _noisy(self, params: mx.array) -> mx.array:
         """The weights with this step's noise: normal, as strong as a share of their matrix's root mean square."""
@@ -192,7 +220,7 @@ class Trainer:
             wave = gather_wave(pcm, arrays, self.recipe.buckets[batch["bucket"]].samples)
             filters = clean_filters(self.config.audio_encoder_config.n_mels)
             mels = log_mel_batch(wave, arrays["length"], filters)
-            _, (text, _, _, right) = self.loss(params, mels, arrays, 0.0, 0.0)
+            _, (text, _, _, right, *_) = self.loss(params, mels, arrays, 0.0, 0.0)
             totals += [text.item(), right.item()]
         return float(totals[0] / steps), float(totals[1] / steps)
 
@@ -201,16 +229,22 @@ class Trainer:
 
         Beside a kept encoder, a checkpoint with an encoder of other sizes gives its decoder alone.
         """
-        config = StepAudioConfig.from_file(folder) if self.kept else self.config
+        config = StepAudioConfig.from_file(folder) if self._encoder_kept else self.config
         net = StepAudioNet(config)
         load_weights(net, folder, config, mx.float32)
-        parts = ["model", "lm_head"]
+        parts = list(DECODER)
         if config.audio_encoder_config == self.config.audio_encoder_config:
-            parts += ["adapter"] if self.kept else ["adapter", "encoder"]
+            parts += ["adapter"] if self._encoder_kept else ["adapter", "encoder"]
         elif config.text_config != self.config.text_config:
             raise ConfigError(f"{folder}: neither its encoder nor its decoder has the sizes of the net to be trained")
         params = self.flat.split(self.state["params"])
-        params["net"] |= {name: net[name].parameters() for name in parts}
+        for name in parts:
+            values = net[name].parameters()
+            if name in self.kept:
+                self.kept[name] = values
+                self.net[name].update(tree_map(lambda value: value.astype(self.dtype), values))
+            else:
+                params["net"][name] = values
         self.state["params"] = self.flat.join(params)
         self.state["average"] = self.state["params"] + 0
 
@@ -248,6 +282,7 @@ def run(
     resume: Path | None = None,
     start: Path | None = None,
     encoder: dict[str, mx.array] | None = None,
+    teacher: Path | None = None,
     on_save: Callable[[Trainer], None] = lambda trainer: None,
     elapsed: float = 0.0,
     pause: float = float("inf"),
@@ -258,11 +293,17 @@ def run(
     ----------
     folders, texts : the corpus, as `Corpus` takes it. held_out : a folder of clips to score now and then.
     resume : folder with a saved state to go on from; `elapsed` seconds of its schedule are then already spent.
-    start : folder of a checkpoint whose weights a fresh run begins with.
-    encoder : arrays of an encoder that stays as it is, as `Trainer` takes them.
+    start : folder of a checkpoint whose weights a fresh run begins with, and that a kept decoder comes from.
+    encoder, teacher : an encoder that stays as it is, and a folder to learn from, as `Trainer` takes them.
     on_save : called after each save.
     pause : seconds after which to save and leave, wherever the schedule stands.
+
+    Raises
+    ------
+    ConfigError : a decoder that is to stay as it is, and no `start` that it comes from.
     """
+    if recipe.decoder_rate == 0 and not start:
+        raise ConfigError("the decoder's rate is 0 and no checkpoint to start from is given: it would stay random")
     began = time.time()
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     prompt, encode = transcription_prompt(tokenizer), AnswerEncoder(tokenizer)
@@ -272,11 +313,11 @@ def run(
     shards = [_resident(corpus.samples(i)) for i in range(len(corpus.shards))]
     clips, seconds = sum(map(len, corpus.shards)), round(time.time() - began, 1)
     say(out, event="corpus", hours=round(corpus.hours, 2), clips=clips, shards=len(shards), seconds=seconds)
-    trainer = Trainer(recipe, config, prompt, tokenizer.text_limit, encoder)
+    trainer = Trainer(recipe, config, prompt, tokenizer.text_limit, encoder, teacher)
+    if start:
+        trainer.start_from(start)
     if resume and trainer.resume(resume):
         say(out, event="resumed", step=trainer.step_number)
-    elif start:
-        trainer.start_from(start)
     log = _Log(out, trainer)
     if held_out:
         quiet = Corpus([held_out], encode, texts)
@@ -314,14 +355,11 @@ class _Log:
         every, step = self.trainer.recipe.log_every, self.trainer.step_number
         if len(self.recent) < every:
             return False
-        text, phoneme, spoken, right = np.array([[float(x) for x in shown] for shown in self.recent]).mean(0)
+        means = np.array([[float(x) for x in shown] for shown in self.recent]).mean(0).tolist()
         say(
             self.out,
             step=step,
-            text=text,
-            phoneme=phoneme,
-            spoken=spoken,
-            right=right,
+            **dict(zip(SHOWN, means, strict=False)),
             per_second=every / (time.time() - self.mark),
             progress=progress,
             peak_gb=mx.get_peak_memory() / 1e9,

@@ -28,6 +28,18 @@ def labelled(labels: mx.array, n: int) -> tuple[mx.array, mx.array]:
     return labels, labels != IGNORE
 
 
+def distance(found: mx.array, wanted: mx.array, counts: mx.array) -> mx.array:
+    """Mean squared distance of (B, R, D) over the places that count (B, R), in variances of each channel of `wanted`.
+
+    0 where both agree, 1 where `found` is the mean of `wanted`; 0 if no place counts.
+    """
+    found, wanted = found.astype(mx.float32), wanted.astype(mx.float32)
+    share = counts[..., None] / mx.maximum(counts.sum(), 1)
+    mean = (wanted * share).sum((0, 1))
+    variance = (mx.square(wanted - mean) * share).sum((0, 1))
+    return ((mx.square(found - wanted) * share).sum((0, 1)) / (variance + 1e-6)).mean()
+
+
 def mean_entropy(logits: mx.array, labels: mx.array, known: mx.array, smoothing: float = 0.0) -> mx.array:
     """Mean cross-entropy over the known positions, in float32: logits (B, n, V), labels and known (B, n)."""
     each = nn.losses.cross_entropy(logits.astype(mx.float32), labels, label_smoothing=smoothing)

@@ -59,13 +59,13 @@ def fresh_state(params: mx.array) -> State:
     }
 
 
-def adamw(state: State, gradient: mx.array, t: int, rate: float, decay: mx.array, average: float) -> State:
+def adamw(state: State, gradient: mx.array, t: int, rate: float | mx.array, decay: mx.array, average: float) -> State:
     """One step of AdamW (Loshchilov and Hutter 2019), gradient norm clipped to 1, then of the running average.
 
     Parameters
     ----------
     state, gradient : vectors of all parameters.
-    t : number of this step, from 1. rate : learning rate.
+    t : number of this step, from 1. rate : learning rate, of all or (n,) of each.
     decay : (n,) weight decay of each parameter, relative to the rate.
     average : share of the old average that stays, less in the first steps.
     """

@@ -31,6 +31,8 @@ class Recipe:
     spoken_weight: float = 0.5
     token_noise: float = 0.1
     weight_noise: float = 0.0  # share of each matrix's root mean square
+    teacher_weight: float = 1.0
+    decoder_rate: float = 1.0  # factor on the decoder's learning rate; at 0 it stays as it is
     dropout: float = 0.0  # share of a kept encoder's channels that an example goes without
     average: float = 0.9995
     empty: float = EMPTY  # share of examples without speech

@@ -211,3 +211,17 @@ def test_words_that_do_not_pair_up_are_left_alone(encode):
         "tokens": encode("one two three"),
     }
     assert batches._token_spans(clip, encode) is None
+
+
+def test_another_model_teaches_words_without_long_silences(stock, tokenizer):
+    """The longest stretch of an example in which no clip sounds, found sample by sample."""
+    wide, seen = [Bucket(8.0, 4, 20, 1.0)], set()
+    for batch, b, placed in rows_of(BatchMaker(stock, transcription_prompt(tokenizer), wide, seed=0, empty=0.2), 25):
+        silent = np.ones(batch["length"][b], bool)
+        for first, last in zip(placed, batch["stop"][b], strict=False):
+            silent[first:last] = False
+        edges = np.flatnonzero(np.diff([0, *silent, 0]))
+        longest = max(edges[1::2] - edges[::2], default=0) / RATE
+        assert batch["taught"][b] == (len(placed) > 0 and longest <= 2), (longest, len(placed))
+        seen.add((int(batch["taught"][b]), len(placed) > 0))
+    assert seen == {(1, True), (0, True), (0, False)}

@@ -14,10 +14,13 @@ from stepaudio.errors import ConfigError, DataError
 from stepaudio.model import StepAudio2
 from stepaudio.models.encoder import AudioEncoder
 from stepaudio.models.parameters import named_arrays
+from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
 from stepaudio.train import augment, loop, nano
 from stepaudio.train.batches import BatchMaker, transcription_prompt
+from stepaudio.train.losses import distance
 from stepaudio.train.optimiser import Flat, average_states
 from stepaudio.train.recipe import Recipe
+from stepaudio.train.teacher import Teacher
 
 RATE = 16_000
 
@@ -152,6 +155,101 @@ def test_beside_a_kept_encoder_a_checkpoint_gives_its_decoder(tokenizer, trainer
     other.config = replace(other.config, text_config=wide)
     with pytest.raises(ConfigError, match="neither its encoder nor its decoder"):
         other.start_from(tmp_path)
+
+
+def of_another_width(tokenizer, folder):
+    """A saved model with an encoder twice as wide, other mel bands, and the audio embeddings of small trainers."""
+    config = corpora.sizes(-(-tokenizer.n_ids // 64) * 64)
+    audio = replace(config.audio_encoder_config, n_audio_state=32, n_audio_head=4, n_mels=80)
+    config = replace(config, audio_encoder_config=audio)
+    nano.export(loop.initialise(StepAudioNet(config)), config, folder)
+    tokenizer.save(folder)
+    return folder
+
+
+def test_a_teacher_hears_the_examples_as_they_were_spoken(tokenizer, maker, stock, tmp_path):
+    """Its audio embeddings are those that the saved model gives to the same samples, each example alone."""
+    model = StepAudio2.load(of_another_width(tokenizer, tmp_path / "m"))
+    config, pcm = corpora.new_trainer(tokenizer).config, mx.array(stock.samples(0))
+    teacher, whole, seen = Teacher(tmp_path / "m", config, mx.float32), stock.samples(0) / np.float32(32768), 0
+    for step in range(4):
+        batch = maker(step)
+        N = corpora.BUCKETS[batch["bucket"]].samples
+        found, counts = (np.array(x) for x in teacher(pcm, loop.on_device(batch), N))
+        for b, n in enumerate(batch["length"]):
+            wave = np.zeros(n, np.float32)
+            for first, last, start, rate in zip(
+                *(batch[k][b] for k in ("begin", "stop", "start", "rate")), strict=True
+            ):
+                at = np.arange(max(0, min(last, n) - first)) * rate
+                wave[first : first + len(at)] = np.interp(at + start, np.arange(len(whole)), whole)
+            (wanted,) = model.engine.encode_audio([model.engine.log_mel(wave)])
+            np.testing.assert_allclose(found[b, : len(wanted)], np.array(wanted), atol=2e-3 * np.abs(wanted).max())
+            assert counts[b].sum() == len(wanted) * batch["taught"][b]
+            seen += batch["taught"][b]
+    assert seen > 4
+
+
+def test_the_audio_embeddings_come_near_to_a_teacher_s(tokenizer, maker, stock, tmp_path):
+    folder = of_another_width(tokenizer, tmp_path)
+    trainer = corpora.new_trainer(tokenizer, encoder=an_encoder(tokenizer), teacher=folder, peak_rate=0.02)
+    shown = np.array(take(trainer, maker, stock, range(16)))
+    assert shown.shape[1] == len(loop.SHOWN)
+    assert shown[-4:, 4].mean() < shown[0, 4] / 3  # of clips of white noise, hardly below 1: what their mean would have
+    text, audio = trainer.config.text_config, trainer.config.audio_encoder_config
+    wide = StepAudioConfig(replace(text, hidden_size=32), replace(audio, llm_dim=32))
+    with pytest.raises(ConfigError, match=r"have \(channels, stride\) \(16, 2\), those of .* \(32, 2\)"):
+        Teacher(folder, wide, mx.float32)
+
+
+def test_distance_from_a_teacher():
+    """Against numpy's variance; places that do not count change nothing."""
+    rng = np.random.default_rng(0)
+    found, wanted = rng.normal(size=(2, 3, 5, 4)) * [1, 2, 3, 40]
+    counts = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+    hidden = np.where(counts[..., None], wanted, 1e3)
+    near = float(distance(mx.array(found), mx.array(hidden), mx.array(counts)))
+    assert near == pytest.approx((((found - wanted)[counts] ** 2).mean(0) / wanted[counts].var(0)).mean(), rel=1e-4)
+    assert float(distance(mx.array(wanted), mx.array(wanted), mx.array(counts))) == 0
+    assert float(distance(mx.array(found), mx.array(wanted), mx.array(counts & False))) == 0
+
+
+def test_a_decoder_can_stay_as_it_is_or_follow_slowly(tokenizer, maker, stock, tmp_path):
+    """At rate 0 to the bit, also after it is saved, resumed and exported; at a hundredth it moves less than a tenth."""
+    taught = corpora.new_trainer(tokenizer)
+    take(taught, maker, stock, range(2))
+    nano.export(taught.average, taught.config, tmp_path / "m")
+    moved = {}
+    for rate in (0.0, 0.01, 1.0):
+        trainer = corpora.new_trainer(tokenizer, encoder=an_encoder(tokenizer), decoder_rate=rate, peak_rate=0.02)
+        trainer.start_from(tmp_path / "m")
+        shown = np.array(take(trainer, maker, stock, range(6)))
+        assert np.isfinite(shown).all()
+        moved[rate] = max(
+            np.abs(np.array(a) - np.array(b.astype(mx.float16).astype(mx.float32))).max()
+            for part in loop.DECODER
+            for (_, a), (_, b) in zip(
+                named_arrays(trainer.average[part]), named_arrays(taught.average[part]), strict=True
+            )
+        )
+        if rate == 0:
+            logits = trainer.net.lm_head.weight
+            np.testing.assert_array_equal(np.array(logits), np.array(trainer.kept["lm_head"]["weight"]))
+            nano.export(trainer.average, trainer.config, tmp_path / "n")
+            for name, value in mx.load(str(tmp_path / "n/model.safetensors")).items():
+                if name.startswith(loop.DECODER):
+                    was = mx.load(str(tmp_path / "m/model.safetensors"))[name]
+                    np.testing.assert_array_equal(np.array(value), np.array(was), err_msg=name)
+    assert moved[0.0] == 0 < moved[0.01] < moved[1.0] / 10
+
+
+def test_a_decoder_kept_from_nowhere_is_refused(tokenizer, tmp_path):
+    corpora.write(tmp_path / "c")
+    tokenizer.save(tmp_path / "words")
+    recipe = Recipe(steps=1, workers=1, buckets=corpora.BUCKETS, decoder_rate=0.0)
+    with pytest.raises(ConfigError, match="no checkpoint to start from"):
+        loop.run(recipe, corpora.sizes(384), [tmp_path / "c"], tmp_path / "words", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoder_s_file_is_read_or_refused(tmp_path):
