@@ -97,9 +97,10 @@ def _parser() -> tuple[Parser, list[str]]:
     """The parser, and the names of its commands."""
     from .checkpoints import add_checkpoint_verbs
     from .demo import add_demo_verb
+    from .evaluate import add_evaluate_verb
     from .experiments import add_experiment_verbs
     from .speak import add_speaking_verbs
-    from .transcribe import add_transcribe_verbs
+    from .transcribe import add_transcribe_verb
 
     parser = Parser(
         prog="stepaudio", description="Workbench for Step-Audio 2 mini on MLX.", epilog=EPILOG,
@@ -110,7 +111,8 @@ def _parser() -> tuple[Parser, list[str]]:
     )
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(metavar="COMMAND")
-    add_transcribe_verbs(verbs)
+    add_transcribe_verb(verbs)
+    add_evaluate_verb(verbs)
     add_speaking_verbs(verbs)
     add_checkpoint_verbs(verbs)
     add_experiment_verbs(verbs)

@@ -138,10 +138,10 @@ def add_choice(group, *names: str, choices: Sequence[str], also: Sequence[str] =
     add_option(group, *names, type=checked, metavar="{" + ",".join(choices) + "}", **more)
 
 
-def add_formats(verb: Parser, formats: Sequence[str], default: str) -> None:
-    """Add `--format`, and `--text` and `--json` as its short forms."""
+def add_formats(verb: Parser, formats: Sequence[str], default: str | None, shown: str | None = None) -> None:
+    """Add `--format`, and `--text` and `--json` as its short forms; `shown` as in `add_option`."""
     group = verb.add_argument_group("output")
-    add_choice(group, "--format", choices=formats, default=default, help="what is printed")
+    add_choice(group, "--format", choices=formats, default=default, shown=shown, help="what is printed")
     for name in ("json", "text"):
         if name in formats:
             group.add_argument(

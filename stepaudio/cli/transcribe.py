@@ -1,4 +1,4 @@
-"""`stepaudio transcribe` and `evaluate`."""
+"""`stepaudio transcribe`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +29,8 @@ MOST = 0.5  # of a recording: if that much was skipped, a line on stderr says so
 ALONE = ("srt", "vtt", "tsv")  # formats whose files do not join
 
 
-def add_transcribe_verbs(verbs) -> None:
-    """Add the verbs to the subparsers of the command."""
+def add_transcribe_verb(verbs) -> None:
+    """Add the verb to the subparsers of the command."""
     transcribe = add_verb(
         verbs, "transcribe", run_transcribe, "speech to text, of any length", "FILE ...",
         ["stepaudio transcribe talk.mp3 --format srt",
@@ -50,23 +49,6 @@ def add_transcribe_verbs(verbs) -> None:
     add_model(transcribe)
     add_recording(transcribe)
     add_decoding(transcribe)
-
-    evaluate = add_verb(
-        verbs, "evaluate", run_evaluate, "word error rate, loops and speed over a table of recordings", "MANIFEST",
-        ["stepaudio evaluate data/speech/manifest.tsv --text",
-         "stepaudio evaluate my.csv --sampling greedy --temperature 0.7 --seed 3"],
-        {0: "every recording was scored", 1: "a recording could not be used; the others went on"},
-    )  # fmt: skip
-    evaluate.add_argument("manifest", metavar="MANIFEST", help="TSV or CSV with columns file and text, paths beside it")
-    add_formats(evaluate, ("json", "text"), "json")
-    add_option(
-        evaluate, "--words", metavar="FILE", shown="words.txt of the model, if there is one",
-        help="one word a line: clips of these words alone are also scored apart",
-    )  # fmt: skip
-    evaluate.set_defaults(no_tokenizer=False)
-    add_model(evaluate)
-    add_recording(evaluate)
-    add_decoding(evaluate)
 
 
 def run_transcribe(options: argparse.Namespace) -> int:
@@ -159,31 +141,3 @@ def _is_ours(form: str, path: Path) -> bool:
         return False
     looks_like = {"srt": subtitles.is_srt, "vtt": subtitles.is_vtt, "tsv": subtitles.is_tsv}
     return form in looks_like and looks_like[form](text)
-
-
-def run_evaluate(options: argparse.Namespace) -> int:
-    """Score a table of recordings; 1 if one of them could not be used."""
-    from ..evaluation.manifest import read_manifest
-    from ..evaluation.scores import Evaluation, score_clips, totals
-    from ..evaluation.word_errors import read_words
-
-    keywords, clips = transcription_from(options), read_manifest(options.manifest)
-    beside = Path(options.model or default_checkpoint()) / "words.txt"
-    words = options.words or (beside if beside.exists() else None)
-    known = read_words(words) if words else None
-    model, scores, began = load_model(options), [], time.perf_counter()
-    found = score_clips(model, clips, progress=False, **keywords)
-    while len(scores) < len(clips):
-        with busy(f"scoring recording {len(scores) + 1} of {len(clips)}"):
-            score = next(found)
-        scores.append(score)
-        if options.format == "json":
-            print_json(score.to_dict())
-        else:
-            print(score, flush=True)
-    last = totals(scores, known) | {"sampling": options.sampling, "wall_seconds": round(time.perf_counter() - began, 2)}
-    if options.format == "json":
-        print_json(last)
-    else:
-        print(f"\n{str(Evaluation(tuple(scores))).splitlines()[-1]}", flush=True)
-    return 1 if last["failed"] else 0

@@ -30,8 +30,10 @@ Row = Mapping[str, Any]
 COLUMNS = {
     "wer": ("errors", "words"),
     "cer": ("char_errors", "chars"),
+    "mixed": ("mixed_errors", "mixed_units"),
     "loop_free_wer": ("errors", "words"),
     "loop_free_cer": ("char_errors", "chars"),
+    "loop_free_mixed": ("mixed_errors", "mixed_units"),
     "loop_rate": ("loops", None),
 }
 
@@ -109,7 +111,7 @@ def interval(rows, measure: str = "wer", *, level: float = 0.95) -> Interval:
     ----------
     rows : runs of one setting, as a `Table`, a list of dicts, or a pandas table; every clip equally often.
     measure : "wer" (errors / words), "loop_rate" (runs with a loop / runs), "loop_free_wer" (the word error rate of
-        the runs without one); "cer" and "loop_free_cer" by characters.
+        the runs without one); "cer" and "loop_free_cer" by characters, "mixed" and "loop_free_mixed" by both.
     level : coverage aimed at, 0 < level < 1.
 
     Returns
@@ -206,14 +208,14 @@ def compare(rows_a, rows_b, *, unit: str = "wer", level: float = 0.95) -> Compar
 
     Parameters
     ----------
-    rows_a, rows_b, level : as in `paired_difference`. unit : "wer" or "cer".
+    rows_a, rows_b, level : as in `paired_difference`. unit : "wer", "cer" or "mixed".
 
     Raises
     ------
     DataError : as in `paired_difference`.
     """
-    if unit not in ("wer", "cer"):
-        raise DataError(f"unit {unit!r}: expected wer or cer")
+    if unit not in ("wer", "cer", "mixed"):
+        raise DataError(f"unit {unit!r}: expected wer, cer or mixed")
     measures = ("loop_rate", f"loop_free_{unit}", unit)
     return Comparison(*(paired_difference(rows_a, rows_b, measure, level=level) for measure in measures))
 

@@ -2,88 +2,28 @@
 
 from __future__ import annotations
 
+import html
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 from ..constants import SAMPLE_RATE
 from ..decoding.options import merge_options
 from ..errors import DataError, StepAudioError
-from ..text.scripts import is_unspaced
-from ..transcribe import Transcript, batch_size, timed
-from .manifest import Clip, distinct_names, read_manifest
-from .word_errors import count_char_errors, count_errors, count_mixed_errors, normalise
-
-WER, MIXED = "wer", "mixed"  # the rate to read: the second where references have scripts without blanks
-
-
-@dataclass(frozen=True)
-class Score:
-    """One clip's result.
-
-    Parameters
-    ----------
-    clip : what was said.
-    transcript : what was recognised, None if the recording could not be used.
-    words, errors : in the reference, and of the hypothesis.
-    error : why it could not be scored, else None.
-    name : what tells it from the others of its table; by default the file's last name.
-    """
-
-    clip: Clip
-    transcript: Transcript | None
-    words: int = 0
-    errors: int = 0
-    error: str | None = None
-    name: str = ""
-
-    @cached_property
-    def char_counts(self) -> tuple[int, int]:
-        """(characters in the reference, character errors)."""
-        return count_char_errors(self.clip.text, self._hypothesis)
-
-    @cached_property
-    def mixed_counts(self) -> tuple[int, int]:
-        """(units in the reference, errors): characters of scripts without blanks between words, words elsewhere."""
-        return count_mixed_errors(self.clip.text, self._hypothesis)
-
-    @property
-    def _hypothesis(self) -> str:
-        return "" if self.transcript is None else self.transcript.text or ""
-
-    def to_dict(self) -> dict:
-        """Plain values: the file and both texts with their numbers, or the file and why it failed."""
-        if self.transcript is None:
-            return {"file": str(self.clip.file), "error": self.error}
-        return {
-            "file": str(self.clip.file),
-            "reference": self.clip.text,
-            "hypothesis": self.transcript.text,
-            "words": self.words,
-            "errors": self.errors,
-            "chars": self.char_counts[0],
-            "char_errors": self.char_counts[1],
-            "mixed_units": self.mixed_counts[0],
-            "mixed_errors": self.mixed_counts[1],
-            "loops": self.transcript.loops,
-            "audio_seconds": round(self.transcript.audio_seconds, 3),
-            "skipped_seconds": round(self.transcript.skipped_seconds, 3),
-            "wall_seconds": round(self.transcript.wall_seconds, 3),
-        }
-
-    def __str__(self) -> str:
-        name = self.name or self.clip.file.name
-        if self.transcript is None:
-            return f"{name}  failed: {self.error}"
-        texts = [text or "(nothing)" for text in (self.clip.text, self.transcript.text)]
-        of, units, errors = "words", self.words, self.errors
-        if is_unspaced(self.clip.text):
-            of, (units, errors) = "characters and words", self.mixed_counts
-        wrong = f"{errors} of {units} {of} wrong" if units else f"{errors} {of} where none were"
-        return f"{name}  {wrong}\n  reference   {texts[0]}\n  hypothesis  {texts[1]}"
+from ..files import replaced_file
+from ..text.prompts import ASR_SYSTEM, translation_system
+from ..transcribe import batch_size, timed
+from .against import Against, compare_evaluations
+from .clip_score import Score
+from .listing import listing, listing_html
+from .manifest import TRANSLATE, Clip, distinct_names, one_task, read_manifest
+from .normalisers import OURS, check_normalizer
+from .results import read_results
+from .summary import summary, totals, worst_first
+from .translation import check_sacrebleu
 
 
 @dataclass(frozen=True)
@@ -121,22 +61,56 @@ class Evaluation(Sequence[Score]):
         """As the function `totals`."""
         return totals(self.scores, known_words)
 
+    def worst(self) -> list[Score]:
+        """The clips that could be scored, those with most errors first."""
+        return worst_first(self.scores)
+
+    def listing(self) -> str:
+        """The clips with errors, the worst first, each aligned: what was said, what was heard, and where."""
+        return listing(self.scores)
+
+    def against(self, other: Evaluation | str | Path) -> Against:
+        """Compare with another evaluation of the same recordings, or with its JSON lines: what moved, and how much.
+
+        Raises
+        ------
+        DataError : as in `against.compare_evaluations` and `results.read_results`.
+        """
+        there = list(other) if isinstance(other, Evaluation) else read_results(other)
+        return compare_evaluations(self.scores, there)
+
+    @classmethod
+    def read(cls, path: str | Path, normalizer: str | None = None) -> Evaluation:
+        """An evaluation from its JSON lines; parameters and errors as in `results.read_results`."""
+        return cls(tuple(read_results(path, normalizer)))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the clips as JSON lines, which `read` and `--against` understand. `DataError` where nothing can be."""
+        path = Path(path)
+        lines = [json.dumps(score.to_dict(), ensure_ascii=False, allow_nan=False) for score in self.scores]
+        try:
+            with replaced_file(path) as aside:
+                aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n", errors="backslashreplace")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+        return path
+
     def __str__(self) -> str:
-        t = self.totals()
-        rates = {k: "-" if t[k] is None else format(t[k], ".1%") for k in ("wer", "mixed", "cer")}
-        main = f"word error rate {rates['wer']} ({t['errors']} of {t['words']} words)"
-        if t["measure"] == MIXED:
-            main = f"mixed error rate {rates['mixed']} ({t['mixed_errors']} of {t['mixed_units']} characters and words)"
-        failed = f", {t['failed']} could not be used" if t["failed"] else ""
-        rtf = "-" if t["rtf"] is None else f"{t['rtf']:.3f}"
-        last = (
-            f"{main}, character error rate {rates['cer']}, {t['clips']} clips{failed}, loops in {t['loops']}, "
-            f"real-time factor {rtf}"
-        )
-        return "\n".join([*map(str, self.scores), "", last])
+        return "\n".join([*map(str, self.scores), "", summary(self.totals())])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(summary(self.totals()))}</pre>{listing_html(self.scores)}"
 
 
-def evaluate(model, clips: str | Path | Iterable[Clip], *, downmix: str = "first", **options: Any) -> Evaluation:
+def evaluate(
+    model,
+    clips: str | Path | Iterable[Clip],
+    *,
+    downmix: str = "first",
+    normalizer: str = OURS,
+    task: str | None = None,
+    **options: Any,
+) -> Evaluation:
     """Transcribe and score all recordings of a table.
 
     Parameters
@@ -144,6 +118,8 @@ def evaluate(model, clips: str | Path | Iterable[Clip], *, downmix: str = "first
     model : a `StepAudio2` with a tokenizer.
     clips : path of a manifest (a TSV or CSV with the columns `file` and `text`), or `Clip`s.
     downmix : "first" channel or "mean", where a recording has several.
+    normalizer : "ours", "whisper" (needs the library whisper-normalizer) or "none".
+    task : "transcribe", "translate", or None for what the manifest says; see `read_manifest`.
     options : as in `StepAudio2.transcribe`.
 
     Returns
@@ -154,27 +130,52 @@ def evaluate(model, clips: str | Path | Iterable[Clip], *, downmix: str = "first
     Raises
     ------
     DataError : the model has no tokenizer, or the manifest cannot be read or lacks a text.
+    ConfigError : an unknown normaliser, or a library that is not installed.
+    PromptError : the model was not trained to translate.
     """
-    return Evaluation(tuple(score_clips(model, clips, downmix=downmix, **options)))
+    asked = {"downmix": downmix, "normalizer": normalizer, "task": task}
+    return Evaluation(tuple(score_clips(model, clips, **asked, **options)))
 
 
 def score_clips(
-    model, clips: str | Path | Iterable[Clip], *, downmix: str = "first", **options: Any
+    model,
+    clips: str | Path | Iterable[Clip],
+    *,
+    downmix: str = "first",
+    normalizer: str = OURS,
+    task: str | None = None,
+    **options: Any,
 ) -> Iterator[Score]:
     """Scores as they are finished, a batch of recordings at a time; parameters and errors as in `evaluate`."""
     if model.tokenizer is None:
         raise DataError("word errors need text, and the model was loaded with tokenizer=None: load it with one")
-    clips = read_manifest(clips) if isinstance(clips, str | Path) else list(clips)
+    check_normalizer(normalizer)
+    clips = read_manifest(clips, task) if isinstance(clips, str | Path) else list(clips)
     if odd := [clip for clip in clips if not isinstance(clip, Clip)]:
         raise DataError(f"clips to score: expected a manifest or Clip(file, text)s, found {type(odd[0]).__name__}")
+    if one_task(clips) == TRANSLATE:
+        options = _translating(model, clips, options)
     named = list(zip(clips, distinct_names([clip.file for clip in clips]), strict=True))
     given = {key: options[key] for key in ("batch",) if key in options}
     batch = batch_size(merge_options(options.get("options"), "transcribe", **given))
     for i in range(0, len(clips), batch):  # no more than that: what is not handed on yet is lost with an interrupt
-        yield from _score_batch(model, named[i : i + batch], downmix, options)
+        yield from _score_batch(model, named[i : i + batch], downmix, normalizer, options)
 
 
-def _score_batch(model, named: list[tuple[Clip, str]], downmix: str, options: dict[str, Any]) -> Iterator[Score]:
+def _translating(model, clips: list[Clip], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the prompt for a translation, unless they have one of their own."""
+    check_sacrebleu()
+    model.capabilities.require("translate")
+    targets = {clip.target for clip in clips if clip.has_speech or clip.language}
+    if len(targets) > 1:
+        raise DataError(f"translations into {', '.join(sorted(targets))}: score each language as a table of its own")
+    own = options.get("prompt", ASR_SYSTEM)
+    return options | {"prompt": translation_system(min(targets, default="zh")) if own == ASR_SYSTEM else own}
+
+
+def _score_batch(
+    model, named: list[tuple[Clip, str]], downmix: str, normalizer: str, options: dict[str, Any]
+) -> Iterator[Score]:
     samples, failed, began = {}, {}, time.perf_counter()
     for k, (clip, _) in enumerate(named):
         try:
@@ -186,60 +187,7 @@ def _score_batch(model, named: list[tuple[Clip, str]], downmix: str, options: di
     done = dict(zip(samples, transcripts, strict=True))
     for k, (clip, name) in enumerate(named):
         if k in failed:
-            yield Score(clip, None, error=failed[k], name=name)
+            yield Score(clip, None, error=failed[k], name=name, normalizer=normalizer)
             continue
-        words, errors = count_errors(clip.text, done[k].text or "")
         transcript = timed(done[k], done[k].wall_seconds + reading * len(samples[k]))
-        yield Score(clip, transcript, words, errors, name=name)
-
-
-def totals(scores: Iterable[Score], known_words: set[str] | None = None) -> dict:
-    """Sums over all scores.
-
-    Returns
-    -------
-    dict with `measure`, the name of the rate to read: "mixed" if a reference has a script without blanks between
-    words, else "wer"; `wer`, `cer` and `mixed` (all errors over all words, characters, or characters of such scripts
-    and words elsewhere); `clips`, `loops` (clips with one), `rtf` (seconds of work per second of audio), `words`,
-    `errors`, `chars`, `char_errors`, `mixed_units`, `mixed_errors`, `audio_seconds` and `failed`; a rate of nothing
-    is None. With `known_words` (say, a model's training vocabulary) also `wer_known` and `clips_known`: the clips all
-    of whose words are among them.
-    """
-    scores = list(scores)
-    good = [(s, s.transcript) for s in scores if s.transcript is not None]
-    words, errors = _sums((s.words, s.errors) for s, _ in good)
-    chars, char_errors = _sums(s.char_counts for s, _ in good)
-    mixed_units, mixed_errors = _sums(s.mixed_counts for s, _ in good)
-    audio = sum(t.audio_seconds for _, t in good)
-    line = {
-        "measure": MIXED if any(is_unspaced(s.clip.text) for s, _ in good) else WER,
-        "wer": _share(errors, words),
-        "cer": _share(char_errors, chars),
-        "mixed": _share(mixed_errors, mixed_units),
-        "clips": len(good),
-        "loops": sum(t.loops > 0 for _, t in good),
-        "rtf": _share(sum(t.wall_seconds for _, t in good), audio),
-        "words": words,
-        "errors": errors,
-        "chars": chars,
-        "char_errors": char_errors,
-        "mixed_units": mixed_units,
-        "mixed_errors": mixed_errors,
-        "audio_seconds": round(audio, 2),
-        "failed": len(scores) - len(good),
-    }
-    if known_words is not None:
-        known = [s for s, _ in good if s.words and set(normalise(s.clip.text).split()) <= known_words]
-        line["wer_known"] = _share(sum(s.errors for s in known), sum(s.words for s in known))
-        line["clips_known"] = len(known)
-    return line
-
-
-def _sums(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """(All units, all errors)."""
-    counts = list(counts)
-    return sum(units for units, _ in counts), sum(errors for _, errors in counts)
-
-
-def _share(part: float, whole: float) -> float | None:
-    return round(part / whole, 4) if whole else None
+        yield Score.of(clip, transcript, name, normalizer)

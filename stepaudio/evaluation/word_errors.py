@@ -1,16 +1,14 @@
 """Word, character and mixed error rates: what counts as a unit, how errors are counted, and rates over many utterances.
 
-Texts are normalised once (`normalise`), then aligned by jiwer with the smallest number of edits. Errors are
-substitutions, deletions and insertions.
+Texts are normalised once (`stepaudio.evaluation.normalisers`), then aligned by jiwer with the smallest number of
+edits. Errors are substitutions, deletions and insertions.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from pathlib import Path
 
 import jiwer
@@ -18,63 +16,16 @@ import jiwer
 from ..errors import DataError
 from ..reading import read_text
 from ..text.scripts import UNSPACED
+from .normalisers import OURS, normalise, normaliser
 
-# One character for each that means the same inside a word or a number. NFKC would take some of them apart.
-ALIKE = {ord(c): "'" for c in "‘’‛ʼʻ´`′＇׳"} | {ord("٫"): ".", ord("٬"): ","}
-# Marks and fillers without a shape: variation selectors, the grapheme joiner, Hangul fillers, inherent Khmer vowels.
-SHAPELESS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-LETTER = r"[^\W\d_]"
-ABBREVIATION = re.compile(rf"(?<![\w.'])(?:{LETTER}\.)+{LETTER}(?!\w)\.?|(?<![\w.'])(?:{LETTER}\.){{2,}}")
-THOUSANDS = re.compile(r"(?<=\d),(?=(?:\d\d,)*\d{3}(?!\d))")
-HEBREW_QUOTE = re.compile('(?<=[\u05d0-\u05ea])["\u05f4”“](?=[\u05d0-\u05ea])')
-OUTSIDE = re.compile(r"(?<!\d)\.|\.(?!\d)|(?<![^\s'.])'|'(?![^\s'.])")
 UNIT = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})\S)+")
 BLANK_BESIDE = re.compile(rf"(?<={UNSPACED}) | (?={UNSPACED})")
 
 
-def normalise(text: str) -> str:
-    """Text as it is scored: words in lower case, parted by single spaces.
-
-    NFKC and lower case. Letters, digits and combining marks (vowel signs, tones, accents) are kept, and so are
-    apostrophes inside words and decimal points; commas between thousands, points inside abbreviations, tatweel and
-    invisible characters are dropped; all else parts words. Numerals and abbreviations stay as they are written.
-
-    >>> normalise("Don't -- I said: “FORTY-TWO”! Wait…what?")
-    "don't i said forty two wait what"
-    """
-    text = unicodedata.normalize("NFKC", text.translate(ALIKE)).translate(ALIKE).lower().replace("i\u0307", "i")  # "İ"
-    text = unicodedata.normalize("NFKC", "".join(map(_visible, SHAPELESS.sub("", text))))
-    text = HEBREW_QUOTE.sub("", THOUSANDS.sub("", text))
-    text = ABBREVIATION.sub(lambda found: found[0].replace(".", "") + " ", text)
-    text = OUTSIDE.sub(" ", "".join(map(_scored, text)))
-    return " ".join(filter(None, map(_without_stray_marks, text.split())))
+Normalise = Callable[[str], str]
 
 
-@lru_cache(1 << 14)
-def _visible(character: str) -> str:
-    """Format characters (joiners, soft hyphens, directions) are no part of a text; a blank of no width parts words."""
-    if character == "\u200b":
-        return " "
-    return "" if character == "ـ" or unicodedata.category(character) == "Cf" else character
-
-
-@lru_cache(1 << 14)
-def _scored(character: str) -> str:
-    """The character, or the blank or the nothing that stands for it."""
-    kind = unicodedata.category(character)
-    if kind[0] in "LN" or kind in ("Mn", "Mc") or character in "'.":
-        return character
-    return "" if kind == "Me" else " "
-
-
-def _without_stray_marks(word: str) -> str:
-    """Marks that follow no letter belong to nothing, and what stood behind them stands at the edge."""
-    while word and (word[0] in "'." or unicodedata.category(word[0])[0] == "M"):
-        word = word[1:]
-    return word
-
-
-def units(text: str) -> list[str]:
+def units(text: str, by: Normalise = normalise) -> list[str]:
     """What a mixed error rate counts: characters of scripts without blanks between words, words elsewhere.
 
     Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without blanks; Korean is not.
@@ -82,31 +33,31 @@ def units(text: str) -> list[str]:
     >>> units("我喜欢 Python 3")
     ['我', '喜', '欢', 'python', '3']
     """
-    return UNIT.findall(normalise(text))
+    return UNIT.findall(by(text))
 
 
-def characters(text: str) -> str:
+def characters(text: str, by: Normalise = normalise) -> str:
     """What a character error rate counts: the normalised text, without blanks beside scripts that have none."""
-    return BLANK_BESIDE.sub("", normalise(text))
+    return BLANK_BESIDE.sub("", by(text))
 
 
-def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """(words in the reference, word errors) after normalising; all words count as errors where none were spoken."""
-    return _count(normalise(reference).split(), normalise(hypothesis).split())
+def count_errors(reference: str, hypothesis: str, by: Normalise = normalise) -> tuple[int, int]:
+    """(words in the reference, word errors) after `by`; all words count as errors where none were spoken."""
+    return _count(by(reference).split(), by(hypothesis).split())
 
 
-def count_char_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+def count_char_errors(reference: str, hypothesis: str, by: Normalise = normalise) -> tuple[int, int]:
     """(characters in the reference, character errors): as `count_errors`; a space between words is a character."""
-    reference, hypothesis = characters(reference), characters(hypothesis)
+    reference, hypothesis = characters(reference, by), characters(hypothesis, by)
     if not reference:
         return 0, len(hypothesis)
     found = jiwer.process_characters(reference, hypothesis)
     return len(reference), found.substitutions + found.deletions + found.insertions
 
 
-def count_mixed_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+def count_mixed_errors(reference: str, hypothesis: str, by: Normalise = normalise) -> tuple[int, int]:
     """(units in the reference, errors): as `count_errors`, of `units`; the same where no character is one."""
-    return _count(units(reference), units(hypothesis))
+    return _count(units(reference, by), units(hypothesis, by))
 
 
 def _count(reference: list[str], hypothesis: list[str]) -> tuple[int, int]:
@@ -131,7 +82,10 @@ def count_errors_of_beginning(reference: str, hypothesis: str) -> tuple[int, int
     return len(row) - 1 - row[::-1].index(errors), errors
 
 
-def wer(reference: str | Iterable[str], hypothesis: str | Iterable[str]) -> float:
+Texts = str | Iterable[str]
+
+
+def wer(reference: Texts, hypothesis: Texts, normalizer: str = OURS, language: str | None = None) -> float:
     """Word error rate: all errors over all words of the references, after normalising.
 
     >>> wer("One, two, three.", "one too three")
@@ -140,6 +94,7 @@ def wer(reference: str | Iterable[str], hypothesis: str | Iterable[str]) -> floa
     Parameters
     ----------
     reference, hypothesis : what was said and what was recognised: two texts, or two sequences of as many texts.
+    normalizer, language : as in `normalisers.normaliser`: "ours", "whisper" or "none".
 
     Returns
     -------
@@ -148,26 +103,31 @@ def wer(reference: str | Iterable[str], hypothesis: str | Iterable[str]) -> floa
     Raises
     ------
     DataError : one is a text and the other is not, or the sequences differ in length.
+    ConfigError : an unknown normaliser, or one whose library is not installed.
     """
-    return _rate(count_errors, reference, hypothesis)
+    return _rate(count_errors, reference, hypothesis, normalizer, language)
 
 
-def cer(reference: str | Iterable[str], hypothesis: str | Iterable[str]) -> float:
+def cer(reference: Texts, hypothesis: Texts, normalizer: str = OURS, language: str | None = None) -> float:
     """Character error rate, as `wer`, with single spaces counted between words that have them."""
-    return _rate(count_char_errors, reference, hypothesis)
+    return _rate(count_char_errors, reference, hypothesis, normalizer, language)
 
 
-def mixed_error_rate(reference: str | Iterable[str], hypothesis: str | Iterable[str]) -> float:
+def mixed_error_rate(reference: Texts, hypothesis: Texts, normalizer: str = OURS, language: str | None = None) -> float:
     """Mixed error rate, as `wer`, with `units` counted: characters of Chinese, Japanese, Thai…, words elsewhere.
 
     >>> mixed_error_rate("今天天气很好", "今天天汽很好")
     0.16666666666666666
     """
-    return _rate(count_mixed_errors, reference, hypothesis)
+    return _rate(count_mixed_errors, reference, hypothesis, normalizer, language)
 
 
 def _rate(
-    count: Callable[[str, str], tuple[int, int]], reference: str | Iterable[str], hypothesis: str | Iterable[str]
+    count: Callable[[str, str, Normalise], tuple[int, int]],
+    reference: Texts,
+    hypothesis: Texts,
+    normalizer: str,
+    language: str | None,
 ) -> float:
     if isinstance(reference, str) != isinstance(hypothesis, str):
         raise DataError(
@@ -181,7 +141,8 @@ def _rate(
             f"an error rate needs a hypothesis for each reference, found {len(references)} references and "
             f"{len(hypotheses)} hypotheses"
         )
-    return error_rate(map(count, references, hypotheses))
+    pairs = zip(references, hypotheses, strict=True)
+    return error_rate(count(said, heard, normaliser(normalizer, said, language)) for said, heard in pairs)
 
 
 def error_rate(pairs: Iterable[tuple[int, int]]) -> float:

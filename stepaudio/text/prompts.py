@@ -43,10 +43,15 @@ def translation_turns(to: str = "zh", spoken: bool = False) -> list[Message]:
     `to` is a key of `LANGUAGES`. For "zh" the system text is that of StepFun's examples; for the others it is the same
     sentence with the name of the language exchanged, which the examples do not show. `PromptError` for another.
     """
+    system = translation_system(to, spoken)
+    return [Message("system", system), Message("human", [{"type": "audio"}]), open_answer(spoken)]
+
+
+def translation_system(to: str = "zh", spoken: bool = False) -> str:
+    """The system text of `translation_turns`; `PromptError` for an unknown language."""
     if to not in LANGUAGES:
         raise PromptError(f"to: expected one of {', '.join(LANGUAGES)}, found {to!r}")
-    system = (S2ST_SYSTEM if spoken else S2TT_SYSTEM_ZH).replace(LANGUAGES["zh"], LANGUAGES[to])
-    return [Message("system", system), Message("human", [{"type": "audio"}]), open_answer(spoken)]
+    return (S2ST_SYSTEM if spoken else S2TT_SYSTEM_ZH).replace(LANGUAGES["zh"], LANGUAGES[to])
 
 
 def reading_turns(text: str, tokenizer: Tokenizer) -> list[Message]:

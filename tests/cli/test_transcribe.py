@@ -1,17 +1,16 @@
-"""`transcribe` and `evaluate`, in this process and as one of its own: output, exit statuses, errors in one line."""
+"""`transcribe`, in this process and as one of its own: output, exit statuses, errors in one line."""
 
 import json
 import os
 import shutil
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import tiny
-from commands import FEW, as_process, one_line, table, unreadable
+from commands import FEW, as_process, one_line, unreadable
 from safetensors.numpy import load_file, save_file
 
 from stepaudio.constants import CHUNK_SECONDS
@@ -305,43 +304,3 @@ def test_as_a_process(tiny_checkpoint, wav, tmp_path, tiny_model):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1 and "error" in lines[1]
     assert lines[0]["text"] == tiny_model.transcribe(wav, max_tokens=6).text
-
-
-# ---- evaluate ----
-
-
-def test_evaluate_ends_with_the_totals(run, wav, tmp_path, tiny_model):
-    text = " ".join(tiny_model.transcribe(wav, max_tokens=6).text.split())
-    sf.write(tmp_path / "q.wav", np.zeros(16_000), 16_000)
-    status, out, err = run("evaluate", table(tmp_path, f"file\ttext\na.wav\t{text} x\nq.wav\t\n"), *FEW)
-    *lines, last = map(json.loads, out)
-    assert (status, err) == (0, "") and [Path(line["file"]).name for line in lines] == ["a.wav", "q.wav"]
-    assert {"wer", "clips", "loops", "rtf"} <= set(last) and last["clips"] == 2 and last["sampling"] == "planned"
-    assert last["errors"] == sum(line["errors"] for line in lines) and last["words"] == lines[0]["words"]
-    assert last["wer"] == pytest.approx(last["errors"] / last["words"], abs=1e-4) and last["rtf"] > 0
-
-
-def test_evaluate_as_text(run, wav, tmp_path):
-    status, out, _ = run("evaluate", table(tmp_path, "file\ttext\nnone.wav\tx\na.wav\tx\n"), "--text", *FEW)
-    assert status == 1 and out[0].startswith("none.wav  failed: ") and out[1].startswith("a.wav  ")
-    assert "word error rate" in out[-1] and "1 could not be used" in out[-1]
-
-
-def test_evaluate_counts_what_it_could_not_read(run, wav, tmp_path):
-    status, out, _ = run("evaluate", table(tmp_path, "file\ttext\nnone.wav\tx\na.wav\tx\n"), *FEW)
-    first, _, last = map(json.loads, out)
-    assert status == 1 and "none.wav" in first["error"] and (last["failed"], last["clips"]) == (1, 1)
-
-
-def test_evaluate_by_known_words(run, wav, tmp_path):
-    (tmp_path / "w.txt").write_text("yes\t3\n", encoding="utf-8")
-    out = run("evaluate", table(tmp_path, "file\ttext\na.wav\tYes!\na.wav\tno\n"), "--words", tmp_path / "w.txt", *FEW)[
-        1
-    ]
-    assert json.loads(out[-1])["clips_known"] == 1
-
-
-@pytest.mark.parametrize("text", ["", "a\tb\n", "file\ttext\n"])
-def test_evaluate_bad_tables(run, tmp_path, text):
-    status, out, err = run("evaluate", table(tmp_path, text))
-    assert (status, out) == (2, []) and "m.tsv" in one_line(err)
