@@ -91,6 +91,17 @@ def write_pt(path: Path, tensors: dict, extras: dict | None = None) -> Path:
     return write_archive(path, pickled(entries | (extras or {})), storages)
 
 
+def write_views(path: Path, n_items: int, views: dict[str, tuple[tuple, tuple]]) -> Path:
+    """Views, shape and strides each, of one storage of float32."""
+    storage = _Storage(STORAGE["float32"], "0", n_items)
+    entries = {
+        name: call("torch._utils", "_rebuild_tensor_v2", storage, 0, shape, strides, False,
+                   call("collections", "OrderedDict"))
+        for name, (shape, strides) in views.items()
+    }  # fmt: skip
+    return write_archive(path, pickled(entries), [np.ones(n_items, np.float32).tobytes()])
+
+
 def write_archive(path: Path, description: bytes, storages: list[bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", description)

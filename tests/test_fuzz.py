@@ -45,6 +45,8 @@ ROWS = {
         "flow.yaml", prepared("flow.yaml")[1].replace(b"80", DIGITS.encode(), 1)),
     "half a character as the name of a clip": lambda: json_with("grid", "clips/0/file", '"\\ud800"'),
     "a cut inside the last frame of an MP3": lambda: hurt("sound: mp3", prepared("sound: mp3")[1][:-4]),
+    "an MP3 that lost a byte of one frame": lambda: hurt(
+        "sound: mp3", prepared("sound: mp3")[1][:900] + prepared("sound: mp3")[1][901:]),
     "a WAV without its last sample": lambda: hurt("sound: wav", prepared("sound: wav")[1][:-2]),
     "an AU without its last half": lambda: hurt("sound: au", prepared("sound: au")[1][:8024]),
     "a checkpoint of a million layers": lambda: json_with(

@@ -22,6 +22,7 @@ BIT_RATES = {  # kbit/s, by whether the version is 1, and layer
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 COUNTS = (b"Xing", b"Info")
+BEHIND = (b"TAG", b"APETAGEX", b"LYRICSBE", b"ID3", b"\0")  # what may follow the last frame: tags, padding
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,6 @@ def _runs(file: Bytes, start: int) -> list[_Run]:
         run.n_frames += stated is None
         run.add(position, position + frame.size)
         position += frame.size
-    if runs and runs[-1].spans[-1][1] == position < file.size:
-        runs[-1].torn |= file.at(position, 1) == b"\xff"  # less than a head is left of the frame
     return [run for run in runs if run.n_frames]
 
 
@@ -178,7 +177,7 @@ def _count_at(frame: Frame) -> int:
 def _part(file: Bytes, run: _Run) -> Part:
     frame, n = run.first, run.n_frames
     seconds = frame.samples / frame.rate
-    if run.stated and n < run.stated - (not run.torn):  # some encoders count the frame of the count
+    if run.stated and n < run.stated - _may_be_whole(file, run):  # some encoders count the frame of the count
         raise cut_off(file.name, f"{run.stated * seconds:.2f} s", f"{n * seconds:.2f} s are there")
     if run.stated and n <= run.stated + 1:
         return Part(tuple(run.spans), packet=frame.samples)
@@ -189,6 +188,15 @@ def _part(file: Bytes, run: _Run) -> Part:
     if frame.layer != 3:
         return Part(tuple(spans), n * frame.samples, 2 * frame.samples)
     return Part((_counting(run.head, frame, n), *spans), n * frame.samples, 2 * frame.samples)
+
+
+def _may_be_whole(file: Bytes, run: _Run) -> bool:
+    """Whether nothing speaks against it: no gap, behind the frames a tag or another recording, no byte too few."""
+    (start, end), behind, head = run.spans[0], file.at(run.spans[0][1], 8), file.at(run.start, 192)
+    at = _count_at(run.first)
+    n_bytes = int.from_bytes(head[at + 12 : at + 16], "big") if head[at : at + 4] in COUNTS and head[at + 7] & 2 else 0
+    ended = not behind or behind.startswith(BEHIND) or _known(behind[:4]) is not None
+    return not run.torn and len(run.spans) == 1 and ended and end - start >= n_bytes
 
 
 def _counting(head: bytes, frame: Frame, n_frames: int) -> bytes:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
@@ -33,7 +34,9 @@ def quiet_while_importing() -> None:
 
 def _is_the_command() -> bool:
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    return name == "stepaudio" or sys.orig_argv[1:3] == ["-m", "stepaudio"]
+    if name == "-m":  # as Python calls it while it looks for the module
+        return "-mstepaudio" in sys.orig_argv or ("-m", "stepaudio") in pairwise(sys.orig_argv)
+    return name == "stepaudio"
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -17,6 +17,7 @@ from ..audio.load import audio_seconds
 from ..audio.save import check_target
 from ..audio.sources import open_bytes
 from ..errors import AudioError, ConfigError, DataError
+from ..reading import read_text
 from ..resources import VOICES, checkpoint_folder, voice_clip
 from ..text.scripts import join_texts
 from .options import STANDARD, add_decoding, add_model, decoding_from, recording
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..synthesis.synthesizer import Synthesizer
     from ..synthesis.voice import Voice
 
+CODES = "expected whole numbers, as a JSON list or between blanks"
 NO_SOUND = "the model gave no sound; nothing was written"
 
 
@@ -253,16 +255,11 @@ def _read_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice:
 
 def read_codes(path: str) -> list[int]:
     """Codes from a file: a JSON list, or whole numbers between blanks. Raises `DataError` for anything else."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from None
+    text = read_text(path, DataError, CODES)
     try:
         codes = json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
     except (ValueError, RecursionError):
-        raise DataError(
-            f"{path}: expected whole numbers, as a JSON list or between blanks, found {text[:60]!r}"
-        ) from None
+        raise DataError(f"{path}: {CODES}, found {text[:60]!r}") from None
     if not codes:
         raise DataError(f"{path}: holds no codes")
     return codes

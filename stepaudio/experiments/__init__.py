@@ -7,14 +7,15 @@ from ..lazy import lazy_names as _lazy_names
 if TYPE_CHECKING:
     from .faults import FAULTS, faulty
     from .grid import Grid, Setting
-    from .store import Table, read_store, read_table
+    from .store import read_store, read_table
     from .sweep import run_sweep, table_of
+    from .table import Table
 
 _NAMES = {
     "FAULTS": "faults",
     "Grid": "grid",
     "Setting": "grid",
-    "Table": "store",
+    "Table": "table",
     "faulty": "faults",
     "read_store": "store",
     "read_table": "store",

@@ -25,7 +25,8 @@ from ..transcribe import Segment, Transcript
 from .faults import FAULTS, LOST, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
 from .provenance import file_hash, json_hash, provenance
-from .store import SHARED, Store, Table, rank_file, read_store, store_files
+from .store import Store, rank_file, read_store, store_files
+from .table import SHARED, Table
 
 RunOne = Callable[[StepAudio2, Clip, Setting, int], dict]
 WithFault = Callable[[StepAudio2, str], StepAudio2]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from ..checkpoints.header import read_header
 from ..checkpoints.layout import axes_of, to_net
 from ..checkpoints.load import load_weights
 from ..checkpoints.save import save_checkpoint
+from ..checkpoints.tensors import lazy_arrays
 from ..errors import ConfigError, DataError
 from ..models.decoder import TextConfig
 from ..models.encoder import AudioEncoderConfig
@@ -38,12 +39,11 @@ def read_encoder(path: Path) -> dict[str, mx.array]:
 
     Raises
     ------
-    DataError : the file cannot be read, or holds none.
+    WeightsError : the file cannot be read.
+    DataError : it holds none.
     """
-    try:
-        found = cast(dict[str, mx.array], mx.load(str(path)))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{path}: no safetensors file that can be read ({error})") from None
+    read_header(path)
+    found = lazy_arrays(path)
     arrays = {n: to_net(v, axes_of(StepAudioConfig, n)) for n, v in found.items() if n.startswith(ENCODER)}
     if not arrays:
         raise DataError(f"{path}: expected arrays named {ENCODER}…, as data/recipe/whisper_encoder.py writes them")

@@ -9,13 +9,16 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from ..checkpoints.header import read_header
+from ..checkpoints.tensors import lazy_arrays_with_metadata
 from ..errors import DataError
 from ..files import replaced_file
 from ..models.parameters import named_arrays
 
 STATE_FILE = "state.safetensors"
 PLACE = 64  # values: 256 bytes, as memory is allocated on an accelerator
-State = dict[str, mx.array]  # "params", their "average", the "first" and "second" moments of the gradient: all (n,)
+State = dict[str, mx.array]  # of the names in `STATE`, all (n,)
+STATE = {"params", "average", "first", "second"}  # the weights, their running average, moments of the gradient
 
 
 class Flat:
@@ -91,11 +94,20 @@ def write_state(folder: Path, state: State, step: int) -> None:
 
 
 def read_state(folder: Path) -> tuple[State, int] | None:
-    """The state in a folder and its step number; None if there is none."""
+    """The state in a folder and its step number; None if there is none.
+
+    Raises
+    ------
+    WeightsError : the file cannot be read.
+    DataError : it is no state of a run.
+    """
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    arrays, meta = cast(tuple[State, dict[str, str]], mx.load(str(path), return_metadata=True))
+    read_header(path)
+    arrays, meta = lazy_arrays_with_metadata(path)
+    if set(arrays) != STATE or not meta.get("step", "").isdecimal():
+        raise DataError(f"{path}: no state of a run; expected {', '.join(sorted(STATE))} and the number of a step")
     return arrays, int(meta["step"])
 
 

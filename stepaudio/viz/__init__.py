@@ -1,9 +1,9 @@
 """Figures of a speech model at work: `from stepaudio import viz; viz.mel("a.wav")`.
 
 Functions take a recording or arrays and return matplotlib Axes. Every axis carries its unit, titles are the caller's,
-and every figure can be read in grey. Sound and attention to it are in `audio`, runs in `runs`, weights in `weights`,
-synthesis in `speech`; things to click are in `widgets`. All is imported when it is first used, matplotlib when
-something is drawn.
+and every figure can be read in grey. Sound and attention to it are in `audio`, filter banks in `filters`, runs in
+`runs`, weights in `weights`, synthesis in `speech`; things to click are in `widgets`. All is imported when it is first
+used, matplotlib when something is drawn.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import widgets
-    from .audio import audio_attention, filterbank, filterbanks, mel, mel_difference, waveform, waveform_and_mel
+    from .audio import audio_attention, mel, mel_difference, waveform, waveform_and_mel
+    from .filters import filterbank, filterbanks
     from .runs import kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
     from .speech import (
         flow_noise,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "audio_attention": "audio",
-    "filterbank": "audio",
-    "filterbanks": "audio",
+    "filterbank": "filters",
+    "filterbanks": "filters",
     "flow_noise": "speech",
     "histograms": "weights",
     "interleaving": "speech",

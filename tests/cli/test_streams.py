@@ -101,6 +101,24 @@ def test_ctrl_c_while_the_package_is_imported():
     assert (done.returncode, done.stderr) == (130, "stepaudio: interrupted\n")
 
 
+@pytest.mark.parametrize("flags", [[], ["-O"], ["-X", "dev"]])
+@pytest.mark.parametrize("module", [["-m", "stepaudio"], ["-mstepaudio"]])
+def test_ctrl_c_is_answered_from_the_first_import_on(tmp_path, flags, module):
+    """The signal comes while the package's second module is looked for; more cannot be caught by a package."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name.startswith('stepaudio.backend'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    words = [sys.executable, *flags, *module, "info"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (130, "stepaudio: interrupted\n")
+
+
 def test_a_library_s_ctrl_c_is_left_alone():
     start = "import signal, stepaudio; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60)

@@ -10,8 +10,8 @@ import tiny
 
 from stepaudio.evaluation.manifest import Clip
 from stepaudio.experiments.grid import Grid
-from stepaudio.experiments.store import Table
 from stepaudio.experiments.sweep import run_sweep
+from stepaudio.experiments.table import Table
 
 SETTINGS = {"planned": {}, "hot": {"sampling": {"base": "greedy", "temperature": 0.8}, "max_tokens": 40}}
 

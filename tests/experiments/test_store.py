@@ -11,17 +11,8 @@ import pytest
 import sweep_worker
 
 from stepaudio.errors import DataError
-from stepaudio.experiments.store import (
-    COLUMNS,
-    Store,
-    Table,
-    complete,
-    is_store,
-    is_table,
-    rank_file,
-    read_store,
-    read_table,
-)
+from stepaudio.experiments.store import Store, is_store, rank_file, read_store, read_table
+from stepaudio.experiments.table import COLUMNS, Table, complete, is_table
 
 
 def test_a_line_torn_at_any_byte_loses_only_itself(tmp_path):

@@ -19,8 +19,9 @@ from stepaudio.cli.main import main
 from stepaudio.errors import AudioError, ConfigError, DataError, WeightsError
 from stepaudio.experiments import provenance
 from stepaudio.experiments.grid import Setting
-from stepaudio.experiments.store import Table, rank_file, read_store, read_table
+from stepaudio.experiments.store import rank_file, read_store, read_table
 from stepaudio.experiments.sweep import run_sweep, table_of
+from stepaudio.experiments.table import Table
 
 WORKER = Path(sweep_worker.__file__)
 

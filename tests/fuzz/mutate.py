@@ -7,6 +7,7 @@ import random
 import struct
 
 MARK = "@@raw%d@@"
+HEAD = 200  # bytes in which most formats say what follows
 # JSON as it is written: numbers past every type, other types, texts that no path and no terminal likes.
 ODD = [
     "null", "true", "false", "0", "-1", "1", "2", "3", "1.5", "-0.0", "1e-46", "1e39", "1e400", "NaN", "Infinity",
@@ -138,7 +139,20 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
     return length.to_bytes(8, "little") + header + data[8 + n :]
 
 
-MUTATORS = {"json": mutate_json, "bytes": mutate_bytes, "lines": mutate_lines, "safetensors": mutate_safetensors}
+def lose_stretch(data: bytes, rng: random.Random) -> bytes:
+    """A stretch lost somewhere behind the head, as a download that broke off and went on too far ahead leaves it."""
+    n = rng.choice((1, 2, 4, 100, 417, 1024, 4096))
+    start = rng.randrange(min(HEAD, len(data)), len(data))
+    return data[:start] + data[start + n :]
+
+
+MUTATORS = {
+    "stretch": lose_stretch,
+    "json": mutate_json,
+    "bytes": mutate_bytes,
+    "lines": mutate_lines,
+    "safetensors": mutate_safetensors,
+}
 
 
 def mutated(data: bytes, form: str, seed: int) -> bytes:

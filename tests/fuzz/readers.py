@@ -16,11 +16,14 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+import mlx.core as mx
 import numpy as np
 import published
 import small_checkpoint
 import soundfile
 import tiny
+from golden_files import SIZES as ENCODER_SIZES
+from golden_files import encoder_file
 
 from stepaudio.audio.load import load_audio
 from stepaudio.checkpoints.capabilities import FILE as CAPABILITIES
@@ -33,15 +36,26 @@ from stepaudio.checkpoints.convert.torch_file import check_storages, read_pt
 from stepaudio.checkpoints.header import INDEX_FILE, SINGLE_FILE, read_checkpoint, read_header
 from stepaudio.checkpoints.load import validate_weights
 from stepaudio.checkpoints.tensors import read_arrays, read_values
+from stepaudio.cli.sound import is_ours
+from stepaudio.cli.speak import read_codes
 from stepaudio.decoding.options import DecodingOptions
 from stepaudio.evaluation.manifest import read_manifest as read_clips
 from stepaudio.evaluation.word_errors import read_words
 from stepaudio.experiments.grid import Grid, sampling_from
-from stepaudio.experiments.store import Store, read_store, read_table
+from stepaudio.experiments.store import Store, is_store, read_store, read_table
+from stepaudio.experiments.table import is_table
+from stepaudio.models.encoder import AudioEncoder, AudioEncoderConfig
+from stepaudio.models.parameters import named_arrays
 from stepaudio.models.speech_lm import StepAudioConfig
+from stepaudio.parity.run import verify
 from stepaudio.synthesis.voice import Voice
 from stepaudio.text.chat_template import build_prompt
+from stepaudio.text.subtitles import is_srt, is_tsv, is_vtt, srt
 from stepaudio.text.tokenizer import Tokenizer
+from stepaudio.train.nano import encoder_sizes, read_encoder
+from stepaudio.train.optimiser import STATE_FILE, read_state, write_state
+
+from .mutate import HEAD
 
 SENTENCE = "the cat sat on the mat, café 你好"
 SOUNDS = {
@@ -101,7 +115,9 @@ def _same_values(whole: bytes, hurt: bytes, found) -> str | None:
 
 def _whole_length(whole: bytes, hurt: bytes, found) -> str | None:
     """A sound that lost bytes is refused, or as long as it was; what else was hurt may sound otherwise."""
-    lost, n = len(hurt) < len(whole) and whole.startswith(hurt), len(load_audio(whole))
+    same = next((i for i, (a, b) in enumerate(zip(whole, hurt, strict=False)) if a != b), len(hurt))
+    lost = whole[same + len(whole) - len(hurt) :] == hurt[same:] and (same >= HEAD or same == len(hurt))
+    n = len(load_audio(whole))
     return f"{found[0]} of {n} samples of {len(hurt)} of {len(whole)} bytes" if lost and found[0] < n else None
 
 
@@ -134,6 +150,31 @@ def _same_rows(whole: bytes, hurt: bytes, found) -> str | None:
     return None if rows == said else f"{len(rows)} rows are not the {len(said)} of the file"
 
 
+def _verdicts(file: Path):
+    return [row for _, rows in verify(file.parent) for row in rows]
+
+
+def _short_notes(whole: bytes, hurt: bytes, found) -> str | None:
+    """A verdict is one line, as an error is."""
+    return next((f"{row.note!r:.80}" for row in found if len(row.note) >= 1000 or "\n" in row.note), None)
+
+
+def _codes(path: Path):
+    return read_codes(str(path))
+
+
+def _same_codes(whole: bytes, hurt: bytes, found) -> str | None:
+    """What Python itself makes of the words; of a JSON list, whatever stands in it."""
+    said = json.loads(hurt) if hurt.strip().startswith(b"[") else [int(w) for w in hurt.decode("utf-8-sig").split()]
+    return None if said == found else f"{found!r:.60} where the file has {said!r:.60}"
+
+
+def _recognised(path: Path):
+    """Whether a transcript's file may be replaced; a hurt one must be judged, whatever it holds."""
+    text = path.read_bytes().decode("utf-8", "replace")
+    return [bool(judge(text)) for judge in (is_srt, is_vtt, is_tsv)] + [is_ours(path), is_store(path), is_table(path)]
+
+
 def _tokenizer(folder: Path):
     tokenizer = Tokenizer.from_folder(folder)
     return tokenizer.decode(tokenizer.encode(SENTENCE))
@@ -148,6 +189,20 @@ def _round_trip(whole: bytes, hurt: bytes, found) -> str | None:
 
 def _small(folder: Path) -> None:
     small_checkpoint.folder_with(folder, small_checkpoint.arrays())
+
+
+def _golden(folder: Path) -> None:
+    encoder_file(folder)
+
+
+def _state(folder: Path) -> None:
+    weights = mx.arange(8.0)
+    write_state(folder, {"params": weights, "average": weights, "first": weights, "second": weights}, 3)
+
+
+def _encoder(folder: Path) -> None:
+    net = AudioEncoder(AudioEncoderConfig(**ENCODER_SIZES, adapter_hidden=28))
+    mx.save_safetensors(str(folder / "e.safetensors"), {f"encoder.{n}": v for n, v in named_arrays(net.parameters())})
 
 
 def _single_tokenizer(folder: Path) -> None:
@@ -321,6 +376,15 @@ READERS = {
     "decoding options": Reader(_written("o.json", OPTIONS), "o.json", "json", _parsed_first(_options)),
     "chat turns": Reader(_written("t.json", TURNS), "t.json", "json", _parsed_first(_prompt)),
     "array": Reader(_npz, "x.npy", "bytes", _array),
+    "golden, its sizes": Reader(_golden, "encoder_adapter.json", "json", _verdicts, _short_notes),
+    "golden, its tensors": Reader(_golden, "encoder_adapter.safetensors", "safetensors", _verdicts, _short_notes),
+    "codes": Reader(_written("c.txt", "17 4 80\n3 3\n"), "c.txt", "lines", _codes, _same_codes),
+    "codes as JSON": Reader(_written("c.json", [17, 4, 80, 3]), "c.json", "json", _codes, _same_codes),
+    "state of a run": Reader(_state, STATE_FILE, "safetensors", lambda f: read_state(f.parent)),
+    "encoder of a run": Reader(_encoder, "e.safetensors", "safetensors", lambda f: encoder_sizes(read_encoder(f))),
+    "subtitles": Reader(_written("t.srt", srt([(0.0, 1.5, "one"), (2.0, 3.0, "two")])), "t.srt", "lines", _recognised),
+    **{f"sound without a stretch: {name}": Reader(_write_sound(name), "x", "stretch", _sound, _whole_length)
+       for name in SOUNDS},
     **{f"sound: {name}": Reader(_write_sound(name), "x", "bytes", _sound, _whole_length) for name in SOUNDS},
 }  # fmt: skip
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 
+import stepaudio  # noqa: F401  before anything imports mlx, under which it puts a fast BLAS
+
 from .readers import READERS
 
 TESTS = Path(__file__).parents[1]

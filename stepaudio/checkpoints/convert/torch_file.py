@@ -30,6 +30,8 @@ from ..tensors import StoredTensor, c_order, span
 MAX_PICKLE_BYTES = 1_000_000  # names and shapes alone; the published ones take under 100 kB
 MAX_ORDER_BYTES = 16  # "little" or "big"
 MAX_TENSORS = 10_000  # the published files have under 1000
+MAX_REPEATS = 4  # times the file that its tensors may be, since views repeat values at no cost in the file, ...
+FREE_BYTES = 1 << 30  # ... and up to here, half as much again as the largest published file, by any factor
 LOCAL_HEADER = 30  # bytes before the name in a zip archive's local header
 FRAME_BYTES = 9  # of the opcode that opens a frame, and of the frame's length
 BLOCK = 1 << 24  # bytes hashed at a time
@@ -152,10 +154,21 @@ def read_pt(path: str | Path) -> PtContent:
 
 
 def check_storages(path: str | Path) -> None:
-    """Read every storage of the archive against its checksum; `WeightsError` names the first damaged one."""
+    """Read every storage of the archive against its checksum, before its tensors are made arrays.
+
+    Raises
+    ------
+    WeightsError
+        Names the first damaged one; or the tensors are views that would fill the memory: steps of 0, overlapping ones,
+        many of one storage.
+    """
     path = Path(path)
+    n_bytes = sum(tensor.nbytes for tensor in read_pt(path).tensors.values())
     with _refusals(path), zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+        size = path.stat().st_size
+        if n_bytes > max(FREE_BYTES, MAX_REPEATS * size):
+            raise WeightsError(f"its tensors are views that make {n_bytes} bytes of {size}; save contiguous copies")
+        if sum(entry.file_size for entry in archive.infolist()) > size:
             raise WeightsError("the files inside overlap: together they are larger than the archive; do not use it")
         for entry in archive.infolist():
             total = 0

@@ -17,12 +17,15 @@ from mlx.utils import tree_map
 
 from ... import __version__
 from ...checkpoints.convert.manifest import FORMAT, MANIFEST, file_of
+from ...checkpoints.header import read_header
 from ...checkpoints.layout import CONFIGS, TOKEN2WAV, build
+from ...checkpoints.tensors import lazy_arrays
 from ...errors import DataError
 from ...files import replaced_file
 from ...models.parameters import named_arrays
 from ...models.token2wav.campplus import SpeakerEncoder
 from ...models.token2wav.speech_tokenizer import S3Tokenizer
+from ...reading import read_object
 from ...schema import read_record
 from ..recipe import say
 from . import campplus, flow, speech_tokenizer, vocoder
@@ -30,6 +33,7 @@ from .corpus import SpeechCorpus
 from .features import at_16k, flow_mels
 from .fit import Batch, Fit, Loss, Schedule, run
 
+A_RUN = "expected the folder that a run of it wrote"
 PEAK_RATES = {"tokenizer": 1e-3, "speaker": 4e-3, "hift": 1e-3, "flow": 1e-3}
 BATCH_SIZES = {"tokenizer": 32, "speaker": 128, "hift": 48, "flow": 400}  # of the flow: seconds of speech
 SPEAKER_SECONDS = 3.0  # of an example of the speaker encoder
@@ -95,14 +99,15 @@ def read_net(folder: Path, component: str) -> nn.Module:
     Raises
     ------
     DataError
-        There is none in the folder.
+        There is none in the folder, or its weights are not those of its sizes.
     """
-    path = folder / f"{component}.json"
-    if not path.is_file():
-        raise DataError(f"{folder}: no {component}.json; expected the folder that a run of it wrote")
-    net = build(read_record(CONFIGS[component], json.loads(path.read_text(encoding="utf-8")), str(path)))
-    stored = cast(dict[str, mx.array], mx.load(str(folder / file_of(component))))
-    net.load_weights([(name, value.astype(mx.float32)) for name, value in stored.items()])
+    config, weights = read_object(folder / f"{component}.json", DataError, A_RUN), folder / file_of(component)
+    net = build(read_record(CONFIGS[component], config, str(folder / f"{component}.json")))
+    read_header(weights)
+    try:
+        net.load_weights([(name, value.astype(mx.float32)) for name, value in lazy_arrays(weights).items()])
+    except ValueError as error:
+        raise DataError(f"{weights}: is not of the sizes beside it ({error})") from None
     mx.eval(net.parameters())
     return net
 
@@ -128,7 +133,7 @@ def join(folders: list[Path], out: Path) -> None:
             "file": file_of(component),
             "bytes": len(data),
             "source": "trained",
-            "config": json.loads((folder / f"{component}.json").read_text(encoding="utf-8")),
+            "config": read_object(folder / f"{component}.json", DataError, A_RUN),
             "tensors": [],  # where each tensor of a published file went: there is no such file
         }
     manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": {}, "components": parts}

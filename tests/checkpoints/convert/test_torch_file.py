@@ -124,6 +124,16 @@ def test_attributes_of_a_mapping_are_left_out(tmp_path):
     assert read_pt(published.write_archive(tmp_path / "x.pt", items, [])).tensors == {}
 
 
+@pytest.mark.parametrize(("shape", "strides", "n"), [
+    ((1 << 20, 1 << 10), (0, 0), 1), ((1 << 20, 1 << 9), (0, 1), 1), ((1 << 16,), (1,), 5000),
+], ids=["steps of 0", "overlaps", "one storage for all"])  # fmt: skip
+def test_views_that_would_fill_the_memory_are_refused(shape, strides, n, tmp_path):
+    path = published.write_views(tmp_path / "x.pt", 1 << 16, {f"w{i}": (shape, strides) for i in range(n)})
+    assert len(read_pt(path).tensors) == n  # to look at it costs nothing
+    with pytest.raises(WeightsError, match=r"x\.pt: its tensors are views that make \d+ bytes of \d+; save contiguous"):
+        check_storages(path)
+
+
 @pytest.mark.parametrize("kind", ["axes", "count"])
 def test_shapes_without_end_are_refused(kind, tmp_path):
     shape = (1,) * 33 if kind == "axes" else (0, 1 << 70)

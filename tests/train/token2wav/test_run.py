@@ -52,7 +52,7 @@ def test_the_runs_make_a_synthesizer(tmp_path, monkeypatch):
     assert isinstance(made.parts.tokenizer, S3Tokenizer)
     sound = made.decode([1, 2, 3, 4], made.voice(some_sound(24_000)))
     assert sound.seconds == pytest.approx(4 / 25) and np.isfinite(sound.wave).all()
-    with pytest.raises(DataError, match=r"no flow\.json"):
+    with pytest.raises(DataError, match=r"flow\.json: no such file; expected the folder"):
         run.join([tmp_path / "tokenizer", tmp_path / "speaker"], tmp_path / "none")
     assert not (tmp_path / "none" / "converted.json").exists()
 
@@ -63,7 +63,7 @@ def test_the_flow_needs_the_runs_whose_output_it_learns(tmp_path, capsys):
     assert "needs --tokenizer and --speaker" in capsys.readouterr().err
     write_clips(tmp_path / "s")
     options = run.Options([tmp_path / "s"], tmp_path / "flow", tokenizer=tmp_path, speaker=tmp_path)
-    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: no such file; expected the folder that a run of it wrote"):
         run.train("flow", options)
 
 
@@ -77,7 +77,7 @@ def test_the_mean_of_runs_is_that_of_their_weights(tmp_path):
     assert any(np.abs(np.array(a[name] - b[name])).max() > 0.01 for name in a)
     for name, value in found.items():
         assert np.allclose(np.array(value), (np.array(a[name]) + np.array(b[name])) / 2, atol=2e-3), name
-    with pytest.raises(DataError, match=r"no flow\.json"):
+    with pytest.raises(DataError, match=r"flow\.json: no such file; expected the folder"):
         run.average([tmp_path / "a", tmp_path], tmp_path / "none")
     run.write_net(tmp_path / "other", "flow", build(flow.size(8, 48, 32, 1, 1)))
     with pytest.raises(DataError, match="other sizes"):
