@@ -77,6 +77,13 @@ class SpeechDetector(Choice):
     OFF = "off"
 
 
+class Resampler(Choice):
+    """What brings a recording to the model's rate: the library soxr, or the kernel of the reference (torchaudio's)."""
+
+    SOXR = "soxr"
+    REFERENCE = "reference"
+
+
 class StopReason(Choice):
     """Why a run ended; SILENCE is for audio that was not decoded, because no speech was found in it."""
 

@@ -8,7 +8,7 @@ holds no state between calls.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from .audio.sources import is_file
 from .audio.vad import Detector, speech_spans
 from .backend.device import info, on_cpu
 from .checkpoints.capabilities import Capabilities
+from .choices import Resampler
 from .constants import n_audio_embeddings
 from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
 from .decoding.options import DecodingOptions, RunOptions
@@ -116,6 +117,7 @@ class Engine:
         messages: Sequence,
         *,
         downmix: str = "first",
+        resampler: str = Resampler.REFERENCE,
         sample_rate: float | None = None,
         vad: str | Detector | None = "off",
         tap: Tap | None = None,
@@ -129,6 +131,8 @@ class Engine:
             there, each segment with markers of its own. A list that does not end in an assistant turn gets an open one.
         downmix : {"first", "mean"}
             What is taken of recordings with several channels.
+        resampler : {"reference", "soxr"}
+            What brings recordings to 16 kHz.
         sample_rate : number, optional
             Of recordings that are arrays, in Hz; 16 kHz if not given.
         vad : {"energy", "silero", "off"} or callable
@@ -144,7 +148,8 @@ class Engine:
         turns = [Message.of(m) for m in message_list(messages)]
         if turns and turns[-1].role != "assistant":
             turns.append(Message("assistant", None))
-        clips = [self._chunks(item["audio"], downmix, sample_rate, vad) for item in _audio_items(turns)]
+        load = partial(self.pipeline.load, downmix=downmix, resampler=resampler)
+        clips = [self._chunks(item["audio"], load, sample_rate, vad) for item in _audio_items(turns)]
         mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
         n_rows = [[n_audio_embeddings(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
@@ -186,10 +191,12 @@ class Engine:
         mx.async_eval(x)  # whoever takes the steps may be another thread, which cannot evaluate what is left over here
         return Request(prompt.tokens, x, tuple((s.start, s.length) for s in prompt.slots))
 
-    def _chunks(self, source, downmix: str, sample_rate: float | None, vad: str | Detector | None) -> list[np.ndarray]:
+    def _chunks(
+        self, source, load: Callable[..., np.ndarray], sample_rate: float | None, vad: str | Detector | None
+    ) -> list[np.ndarray]:
         """What a recording has of speech in the reference's chunks: 25 s each, wherever that falls."""
         rate = None if is_file(source) else sample_rate
-        x, size = self.pipeline.load(source, downmix=downmix, sample_rate=rate), self.pipeline.chunk_samples
+        x, size = load(source, sample_rate=rate), self.pipeline.chunk_samples
         x = np.concatenate([x[start:stop] for start, stop in speech_spans(x, vad) or [(0, len(x))]])
         return [x[i : i + size] for i in range(0, len(x), size)]
 

@@ -16,6 +16,7 @@ from .backend.device import default_dtype
 from .checkpoints.capabilities import Capabilities
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
+from .choices import Resampler
 from .constants import SAMPLE_RATE
 from .decoding.generate import Request, Step
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
@@ -135,6 +136,7 @@ class StepAudio2:
         options: DecodingOptions | None = None,
         prompt: str | PromptTokens = ASR_SYSTEM,
         downmix: str = "first",
+        resampler: str = Resampler.REFERENCE,
         sr: float | None = None,
         sample_rate: float | None = None,
         progress: bool | None = None,
@@ -149,6 +151,7 @@ class StepAudio2:
         options: DecodingOptions | None = None,
         prompt: str | PromptTokens = ASR_SYSTEM,
         downmix: str = "first",
+        resampler: str = Resampler.REFERENCE,
         sr: float | None = None,
         sample_rate: float | None = None,
         progress: bool | None = None,
@@ -162,6 +165,7 @@ class StepAudio2:
         options: DecodingOptions | None = None,
         prompt: str | PromptTokens = ASR_SYSTEM,
         downmix: str = "first",
+        resampler: str = Resampler.REFERENCE,
         sr: float | None = None,
         sample_rate: float | None = None,
         progress: bool | None = None,
@@ -183,6 +187,8 @@ class StepAudio2:
             and after the audio.
         downmix : {"first", "mean"}
             What is taken of several channels.
+        resampler : {"reference", "soxr"}
+            What brings a recording to 16 kHz: the reference's kernel, or soxr.
         sr, sample_rate : number, optional
             Rate in Hz of samples that do not state it; two spellings of one thing. Without it 16 kHz is assumed, and
             the transcript's `notes` say so.
@@ -210,11 +216,11 @@ class StepAudio2:
         >>> model.transcribe(samples, sr=44100, temperature=0.7, seed=1)        # doctest: +SKIP
         """
         began = time.perf_counter()
-        refuse_unknown(changes, ("options", "prompt", "downmix", "sr", "sample_rate", "progress", "vad"))
+        refuse_unknown(changes, ("options", "prompt", "downmix", "resampler", "sr", "sample_rate", "progress", "vad"))
         self.capabilities.require("transcribe")
         merged, rate = merge_options(options, "transcribe", **changes), given_rate(sr, sample_rate)
         sources = list(source) if is_list_of_recordings(source) else [source]
-        recordings = [self.pipeline.load(s, downmix=downmix, sample_rate=rate) for s in sources]
+        recordings = [self.pipeline.load(s, downmix=downmix, sample_rate=rate, resampler=resampler) for s in sources]
         reading = time.perf_counter() - began
         found = transcribe_recordings(self.engine, recordings, merged, prompt, progress, vad)
         total = sum(map(len, recordings)) or 1
@@ -231,9 +237,16 @@ class StepAudio2:
 
     # ------------------------------------------------------------ free generation
 
-    def request(self, messages: Sequence, *, downmix: str = "first", tap: Tap | None = None) -> Request:
+    def request(
+        self,
+        messages: Sequence,
+        *,
+        downmix: str = "first",
+        resampler: str = Resampler.REFERENCE,
+        tap: Tap | None = None,
+    ) -> Request:
         """A prompt of turns, ready for the decoder; see `Engine.build_request`."""
-        return self.engine.build_request(messages, downmix=downmix, tap=tap)
+        return self.engine.build_request(messages, downmix=downmix, resampler=resampler, tap=tap)
 
     def stream(
         self,
@@ -241,6 +254,7 @@ class StepAudio2:
         *,
         options: DecodingOptions | None = None,
         prompt: str = ASR_SYSTEM,
+        resampler: str = Resampler.REFERENCE,
         sr: float | None = None,
         sample_rate: float | None = None,
         vad: str | Detector | None = "energy",
@@ -254,7 +268,7 @@ class StepAudio2:
         source : recording, or list of messages
             A recording (as `transcribe` takes it) is transcribed in one run, however long it is, as the reference does
             it; messages (as `Engine.build_request` takes them) are answered.
-        options, sr, sample_rate, **changes
+        options, resampler, sr, sample_rate, **changes
             As in `transcribe`. `top` is 5 here unless given: every step lists its most probable tokens.
         prompt : str
             System text for a recording.
@@ -267,7 +281,7 @@ class StepAudio2:
         ------
         Step
         """
-        refuse_unknown(changes, ("options", "prompt", "sr", "sample_rate", "vad", "tap"))
+        refuse_unknown(changes, ("options", "prompt", "resampler", "sr", "sample_rate", "vad", "tap"))
         if "top" not in changes and (options is None or not options.top):
             changes["top"] = TOP
         rate = given_rate(sr, sample_rate)
@@ -276,10 +290,16 @@ class StepAudio2:
         else:
             messages, task = with_audio(asr_turns(prompt), source), "transcribe"
         merged = merge_options(options, task, **changes)
-        return self.engine.steps(self.engine.build_request(messages, sample_rate=rate, tap=tap, vad=vad), merged, tap)
+        request = self.engine.build_request(messages, resampler=resampler, sample_rate=rate, tap=tap, vad=vad)
+        return self.engine.steps(request, merged, tap)
 
     def generate_with_audio(
-        self, messages: str | Sequence, *, options: DecodingOptions | None = None, **changes: Unpack[DecodingKeywords]
+        self,
+        messages: str | Sequence,
+        *,
+        options: DecodingOptions | None = None,
+        resampler: str = Resampler.REFERENCE,
+        **changes: Unpack[DecodingKeywords],
     ) -> Generation:
         """Answer with text and audio codes, as they come.
 
@@ -287,23 +307,33 @@ class StepAudio2:
         ----------
         messages : str or list of messages
             A text is the human's turn. A list as `Engine.build_request` takes it.
-        options, **changes
+        options, resampler, **changes
             As in `transcribe`; sampling="reference" means that of StepFun's chat examples.
         """
-        refuse_unknown(changes, ("options",))
+        refuse_unknown(changes, ("options", "resampler"))
         if isinstance(messages, str):
             self.capabilities.require("respond")
         merged = merge_options(options, "chat", **changes)
-        return self.engine.answer(self.engine.build_request(messages), merged)
+        return self.engine.answer(self.engine.build_request(messages, resampler=resampler), merged)
 
     def generate_text(
-        self, messages: str | Sequence, *, options: DecodingOptions | None = None, **changes: Unpack[DecodingKeywords]
+        self,
+        messages: str | Sequence,
+        *,
+        options: DecodingOptions | None = None,
+        resampler: str = Resampler.REFERENCE,
+        **changes: Unpack[DecodingKeywords],
     ) -> Generation:
         """Answer in text; the same run as `generate_with_audio`, without its codes."""
-        return self.generate_with_audio(messages, options=options, **changes).text_only()
+        return self.generate_with_audio(messages, options=options, resampler=resampler, **changes).text_only()
 
     def generate_audio_tokens(
-        self, messages: str | Sequence, *, options: DecodingOptions | None = None, **changes: Unpack[DecodingKeywords]
+        self,
+        messages: str | Sequence,
+        *,
+        options: DecodingOptions | None = None,
+        resampler: str = Resampler.REFERENCE,
+        **changes: Unpack[DecodingKeywords],
     ) -> Generation:
         """Answer in audio codes: the open assistant turn starts with `<tts_start>`, as the reference seeds it."""
         if isinstance(messages, str):
@@ -313,7 +343,7 @@ class StepAudio2:
             turns.pop()  # the open turn, to be opened again as a spoken one
         if not turns or turns[-1].role != "assistant":
             turns.append(Message("assistant", SPOKEN, eot=False))
-        return self.generate_with_audio(turns, options=options, **changes)
+        return self.generate_with_audio(turns, options=options, resampler=resampler, **changes)
 
     # ------------------------------------------------------------ what it is
 

@@ -30,7 +30,7 @@ class Pipeline:
     Parameters
     ----------
     load : callable
-        As `audio.load.load_audio`: (source, downmix=, sample_rate=) -> float32 (n,) at 16 kHz.
+        As `audio.load.load_audio`: (source, downmix=, sample_rate=, resampler=) -> float32 (n,) at 16 kHz.
     mel : callable
         As `audio.features.log_mel`: (samples (n,), n_mels) -> float32 (n_mels, T).
     chunk_samples : int > 0

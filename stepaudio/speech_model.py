@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .checkpoints.capabilities import Capabilities
+from .choices import Resampler
 from .decoding.generate import Step, collect
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation, answer_of
@@ -52,12 +53,15 @@ class SpeechOptions:
         How a stream is divided into chunks; its `flow` also holds the Euler steps of sound made whole.
     max_characters : int
         Longest part of a text to be read, see `text.sentences.cut_text`.
+    resampler : {"reference", "soxr"}
+        What brings recordings, and clips of a voice, to the rates of the nets.
     """
 
     decoding: DecodingOptions = field(default_factory=_chat)
     seed: int = 0
     voicing: StreamOptions = AS_REFERENCE
     max_characters: int = MAX_CHARACTERS
+    resampler: str = Resampler.REFERENCE
 
 
 DEFAULT = SpeechOptions()
@@ -198,7 +202,8 @@ class SpeechModel:
         """What is said in a recording, as text in another language: a key of `text.prompts.LANGUAGES`."""
         self.model.capabilities.require("translate")
         messages = with_audio(translation_turns(to), audio)
-        return self.model.generate_text(messages, options=_merged(options, "translate", changes).decoding)
+        options = _merged(options, "translate", changes)
+        return self.model.generate_text(messages, options=options.decoding, resampler=options.resampler)
 
     def translate_speech(
         self, audio, voice, to: str = "zh", options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
@@ -233,8 +238,11 @@ class SpeechModel:
             As both parts raise them.
         """
         synthesizer = self.synthesizer
-        voice = synthesizer.voice(voice)
-        answers = tuple(self.model.generate_with_audio(c, options=options.decoding) for c in conversations)
+        voice = synthesizer.voice(voice, options.resampler)
+        answers = tuple(
+            self.model.generate_with_audio(c, options=options.decoding, resampler=options.resampler)
+            for c in conversations
+        )
         sounds = tuple(
             synthesizer.decode(
                 a.codes, voice, noise=options.seed, source_noise=options.seed, options=options.voicing.flow
@@ -251,14 +259,18 @@ class SpeechModel:
         Every answer begins anew in the voice, which is read once.
         """
         state = self.synthesizer.begin(
-            self.synthesizer.voice(voice), noise=options.seed, source_noise=options.seed, options=options.voicing
+            self.synthesizer.voice(voice, options.resampler),
+            noise=options.seed,
+            source_noise=options.seed,
+            options=options.voicing,
         )
         return self._stream(conversations, state, options)
 
     def _stream(self, conversations, state: StreamState, options: SpeechOptions) -> Iterator[SpokenChunk]:
         engine = self.model.engine
         for messages in conversations:
-            listener = _Listener(engine.steps(engine.build_request(messages), options.decoding), self._tokenizer())
+            request = engine.build_request(messages, resampler=options.resampler)
+            listener = _Listener(engine.steps(request, options.decoding), self._tokenizer())
             for chunk in self.synthesizer.stream(listener, state):
                 yield SpokenChunk(chunk.wave, listener.new_text())
             answer = answer_of(collect(iter(listener.steps), 1)[0], self._tokenizer())

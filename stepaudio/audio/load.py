@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
+from ..choices import Resampler
 from ..constants import MIN_SECONDS, N_FFT, SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .channels import ChannelWatch
 from .decode import open_sound
 from .rate import contradiction
+from .resample import checked_resampler, resampled
 from .sources import PCM_ZERO_AND_SCALE, checked_rate, given_rate, is_file, samples_and_rate, source_name
 
 DOWNMIX = ("first", "mean")
@@ -42,11 +43,12 @@ def load_audio(
     sample_rate: float | None = None,
     sr: float | None = None,
     to: int = SAMPLE_RATE,
+    resampler: str = Resampler.REFERENCE,
 ) -> np.ndarray:
     """Read a recording as mono samples at 16 kHz, whatever its rate, channels and sample type.
 
-    The native-rate signal is never whole in memory: blocks are read, reduced to one channel, resampled by a
-    streaming windowed sinc (soxr, HQ) and appended to the result. Level is left alone: neither clipped nor
+    The native-rate signal is never whole in memory: blocks are read, reduced to one channel, resampled and appended
+    to the result. Level is left alone: neither clipped nor
     normalised, so float samples may exceed 1.
 
     Parameters
@@ -65,6 +67,10 @@ def load_audio(
         itself contradicts that (`rate.contradiction`). A file states its own rate, so giving one is refused.
     to : int in `RATE_RANGE`
         Rate of the result in Hz: the audio encoder takes 16 kHz, the mel of a voice prompt 24 kHz.
+    resampler : {"reference", "soxr"}
+        What brings the recording to `to`: the kernel of the reference (a short windowed sinc, which lets some of what
+        lies near and above the new Nyquist frequency pass), or soxr at its quality HQ, which keeps it out and takes
+        rates that are not whole.
 
     Returns
     -------
@@ -75,9 +81,10 @@ def load_audio(
     ------
     AudioError
         No such file, not audio, cut off, empty, shorter than 0.1 s or than one STFT frame, NaN or Inf in the
-        chosen channel, level of unscaled integers, impossible rate or shape.
+        chosen channel, level of unscaled integers, impossible rate or shape, or rates that the resampler does not
+        serve.
     ConfigError
-        An unknown `downmix`.
+        An unknown `downmix` or `resampler`.
 
     Notes
     -----
@@ -89,7 +96,9 @@ def load_audio(
     >>> load_audio(np.zeros((48_000, 2), np.int16), sr=48_000).shape
     (16000,)
     """
-    samples, doubt = load_with_doubt(source, downmix=downmix, sample_rate=sample_rate, sr=sr, to=to)
+    samples, doubt = load_with_doubt(
+        source, downmix=downmix, sample_rate=sample_rate, sr=sr, to=to, resampler=resampler
+    )
     if doubt is not None:
         warnings.warn(f"{source_name(source)}: {doubt}; {REMEDY[downmix]}", stacklevel=2)
     return samples
@@ -102,17 +111,19 @@ def load_with_doubt(
     sample_rate: float | None = None,
     sr: float | None = None,
     to: int = SAMPLE_RATE,
+    resampler: str = Resampler.REFERENCE,
 ) -> tuple[np.ndarray, str | None]:
     """As `load_audio`, but hands back what speaks against the channels (`ChannelWatch.doubt`) instead of warning."""
     if downmix not in DOWNMIX:
         raise ConfigError(f"downmix: expected {' or '.join(map(repr, DOWNMIX))}, found {downmix!r}")
+    kernel = checked_resampler(resampler)
     to, stated = int(checked_rate(to, "to")), given_rate(sample_rate, sr)
     if is_file(source):
         if stated is not None:
             raise AudioError(f"{source_name(source)}: sample_rate is for arrays, a file states its own; leave it out")
-        return _load_file(source, downmix, to)
+        return _load_file(source, downmix, to, kernel)
     array, rate = samples_and_rate(source, stated)
-    samples, doubt = _load_array(array, downmix, SAMPLE_RATE if rate is None else rate, to)
+    samples, doubt = _load_array(array, downmix, SAMPLE_RATE if rate is None else rate, to, kernel)
     if rate is None and (doubt_of_rate := contradiction(array)) is not None:
         warnings.warn(f"array: 16 kHz is assumed, but {doubt_of_rate}; state the rate: sr=...", stacklevel=3)
     return samples, doubt
@@ -136,7 +147,7 @@ def audio_seconds(source) -> float:
         return frames / file.samplerate
 
 
-def _load_file(source, downmix: str, to: int) -> tuple[np.ndarray, str | None]:
+def _load_file(source, downmix: str, to: int, resampler: Resampler) -> tuple[np.ndarray, str | None]:
     name = source_name(source)
     with open_sound(source) as file:
         rate = checked_rate(file.samplerate, name)
@@ -144,7 +155,8 @@ def _load_file(source, downmix: str, to: int) -> tuple[np.ndarray, str | None]:
         blocks = map(channels.mono, file.blocks(BLOCK_VALUES))
         most = max(FREE_BYTES, MAX_GROWTH * file.n_bytes) // np.dtype(np.float32).itemsize
         _refuse_growth(name, file.n_bytes, (file.frames or 0) * to / rate, to, most)
-        samples = _resampled(_at_most(watch.over(blocks), name, file.n_bytes, rate, to, most), rate, to, file.frames)
+        checked = _at_most(watch.over(blocks), name, file.n_bytes, rate, to, most)
+        samples = _joined(checked, rate, to, file.frames, resampler)
     watch.verdict()
     return samples, channels.doubt()
 
@@ -166,14 +178,16 @@ def _refuse_growth(name: str, n_bytes: int, n: float, to: int, most: int) -> Non
         )
 
 
-def _load_array(array: np.ndarray, downmix: str, sample_rate: float, to: int) -> tuple[np.ndarray, str | None]:
+def _load_array(
+    array: np.ndarray, downmix: str, sample_rate: float, to: int, resampler: Resampler
+) -> tuple[np.ndarray, str | None]:
     rate = checked_rate(sample_rate, "array")
     watch, channels = _Watch("array", rate), ChannelWatch(downmix, rate)
     blocks = watch.over(_array_blocks(array, channels))
     if array.ndim == 1 and array.dtype == np.float32 and rate == to:
         samples, _ = array, sum(map(len, blocks))  # nothing to change: look at it, do not copy it
     else:
-        samples = _resampled(blocks, rate, to, len(array))
+        samples = _joined(blocks, rate, to, len(array), resampler)
     watch.verdict()
     return samples, channels.doubt()
 
@@ -191,24 +205,19 @@ def _array_blocks(array: np.ndarray, channels: ChannelWatch) -> Iterator[np.ndar
         yield channels.mono(block) if block.ndim == 2 else block
 
 
-def _resampled(blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int | None) -> np.ndarray:
+def _joined(
+    blocks: Iterable[np.ndarray], rate: float, to: int, n_expected: int | None, resampler: Resampler
+) -> np.ndarray:
     """Mono blocks at `rate` as one array at rate `to`; beyond the result, only a block is held."""
     wanted = FIRST_ALLOCATION if n_expected is None else math.ceil(n_expected * to / rate) + 1
     samples, n = np.empty(min(wanted, FIRST_ALLOCATION), np.float32), 0
-    for block in blocks if rate == to else _at_rate(blocks, rate, to):
+    for block in blocks if rate == to else resampled(blocks, rate, to, resampler):
         if n + len(block) > len(samples):  # in place: a copy would need twice the memory of the recording
             samples.resize(max(n + len(block), len(samples) + len(samples) // 4), refcheck=False)
         samples[n : n + len(block)] = block
         n += len(block)
     samples.resize(n, refcheck=False)
     return samples
-
-
-def _at_rate(blocks: Iterable[np.ndarray], rate: float, to: int) -> Iterator[np.ndarray]:
-    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield stream.resample_chunk(np.ascontiguousarray(block))
-    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..choices import CacheKind, LoopAction, Positions, SpeechDetector
+from ..choices import CacheKind, LoopAction, Positions, Resampler, SpeechDetector
 from ..constants import MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
 from ..errors import ConfigError
@@ -44,6 +44,7 @@ def add_recording(verb: Parser) -> None:
     from ..text.prompts import ASR_SYSTEM
 
     add_choice(verb, "--downmix", choices=DOWNMIX, default="first", help="which of several channels is read")
+    add_resampler(verb, "what brings a recording to 16 kHz")
     add_choice(
         verb, "--vad", choices=SpeechDetector.values(), default=SpeechDetector.ENERGY.value,
         help="what finds long silence, which is not decoded; off decodes everything",
@@ -57,6 +58,11 @@ def add_recording(verb: Parser) -> None:
         verb, "--prompt-ids", metavar="IDS", help="the prompt as token ids, with AUDIO where the recording goes",
         shown="--prompt",
     )  # fmt: skip
+
+
+def add_resampler(verb, help: str) -> None:
+    """`--resampler`. verb : a parser, or a group of its options. help : what it does there."""
+    add_choice(verb, "--resampler", choices=Resampler.values(), default=Resampler.REFERENCE.value, help=help)
 
 
 def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the draw") -> None:
@@ -123,7 +129,12 @@ def transcription_from(options: argparse.Namespace) -> dict[str, Any]:
     """What `StepAudio2.transcribe` takes, from the command line."""
     asks = options.no_tokenizer or options.prompt_ids is not None
     prompt = prompt_ids(options.prompt_ids) if asks else options.prompt
-    return {"options": decoding_from(options), "prompt": prompt, "downmix": options.downmix, "vad": options.vad}
+    return {"options": decoding_from(options), "prompt": prompt, **reading_from(options), "vad": options.vad}
+
+
+def reading_from(options: argparse.Namespace) -> dict[str, str]:
+    """How recordings are read, from the command line."""
+    return {"downmix": options.downmix, "resampler": options.resampler}
 
 
 def prompt_ids(text: str | None) -> tuple[list[int], list[int]]:

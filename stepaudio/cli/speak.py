@@ -20,7 +20,7 @@ from ..errors import AudioError, ConfigError, DataError
 from ..reading import read_text
 from ..resources import VOICES, checkpoint_folder, voice_clip
 from ..text.scripts import join_texts
-from .options import STANDARD, add_decoding, add_model, decoding_from, recording
+from .options import STANDARD, add_decoding, add_model, add_resampler, decoding_from, recording
 from .parser import Parser, add_choice, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .sound import Account, is_ours, written
@@ -102,6 +102,7 @@ def _add_sound(verb: Parser, needed: bool) -> None:
         sound, "--voice", metavar="CLIP", default="female",
         help=f"3 to 10 s of one person, a saved voice, or one of {', '.join(VOICES)} (bundled)",
     )  # fmt: skip
+    add_resampler(sound, "what brings a recording, or a clip of a voice, to the rates of the nets")
     sound.add_argument("--stream", action="store_true", help="write sound as it comes, and report when the first came")
     add_option(sound, "--steps", type=whole, default=10, metavar="N", help="Euler steps of the flow")
     add_choice(
@@ -229,7 +230,9 @@ def _recording(name: str) -> Any:
 def _speech_options(options: argparse.Namespace, task: str) -> SpeechOptions:
     from ..speech_model import SpeechOptions
 
-    return SpeechOptions(decoding_from(options, task), seed=options.seed, voicing=_voicing(options))
+    return SpeechOptions(
+        decoding_from(options, task), seed=options.seed, voicing=_voicing(options), resampler=options.resampler
+    )
 
 
 def _voicing(options: argparse.Namespace):
@@ -250,7 +253,7 @@ def _voice(name: str) -> str | Path:
 
 def _read_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice:
     with busy("reading the voice"):
-        return synthesizer.voice(_voice(options.voice))
+        return synthesizer.voice(_voice(options.voice), options.resampler)
 
 
 def read_codes(path: str) -> list[int]:

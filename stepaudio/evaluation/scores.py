@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from ..choices import Resampler
 from ..constants import SAMPLE_RATE
 from ..decoding.options import merge_options
 from ..errors import DataError, StepAudioError
@@ -107,6 +108,7 @@ def evaluate(
     clips: str | Path | Iterable[Clip],
     *,
     downmix: str = "first",
+    resampler: str = Resampler.REFERENCE,
     normalizer: str = OURS,
     task: str | None = None,
     **options: Any,
@@ -118,6 +120,7 @@ def evaluate(
     model : a `StepAudio2` with a tokenizer.
     clips : path of a manifest (a TSV or CSV with the columns `file` and `text`), or `Clip`s.
     downmix : "first" channel or "mean", where a recording has several.
+    resampler : "reference" or "soxr", for recordings that are not at 16 kHz.
     normalizer : "ours", "whisper" (needs the library whisper-normalizer) or "none".
     task : "transcribe", "translate", or None for what the manifest says; see `read_manifest`.
     options : as in `StepAudio2.transcribe`.
@@ -133,7 +136,7 @@ def evaluate(
     ConfigError : an unknown normaliser, or a library that is not installed.
     PromptError : the model was not trained to translate.
     """
-    asked = {"downmix": downmix, "normalizer": normalizer, "task": task}
+    asked = {"downmix": downmix, "resampler": resampler, "normalizer": normalizer, "task": task}
     return Evaluation(tuple(score_clips(model, clips, **asked, **options)))
 
 
@@ -142,6 +145,7 @@ def score_clips(
     clips: str | Path | Iterable[Clip],
     *,
     downmix: str = "first",
+    resampler: str = Resampler.REFERENCE,
     normalizer: str = OURS,
     task: str | None = None,
     **options: Any,
@@ -159,7 +163,8 @@ def score_clips(
     given = {key: options[key] for key in ("batch",) if key in options}
     batch = batch_size(merge_options(options.get("options"), "transcribe", **given))
     for i in range(0, len(clips), batch):  # no more than that: what is not handed on yet is lost with an interrupt
-        yield from _score_batch(model, named[i : i + batch], downmix, normalizer, options)
+        reading = {"downmix": downmix, "resampler": resampler}
+        yield from _score_batch(model, named[i : i + batch], reading, normalizer, options)
 
 
 def _translating(model, clips: list[Clip], options: dict[str, Any]) -> dict[str, Any]:
@@ -174,20 +179,20 @@ def _translating(model, clips: list[Clip], options: dict[str, Any]) -> dict[str,
 
 
 def _score_batch(
-    model, named: list[tuple[Clip, str]], downmix: str, normalizer: str, options: dict[str, Any]
+    model, named: list[tuple[Clip, str]], reading: dict[str, str], normalizer: str, options: dict[str, Any]
 ) -> Iterator[Score]:
     samples, failed, began = {}, {}, time.perf_counter()
     for k, (clip, _) in enumerate(named):
         try:
-            samples[k] = model.pipeline.load(clip.file, downmix=downmix)
+            samples[k] = model.pipeline.load(clip.file, **reading)
         except StepAudioError as error:
             failed[k] = str(error)
-    reading = (time.perf_counter() - began) / max(1, sum(map(len, samples.values())))  # seconds per sample
+    per_sample = (time.perf_counter() - began) / max(1, sum(map(len, samples.values())))  # seconds
     transcripts = model.transcribe(list(samples.values()), sr=SAMPLE_RATE, **options) if samples else []
     done = dict(zip(samples, transcripts, strict=True))
     for k, (clip, name) in enumerate(named):
         if k in failed:
             yield Score(clip, None, error=failed[k], name=name, normalizer=normalizer)
             continue
-        transcript = timed(done[k], done[k].wall_seconds + reading * len(samples[k]))
+        transcript = timed(done[k], done[k].wall_seconds + per_sample * len(samples[k]))
         yield Score.of(clip, transcript, name, normalizer)

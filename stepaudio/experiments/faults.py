@@ -58,7 +58,7 @@ def mean_downmix(model: StepAudio2) -> StepAudio2:
     load = model.pipeline.load
     return _around(
         model,
-        load=lambda source, *, downmix="first", sample_rate=None: load(source, downmix="mean", sample_rate=sample_rate),
+        load=lambda source, *, downmix="first", **options: load(source, downmix="mean", **options),
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import cast
 
-from ..choices import SpeechDetector, alternatives
+from ..audio.resample import checked_resampler
+from ..choices import Resampler, SpeechDetector, alternatives
 from ..constants import MAX_TOKENS
 from ..decoding.options import DecodingOptions
 from ..decoding.sampling import Penalties, Sampling
@@ -74,11 +75,13 @@ class Setting:
     prompt: str = ASR_SYSTEM
     downmix: str = "first"
     vad: str = SpeechDetector.ENERGY
+    resampler: str = Resampler.REFERENCE
 
     def __post_init__(self):
         object.__setattr__(self, "on_loop", self.options.on_loop)  # checks all five, and makes names of choices
         if self.vad not in SpeechDetector.values():
             raise ConfigError(f"vad: expected {alternatives(SpeechDetector.values())}, found {self.vad!r}")
+        checked_resampler(self.resampler)
         if self.downmix not in ("first", "mean") or not isinstance(self.prompt, str):
             raise ConfigError(
                 f"expected downmix first or mean and a prompt of text, found {self.downmix!r}, {self.prompt!r}"
@@ -93,7 +96,7 @@ class Setting:
 
     @property
     def options(self) -> DecodingOptions:
-        """The same for the model's methods, but for prompt, downmix and vad."""
+        """The same for the model's methods, but for prompt and what is read of a recording."""
         return DecodingOptions(self.sampling, self.cache, self.max_tokens, self.on_loop)
 
     def to_dict(self) -> dict:

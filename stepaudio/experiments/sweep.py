@@ -195,6 +195,7 @@ def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -
         prompt=setting.prompt,
         downmix=setting.downmix,
         vad=setting.vad,
+        resampler=setting.resampler,
         progress=False,
     )
     return measured(transcript, clip.text) | {"kv_bytes": kv_bytes(model, transcript, setting)}

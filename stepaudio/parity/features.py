@@ -1,6 +1,8 @@
-"""Front ends against their goldens: log mels, filterbanks, lengths."""
+"""Front ends against their goldens: log mels, filterbanks, lengths, resampling."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from ..audio.features import (
     log_mel,
 )
 from ..audio.filters import KALDI_FMIN, KALDI_N_FFT, KALDI_N_MELS, kaldi_filterbank, mel_filterbank
+from ..audio.resample import resampled
+from ..choices import Resampler
 from ..constants import CHUNK_SAMPLES, HOP, N_FFT, SAMPLE_RATE, TAIL_PADDING, n_audio_embeddings, n_mel_frames
 from ..errors import DataError
 
@@ -42,11 +46,17 @@ def mel_checks(golden, _tokenizer) -> None:
         golden.compare(f"mel_filters_24k_{name}", bank)
     for name in golden.names("out.token_num"):
         golden.compare("token_num" + name, row_arithmetic(golden[f"out.token_num{name}"][:, 0]), 0)
-    golden.leave(
-        [n for n in golden.names("out.") if n.startswith("resample.")],
-        "resampling is soxr's, not torchaudio's: another filter on purpose",
-    )
+    for pair in golden.names("out.resample."):
+        golden.compare(f"resample.{pair}", _at_another_rate(golden["in.resample.wav"], pair), 1e-6, absolute=True)
     token2wav_mel_checks(golden)
+
+
+def _at_another_rate(signal: np.ndarray, pair: str) -> np.ndarray:
+    """A signal (n,) as the reference's kernel brings it from one rate to the other; pair : "48000_16000"."""
+    found = re.fullmatch(r"(\d+)_(\d+)", pair)
+    if not found:
+        raise DataError(f"resample.{pair}: expected two rates in Hz, as in resample.48000_16000")
+    return np.concatenate(list(resampled([signal], int(found[1]), int(found[2]), Resampler.REFERENCE)))
 
 
 def row_arithmetic(samples: np.ndarray) -> np.ndarray:

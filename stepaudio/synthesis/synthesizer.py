@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints.token2wav import Token2Wav, load_token2wav
+from ..choices import Resampler
 from ..constants import CODES_PER_SECOND, N_AUDIO_CODES
 from ..errors import ConfigError, DecodeError
 from ..models.token2wav.flow import REFERENCE, FlowOptions
@@ -159,9 +160,12 @@ class Synthesizer:
         """Fingerprint of what makes a voice; computed once."""
         return fingerprint(self.parts)
 
-    def voice(self, source) -> Voice:
-        """A voice from a clip (path or samples at 16 kHz), from a saved file, or as it is; always of these weights."""
-        return open_voice(self.parts, source, self.weights)
+    def voice(self, source, resampler: str = Resampler.REFERENCE) -> Voice:
+        """A voice from a clip (path or samples at 16 kHz), from a saved file, or as it is; always of these weights.
+
+        `resampler` brings a clip to the rates of the nets; with another than the reference's its codes differ.
+        """
+        return open_voice(self.parts, source, self.weights, resampler)
 
     def decode(
         self,

@@ -27,6 +27,7 @@ from ..checkpoints.header import listed, read_header
 from ..checkpoints.layout import parameters_of
 from ..checkpoints.tensors import lazy_arrays_with_metadata
 from ..checkpoints.token2wav import Token2Wav
+from ..choices import Resampler
 from ..constants import N_AUDIO_CODES, SAMPLE_RATE
 from ..errors import AudioError, WeightsError
 from ..files import replaced_file
@@ -116,6 +117,7 @@ class Voice:
         source,
         *,
         sample_rate: float | None = None,
+        resampler: str = Resampler.REFERENCE,
         max_seconds: float = MAX_SECONDS,
         weights: str | None = None,
     ) -> Voice:
@@ -129,6 +131,8 @@ class Voice:
             The nets.
         source, sample_rate
             As `load_audio`.
+        resampler : {"reference", "soxr"}
+            What brings the clip to 16 and 24 kHz. With soxr many of its codes are others than the reference's.
         max_seconds : float
             Longest clip that is taken; a longer one is refused before it is read.
         weights : str, optional
@@ -148,7 +152,7 @@ class Voice:
             if is_file(source):  # it is read three times, and may be a pipe
                 source = stack.enter_context(open_bytes(source))
                 _refuse_long(name, audio_seconds(source), max_seconds)
-            samples, doubt = load_with_doubt(source, sample_rate=sample_rate)
+            samples, doubt = load_with_doubt(source, sample_rate=sample_rate, resampler=resampler)
             seconds = len(samples) / SAMPLE_RATE
             _refuse_long(name, seconds, max_seconds)
             if doubt is not None:
@@ -158,7 +162,9 @@ class Voice:
                     f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person "
                     f"speaks"
                 )
-            sound, doubt = load_with_doubt(source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE)
+            sound, doubt = load_with_doubt(
+                source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE, resampler=resampler
+            )
         if doubt is not None:
             raise AudioError(f"{name}: {doubt}; the mel of a voice is read of the mean: {ONE_CHANNEL}")
         if seconds < SHORT_SECONDS:
@@ -270,11 +276,11 @@ def _refuse_long(name, seconds: float, most: float) -> None:
         )
 
 
-def open_voice(parts: Token2Wav, source, weights: str | None = None) -> Voice:
+def open_voice(parts: Token2Wav, source, weights: str | None = None, resampler: str = Resampler.REFERENCE) -> Voice:
     """A voice as it is, a saved one (`.safetensors`), or one made of a clip; always of these weights."""
     if isinstance(source, Voice):
         source.check(weights if weights is not None else fingerprint(parts))
         return source
     if isinstance(source, (str, os.PathLike)) and _is_saved(Path(source)):
         return Voice.load(source, parts, weights=weights)
-    return Voice.from_clip(parts, source, weights=weights)
+    return Voice.from_clip(parts, source, weights=weights, resampler=resampler)
