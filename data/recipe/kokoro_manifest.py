@@ -112,6 +112,7 @@ def main():
     ap.add_argument("--hours", type=float, default=float("inf"), help="stop at about this much speech")
     ap.add_argument("--max-phonemes", type=int, default=250)
     ap.add_argument("--persons", type=int, default=0, help="so many fixed voices, speaking clearly")
+    ap.add_argument("--narrator", help="this voice alone, in its plain manner and at its own speed")
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
 
@@ -132,10 +133,12 @@ def main():
             if known:
                 who = rng.randrange(len(known))
                 item, manner = item | known[who], {"person": who, "pitch": known[who]["pitch"]} | clear_manner(rng)
+            if args.narrator:
+                item, manner = item | {"voice": args.narrator, "speed": 1.0}, {}
             voice = check_voice(item.get("voice") or pick_voice(rng))
             speed = item.get("speed") or pick_speed(rng)
             phonemes = readers[is_british(voice)](item.get("say") or item["text"])
-            if not known:
+            if not known and not args.narrator:
                 phonemes = as_people_say(phonemes, rng)
                 manner = pick_manner(rng) | ({"prosody": pick_voice(rng)} if rng.random() < 0.5 else {})
             if not 1 <= len(phonemes) <= args.max_phonemes:

@@ -14,6 +14,7 @@ ASR_SYSTEM = "请记录下你所听到的语音内容。"  # write down what you
 S2TT_SYSTEM_ZH = "请仔细聆听这段语音，然后将其内容翻译成中文。"  # listen closely, then translate into Chinese
 S2TT_SYSTEM_EN = "Please listen carefully to this audio and then translate its content into Chinese."
 S2ST_SYSTEM = "请仔细聆听这段语音，然后将其内容翻译成中文并用语音播报。"  # … and speak the translation
+CODES_PER_TEXT = 4  # audio codes that follow each text token of a spoken answer
 READ_ALOUD = "以自然的语速读出下面的文字。\n"  # read the text below at a natural pace
 LANGUAGES = {"zh": "中文", "en": "英文", "ja": "日文"}  # targets of a translation; the examples have Chinese only
 
@@ -85,3 +86,23 @@ def spoken_turn(tokens: Sequence[int]) -> Message:
     Text and codes stay interleaved, as StepFun's example of several turns has them.
     """
     return Message("assistant", [{"type": "text", "text": SPOKEN}, {"type": "token", "token": list(tokens)}])
+
+
+def spoken_tokens(text: Sequence[int], codes: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """A spoken answer after its `<tts_start>`: a text token, four codes, a text token, four codes, …, `<tts_end>`.
+
+    Where the text is done, `<tts_pad>` stands in its place; the last group may have fewer codes, and where the text
+    has more tokens than there are groups, its last tokens stand alone. `<|EOT|>` is not part of it.
+
+    Parameters
+    ----------
+    text : token ids of what is said.
+    codes : audio codes, each 0 … 6560.
+    tokenizer : Tokenizer
+    """
+    first, groups = tokenizer.first_audio_code, max(-(-len(codes) // CODES_PER_TEXT), len(text))
+    answer: list[int] = []
+    for k in range(groups):
+        answer.append(text[k] if k < len(text) else tokenizer.tts_pad)
+        answer += [first + code for code in codes[k * CODES_PER_TEXT : (k + 1) * CODES_PER_TEXT]]
+    return [*answer, tokenizer.tts_end]

@@ -1,7 +1,8 @@
-"""Command line of training: make a tokenizer, train the nets, average trained models or states.
+"""Command line of training: make a tokenizer, train the nets, teach the decoder to speak, average models or states.
 
 python -m stepaudio.train tokenizer TEXTS.jsonl FOLDER
 python -m stepaudio.train run --corpus FOLDER… --tokenizer FOLDER --out FOLDER [--steps N] [--seconds S] …
+python -m stepaudio.train speaking --narrator FOLDER… --texts TEXTS.jsonl --tokenizer RUN --start MODEL --out FOLDER …
 python -m stepaudio.train average MODEL… OUT
 """
 
@@ -18,10 +19,12 @@ from .loop import run
 from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_config, read_encoder, train_tokenizer
 from .optimiser import STATE_FILE, average_states
 from .recipe import ALL_BUCKETS, Recipe
+from .speaking.run import Options as SpeakingOptions
+from .speaking.run import train as train_speaking
 
 
 def parser() -> argparse.ArgumentParser:
-    """The three verbs and their options."""
+    """The four verbs and their options."""
     root = argparse.ArgumentParser(
         prog="python -m stepaudio.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     mean.add_argument("models", type=Path, nargs="+", help=models)
     mean.add_argument("folder", type=Path)
     _run_options(verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout"))
+    _speaking_options(verbs.add_parser("speaking", help="teach a trained model's decoder to read aloud and say again"))
     return root
 
 
@@ -77,6 +81,29 @@ def _run_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--empty", type=float, default=Recipe.empty, help="share of examples without speech")
 
 
+def _speaking_options(one: argparse.ArgumentParser) -> None:
+    d = SpeakingOptions
+    one.add_argument(
+        "--narrator", type=Path, nargs="+", required=True, help="clips whose codes are learnt, of one voice"
+    )
+    one.add_argument("--hearing", type=Path, nargs="+", help="clips to transcribe and say again (the narrator's)")
+    one.add_argument("--texts", type=Path, required=True, help="JSONL with id, text and, as a person writes it, say")
+    one.add_argument("--tokenizer", type=Path, required=True, help="run of a speech tokenizer")
+    one.add_argument("--start", type=Path, required=True, help="folder of the model to begin with")
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--layers", type=int, default=d.layers, help="of the decoder, at least as many as it has")
+    one.add_argument("--variants", type=int, default=d.variants, help="of each clip heard, all but one augmented")
+    one.add_argument("--tokens", type=int, default=d.tokens, help="of a batch")
+    one.add_argument("--steps", type=int, default=d.steps)
+    one.add_argument("--seconds", type=float, default=d.seconds)
+    one.add_argument("--rate", type=float, default=d.rate)
+    one.add_argument("--seed", type=int, default=d.seed)
+    one.add_argument("--log-every", type=int, default=d.log_every)
+    one.add_argument("--save-every", type=float, default=d.save_every, help="seconds between saved states")
+    one.add_argument("--resume", action="store_true", help="continue from the state in --out")
+    one.add_argument("--elapsed", type=float, default=d.elapsed, help="seconds of the schedule already spent")
+
+
 def recipe_from(options: argparse.Namespace) -> Recipe:
     """The hyperparameters that the options of `run` ask for."""
     buckets = tuple(
@@ -112,6 +139,9 @@ def main() -> None:
     if options.verb == "average":
         saved = (options.models[0] / STATE_FILE).exists()
         (average_states if saved else average_models)(options.models, options.folder)
+        return
+    if options.verb == "speaking":
+        train_speaking(SpeakingOptions(**{name: value for name, value in vars(options).items() if name != "verb"}))
         return
     tokenizer = Tokenizer.from_folder(options.tokenizer)
     encoder = read_encoder(options.encoder) if options.encoder else None

@@ -97,6 +97,7 @@ def _read_index(folder: Path, spoken: dict[str, str], max_seconds: float) -> lis
                         "file": pcm,
                         "offset": clip["offset"],
                         "n": n,
+                        "id": clip.get("id"),
                         "text": text,
                         "phonemes": clip.get("ids"),
                         "frames": clip.get("durations"),

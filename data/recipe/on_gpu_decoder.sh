@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Beside on_gpu_speaking.sh, on GPUs that it leaves free: synthesise one narrator's speech and some of many voices, wait
+# for its speech tokenizer, and teach nano's decoder to speak.
+#
+#   on_gpu_decoder.sh FOLDER SECONDS
+#
+# FOLDER is that of on_gpu_speaking.sh; beside its files it holds decoder.tar.xz: narrator.jsonl and hearing.jsonl
+# (kokoro_manifest.py --narrator, and as for nano's hearing), texts.jsonl ({id, text, say}), and the model to begin with,
+# nano/. It ends SECONDS after it began. GPUS="2" are the numbers of its GPUs. HEARING_SECONDS=45 and then
+# NARRATOR_SECONDS=300 are spent on synthesis, by SPEAKERS=7 processes a GPU. DECODER holds more options of the runs, of
+# which there is one on each GPU: FOLDER/decoder_2, … PYTHON has MLX and PyTorch.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$1"
+end=$(($(date +%s) + $2))
+GPUS=(${GPUS:-2})
+PYTHON=${PYTHON:-python3} HEARING_SECONDS=${HEARING_SECONDS:-45} NARRATOR_SECONDS=${NARRATOR_SECONDS:-300}
+SPEAKERS=${SPEAKERS:-7}
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+
+mkdir -p decoder
+tar -xJf decoder.tar.xz -C decoder
+# once the others speak, the synthesiser's files are complete
+until compgen -G "corpus/*.pcm" >/dev/null; do sleep 1; done
+. speaking/kokoro_setup.sh
+for part in hearing narrator; do
+    seconds=${part^^}_SECONDS
+    CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${GPUS[*]}") kokoro_speak $((SPEAKERS * ${#GPUS[@]})) "${!seconds}" \
+        "decoder/$part" --manifest "decoder/$part.jsonl" >"decoder_$part.log" 2>&1 || true
+done
+
+# its last word, or the net that stands in for a run that was not wanted or failed
+until grep -qs '"event": "end"' tokenizer/log.jsonl || [ -L tokenizer ] || grep -qs "run tokenizer failed" all.log; do sleep 1; done
+sleep 2
+cp -rL tokenizer decoder/codes
+runs=()
+for gpu in "${GPUS[@]}"; do
+    CUDA_VISIBLE_DEVICES=$gpu "$PYTHON" -m stepaudio.train speaking --narrator decoder/narrator --hearing decoder/hearing \
+        --texts decoder/texts.jsonl --tokenizer decoder/codes --start decoder/nano --out "decoder_$gpu" --seed "$gpu" \
+        --seconds $((end - $(date +%s))) ${DECODER:-} >"decoder_$gpu.log" 2>&1 &
+    runs+=($!)
+done
+wait "${runs[@]}"

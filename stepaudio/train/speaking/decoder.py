@@ -1,0 +1,131 @@
+"""The decoder in training: a trained one with more layers, codes that share what their digits share, and the loss.
+
+A code is a number of eight digits, the levels of the quantiser. Codes that have a digit in common sound alike in one
+respect, and most codes are rare; so a code's embedding, and its row of the output layer, is the sum of a vector of its
+own and of one for each of its digits. What is exported is the sum.
+
+B examples, L positions, V tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from ...constants import N_AUDIO_CODES
+from ...models.kv_cache import NoCache
+from ...models.speech_lm import StepAudioConfig, StepAudioNet
+from ...text.tokenizer import Tokenizer
+from ..initialise import initialise
+from ..losses import one_hot
+from ..token2wav.fit import Batch, Metrics
+from .examples import LEVELS, N_DIGITS
+
+TRAINED = ("model", "lm_head")
+TABLES = (("model", "embed_tokens"), ("lm_head",))  # where a row stands for a token
+
+
+def digits_of_tokens(vocabulary: int, first_code: int) -> mx.array:
+    """(V, 24): for each digit of a code a one at its level; zeros for tokens that are no codes."""
+    table = np.zeros((vocabulary, N_DIGITS, LEVELS), np.float32)
+    codes = np.arange(N_AUDIO_CODES)
+    for k in range(N_DIGITS):
+        table[first_code + codes, k, codes // LEVELS**k % LEVELS] = 1
+    return mx.array(table.reshape(vocabulary, -1))
+
+
+def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed: int) -> dict:
+    """Initial weights of a decoder of these sizes: those of `net`, more layers that change nothing yet, new codes.
+
+    `config` differs from the net's own in the number of layers alone.
+    """
+    mx.random.seed(seed)
+    wide = StepAudioNet(config)
+    fresh, own = initialise(wide), net.parameters()
+    depth = len(own["model"]["layers"])
+    for layer in fresh["model"]["layers"][depth:]:
+        for part, last in (("self_attn", "o_proj"), ("mlp", "down_proj")):
+            layer[part][last]["weight"] = mx.zeros_like(layer[part][last]["weight"])
+    fresh["model"] |= {name: value for name, value in own["model"].items() if name != "layers"}
+    fresh["model"]["layers"][:depth] = own["model"]["layers"]
+    fresh["lm_head"] = own["lm_head"]
+    first, last = tokenizer.first_audio_code, tokenizer.first_audio_code + N_AUDIO_CODES
+    digits = {}
+    for path in TABLES:
+        table = _at(fresh, path)
+        rows = table["weight"]
+        deviation = mx.sqrt(mx.square(rows[:first] - rows[:first].mean(0)).mean())
+        digits[path[-1]] = mx.random.normal((N_DIGITS * LEVELS, rows.shape[1])) * (deviation / N_DIGITS**0.5)
+        table["weight"] = mx.concatenate([rows[:first], mx.zeros_like(rows[first:last]), rows[last:]])
+    return {"net": {name: fresh[name] for name in TRAINED}, "digits": digits}
+
+
+def _at(tree: dict, path: tuple[str, ...]) -> dict:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def whole(params: dict, digits: mx.array) -> dict:
+    """The weights by their published names: a row for each token, its digits' vectors added."""
+    net = cast(dict, tree_map(lambda p: p, params["net"]))  # a copy of the tree, not of the arrays
+    for path in TABLES:
+        table = _at(net, path)
+        table["weight"] = table["weight"] + digits.astype(table["weight"].dtype) @ params["digits"][path[-1]]
+    return net
+
+
+class Loss:
+    """(weights, batch) -> weighted cross-entropy of the tokens of answers, and metrics.
+
+    Parameters
+    ----------
+    net : StepAudioNet
+        Its decoder takes the weights.
+    heard : (rows, D) audio embeddings.
+    tokenizer : Tokenizer
+    dtype : of products.
+    """
+
+    def __init__(self, net: StepAudioNet, heard: mx.array, tokenizer: Tokenizer, dtype: mx.Dtype):
+        self.net, self.heard, self.dtype = net, heard.astype(dtype), dtype
+        self.first_code, self.text_limit = tokenizer.first_audio_code, tokenizer.text_limit
+        self.digits = digits_of_tokens(net.config.text_config.vocab_size, self.first_code)
+
+    def logits(self, params: dict, batch: Batch) -> mx.array:
+        """(B, L, V)."""
+        weights = whole(cast(dict, tree_map(lambda p: p.astype(self.dtype), params)), self.digits)
+        self.net.update(weights)
+        table = weights["model"]["embed_tokens"]["weight"]
+        x = one_hot(batch["inputs"], table.shape[0], self.dtype) @ table
+        place = batch["place"][..., None]
+        x = mx.where(place >= 0, self.heard[mx.maximum(batch["place"], 0)], x)
+        return self.net.lm_head(self.net.model(x, NoCache(self.net.model.rope)))
+
+    def __call__(self, params: dict, batch: Batch) -> tuple[mx.array, Metrics]:
+        """Mean over the batch by the tokens' weights; means of codes and of text apart, and how many are right."""
+        logits, labels, weight = self.logits(params, batch), batch["labels"], batch["weight"]
+        each = nn.losses.cross_entropy(logits.astype(mx.float32), labels)
+        codes, text = labels >= self.first_code, labels < self.text_limit
+        right = logits.argmax(-1) == labels
+
+        def mean(x: mx.array, where: mx.array) -> mx.array:
+            where = where * (weight > 0)
+            return (x * where).sum() / mx.maximum(where.sum(), 1)
+
+        total = (each * weight).sum() / mx.maximum(weight.sum(), 1)
+        return total, {
+            "codes": mean(each, codes),
+            "text": mean(each, text),
+            "codes_right": mean(right, codes),
+            "text_right": mean(right, text),
+        }
+
+
+def on_device(batch: dict[str, np.ndarray]) -> Batch:
+    """The arrays of a batch."""
+    return {name: mx.array(cast(Any, value)) for name, value in batch.items()}

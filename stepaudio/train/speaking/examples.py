@@ -1,0 +1,167 @@
+"""Examples of the three tasks as tokens in the engine's own grammar, and batches of them. No MLX here.
+
+Reading aloud: `reading_turns`, then the spoken answer. Saying again: a recording and `DEFAULT_SYSTEM`, then the spoken
+answer. Transcribing: the reference's prompt, then the text. Every example ends with `<|EOT|>`.
+
+B examples, L positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import DataError
+from ...text.chat_template import Message, Prompt, build_prompt
+from ...text.prompts import DEFAULT_SYSTEM, asr_turns, open_answer, reading_turns, spoken_tokens
+from ...text.tokenizer import Tokenizer
+
+LENGTHS = (128, 256, 384, 512)  # positions of an example; multiples of 128, or CUDA has no fused gradient of attention
+READ, REPEAT, TRANSCRIBE = "read", "repeat", "transcribe"
+SHARES = {READ: 0.65, REPEAT: 0.15, TRANSCRIBE: 0.2}  # of the examples drawn
+TEXT_WEIGHTS = {READ: 0.3, REPEAT: 3.0, TRANSCRIBE: 6.0}  # of a text token in the loss, a code having 1: few are text
+WRONG_CODES, WRONG_DIGITS, WRONG_TEXT = 0.02, 0.08, 0.1  # shares of input tokens replaced; labels stay as they are
+N_DIGITS, LEVELS = 8, 3  # a code is a number of eight digits, each of which is a level of the quantiser
+
+Heard = tuple[int, int]  # first row and number of a clip's audio embeddings
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: prompts to choose from, the embeddings that stand in each, and the answer.
+
+    prompts : token ids, int16. slots : for each prompt (position, first row, number) of its audio, or None.
+    answer : token ids, `<|EOT|>` included.
+    """
+
+    task: str
+    prompts: tuple[np.ndarray, ...]
+    slots: tuple[tuple[int, int, int] | None, ...]
+    answer: np.ndarray
+
+    def __len__(self) -> int:
+        """Positions that it takes with its longest prompt."""
+        return max(map(len, self.prompts)) + len(self.answer)
+
+
+def spoken_answer(text: Sequence[int], codes: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+    """What follows `<tts_start>`, the end of the turn included."""
+    return np.array([*spoken_tokens(text, codes, tokenizer), tokenizer.eot], np.int16)
+
+
+def reading(texts: Iterable[str], answer: np.ndarray, tokenizer: Tokenizer) -> Example:
+    """An example of reading aloud; `texts` are ways to write the same words."""
+    prompts = [_tokens(build_prompt(reading_turns(text, tokenizer), tokenizer)) for text in texts]
+    return Example(READ, tuple(prompts), (None,) * len(prompts), answer)
+
+
+def listening(heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenizer: Tokenizer) -> Example:
+    """An example of saying again (`spoken`) or transcribing; `heard` are ways in which the same words sounded."""
+    human = Message("human", [{"type": "audio"}])
+    turns = [Message("system", DEFAULT_SYSTEM), human, open_answer(True)] if spoken else asr_turns()
+    empty = build_prompt(turns, tokenizer, [[1]])
+    start, tokens = empty.slots[0].start, list(empty.tokens)
+    prompts, slots = [], []
+    for first, n in heard:
+        prompts.append(np.array([*tokens[:start], *[tokenizer.audio_patch] * n, *tokens[start + 1 :]], np.int16))
+        slots.append((start, first, n))
+    return Example(REPEAT if spoken else TRANSCRIBE, tuple(prompts), tuple(slots), answer)
+
+
+def _tokens(prompt: Prompt) -> np.ndarray:
+    return np.array(prompt.tokens, np.int16)
+
+
+class Batches:
+    """step -> arrays of a batch; the same step gives the same batch.
+
+    Parameters
+    ----------
+    examples : list of Example
+        Those longer than the longest of `lengths` are left out.
+    tokenizer : Tokenizer
+    tokens : int
+        Positions of a batch: B L is about this.
+    seed : int
+    noisy : bool
+        Whether input tokens are replaced at random.
+    lengths : ascending lengths to which examples are padded.
+
+    Raises
+    ------
+    DataError
+        No example is short enough.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        tokens: int,
+        seed: int,
+        noisy: bool = True,
+        lengths: Sequence[int] = LENGTHS,
+    ):
+        self.tokens, self.seed, self.noisy, self.lengths = tokens, seed, noisy, lengths
+        self.first_code, self.text_limit, self.pad = tokenizer.first_audio_code, tokenizer.text_limit, tokenizer.eot
+        sizes = np.array([len(e) for e in examples])
+        kinds = np.array([e.task for e in examples])
+        fits = sizes <= lengths[-1]
+        if not fits.any():
+            raise DataError(f"no example has {lengths[-1]} tokens or fewer; expected clips of up to about 12 s")
+        share = np.array([SHARES[kind] / max(1, (fits & (kinds == kind)).sum()) for kind in kinds])
+        self._groups = []  # of each length: its examples, and the sums of their shares up to each
+        for low, high in zip((0, *lengths), lengths, strict=False):
+            chosen = np.flatnonzero((sizes > low) & (sizes <= high))
+            self._groups.append(([examples[i] for i in chosen], np.cumsum(share[chosen])))
+        # an example of twice the length takes twice the place of a batch
+        room = [sums[-1] * n if len(sums) else 0.0 for (_, sums), n in zip(self._groups, lengths, strict=True)]
+        self._share = np.array(room) / sum(room)
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step, as arrays (B, L).
+
+        `inputs`: token ids. `place`: row of the audio embedding that stands there instead, or -1. `labels`: the token
+        that follows. `weight`: of its loss, 0 where it is part of a prompt.
+        """
+        rng = np.random.default_rng((self.seed, step))
+        which = int(rng.choice(len(self.lengths), p=self._share))
+        L, (examples, sums) = self.lengths[which], self._groups[which]
+        B = max(1, self.tokens // L)
+        drawn = np.searchsorted(sums, rng.random(B) * sums[-1], "right")
+        return self.stack([examples[i] for i in np.minimum(drawn, len(examples) - 1)], L, rng)
+
+    def stack(self, examples: Sequence[Example], L: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The arrays of these examples, padded to L positions."""
+        B = len(examples)
+        tokens = np.full((B, L + 1), self.pad, np.int32)
+        weight = np.zeros((B, L + 1), np.float32)
+        place = np.full((B, L), -1, np.int32)
+        for b, example in enumerate(examples):
+            k = int(rng.integers(len(example.prompts)))
+            prompt, slot, answer = example.prompts[k], example.slots[k], example.answer
+            begin, end = len(prompt), len(prompt) + len(answer)
+            tokens[b, :begin], tokens[b, begin:end] = prompt, answer
+            weight[b, begin:end] = np.where(answer < self.text_limit, TEXT_WEIGHTS[example.task], 1.0)
+            if slot is not None:
+                at, first, n = slot
+                place[b, at : at + n] = np.arange(first, first + n)
+        answers = weight[:, :-1] > 0
+        inputs = self._noise(tokens[:, :-1], answers, rng) if self.noisy else tokens[:, :-1].copy()
+        return {"inputs": inputs, "place": place, "labels": tokens[:, 1:], "weight": weight[:, 1:]}
+
+    def _noise(self, tokens: np.ndarray, answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Inputs of which some are wrong: codes altogether or in one digit, text tokens of answers."""
+        code, draw = tokens - self.first_code, rng.random(tokens.shape)
+        is_code = answers & (code >= 0) & (code < LEVELS**N_DIGITS)
+        power = LEVELS ** rng.integers(0, N_DIGITS, tokens.shape)
+        digit = code // power % LEVELS
+        near = code + ((digit + rng.integers(1, LEVELS, tokens.shape)) % LEVELS - digit) * power
+        far = rng.integers(0, LEVELS**N_DIGITS, tokens.shape)
+        code = np.where(draw < WRONG_CODES, far, np.where(draw < WRONG_CODES + WRONG_DIGITS, near, code))
+        text = np.where(draw < WRONG_TEXT, rng.integers(0, self.text_limit, tokens.shape), tokens)
+        is_text = answers & (tokens < self.text_limit)
+        noisy = np.where(is_code, code + self.first_code, np.where(is_text, text, tokens))
+        return noisy.astype(np.int32)

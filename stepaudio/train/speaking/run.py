@@ -1,0 +1,153 @@
+"""One run: clips to examples, examples to a decoder, the model written as a folder in the published layout."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from ...backend.device import on_cpu
+from ...checkpoints.load import load_weights
+from ...errors import ConfigError
+from ...models.speech_lm import StepAudioConfig, StepAudioNet
+from ...models.token2wav.speech_tokenizer import S3Tokenizer
+from ...text.tokenizer import Tokenizer
+from ..corpus import AnswerEncoder, Corpus
+from ..nano import export
+from ..recipe import say
+from ..token2wav.fit import Batch, Fit, Schedule
+from ..token2wav.fit import run as fit_run
+from ..token2wav.run import read_net
+from . import decoder
+from .examples import Batches, Example, listening, reading, spoken_answer
+from .sound import clip_codes, clip_embeddings
+
+MAX_SECONDS = 12.0
+HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of them
+
+
+@dataclass
+class Options:
+    """What a run is asked for.
+
+    narrator : folders of one voice's clips, whose codes are learnt. hearing : folders of clips to transcribe and to say
+    again; none stands for the narrator's. texts : JSONL of id, text and perhaps `say`, the same as a person would write
+    it. tokenizer : run of a speech tokenizer. start : model to begin with. layers : of the decoder, at least as many
+    as there are. variants : of each clip heard. tokens : of a batch.
+    """
+
+    narrator: list[Path]
+    texts: Path
+    tokenizer: Path
+    start: Path
+    out: Path
+    hearing: list[Path] | None = None
+    layers: int = 8
+    variants: int = 3
+    tokens: int = 32768
+    steps: int = 1_000_000
+    seconds: float = 1e9
+    rate: float = 1e-3
+    seed: int = 0
+    log_every: int = 100
+    save_every: float = Schedule.save_every
+    resume: bool = False
+    elapsed: float = 0.0
+
+
+def make_examples(
+    options: Options, tokenizer: Tokenizer, net: StepAudioNet
+) -> tuple[list[Example], list[Example], mx.array]:
+    """Examples to learn, examples of reading that are only scored, and the audio embeddings that prompts refer to."""
+    encode = AnswerEncoder(tokenizer)
+    lines = map(json.loads, options.texts.read_text(encoding="utf-8").splitlines())
+    written = {line["id"]: line["say"] for line in lines if line.get("say")}
+    narrator = Corpus(options.narrator, encode, options.texts, MAX_SECONDS, options.seed)
+    found = clip_codes(narrator, cast(S3Tokenizer, read_net(options.tokenizer, "tokenizer")))
+    clips = [clip for shard in narrator.shards for clip in shard]
+    answers = [spoken_answer(clip["tokens"], codes, tokenizer) for clip, codes in zip(clips, found, strict=True)]
+    said = {clip["id"]: answer for clip, answer in zip(clips, answers, strict=True)}
+    read = [
+        reading(dict.fromkeys((clip["text"], written.get(clip["id"], clip["text"]))), answer, tokenizer)
+        for clip, answer in zip(clips, answers, strict=True)
+    ]
+    different = len(np.unique(np.concatenate(found)))
+    say(options.out, event="narrator", hours=round(narrator.hours, 3), codes=sum(map(len, found)), different=different)
+    hearing = narrator
+    if options.hearing:
+        hearing = Corpus(options.hearing, encode, options.texts, MAX_SECONDS, options.seed)
+    store, heard = clip_embeddings(hearing, net, options.variants, options.seed)
+    held = min(HELD_OUT, len(read) // 10)
+    held_ids = {clip["id"] for clip in clips[:held]}
+    learnt = read[held:]
+    for clip, versions in zip((clip for shard in hearing.shards for clip in shard), heard, strict=True):
+        learnt.append(listening(versions, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer))
+        if clip["id"] in said and clip["id"] not in held_ids:
+            learnt.append(listening(versions, True, said[clip["id"]], tokenizer))
+    say(options.out, event="hearing", hours=round(hearing.hours, 3), embeddings=store.shape[0], examples=len(learnt))
+    return learnt, read[:held], store
+
+
+def train(options: Options) -> None:
+    """Train a decoder to speak and write the whole model, its state and its log to `options.out`.
+
+    Raises
+    ------
+    DataError
+        No usable corpus, or a folder without what the options say that it holds.
+    ConfigError
+        Fewer layers than the model begins with.
+    """
+    began = time.time()
+    started = StepAudioConfig.from_file(options.start)
+    if options.layers < started.text_config.num_hidden_layers:
+        raise ConfigError(
+            f"layers: {options.layers}, but the decoder of {options.start} has "
+            f"{started.text_config.num_hidden_layers}; expected that many or more"
+        )
+    tokenizer = Tokenizer.from_folder(options.start, started.text_config.vocab_size)
+    net = StepAudioNet(started)
+    load_weights(net, options.start, started, mx.float32)
+    learnt, scored, store = make_examples(options, tokenizer, net)
+    config = replace(started, text_config=replace(started.text_config, num_hidden_layers=options.layers))
+    params = decoder.begin(net, config, tokenizer, options.seed)
+    kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
+    loss = decoder.Loss(StepAudioNet(config), store, tokenizer, mx.float32 if on_cpu() else mx.bfloat16)
+    schedule = Schedule(
+        steps=options.steps,
+        seconds=options.seconds,
+        peak_rate=options.rate,
+        warmup=500,
+        weight_decay=0.03,
+        average=0.9995,
+        seed=options.seed,
+        log_every=options.log_every,
+        save_every=options.save_every,
+    )
+    fit = Fit(schedule, params, loss, compiled=False)
+    if options.resume:
+        fit.resume(options.out / "checkpoint")
+    batches = Batches(learnt, tokenizer, options.tokens, options.seed)
+    judges = Batches(scored, tokenizer, options.tokens, options.seed, noisy=False) if scored else None
+
+    def save() -> None:
+        export(kept | decoder.whole(fit.average, loss.digits), config, options.out / "model")
+        if judges is not None:
+            say(options.out, step=fit.step_number, **score(loss, fit.average, judges))
+
+    def batch(step: int) -> Batch:
+        return decoder.on_device(batches(step))
+
+    fit_run(fit, batch, options.out, save, options.elapsed + time.time() - began)
+
+
+def score(loss: decoder.Loss, params: dict, batches: Callable[[int], dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means over a few batches of what the log shows, each named `held_out_…`."""
+    found = [loss(params, decoder.on_device(batches(step)))[1] for step in range(HELD_OUT_BATCHES)]
+    return {f"held_out_{name}": float(np.mean([metrics[name].item() for metrics in found])) for name in found[0]}
