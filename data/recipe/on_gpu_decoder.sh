@@ -29,15 +29,16 @@ for part in hearing narrator; do
         "decoder/$part" --manifest "decoder/$part.jsonl" >"decoder_$part.log" 2>&1 || true
 done
 
-# its last word, or the net that stands in for a run that was not wanted or failed
-until grep -qs '"event": "end"' tokenizer/log.jsonl || [ -L tokenizer ] || grep -qs "run tokenizer failed" all.log; do sleep 1; done
-sleep 2
-cp -rL tokenizer decoder/codes
 runs=()
 for gpu in "${GPUS[@]}"; do
     CUDA_VISIBLE_DEVICES=$gpu "$PYTHON" -m stepaudio.train speaking --narrator decoder/narrator --hearing decoder/hearing \
-        --texts decoder/texts.jsonl --tokenizer decoder/codes --start decoder/nano --out "decoder_$gpu" --seed "$gpu" \
-        --seconds $((end - $(date +%s))) ${DECODER:-} >"decoder_$gpu.log" 2>&1 &
+        --texts decoder/texts.jsonl --tokenizer decoder/codes --wait 900 --start decoder/nano --out "decoder_$gpu" \
+        --seed "$gpu" --seconds $((end - $(date +%s))) ${DECODER:-} >"decoder_$gpu.log" 2>&1 &
     runs+=($!)
 done
+
+# until the tokenizer's last word, or the net that stands in for a run that was not wanted or failed
+until grep -qs '"event": "end"' tokenizer/log.jsonl || [ -L tokenizer ] || grep -qs "run tokenizer failed" all.log; do sleep 1; done
+sleep 2
+cp -rL tokenizer decoder/codes_aside && mv decoder/codes_aside decoder/codes
 wait "${runs[@]}"

@@ -89,6 +89,7 @@ def _speaking_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--hearing", type=Path, nargs="+", help="clips to transcribe and say again (the narrator's)")
     one.add_argument("--texts", type=Path, required=True, help="JSONL with id, text and, as a person writes it, say")
     one.add_argument("--tokenizer", type=Path, required=True, help="run of a speech tokenizer")
+    one.add_argument("--wait", type=float, default=d.wait, help="seconds for which that run's net may be missing yet")
     one.add_argument("--start", type=Path, required=True, help="folder of the model to begin with")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--layers", type=int, default=d.layers, help="of the decoder, at least as many as it has")

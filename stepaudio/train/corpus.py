@@ -62,6 +62,11 @@ class Corpus:
         self.lengths = [np.array([c["n"] for c in shard]) for shard in self.shards]
 
     @property
+    def clips(self) -> list[dict]:
+        """The clips of all shards, in their order."""
+        return [clip for shard in self.shards for clip in shard]
+
+    @property
     def hours(self) -> float:
         """Length of all clips together, in hours."""
         return sum(int(n.sum()) for n in self.lengths) / SAMPLE_RATE / 3600

@@ -54,7 +54,7 @@ class Recipe:
 def record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) -> None:
     """Write what the run rests on to `out`: recipe.json, and words.txt with every training word and its count."""
     out.mkdir(parents=True, exist_ok=True)
-    clips = [clip for shard in corpus.shards for clip in shard]
+    clips = corpus.clips
     words = Counter(word for clip in clips for word in clip["text"].split())
     lines = sorted(words.items(), key=lambda item: (-item[1], item[0]))
     (out / "words.txt").write_text("".join(f"{word}\t{count}\n" for word, count in lines), encoding="utf-8")

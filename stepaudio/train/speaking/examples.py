@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import DataError
-from ...text.chat_template import Message, Prompt, build_prompt
+from ...text.chat_template import Message, build_prompt
 from ...text.prompts import DEFAULT_SYSTEM, asr_turns, open_answer, reading_turns, spoken_tokens
 from ...text.tokenizer import Tokenizer
 
@@ -51,10 +51,14 @@ def spoken_answer(text: Sequence[int], codes: Sequence[int], tokenizer: Tokenize
     return np.array([*spoken_tokens(text, codes, tokenizer), tokenizer.eot], np.int16)
 
 
-def reading(texts: Iterable[str], answer: np.ndarray, tokenizer: Tokenizer) -> Example:
-    """An example of reading aloud; `texts` are ways to write the same words."""
-    prompts = [_tokens(build_prompt(reading_turns(text, tokenizer), tokenizer)) for text in texts]
-    return Example(READ, tuple(prompts), (None,) * len(prompts), answer)
+def reading_prompts(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
+    """Prompts that ask for a text to be read; `texts` are ways to write the same words."""
+    return tuple(np.array(build_prompt(reading_turns(text, tokenizer), tokenizer).tokens, np.int16) for text in texts)
+
+
+def reading(prompts: tuple[np.ndarray, ...], answer: np.ndarray) -> Example:
+    """An example of reading aloud."""
+    return Example(READ, prompts, (None,) * len(prompts), answer)
 
 
 def listening(heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenizer: Tokenizer) -> Example:
@@ -68,10 +72,6 @@ def listening(heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenize
         prompts.append(np.array([*tokens[:start], *[tokenizer.audio_patch] * n, *tokens[start + 1 :]], np.int16))
         slots.append((start, first, n))
     return Example(REPEAT if spoken else TRANSCRIBE, tuple(prompts), tuple(slots), answer)
-
-
-def _tokens(prompt: Prompt) -> np.ndarray:
-    return np.array(prompt.tokens, np.int16)
 
 
 class Batches:

@@ -25,7 +25,7 @@ from ..token2wav.fit import Batch, Fit, Schedule
 from ..token2wav.fit import run as fit_run
 from ..token2wav.run import read_net
 from . import decoder
-from .examples import Batches, Example, listening, reading, spoken_answer
+from .examples import Batches, Example, listening, reading, reading_prompts, spoken_answer
 from .sound import clip_codes, clip_embeddings
 
 MAX_SECONDS = 12.0
@@ -36,10 +36,14 @@ HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only score
 class Options:
     """What a run is asked for.
 
-    narrator : folders of one voice's clips, whose codes are learnt. hearing : folders of clips to transcribe and to say
-    again; none stands for the narrator's. texts : JSONL of id, text and perhaps `say`, the same as a person would write
-    it. tokenizer : run of a speech tokenizer. start : model to begin with. layers : of the decoder, at least as many
-    as there are. variants : of each clip heard. tokens : of a batch.
+    narrator : folders of one voice's clips, whose codes are learnt.
+    hearing : folders of clips to transcribe and to say again; none stands for the narrator's.
+    texts : JSONL of id, text and perhaps `say`, the same as a person would write it.
+    tokenizer : run of a speech tokenizer, whose net may take `wait` seconds to appear.
+    start : model to begin with.
+    layers : of the decoder, at least as many as there are.
+    variants : of each clip heard.
+    tokens : of a batch.
     """
 
     narrator: list[Path]
@@ -51,6 +55,7 @@ class Options:
     layers: int = 8
     variants: int = 3
     tokens: int = 32768
+    wait: float = 0.0
     steps: int = 1_000_000
     seconds: float = 1e9
     rate: float = 1e-3
@@ -64,34 +69,51 @@ class Options:
 def make_examples(
     options: Options, tokenizer: Tokenizer, net: StepAudioNet
 ) -> tuple[list[Example], list[Example], mx.array]:
-    """Examples to learn, examples of reading that are only scored, and the audio embeddings that prompts refer to."""
+    """Examples to learn, examples of reading that are only scored, and the audio embeddings that prompts refer to.
+
+    What needs no codes is made first: the speech tokenizer may still be in training.
+    """
     encode = AnswerEncoder(tokenizer)
-    lines = map(json.loads, options.texts.read_text(encoding="utf-8").splitlines())
-    written = {line["id"]: line["say"] for line in lines if line.get("say")}
     narrator = Corpus(options.narrator, encode, options.texts, MAX_SECONDS, options.seed)
-    found = clip_codes(narrator, cast(S3Tokenizer, read_net(options.tokenizer, "tokenizer")))
-    clips = [clip for shard in narrator.shards for clip in shard]
-    answers = [spoken_answer(clip["tokens"], codes, tokenizer) for clip, codes in zip(clips, found, strict=True)]
-    said = {clip["id"]: answer for clip, answer in zip(clips, answers, strict=True)}
-    read = [
-        reading(dict.fromkeys((clip["text"], written.get(clip["id"], clip["text"]))), answer, tokenizer)
-        for clip, answer in zip(clips, answers, strict=True)
-    ]
-    different = len(np.unique(np.concatenate(found)))
-    say(options.out, event="narrator", hours=round(narrator.hours, 3), codes=sum(map(len, found)), different=different)
     hearing = narrator
     if options.hearing:
         hearing = Corpus(options.hearing, encode, options.texts, MAX_SECONDS, options.seed)
     store, heard = clip_embeddings(hearing, net, options.variants, options.seed)
+    say(options.out, event="hearing", hours=round(hearing.hours, 3), embeddings=store.shape[0])
+    written = _written(options.texts)
+    clips = narrator.clips
+    prompts = [
+        reading_prompts(dict.fromkeys((clip["text"], written.get(clip["id"], clip["text"]))), tokenizer)
+        for clip in clips
+    ]
+    found = clip_codes(narrator, _speech_tokenizer(options.tokenizer, options.wait))
+    different = len(np.unique(np.concatenate(found)))
+    hours, n_codes = round(narrator.hours, 3), sum(map(len, found))
+    say(options.out, event="narrator", hours=hours, codes=n_codes, different=different)
+    answers = [spoken_answer(clip["tokens"], codes, tokenizer) for clip, codes in zip(clips, found, strict=True)]
+    read = [reading(each, answer) for each, answer in zip(prompts, answers, strict=True)]
     held = min(HELD_OUT, len(read) // 10)
-    held_ids = {clip["id"] for clip in clips[:held]}
+    said = {clip["id"]: answer for clip, answer in zip(clips[held:], answers[held:], strict=True)}
     learnt = read[held:]
-    for clip, versions in zip((clip for shard in hearing.shards for clip in shard), heard, strict=True):
+    for clip, versions in zip(hearing.clips, heard, strict=True):
         learnt.append(listening(versions, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer))
-        if clip["id"] in said and clip["id"] not in held_ids:
+        if clip["id"] in said:
             learnt.append(listening(versions, True, said[clip["id"]], tokenizer))
-    say(options.out, event="hearing", hours=round(hearing.hours, 3), embeddings=store.shape[0], examples=len(learnt))
     return learnt, read[:held], store
+
+
+def _written(texts: Path) -> dict[str, str]:
+    """How a person would write each text, by its id."""
+    lines = map(json.loads, texts.read_text(encoding="utf-8").splitlines())
+    return {line["id"]: line["say"] for line in lines if line.get("say")}
+
+
+def _speech_tokenizer(folder: Path, wait: float) -> S3Tokenizer:
+    """The speech tokenizer of a run, for whose net to appear this waits so many seconds."""
+    until = time.time() + wait
+    while time.time() < until and not (folder / "tokenizer.json").is_file():
+        time.sleep(0.5)
+    return cast(S3Tokenizer, read_net(folder, "tokenizer"))
 
 
 def train(options: Options) -> None:
