@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,11 +129,11 @@ def recipe_from(options: argparse.Namespace) -> Recipe:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb that the command line names."""
     # MLX's CUDA backend replays recorded graphs, 400 at most; a step of several shapes needs more or records anew.
     os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "20000")
-    options = parser().parse_args()
+    options = parser().parse_args(arguments)
     if options.verb == "tokenizer":
         lines = options.texts.read_text(encoding="utf-8").splitlines()
         train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)

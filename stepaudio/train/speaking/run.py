@@ -159,6 +159,7 @@ def train(options: Options) -> None:
     judges = Batches(scored, tokenizer, options.tokens, options.seed, noisy=False) if scored else None
 
     def save() -> None:
+        tokenizer.save(options.out / "model")
         export(kept | decoder.whole(fit.average, loss.digits), config, options.out / "model")
         if judges is not None:
             say(options.out, step=fit.step_number, **score(loss, fit.average, judges))

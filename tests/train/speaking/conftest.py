@@ -1,0 +1,33 @@
+"""A model of a few channels whose vocabulary has every audio code, and a speech tokenizer's run beside it."""
+
+import corpora
+import pytest
+import tiny
+from speech_corpus import TOKENIZER
+
+from stepaudio.checkpoints.layout import build
+from stepaudio.checkpoints.save import save_checkpoint
+from stepaudio.text.tokenizer import N_AUDIO_TOKENS, Tokenizer
+from stepaudio.train.token2wav.run import write_net
+
+
+@pytest.fixture(scope="package")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    words = Tokenizer.train([" " + text for text in corpora.TEXTS] * 3, vocab_size=280, n_audio=N_AUDIO_TOKENS)
+    words.save(folder)
+    sizes = corpora.sizes(-(-words.n_ids // 64) * 64)
+    save_checkpoint(folder, sizes, tiny.weights(sizes))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def words(start):
+    return Tokenizer.from_folder(start)
+
+
+@pytest.fixture(scope="package")
+def codec(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codec")
+    write_net(folder, "tokenizer", build(TOKENIZER))
+    return folder

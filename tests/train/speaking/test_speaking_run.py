@@ -1,0 +1,91 @@
+"""A run of speaking on seconds of noise: what nets hear of clips, a loss that falls, a model that the engine loads."""
+
+import json
+
+import corpora
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import stepaudio
+from stepaudio.audio.features import log_mel
+from stepaudio.checkpoints.load import load_weights
+from stepaudio.errors import ConfigError, DataError
+from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
+from stepaudio.train.__main__ import main
+from stepaudio.train.corpus import AnswerEncoder, Corpus
+from stepaudio.train.speaking.sound import clip_codes, clip_embeddings
+from stepaudio.train.token2wav.run import read_net
+from stepaudio.train.token2wav.speech_tokenizer import codes_of
+
+
+def write(folder, n_samples=12_800):
+    lines = [line | {"n_samples": n_samples, "offset": k * n_samples} for k, line in enumerate(corpora.clip_lines())]
+    corpora.write(folder, lines)
+    texts = [{"id": line["id"], "text": line["text"], "say": line["text"].capitalize() + "."} for line in lines]
+    (folder / "texts").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def clips(tmp_path, words):
+    return Corpus([write(tmp_path / "c")], AnswerEncoder(words))
+
+
+def test_embeddings_are_those_of_the_engine(clips, start):
+    sizes = StepAudioConfig.from_file(start)
+    net = StepAudioNet(sizes)
+    load_weights(net, start, sizes, mx.float32)
+    store, heard = clip_embeddings(clips, net, variants=2, seed=0)
+    samples = clips.samples(0)
+    for clip, (clean, augmented) in zip(clips.clips, heard, strict=True):
+        wave = samples[clip["start"] : clip["start"] + clip["n"] - 2] / np.float32(32768)
+        (expected,) = net.encode_audio([log_mel(wave)])
+        first, n = clean
+        assert n == len(expected)
+        assert np.allclose(np.array(store[first : first + n]), np.array(expected), rtol=5e-3, atol=5e-3)
+        assert not np.allclose(np.array(store[augmented[0]]), np.array(expected)[0], rtol=5e-3, atol=5e-3)
+    used = sorted((first, first + n) for each in heard for first, n in each)
+    assert [a for a, _ in used[1:]] == [b for _, b in used[:-1]] and used[-1][1] == store.shape[0]
+
+
+def test_codes_of_each_clip_are_its_part_of_the_whole(clips, codec):
+    net = read_net(codec, "tokenizer")
+    found = clip_codes(clips, net)
+    whole = codes_of(net, mx.array(clips.samples(0)))
+    assert len(np.unique(whole)) > 3
+    for clip, codes in zip(clips.clips, found, strict=True):
+        begin, end = clip["start"] / 16_000 * 25, (clip["start"] + clip["n"]) / 16_000 * 25
+        assert len(codes) == 20 and np.array_equal(codes, whole[round(begin) : round(end)])
+
+
+def test_clips_between_two_codes_are_refused(tmp_path, words, codec):
+    wrong = Corpus([write(tmp_path / "c", 12_801)], AnswerEncoder(words))
+    with pytest.raises(DataError, match="640"):
+        clip_codes(wrong, read_net(codec, "tokenizer"))
+
+
+def command(folder, start, codec, out):
+    corpus = ["--narrator", str(folder), "--texts", str(folder / "texts"), "--tokenizer", str(codec)]
+    return ["speaking", *corpus, "--start", str(start), "--out", str(out)]
+
+
+def test_a_run_learns_and_its_model_speaks(tmp_path, start, codec):
+    folder, out = write(tmp_path / "c"), tmp_path / "run"
+    common = [*command(folder, start, codec, out), "--layers", "2", "--tokens", "256", "--variants", "1"]
+    main([*common, "--steps", "12", "--log-every", "4", "--rate", "0.8"])
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [line["codes"] for line in lines if "codes_right" in line]
+    assert losses[-1] < losses[0] - 0.5
+    model = stepaudio.load(out / "model")
+    answer = model.generate_text([{"role": "human", "content": "the cat"}], max_tokens=3)
+    assert len(answer.tokens) <= 3
+    main([*common, "--steps", "13", "--log-every", "1", "--resume"])
+    again = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert again[-1] == again[-1] | {"event": "end", "step": 13}
+
+
+def test_a_decoder_does_not_lose_layers(tmp_path, start, codec):
+    folder = write(tmp_path / "c")
+    with pytest.raises(ConfigError, match="layers"):
+        main([*command(folder, start, codec, tmp_path / "run"), "--layers", "0"])
