@@ -178,7 +178,7 @@ class BatchMaker:
                 begin[b, s], stop[b, s], start[b, s], rate[b, s] = first, last, clip["start"], speed
                 if clip["phonemes"]:
                     _align(phonemes[b], clip, first, speed)
-                    spans = _token_spans(clip, self.corpus.encode)
+                    spans = token_spans(clip, self.corpus.encode)
                     if spans is not None:
                         _align_tokens(spoken[b], spans, first, speed)
             edges = [0, *(edge for first, last, _, _ in row["segments"] for edge in (first, last)), row["length"]]
@@ -216,7 +216,7 @@ def _word_ranges(clip: dict) -> list[tuple[int, int]] | None:
     return ranges
 
 
-def _token_spans(clip: dict, encode) -> np.ndarray | None:
+def token_spans(clip: dict, encode) -> np.ndarray | None:
     """(n, 3): text token, first and last phoneme frame of it; the tokens of one word share its time evenly.
 
     None as in `_word_ranges`, or where the tokens of the words are not those of the text.

@@ -161,7 +161,7 @@ def test_phonemes_stand_at_the_middle_of_their_frames():
 
 def test_spoken_tokens_pair_with_their_words(tokenizer, encode, stock):
     for clip in stock.shards[0]:
-        spans = batches._token_spans(clip, encode)
+        spans = batches.token_spans(clip, encode)
         assert [int(t) for t in spans[:, 0]] == clip["tokens"]
         assert spans[0, 1] == 2 and (spans[1:, 1] >= spans[:-1, 2]).all() and (spans[:, 2] > spans[:, 1]).all()
         labels = np.zeros(40, np.int32)
@@ -192,7 +192,7 @@ def test_words_are_cut_where_they_are_spoken(encode):
         inside = np.repeat(part["phonemes"], part["frames"])
         np.testing.assert_array_equal(inside, spoken[place : place + size])
         assert inside[0] >= 40 and inside[-1] >= 40
-        spans, whole = batches._token_spans(part, encode), batches._token_spans(clip, encode)
+        spans, whole = batches.token_spans(part, encode), batches.token_spans(clip, encode)
         wanted = [s for s in whole if place <= s[1] and s[2] <= place + size]
         np.testing.assert_allclose(spans[:, 1:] + place, np.array(wanted)[:, 1:])
 
@@ -210,7 +210,7 @@ def test_words_that_do_not_pair_up_are_left_alone(encode):
         "frames": [1] * 5,
         "tokens": encode("one two three"),
     }
-    assert batches._token_spans(clip, encode) is None
+    assert batches.token_spans(clip, encode) is None
 
 
 def test_another_model_teaches_words_without_long_silences(stock, tokenizer):

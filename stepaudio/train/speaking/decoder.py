@@ -4,6 +4,9 @@ A code is a number of eight digits, the levels of the quantiser. Codes that have
 respect, and most codes are rare; so a code's embedding, and its row of the output layer, is the sum of a vector of its
 own and of one for each of its digits. What is exported is the sum.
 
+Beside the next token, the hidden state tells the phoneme and the text token that the next code is a part of, through
+two heads that are thrown away: where in the text the voice is, and how that is spoken, is then learnt sooner.
+
 B examples, L positions, V tokens, D channels.
 """
 
@@ -20,11 +23,14 @@ from ...constants import N_AUDIO_CODES
 from ...models.kv_cache import NoCache
 from ...models.speech_lm import StepAudioConfig, StepAudioNet
 from ...text.tokenizer import Tokenizer
+from ..batches import IGNORE
 from ..initialise import initialise
-from ..losses import one_hot
+from ..losses import linear, mean_entropy, one_hot
 from ..token2wav.fit import Batch, Metrics
 from .examples import LEVELS, N_DIGITS
 
+N_PHONEMES = 256
+SOUND_WEIGHT = 0.3  # of each of the two heads
 TRAINED = ("model", "lm_head")
 TABLES = (("model", "embed_tokens"), ("lm_head",))  # where a row stands for a token
 
@@ -45,7 +51,7 @@ def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed
     """
     mx.random.seed(seed)
     wide = StepAudioNet(config)
-    fresh, own = initialise(wide), net.parameters()
+    fresh, own = cast(Any, initialise(wide)), cast(Any, net.parameters())
     depth = len(own["model"]["layers"])
     for layer in fresh["model"]["layers"][depth:]:
         for part, last in (("self_attn", "o_proj"), ("mlp", "down_proj")):
@@ -61,7 +67,13 @@ def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed
         deviation = mx.sqrt(mx.square(rows[:first] - rows[:first].mean(0)).mean())
         digits[path[-1]] = mx.random.normal((N_DIGITS * LEVELS, rows.shape[1])) * (deviation / N_DIGITS**0.5)
         table["weight"] = mx.concatenate([rows[:first], mx.zeros_like(rows[first:last]), rows[last:]])
-    return {"net": {name: fresh[name] for name in TRAINED}, "digits": digits}
+    D = config.text_config.hidden_size
+    heads = {"phonemes": nn.Linear(D, N_PHONEMES), "spoken": nn.Linear(D, tokenizer.text_limit + 1)}
+    return {
+        "net": {name: fresh[name] for name in TRAINED},
+        "digits": digits,
+        "heads": {name: head.parameters() for name, head in heads.items()},
+    }
 
 
 def _at(tree: dict, path: tuple[str, ...]) -> dict:
@@ -80,7 +92,7 @@ def whole(params: dict, digits: mx.array) -> dict:
 
 
 class Loss:
-    """(weights, batch) -> weighted cross-entropy of the tokens of answers, and metrics.
+    """(weights, batch) -> weighted cross-entropy of the tokens of answers, with that of the two heads; and metrics.
 
     Parameters
     ----------
@@ -96,19 +108,21 @@ class Loss:
         self.first_code, self.text_limit = tokenizer.first_audio_code, tokenizer.text_limit
         self.digits = digits_of_tokens(net.config.text_config.vocab_size, self.first_code)
 
-    def logits(self, params: dict, batch: Batch) -> mx.array:
-        """(B, L, V)."""
-        weights = whole(cast(dict, tree_map(lambda p: p.astype(self.dtype), params)), self.digits)
+    def hidden(self, params: dict, batch: Batch) -> mx.array:
+        """(B, L, D), the last hidden states."""
+        weights = whole(params, self.digits)
         self.net.update(weights)
         table = weights["model"]["embed_tokens"]["weight"]
         x = one_hot(batch["inputs"], table.shape[0], self.dtype) @ table
         place = batch["place"][..., None]
         x = mx.where(place >= 0, self.heard[mx.maximum(batch["place"], 0)], x)
-        return self.net.lm_head(self.net.model(x, NoCache(self.net.model.rope)))
+        return self.net.model(x, NoCache(self.net.model.rope))
 
     def __call__(self, params: dict, batch: Batch) -> tuple[mx.array, Metrics]:
         """Mean over the batch by the tokens' weights; means of codes and of text apart, and how many are right."""
-        logits, labels, weight = self.logits(params, batch), batch["labels"], batch["weight"]
+        params = cast(dict, tree_map(lambda p: p.astype(self.dtype), params))
+        h, labels, weight = self.hidden(params, batch), batch["labels"], batch["weight"]
+        logits = self.net.lm_head(h)
         each = nn.losses.cross_entropy(logits.astype(mx.float32), labels)
         codes, text = labels >= self.first_code, labels < self.text_limit
         right = logits.argmax(-1) == labels
@@ -118,11 +132,16 @@ class Loss:
             return (x * where).sum() / mx.maximum(where.sum(), 1)
 
         total = (each * weight).sum() / mx.maximum(weight.sum(), 1)
-        return total, {
+        sounds = {
+            name: mean_entropy(linear(head, h), batch[name], batch[name] != IGNORE)
+            for name, head in params["heads"].items()
+        }
+        return total + SOUND_WEIGHT * (sounds["phonemes"] + sounds["spoken"]), {
             "codes": mean(each, codes),
             "text": mean(each, text),
             "codes_right": mean(right, codes),
             "text_right": mean(right, text),
+            **sounds,
         }
 
 

@@ -8,15 +8,18 @@ B examples, L positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...constants import CODES_PER_SECOND
 from ...errors import DataError
 from ...text.chat_template import Message, build_prompt
 from ...text.prompts import DEFAULT_SYSTEM, asr_turns, open_answer, reading_turns, spoken_tokens
 from ...text.tokenizer import Tokenizer
+from ..batches import ALIGNMENT_SECONDS, IGNORE, token_spans
+from ..token2wav.corpus import LEAD
 
 LENGTHS = (128, 256, 384, 512)  # positions of an example; multiples of 128, or CUDA has no fused gradient of attention
 READ, REPEAT, TRANSCRIBE = "read", "repeat", "transcribe"
@@ -34,21 +37,42 @@ class Example:
 
     prompts : token ids, int16. slots : for each prompt (position, first row, number) of its audio, or None.
     answer : token ids, `<|EOT|>` included.
+    sounds : (2, answer) int16, for each code the phoneme and the text token that it is a part of, each one higher than
+        its id, `IGNORE` where nothing is known; or None.
     """
 
     task: str
     prompts: tuple[np.ndarray, ...]
     slots: tuple[tuple[int, int, int] | None, ...]
     answer: np.ndarray
+    sounds: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Positions that it takes with its longest prompt."""
         return max(map(len, self.prompts)) + len(self.answer)
 
 
-def spoken_answer(text: Sequence[int], codes: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+def spoken_answer(text: Sequence[int], codes: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """What follows `<tts_start>`, the end of the turn included."""
-    return np.array([*spoken_tokens(text, codes, tokenizer), tokenizer.eot], np.int16)
+    return np.array([*spoken_tokens(text, codes.tolist(), tokenizer), tokenizer.eot], np.int16)
+
+
+def sounds_of(clip: dict, answer: np.ndarray, encode: Callable[[str], list[int]], tokenizer: Tokenizer) -> np.ndarray:
+    """What each code of a spoken answer is a part of, as `Example.sounds`, by the durations that the clip came with."""
+    sounds = np.full((2, len(answer)), IGNORE, np.int16)
+    at = np.flatnonzero(answer >= tokenizer.first_audio_code)
+    if not clip["phonemes"] or not len(at):
+        return sounds
+    middle = (np.arange(len(at)) + 0.5) / (CODES_PER_SECOND * ALIGNMENT_SECONDS) + LEAD  # in phoneme frames
+    ends = np.cumsum(clip["frames"])
+    which = np.minimum(np.searchsorted(ends, middle, "right"), len(ends) - 1)
+    sounds[0, at] = np.array(clip["phonemes"])[which] + 1
+    spans = token_spans(clip, encode)
+    if spans is not None:
+        which = np.minimum(np.searchsorted(spans[:, 2], middle, "right"), len(spans) - 1)
+        inside = (middle >= spans[which, 1]) & (middle < spans[which, 2])
+        sounds[1, at[inside]] = spans[which[inside], 0] + 1
+    return sounds
 
 
 def reading_prompts(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
@@ -56,12 +80,14 @@ def reading_prompts(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndar
     return tuple(np.array(build_prompt(reading_turns(text, tokenizer), tokenizer).tokens, np.int16) for text in texts)
 
 
-def reading(prompts: tuple[np.ndarray, ...], answer: np.ndarray) -> Example:
+def reading(prompts: tuple[np.ndarray, ...], answer: np.ndarray, sounds: np.ndarray | None = None) -> Example:
     """An example of reading aloud."""
-    return Example(READ, prompts, (None,) * len(prompts), answer)
+    return Example(READ, prompts, (None,) * len(prompts), answer, sounds)
 
 
-def listening(heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenizer: Tokenizer) -> Example:
+def listening(
+    heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenizer: Tokenizer, sounds: np.ndarray | None = None
+) -> Example:
     """An example of saying again (`spoken`) or transcribing; `heard` are ways in which the same words sounded."""
     human = Message("human", [{"type": "audio"}])
     turns = [Message("system", DEFAULT_SYSTEM), human, open_answer(True)] if spoken else asr_turns()
@@ -71,7 +97,7 @@ def listening(heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenize
     for first, n in heard:
         prompts.append(np.array([*tokens[:start], *[tokenizer.audio_patch] * n, *tokens[start + 1 :]], np.int16))
         slots.append((start, first, n))
-    return Example(REPEAT if spoken else TRANSCRIBE, tuple(prompts), tuple(slots), answer)
+    return Example(REPEAT if spoken else TRANSCRIBE, tuple(prompts), tuple(slots), answer, sounds)
 
 
 class Batches:
@@ -112,7 +138,8 @@ class Batches:
         if not fits.any():
             raise DataError(f"no example has {lengths[-1]} tokens or fewer; expected clips of up to about 12 s")
         share = np.array([SHARES[kind] / max(1, (fits & (kinds == kind)).sum()) for kind in kinds])
-        self._groups = []  # of each length: its examples, and the sums of their shares up to each
+        # of each length: its examples, and the sums of their shares up to each
+        self._groups: list[tuple[list[Example], np.ndarray]] = []
         for low, high in zip((0, *lengths), lengths, strict=False):
             chosen = np.flatnonzero((sizes > low) & (sizes <= high))
             self._groups.append(([examples[i] for i in chosen], np.cumsum(share[chosen])))
@@ -124,14 +151,15 @@ class Batches:
         """The batch of a step, as arrays (B, L).
 
         `inputs`: token ids. `place`: row of the audio embedding that stands there instead, or -1. `labels`: the token
-        that follows. `weight`: of its loss, 0 where it is part of a prompt.
+        that follows. `weight`: of its loss, 0 where it is part of a prompt. `phonemes`, `spoken`: what that token, if
+        it is a code, is a part of.
         """
         rng = np.random.default_rng((self.seed, step))
         which = int(rng.choice(len(self.lengths), p=self._share))
         L, (examples, sums) = self.lengths[which], self._groups[which]
         B = max(1, self.tokens // L)
         drawn = np.searchsorted(sums, rng.random(B) * sums[-1], "right")
-        return self.stack([examples[i] for i in np.minimum(drawn, len(examples) - 1)], L, rng)
+        return self.stack([examples[i] for i in np.minimum(drawn, len(examples) - 1).tolist()], L, rng)
 
     def stack(self, examples: Sequence[Example], L: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The arrays of these examples, padded to L positions."""
@@ -139,18 +167,23 @@ class Batches:
         tokens = np.full((B, L + 1), self.pad, np.int32)
         weight = np.zeros((B, L + 1), np.float32)
         place = np.full((B, L), -1, np.int32)
+        sounds = np.full((2, B, L + 1), IGNORE, np.int32)
         for b, example in enumerate(examples):
             k = int(rng.integers(len(example.prompts)))
             prompt, slot, answer = example.prompts[k], example.slots[k], example.answer
             begin, end = len(prompt), len(prompt) + len(answer)
             tokens[b, :begin], tokens[b, begin:end] = prompt, answer
             weight[b, begin:end] = np.where(answer < self.text_limit, TEXT_WEIGHTS[example.task], 1.0)
+            if example.sounds is not None:
+                sounds[:, b, begin:end] = example.sounds
             if slot is not None:
                 at, first, n = slot
                 place[b, at : at + n] = np.arange(first, first + n)
         answers = weight[:, :-1] > 0
         inputs = self._noise(tokens[:, :-1], answers, rng) if self.noisy else tokens[:, :-1].copy()
-        return {"inputs": inputs, "place": place, "labels": tokens[:, 1:], "weight": weight[:, 1:]}
+        phonemes, spoken = sounds[:, :, 1:]
+        labels = {"labels": tokens[:, 1:], "phonemes": phonemes, "spoken": spoken}
+        return {"inputs": inputs, "place": place, "weight": weight[:, 1:]} | labels
 
     def _noise(self, tokens: np.ndarray, answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Inputs of which some are wrong: codes altogether or in one digit, text tokens of answers."""

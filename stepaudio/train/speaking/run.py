@@ -25,7 +25,7 @@ from ..token2wav.fit import Batch, Fit, Schedule
 from ..token2wav.fit import run as fit_run
 from ..token2wav.run import read_net
 from . import decoder
-from .examples import Batches, Example, listening, reading, reading_prompts, spoken_answer
+from .examples import Batches, Example, listening, reading, reading_prompts, sounds_of, spoken_answer
 from .sound import clip_codes, clip_embeddings
 
 MAX_SECONDS = 12.0
@@ -83,22 +83,22 @@ def make_examples(
     written = _written(options.texts)
     clips = narrator.clips
     prompts = [
-        reading_prompts(dict.fromkeys((clip["text"], written.get(clip["id"], clip["text"]))), tokenizer)
-        for clip in clips
+        reading_prompts(sorted({clip["text"], written.get(clip["id"]) or clip["text"]}), tokenizer) for clip in clips
     ]
     found = clip_codes(narrator, _speech_tokenizer(options.tokenizer, options.wait))
     different = len(np.unique(np.concatenate(found)))
     hours, n_codes = round(narrator.hours, 3), sum(map(len, found))
     say(options.out, event="narrator", hours=hours, codes=n_codes, different=different)
     answers = [spoken_answer(clip["tokens"], codes, tokenizer) for clip, codes in zip(clips, found, strict=True)]
-    read = [reading(each, answer) for each, answer in zip(prompts, answers, strict=True)]
+    sounds = [sounds_of(clip, answer, encode, tokenizer) for clip, answer in zip(clips, answers, strict=True)]
+    read = [reading(*each) for each in zip(prompts, answers, sounds, strict=True)]
     held = min(HELD_OUT, len(read) // 10)
-    said = {clip["id"]: answer for clip, answer in zip(clips[held:], answers[held:], strict=True)}
+    said = {clip["id"]: k for k, clip in enumerate(clips[held:], held)}
     learnt = read[held:]
     for clip, versions in zip(hearing.clips, heard, strict=True):
         learnt.append(listening(versions, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer))
-        if clip["id"] in said:
-            learnt.append(listening(versions, True, said[clip["id"]], tokenizer))
+        if (k := said.get(clip["id"])) is not None:
+            learnt.append(listening(versions, True, answers[k], tokenizer, sounds[k]))
     return learnt, read[:held], store
 
 

@@ -1,5 +1,6 @@
 """Examples of speaking: the grammar of the engine's own prompts and answers, and what a batch makes of it."""
 
+import corpora
 import numpy as np
 import pytest
 
@@ -8,8 +9,10 @@ from stepaudio.decoding.generate import Run
 from stepaudio.decoding.outputs import CODES, MARKER, TEXT, answer_of
 from stepaudio.errors import DataError
 from stepaudio.text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, READ_ALOUD
+from stepaudio.train.batches import token_spans
+from stepaudio.train.corpus import AnswerEncoder
 from stepaudio.train.speaking import examples
-from stepaudio.train.speaking.examples import Batches, listening, reading, reading_prompts, spoken_answer
+from stepaudio.train.speaking.examples import Batches, listening, reading, reading_prompts, sounds_of, spoken_answer
 
 
 def spoken(words, text="the cat sat", n_codes=14, seed=0):
@@ -118,3 +121,35 @@ def test_the_step_decides_the_batch(words, few):
 def test_examples_that_are_too_long_are_left_out(words, few):
     with pytest.raises(DataError, match="no example"):
         Batches(few, words, 512, seed=1, lengths=(8,))
+
+
+def test_sounds_are_those_of_the_middle_of_each_code(words):
+    """Frame by frame: a phoneme of the durations sounds two frames, 50 ms, before its place."""
+    encode = AnswerEncoder(words)
+    clip = corpora.clip_lines(5, seconds=0.8)[4]
+    clip = {"text": clip["text"], "phonemes": clip["ids"], "frames": clip["durations"], "tokens": encode(clip["text"])}
+    answer = spoken_answer(clip["tokens"], np.arange(20), words)
+    phonemes, spoken = sounds_of(clip, answer, encode, words)
+    frames = [p for p, n in zip(clip["phonemes"], clip["frames"], strict=True) for _ in range(n)]
+    spans, at = token_spans(clip, encode), 0
+    for token, phoneme, text in zip(answer, phonemes, spoken, strict=True):
+        if token < words.first_audio_code:
+            assert phoneme == text == 0
+            continue
+        frame = (at + 0.5) * 40 / 25 + 2
+        assert phoneme == frames[min(int(frame), len(frames) - 1)] + 1
+        said = [int(t) + 1 for t, first, stop in spans if first <= frame < stop]
+        assert text == (said[0] if said else 0)
+        at += 1
+    assert at == 20 and set(spoken) - {0} <= {t + 1 for t in clip["tokens"]} and spoken.any()
+
+
+def test_sounds_stand_beside_the_codes_they_name(words):
+    _, codes, answer = spoken(words)
+    sounds = np.where(answer >= words.first_audio_code, np.arange(2 * len(answer)).reshape(2, -1) + 1, 0)
+    example = reading(reading_prompts(["the cat sat"], words), answer, sounds.astype(np.int16))
+    batch = Batches([example], words, 128, seed=0)(0)
+    named = batch["phonemes"][0] > 0
+    assert np.array_equal(batch["labels"][0][named], codes + words.first_audio_code)
+    assert np.array_equal(batch["phonemes"][0][named], sounds[0][sounds[0] > 0])
+    assert np.array_equal(batch["spoken"][0][named], sounds[1][sounds[1] > 0])
