@@ -142,7 +142,7 @@ class Batches:
         self._groups: list[tuple[list[Example], np.ndarray]] = []
         for low, high in zip((0, *lengths), lengths, strict=False):
             chosen = np.flatnonzero((sizes > low) & (sizes <= high))
-            self._groups.append(([examples[i] for i in chosen], np.cumsum(share[chosen])))
+            self._groups.append(([examples[i] for i in chosen.tolist()], np.cumsum(share[chosen])))
         # an example of twice the length takes twice the place of a batch
         room = [sums[-1] * n if len(sums) else 0.0 for (_, sums), n in zip(self._groups, lengths, strict=True)]
         self._share = np.array(room) / sum(room)
