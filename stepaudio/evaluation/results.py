@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from ..choices import StopReason, alternatives, is_count, is_number, shown
+from ..choices import MAX_COUNT, StopReason, alternatives, is_count, is_number, shown
 from ..errors import DataError
 from ..reading import parse_object, read_bytes
 from ..transcribe import Segment, Transcript
@@ -14,7 +13,8 @@ from .clip_score import Score
 from .manifest import TRANSCRIBE, TRANSLATE, Clip, distinct_names
 from .normalisers import NORMALIZERS, OURS, check_normalizer
 
-EXPECTED = 'expected the JSON lines that "stepaudio evaluate --json" prints'
+EXPECTED = 'expected the JSON lines that "stepaudio evaluate --json" prints (a table of recordings is a TSV or CSV)'
+MOST_LOOPS = 10_000  # of one recording: days of sound
 Line = tuple[str, dict[str, Any]]  # "file: line n", for messages; its object
 
 
@@ -72,21 +72,26 @@ def _lines(path: Path) -> list[Line]:
 
 
 def _clip(what: str, line: dict) -> Clip:
+    file = Path(_text(what, line, "file"))
+    if not file.name:
+        raise DataError(f"{what}: file: expected the path of a recording, found {shown(line['file'])}; {EXPECTED}")
     if "error" in line:
-        return Clip(Path(_text(what, line, "file")), "")
+        return Clip(file, "")
     task = _word(what, line, "task", (TRANSCRIBE, TRANSLATE), TRANSCRIBE)
     language = line.get("to" if task == TRANSLATE else "language")
     if language is not None and not isinstance(language, str):
         raise DataError(f"{what}: language: expected a text, found {shown(language)}; {EXPECTED}")
-    return Clip(Path(_text(what, line, "file")), _text(what, line, "reference"), task, language)
+    return Clip(file, _text(what, line, "reference"), task, language)
 
 
 def _transcript(what: str, line: dict) -> Transcript | None:
     if "error" in line:
         return None
     text, loops = _text(what, line, "hypothesis"), line.get("loops", 0)
-    if not is_count(loops):
-        raise DataError(f"{what}: loops: expected a whole number from 0, found {shown(loops)}; {EXPECTED}")
+    if not is_count(loops) or loops > MOST_LOOPS:
+        raise DataError(
+            f"{what}: loops: expected a whole number from 0 to {MOST_LOOPS}, found {shown(loops)}; {EXPECTED}"
+        )
     audio, wall, skipped = (_seconds(what, line, f"{name}_seconds") for name in ("audio", "wall", "skipped"))
     segments = [_segment(what, part) for part in _list(what, line, "segments")]
     segments = segments or [Segment(0.0, audio, text, (), StopReason.EOS, 0.0)]
@@ -127,7 +132,7 @@ def _seconds(what: str, line: dict, key: str) -> float:
     value = line.get(key)
     if value is None:
         return 0.0
-    if not is_number(value) or not math.isfinite(value) or value < 0:
+    if not is_number(value) or not 0 <= value <= MAX_COUNT:  # NaN is not, either
         raise DataError(f"{what}: {key}: expected seconds from 0, found {shown(value)}; {EXPECTED}")
     return float(value)
 

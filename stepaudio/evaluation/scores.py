@@ -13,7 +13,7 @@ from typing import Any, overload
 from ..choices import Resampler
 from ..constants import SAMPLE_RATE
 from ..decoding.options import merge_options
-from ..errors import DataError, StepAudioError
+from ..errors import DataError, PromptError, StepAudioError
 from ..files import replaced_file
 from ..text.prompts import ASR_SYSTEM, translation_system
 from ..transcribe import batch_size, timed
@@ -170,7 +170,10 @@ def score_clips(
 def _translating(model, clips: list[Clip], options: dict[str, Any]) -> dict[str, Any]:
     """The options with the prompt for a translation, unless they have one of their own."""
     check_sacrebleu()
-    model.capabilities.require("translate")
+    try:
+        model.capabilities.require("translate")
+    except PromptError as error:
+        raise PromptError(f"{error}; or have what is said scored: --task transcribe") from None
     targets = {clip.target for clip in clips if clip.has_speech or clip.language}
     if len(targets) > 1:
         raise DataError(f"translations into {', '.join(sorted(targets))}: score each language as a table of its own")

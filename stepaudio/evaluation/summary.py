@@ -38,7 +38,8 @@ def totals(scores: Iterable[Score], known_words: set[str] | None = None) -> dict
     words, "wer" elsewhere, "bleu" of translations. Then:
 
     - `wer`, `cer` and `mixed`: all errors over all words, characters, or characters of such scripts and words
-      elsewhere, of the clips in which somebody speaks; a rate of nothing is None. `words`, `errors`, `chars`,
+      elsewhere, of the clips in which somebody speaks; a rate of nothing is None. `loop_free_wer` or `loop_free_mixed`
+      is that of the clips without a loop (`clips_loop_free` of them). `words`, `errors`, `chars`,
       `char_errors`, `mixed_units` and `mixed_errors` are what they are made of, `substitutions`, `deletions` and
       `insertions` the errors of `measure` by kind, `confusions` (said, heard, how often) and `worst` the most
       frequent and the clips with most errors.
@@ -79,6 +80,7 @@ def totals(scores: Iterable[Score], known_words: set[str] | None = None) -> dict
 
 def _error_rates(speech: list[Score]) -> dict:
     measure = MIXED if any(s.measure == MIXED for s in speech) else WORDS
+    free = [s for s in speech if not s.loops]
     counted, alignments = _sum(speech), [s.alignment(measure) for s in speech]
     kinds: Counter[str] = sum((a.kinds for a in alignments), Counter())
     wrong = sorted(zip(speech, alignments, strict=True), key=lambda pair: -pair[1].errors)
@@ -86,6 +88,8 @@ def _error_rates(speech: list[Score]) -> dict:
     return {
         "measure": measure,
         **_rates(counted),
+        f"loop_free_{measure}": _rates(_sum(free))[measure],
+        "clips_loop_free": len(free),
         **counted._asdict(),
         **{f"{kind}s": kinds[kind] for kind in KINDS},
         "confusions": [list(found) for found in most_frequent(alignments)[:MOST]],
@@ -125,14 +129,20 @@ def _silence(silent: list[Score]) -> dict:
 
 
 def _intervals(good: list[Score], speech: list[Score], silent: list[Score], measure: str) -> dict:
-    found: dict[str, Any] = {"level": LEVEL, "loop_rate": _ends(lambda: interval(rows_of(good), "loop_rate"))}
+    found: dict[str, Any] = {"level": LEVEL, "loop_rate": _share_of(good, lambda s: s.loops > 0)}
     if measure != BLEU:
         found |= _error_intervals(rows_of(speech), measure)
     if silent:
-        n, of = sum(s.heard_in_silence > 0 for s in silent), len(silent)
-        ends = exact_interval(n, of, LEVEL)
-        found["hallucination_rate"] = _ends(lambda: Interval("hallucination_rate", n / of, *ends, LEVEL, of))
+        found["hallucination_rate"] = _share_of(silent, lambda s: s.heard_in_silence > 0)
     return found
+
+
+def _share_of(scores: list[Score], holds: Callable[[Score], bool]) -> dict | None:
+    """The share of clips of which something holds, with its exact interval."""
+    if not scores:
+        return None
+    n, of = sum(map(holds, scores)), len(scores)
+    return _ends(lambda: Interval("", n / of, *exact_interval(n, of, LEVEL), LEVEL, of))
 
 
 def _error_intervals(rows: list[dict], measure: str) -> dict:
@@ -198,8 +208,8 @@ def _rows_of_errors(line: dict) -> list[tuple[str, str, str, str]]:
     errors, units = (line[n] for n in COUNTED[measure][::-1])
     free = found[f"loop_free_{measure}"]
     rows.append((name, percent(line[measure]), _between(found[measure]), f"{errors} of {units} {of}"))
-    rate = percent(free and free["estimate"])
-    rows.append((f"{name} without loops", rate, _between(free), f"in {free['clips']} clips" if free else ""))
+    rate = percent(line[f"loop_free_{measure}"])
+    rows.append((f"{name} without loops", rate, _between(free), f"in {line['clips_loop_free']} clips"))
     for name, other in line["by_normalizer"].items():
         if name != line["normalizer"]:
             kind = f"Whisper's {other['kind'].title()}" if name == WHISPER else f"normaliser {name}"

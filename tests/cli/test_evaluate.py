@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from commands import FEW, as_process, one_line, table
+from commands import FEW, one_line, table
 from scored import evaluation, lines
 
 TWO = "file\ttext\na.wav\tone two three\nq.wav\t\nnone.wav\tx\n"
@@ -140,11 +140,12 @@ def test_translations(run, wav, tmp_path):
     assert out[-1].startswith("BLEU 100.0, tokenizer zh, chrF 100.0, 1 clips")
 
 
-def test_the_bundled_model_refuses_to_translate(tmp_path, nano):
+def test_the_bundled_model_refuses_to_translate(run, tmp_path, nano):
     pytest.importorskip("sacrebleu")
     sf.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
-    done = as_process(nano, "evaluate", table(tmp_path, "file\ttext\na.wav\t好\n"), "--task", "translate")
-    assert done.returncode == 2 and "cannot translate" in one_line(done.stderr)
+    manifest = table(tmp_path, "file\ttext\na.wav\t好\n")
+    status, out, err = run("evaluate", manifest, "--task", "translate", "--model", nano)
+    assert (status, out) == (2, []) and "cannot translate" in one_line(err) and "--task transcribe" in err
 
 
 def test_without_its_library_a_translation_is_refused_at_once(run, tmp_path, monkeypatch):

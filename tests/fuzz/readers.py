@@ -40,6 +40,7 @@ from stepaudio.cli.sound import is_ours
 from stepaudio.cli.speak import read_codes
 from stepaudio.decoding.options import DecodingOptions
 from stepaudio.evaluation.manifest import read_manifest as read_clips
+from stepaudio.evaluation.scores import Evaluation
 from stepaudio.evaluation.word_errors import read_words
 from stepaudio.experiments.grid import Grid, sampling_from
 from stepaudio.experiments.store import Store, is_store, read_store, read_table
@@ -62,6 +63,13 @@ SOUNDS = {
     "wav": ("WAV", "PCM_16"), "wav_float": ("WAV", "FLOAT"), "wavex": ("WAVEX", "PCM_24"), "w64": ("W64", "PCM_16"),
     "rf64": ("RF64", "PCM_16"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"),
     "mp3": ("MP3", "MPEG_LAYER_III"), "aiff": ("AIFF", "PCM_16"), "au": ("AU", "PCM_16"), "caf": ("CAF", "PCM_16"),
+}  # fmt: skip
+
+
+RESULT = {
+    "file": "a.wav", "reference": "one two", "hypothesis": "one too", "normalizer": "ours", "language": "en",
+    "loops": 1, "audio_seconds": 2.5, "skipped_seconds": 0.5, "wall_seconds": 0.1,
+    "segments": [{"start": 0.0, "end": 2.5, "text": "one too", "stop": "loop", "loops": True}],
 }  # fmt: skip
 
 
@@ -254,6 +262,17 @@ def _table(folder: Path) -> None:
     read_store(folder / "s.jsonl").to_csv(folder / "t.csv")
 
 
+def _results(folder: Path) -> None:
+    other = RESULT | {"file": "b.wav", "reference": "", "hypothesis": "今天", "loops": 0}
+    lines = [RESULT, other, {"file": "c.wav", "error": "no sound"}, {"measure": "wer", "wer": 0.5}]
+    (folder / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _totals(path: Path) -> dict:
+    found = Evaluation.read(path)
+    return found.totals() | {"shown": len(str(found) + found.listing())}
+
+
 def _voice(folder: Path) -> None:
     rng = np.random.default_rng(0)
     Voice(np.arange(8, dtype=np.int32), rng.normal(size=(16, 4)).astype(np.float32),
@@ -372,6 +391,8 @@ READERS = {
     "table": Reader(_table, "t.csv", "lines", lambda f: len(read_table(f).rows)),
     "manifest": Reader(_written("m.tsv", TABS), "m.tsv", "lines", _clips, _same_cells),
     "manifest with commas": Reader(_written("m.csv", COMMAS), "m.csv", "lines", _clips),
+    "results": Reader(_results, "r.jsonl", "lines", _totals),
+    "a result": Reader(_written("r.jsonl", RESULT), "r.jsonl", "json", _totals),
     "words.txt": Reader(_written("w.txt", "the\t12\nDon't\t3\n"), "w.txt", "lines", lambda f: len(read_words(f))),
     "decoding options": Reader(_written("o.json", OPTIONS), "o.json", "json", _parsed_first(_options)),
     "chat turns": Reader(_written("t.json", TURNS), "t.json", "json", _parsed_first(_prompt)),
