@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .alignment import KINDS, MIXED, WIDTH, WORDS, most_frequent
 from .clip_score import Counts, Score
 from .intervals import Interval, interval
@@ -20,6 +20,7 @@ from .translation import translation_scores
 LEVEL = 0.95
 MOST = 5  # worst clips and most frequent confusions of the totals
 BLEU = "bleu"
+GLUE = "\u00a0"  # a blank at which no line breaks
 COUNTED = {WORDS: ("words", "errors"), "cer": ("chars", "char_errors"), MIXED: ("mixed_units", "mixed_errors")}
 
 
@@ -257,11 +258,16 @@ def _between(ends: dict | None) -> str:
 def _details(line: dict) -> list[str]:
     if line["measure"] == BLEU or not sum(line[f"{kind}s"] for kind in KINDS):
         return []
-    kinds = ", ".join(f"{line[f'{kind}s']} {kind}s" for kind in KINDS)
-    confused = ", ".join(f"{said or '(nothing)'} → {heard or '(nothing)'} {n}" for said, heard, n in line["confusions"])
+    kinds = [f"{line[f'{kind}s']} {kind}s" for kind in KINDS]
+    confused = [f"{said or '(nothing)'} → {heard or '(nothing)'} {n}" for said, heard, n in line["confusions"]]
     worst = [f"{w['file']} {w['errors']} of {w['units']}{' (loops)' * bool(w['loops'])}" for w in line["worst"]]
-    lines = [f"kinds     {kinds}", f"confused  {confused}", f"worst     {', '.join(worst)}"]
-    return ["", *(textwrap.fill(line, WIDTH, subsequent_indent=" " * 10) for line in lines)]
+    return ["", _listed("kinds", kinds), _listed("confused", confused), _listed("worst", worst)]
+
+
+def _listed(name: str, items: list[str]) -> str:
+    """Items after a name, in lines that break between items alone."""
+    text = ", ".join(one_line(item).replace(" ", GLUE) for item in items)
+    return textwrap.fill(f"{name:10}{text}", WIDTH, subsequent_indent=" " * 10).replace(GLUE, " ")
 
 
 def sentence(line: dict) -> str:
