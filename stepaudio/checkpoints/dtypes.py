@@ -14,6 +14,7 @@ _NUMPY = {
     "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
 }  # fmt: skip
 HELD = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}  # weights: dtype on disk -> in memory
+SCALED = "I8 with scales"  # what `int8` makes of two stored tensors
 FLOATS = (*HELD, "F64")
 
 

@@ -19,8 +19,9 @@ from ..backend.process import enter
 from ..errors import WeightsError
 from ..models.speech_lm import StepAudioConfig
 from ..reading import is_file, is_folder
-from .dtypes import HELD, numpy_dtype
+from .dtypes import HELD, SCALED, numpy_dtype
 from .header import INDEX_FILE, TensorInfo, listed, read_checkpoint, weight_files
+from .int8 import ScaledTensor, with_scales
 from .inventory import take_inventory
 from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
 from .match import match
@@ -69,7 +70,7 @@ def validate_weights(
     token2wav = take_inventory(path) if is_folder(path, WeightsError) else None
     records, expected = {}, {}
     if token2wav is None or (token2wav.folder != path and _has_language_model(path)):
-        records = read_checkpoint(path)
+        records = with_scales(read_checkpoint(path))
         expected = expected_layout(config or _config_beside(path))
     if token2wav is not None:
         records, expected = records | token2wav.records, expected | token2wav.expected
@@ -95,11 +96,11 @@ def load_weights(
     model : nn.Module
         Parameter names and shapes as `expected_layout(config)`, kernels in MLX layout. Changed in place.
     path : str or Path
-        Folder, safetensors file, or index file; tensors in bfloat16, float16 or float32.
+        Folder, safetensors file, or index file; tensors in bfloat16, float16, float32, or in int8 with scales (`int8`).
     config : StepAudioConfig
         Sizes the model was built with.
     dtype : mx.Dtype, optional
-        float32, float16 or bfloat16 to cast to; by default as stored.
+        float32, float16 or bfloat16 to cast to; by default as stored, float32 for int8 with scales.
     rename : mapping of str to str, optional
         As in `validate_weights`.
 
@@ -117,7 +118,7 @@ def load_weights(
     if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: weights can be held in float32, float16 or bfloat16")
     check_parameters(parameters_of(model), config, "the model was built from another config")
-    records = apply_rename(read_checkpoint(path), rename)
+    records = apply_rename(with_scales(read_checkpoint(path)), rename)
     report = compare(path, records, expected_layout(config))
     _enforce(report)
     _fill(model, {name: records[name] for name in report.loaded}, dtype)
@@ -125,7 +126,7 @@ def load_weights(
 
 
 def _describable(info: TensorInfo) -> bool:
-    return info.dtype in HELD and (not isinstance(info, StoredTensor) or info.dense)
+    return info.dtype in (*HELD, SCALED) and (not isinstance(info, StoredTensor) or info.dense)
 
 
 # ---- loading ----
@@ -158,7 +159,7 @@ def _enforce(report: WeightReport) -> None:
     """Refuse or warn, as the matched share demands."""
     if report.wrong_dtype:
         shown = listed((f"{name} ({dtype})" for name, dtype in report.wrong_dtype))
-        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {', '.join(HELD)}")
+        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {', '.join((*HELD, SCALED))}")
     if report.whole:
         return
     hint = f"; names differ, try rename={report.rename}" if 0 < len(report.rename) <= 4 else ""
@@ -190,7 +191,7 @@ def _stored(file: Path, infos: list[TensorInfo]) -> dict[str, mx.array]:
     try:
         return lazy_arrays(file)
     except RuntimeError:  # mlx refuses the whole file for one spare tensor of, say, float64: read the wanted ones
-        return {i.name: _by_hand(i) for i in infos}
+        return {i.name: _by_hand(i) for i in infos if not isinstance(i, ScaledTensor)}
 
 
 def _by_hand(info: TensorInfo) -> mx.array:
@@ -202,7 +203,7 @@ def _finished(
     stored: dict[str, mx.array], wanted: list[tuple[str, TensorInfo]], dtype: mx.Dtype | None
 ) -> Iterator[tuple[str, mx.array]]:
     for name, info in wanted:
-        array = stored.pop(info.name)
+        array = mx.array(info.values()) if isinstance(info, ScaledTensor) else stored.pop(info.name)
         axes = axes_of(StepAudioConfig, name)
         if axes is not None:
             array = mx.contiguous(to_net(array, axes))

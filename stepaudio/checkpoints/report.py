@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from .dtypes import HELD
+from .dtypes import HELD, SCALED
 from .header import TensorInfo, listed, printable
 from .layout import COMPONENTS, TOKEN2WAV, Shape, component_of
 from .match import Match, match_stored
@@ -146,7 +146,7 @@ class WeightReport:
     def _problems(self) -> list[str]:
         near = {miss.missing: f"   (near: {printable(miss.found)})" for miss in self.near_misses}
         shapes = [f"{m.name}: expected {m.expected}, found {m.found}; {m.repair}" for m in self.misshaped]
-        accepted = ", ".join(HELD)
+        accepted = ", ".join((*HELD, SCALED))
         return [
             *_section("Missing", [name + near.get(name, "") for name in self.missing]),
             *_section("Mis-shaped", shapes),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import ConfigError, WeightsError
 from ..files import move_into_place, staging_folder
 from ..models.speech_lm import StepAudioConfig
 from .dtypes import HELD
 from .header import INDEX_FILE, SINGLE_FILE, listed
+from .int8 import SCALE, quantised
 from .layout import axes_of, net_layout, to_published
 from .load import check_parameters
 
@@ -25,6 +27,7 @@ def save_checkpoint(
     config: StepAudioConfig,
     tensors: Mapping[str, mx.array],
     max_shard_bytes: int | None = None,
+    int8: Collection[str] = (),
 ) -> list[Path]:
     """Write config and weights in the published layout, so that an interruption never leaves a mixture.
 
@@ -41,6 +44,8 @@ def save_checkpoint(
         Exactly the names of `expected_layout(config)`, kernels in MLX layout; float32, float16 or bfloat16.
     max_shard_bytes : int, optional
         Greatest size of the data of one file; by default one file. A larger tensor gets a file of its own.
+    int8 : collection of str
+        Names of tensors to store in eight bits, with a scale for each row (`int8`).
 
     Returns
     -------
@@ -50,10 +55,11 @@ def save_checkpoint(
     Raises
     ------
     WeightsError
-        If names, shapes or dtypes are not those of the layout, or the folder cannot be written.
+        If names, shapes or dtypes are not those of the layout, a tensor that is to be stored in eight bits has values
+        that are not finite, or the folder cannot be written.
     """
     folder = Path(folder)
-    published = _published(config, tensors)
+    published = _in_eight_bits(_published(config, tensors), int8)
     shards = _split(published, max_shard_bytes)
     try:
         with staging_folder(folder, ASIDE) as aside:
@@ -77,6 +83,24 @@ def _published(config: StepAudioConfig, tensors: Mapping[str, mx.array]) -> dict
     if odd:
         raise WeightsError(f"unusable dtype: {listed(odd)}; accepted are float32, float16 and bfloat16")
     return {name: to_published(tensors[name], axes_of(StepAudioConfig, name)) for name in net_layout(config)}
+
+
+def _in_eight_bits(tensors: dict[str, mx.array], names: Collection[str]) -> dict[str, mx.array]:
+    """The tensors with those of these names as numbers and scales."""
+    unknown = sorted(set(names) - set(tensors))
+    if unknown:
+        raise WeightsError(f"int8: {listed(unknown)} is no tensor of this config; expected names of its layout")
+    out = {}
+    for name, array in tensors.items():
+        if name not in names:
+            out[name] = array
+            continue
+        values = np.array(array.astype(mx.float32))
+        if not np.isfinite(values).all():
+            raise WeightsError(f"int8: {name} has values that are not finite; such have no scale")
+        numbers, scale = quantised(values)
+        out |= {name: mx.array(numbers), name + SCALE: mx.array(scale)}
+    return out
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int | None) -> dict[str, list[str]]:

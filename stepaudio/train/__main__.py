@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.layout import COMPONENTS
 from ..text.tokenizer import Tokenizer
 from .loop import run
 from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_config, read_encoder, train_tokenizer
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     models = f"folders with config.json and model.safetensors, or all with {STATE_FILE}"
     mean.add_argument("models", type=Path, nargs="+", help=models)
     mean.add_argument("folder", type=Path)
+    mean.add_argument("--int8", nargs="+", choices=COMPONENTS, default=[], help="parts to store in eight bits (models)")
     _run_options(verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout"))
     _speaking_options(verbs.add_parser("speaking", help="teach a trained model's decoder to read aloud and say again"))
     return root
@@ -140,7 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.verb == "average":
         saved = (options.models[0] / STATE_FILE).exists()
-        (average_states if saved else average_models)(options.models, options.folder)
+        if saved:
+            average_states(options.models, options.folder)
+        else:
+            average_models(options.models, options.folder, options.int8)
         return
     if options.verb == "speaking":
         train_speaking(SpeakingOptions(**{name: value for name, value in vars(options).items() if name != "verb"}))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
 from ..checkpoints.header import read_header
+from ..checkpoints.int8 import widened_pairs
 from ..checkpoints.layout import axes_of, to_net
 from ..checkpoints.load import load_weights
 from ..checkpoints.save import save_checkpoint
@@ -22,6 +23,7 @@ from ..text.prompts import ASR_SYSTEM
 from ..text.tokenizer import Tokenizer
 
 ENCODER = "encoder."
+TABLES = ("embedding.weight", "embed_tokens.weight")  # ends of their names
 TEXT_VOCABULARY = 1536  # byte-level BPE tokens below the special ones
 
 
@@ -43,7 +45,7 @@ def read_encoder(path: Path) -> dict[str, mx.array]:
     DataError : it holds none.
     """
     read_header(path)
-    found = lazy_arrays(path)
+    found = widened_pairs(lazy_arrays(path))
     arrays = {n: to_net(v, axes_of(StepAudioConfig, n)) for n, v in found.items() if n.startswith(ENCODER)}
     if not arrays:
         raise DataError(f"{path}: expected arrays named {ENCODER}…, as data/recipe/whisper_encoder.py writes them")
@@ -92,17 +94,25 @@ def nano_config(
     return StepAudioConfig(text, audio)
 
 
-def export(average: dict, config: StepAudioConfig, folder: Path) -> None:
-    """Write averaged weights as half precision in the published layout, beside a config in its own shape."""
-    tensors = {name: value.astype(mx.float16) for name, value in named_arrays(average)}
-    save_checkpoint(folder, config, tensors)
+def export(average: dict, config: StepAudioConfig, folder: Path, int8: Collection[str] = ()) -> None:
+    """Write averaged weights as half precision in the published layout, beside a config in its own shape.
+
+    Of the parts named in `int8` ("encoder", …) the matrices and kernels are stored in eight bits, tables are not.
+    """
+    small = [
+        name
+        for name, value in named_arrays(average)
+        if name.split(".")[0] in int8 and value.ndim > 1 and not name.endswith(TABLES)
+    ]
+    tensors = {name: value if name in small else value.astype(mx.float16) for name, value in named_arrays(average)}
+    save_checkpoint(folder, config, tensors, int8=small)
 
 
-def average_models(folders: list[Path], out: Path) -> None:
-    """Write the mean of several trained models' weights, with the config of the first.
+def average_models(folders: list[Path], out: Path, int8: Collection[str] = ()) -> None:
+    """Write the mean of several trained models' weights, or one's own, with the config of the first.
 
     For models of one run, or of runs that began alike (Izmailov et al. 2018; Wortsman et al. 2022). The further their
-    weights have moved apart, the less can be expected of the mean.
+    weights have moved apart, the less can be expected of the mean. `int8` as in `export`.
 
     Raises
     ------
@@ -118,4 +128,4 @@ def average_models(folders: list[Path], out: Path) -> None:
         load_weights(net, folder, config, mx.float32)
         found = net.parameters()
         total = found if total is None else tree_map(mx.add, total, found)
-    export(tree_map(lambda x: x / len(folders), total), config, out)
+    export(tree_map(lambda x: x / len(folders), total), config, out, int8)
