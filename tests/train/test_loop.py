@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from stepaudio.backend.ops import attention_pattern, softmax_attention, weighted_values
-from stepaudio.errors import ConfigError, DataError
+from stepaudio.errors import ConfigError, DataError, WeightsError
 from stepaudio.model import StepAudio2
 from stepaudio.models.encoder import AudioEncoder
 from stepaudio.models.parameters import named_arrays
@@ -255,7 +255,7 @@ def test_a_decoder_kept_from_nowhere_is_refused(tokenizer, tmp_path):
 def test_an_encoder_s_file_is_read_or_refused(tmp_path):
     (tmp_path / "text").write_text("no tensors")
     mx.save_safetensors(str(tmp_path / "other.safetensors"), {"model.norm.weight": mx.zeros(3)})
-    with pytest.raises(DataError, match="text: no safetensors file"):
+    with pytest.raises(WeightsError, match="text: claims a header"):
         nano.read_encoder(tmp_path / "text")
     with pytest.raises(DataError, match="expected arrays named encoder"):
         nano.read_encoder(tmp_path / "other.safetensors")
