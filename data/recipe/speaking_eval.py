@@ -1,12 +1,16 @@
-"""Score token2wav: codes of held-out clips are synthesised again, and a speech recogniser transcribes the result.
+"""Score token2wav, and a model that speaks through it, by what a speech recogniser makes of the sound.
 
     python speaking_eval.py speak --nets data/nano/token2wav --held held_kokoro --out spoken
-    python speaking_eval.py read --out spoken --judge whisper-base
+    python speaking_eval.py aloud --model data/nano --nets data/nano/token2wav --held held_kokoro --texts eval.jsonl \\
+        --out spoken
+    python speaking_eval.py read --out spoken --judge whisper-base [--kinds aloud again]
 
-`speak` needs this package. The held-out set is a manifest.tsv of file, text and voice, as kokoro_eval.py --rate 24000
-writes it. For each clip it writes the sound of its codes in its own voice, which is read from another clip of that
-voice (`codes`), that of its true mel through the vocoder alone (`mel`), the clip itself (`clip`), and a picture of the
-mels for the first ones. `read` needs faster-whisper and jiwer; it prints the word error rate of each kind.
+`speak` and `aloud` need this package. The held-out set is a manifest.tsv of file, text and voice, as kokoro_eval.py
+--rate 24000 writes it. For each clip `speak` writes the sound of its codes in its own voice, which is read from another
+clip of that voice (`codes`), that of its true mel through the vocoder alone (`mel`), the clip itself (`clip`), and a
+picture of the mels for the first ones. `aloud` has a model read sentences of a JSONL in the voices of held-out clips
+(`aloud`), and say again what such a clip says (`again`). `read` needs faster-whisper and jiwer; it prints the word
+error rate of each kind.
 """
 
 import argparse
@@ -64,6 +68,44 @@ def speak(nets: Path, held: Path, out: Path, limit: int, pictures: int, steps: i
     print(f"{len(lines)} clips, {spoken:.1f} s spoken, real-time factor {spent / spoken:.2f} with {steps} steps")
 
 
+def aloud(
+    folder: Path, nets: Path, held: Path, texts: Path, out: Path, limit: int, temperature: float | None, seed: int
+) -> None:
+    import soundfile
+
+    import stepaudio
+    from stepaudio.speech_model import SpeechModel
+    from stepaudio.synthesis.synthesizer import Synthesizer
+
+    model = SpeechModel(stepaudio.load(folder), Synthesizer.load(nets))
+    rows, sentences = read_manifest(held), [json.loads(s) for s in texts.read_text(encoding="utf-8").splitlines()]
+    voices = {}
+    for row in rows:
+        voices.setdefault(row["voice"], model.synthesizer.voice(held / row["file"]))
+    out.mkdir(parents=True, exist_ok=True)
+    lines, options = (
+        [],
+        {"seed": seed, "max_tokens": 500} | ({} if temperature is None else {"temperature": temperature}),
+    )
+    for k, sentence in enumerate(sentences[:: max(1, len(sentences) // limit)][:limit]):
+        name = list(voices)[k % len(voices)]
+        row = [row for row in rows if row["voice"] != name][k % (len(rows) - 1) // 2]
+        found = {
+            "aloud": (
+                sentence["text"],
+                model.synthesize(sentence.get("say", sentence["text"]), voices[name], **options),
+            ),
+            "again": (row["text"], model.respond(held / row["file"], voices[name], **options)),
+        }
+        for kind, (text, spoken) in found.items():
+            soundfile.write(out / f"{k:03}_{kind}.wav", spoken.wave, 24_000)
+            stops = [str(answer.stop) for answer in spoken.answers]
+            lines.append({"k": k, "kind": kind, "text": text, "voice": name, "written": spoken.text, "stops": stops,
+                          "codes": spoken.n_codes})  # fmt: skip
+            print(json.dumps(lines[-1]), flush=True)
+        (out / "spoken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def picture(path: Path, mels: list) -> None:
     import matplotlib
 
@@ -95,19 +137,23 @@ def read(out: Path, judge: str, kinds: list[str]) -> None:
     model = WhisperModel(judge, device="cpu", compute_type="int8", cpu_threads=2)
     lines = [json.loads(line) for line in (out / "spoken.jsonl").read_text(encoding="utf-8").splitlines()]
     for kind in kinds:
-        hypotheses = []
-        for line in lines:
+        hypotheses, wanted = [], [line for line in lines if line.get("kind", kind) == kind]
+        for line in wanted:
             segments, _ = model.transcribe(str(out / f"{line['k']:03}_{kind}.wav"), language="en")
             hypotheses.append(plain(" ".join(s.text for s in segments)))
-        wer = jiwer.wer([plain(line["text"]) for line in lines], hypotheses)
-        print(f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in lines)} words")
-        for line, found in list(zip(lines, hypotheses, strict=True))[:8]:
+        wer = jiwer.wer([plain(line["text"]) for line in wanted], hypotheses)
+        print(f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in wanted)} words")
+        for line, found in list(zip(wanted, hypotheses, strict=True))[:8]:
             print(f"    {plain(line['text'])}  |  {found}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=("speak", "read"))
+    parser.add_argument("verb", choices=("speak", "aloud", "read"))
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--texts", type=Path)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nets", type=Path)
     parser.add_argument("--held", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -119,6 +165,8 @@ def main():
     args = parser.parse_args()
     if args.verb == "speak":
         speak(args.nets, args.held, args.out, args.limit, args.pictures, args.steps)
+    elif args.verb == "aloud":
+        aloud(args.model, args.nets, args.held, args.texts, args.out, args.limit, args.temperature, args.seed)
     else:
         read(args.out, args.judge, args.kinds)
 
