@@ -234,11 +234,9 @@ class Engine:
     # ------------------------------------------------------------ tokens
 
     def stop_ids(self) -> frozenset[int]:
-        """Token ids that end an answer."""
-        if self.tokenizer is not None:
-            return self.tokenizer.eos_ids
-        end = self.config.text_config.eos_token_id
-        return frozenset() if end is None else frozenset([end])
+        """Token ids that end an answer: those of the tokenizer, and those that the config names."""
+        known = frozenset() if self.tokenizer is None else self.tokenizer.eos_ids
+        return known | self.config.text_config.end_ids
 
     def decode(self, tokens: Sequence[int]) -> str | None:
         """The text among tokens; markers and audio codes are no text, as in the reference's own split.

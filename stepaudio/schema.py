@@ -89,14 +89,14 @@ def read_record(
     return cls(**values)
 
 
-def require_keys(data: object, known: Iterable[str], path: str) -> dict[str, Any]:
-    """A copy of `data`, once it is a mapping that has no others than the `known` ones."""
+def require_keys(data: object, known: Iterable[str], path: str, advice: str = "") -> dict[str, Any]:
+    """A copy of `data`, once it is a mapping that has no others than the `known` ones; `advice` closes the message."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
     known = set(known)
     unknown = sorted(map(str, set(data) - known))
     shown = ", ".join(f"{key:.60}" for key in unknown[:5]) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
-    require(not unknown, f"{path}: unknown key {shown}; known are {', '.join(sorted(known))}")
+    require(not unknown, f"{path}: unknown key {shown}; known are {', '.join(sorted(known))}{advice and f'; {advice}'}")
     return dict(data)
 
 

@@ -42,8 +42,10 @@ class TextConfig:
         The published name for `num_key_value_heads`, kept beside it.
     max_seq_len, max_position_embeddings : int > 0, optional
         Positions that the decoder was built for; two names for one number.
-    eos_token_id, pad_token_id : int, optional
-        Kept as published; ids of the vocabulary.
+    eos_token_id : int or tuple of int, optional
+        Ids that end an answer.
+    pad_token_id : int, optional
+        Kept as published; an id of the vocabulary.
     rope_scaling : None
         Nothing else is supported.
 
@@ -64,7 +66,7 @@ class TextConfig:
     num_attention_groups: int | None = None
     max_seq_len: int | None = None
     max_position_embeddings: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     rope_scaling: object = None
 
@@ -108,9 +110,14 @@ class TextConfig:
         for name in ("eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             require(
-                value is None or 0 <= value < self.vocab_size,
+                all(0 <= one < self.vocab_size for one in ids(value)),
                 f"text_config.{name}: expected an id of the vocabulary of {self.vocab_size}, found {shown(value)}",
             )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, as far as the file says so."""
+        return frozenset(ids(self.eos_token_id))
 
     @property
     def head_dim(self) -> int:
@@ -125,6 +132,11 @@ class TextConfig:
     def kv_bytes_per_position(self, itemsize: int) -> int:
         """Bytes of keys and values that one position costs in all layers together."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
+
+
+def ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """One id, several, or none, as a tuple."""
+    return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
 class Attention(nn.Module):

@@ -18,13 +18,15 @@ import numpy as np
 from ..backend.process import enter
 from ..constants import MAX_CACHE_LEN
 from ..errors import AudioError, ConfigError, PromptError
-from ..reading import is_folder, read_object
+from ..reading import is_file, is_folder, read_object
 from ..schema import read_record, require, require_positive
-from .config_keys import without_added_keys
+from .config_keys import ConfigNote, published_keys
 from .decoder import Decoder, TextConfig
 from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
 from .kv_cache import KVCache
 from .tap import Tap, emit, named
+
+CONFIG_FILE, FLAT_FILE = "config.json", "config_origin.json"
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,47 @@ class StepAudioConfig:
     def from_dict(cls, data: dict, name: str = "config.json") -> StepAudioConfig:
         """Read the parsed JSON; `name` opens every error message.
 
-        Keys that training frameworks add may be there as long as they say what is built anyway. Raises `ConfigError` as
-        `schema.read_record`.
+        Keys that other programs add may be there as long as they say what is built anyway, and a flat file is read as
+        a nested one. Raises `ConfigError` as `schema.read_record`.
         """
-        return read_record(cls, without_added_keys(data, name), name, advice="the published config.json has it")
+        return _read(data, name)[0]
 
     @classmethod
     def from_file(cls, path: str | Path) -> StepAudioConfig:
         """Read `config.json`, or the folder that holds it; `ConfigError` where it is missing, no JSON, or wrong."""
-        path = Path(path)
-        path = path / "config.json" if is_folder(path, ConfigError) else path
-        return cls.from_dict(read_object(path, ConfigError, "expected the folder of a published model"), path.name)
+        return read_config(path)[0]
 
     def to_dict(self) -> dict:
         """The nested JSON shape again, without keys that were absent."""
         return asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+
+
+def read_config(path: str | Path) -> tuple[StepAudioConfig, tuple[ConfigNote, ...]]:
+    """The sizes that a file or folder states, and each other key in it that was understood.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder with `config.json` (where there is none, with `config_origin.json`), or such a file.
+
+    Raises
+    ------
+    ConfigError
+        Missing, no JSON, another model's; a key that is missing, unknown or says something else than what is built.
+    """
+    path = Path(path)
+    if is_folder(path, ConfigError):
+        names = [name for name in (CONFIG_FILE, FLAT_FILE) if is_file(path / name, ConfigError)]
+        path = path / (names or [CONFIG_FILE])[0]
+    return _read(read_object(path, ConfigError, "expected the folder of a published model"), path.name)
+
+
+def _read(data: object, name: str) -> tuple[StepAudioConfig, tuple[ConfigNote, ...]]:
+    kept, notes = published_keys(data, name, RECORDS)
+    return read_record(StepAudioConfig, kept, name, advice="the published config.json has it"), notes
+
+
+RECORDS = {"": StepAudioConfig, "text_config": TextConfig, "audio_encoder_config": AudioEncoderConfig}
 
 
 class Slot(NamedTuple):
