@@ -60,3 +60,7 @@ class DataError(StepAudioError):
 
 class BackendError(StepAudioError, ImportError):
     """MLX, which does the computing, is not installed."""
+
+
+class DownloadError(WeightsError):
+    """A model that is named by its place on a hub cannot be had."""

@@ -14,6 +14,7 @@ from .audio.sources import given_rate, is_file, rate_is_assumed
 from .audio.vad import Detector
 from .backend.device import default_dtype
 from .checkpoints.capabilities import Capabilities
+from .checkpoints.find import checkpoint_folder
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
 from .choices import Resampler
@@ -21,13 +22,13 @@ from .constants import SAMPLE_RATE
 from .decoding.generate import Request, Step
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation
+from .decoding.thought import END_OF_THOUGHT, Thought
 from .engine import Engine, PromptTokens, is_conversation, message_list, with_audio
-from .errors import AudioError, DecodeError
+from .errors import AudioError, DecodeError, PromptError
 from .models.speech_lm import StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Pipeline
-from .resources import checkpoint_folder
-from .text.chat_template import SPOKEN, Message
+from .text.chat_template import SPOKEN, Message, build_turnless_prompt
 from .text.prompts import ASR_SYSTEM, asr_turns
 from .text.tokenizer import Tokenizer
 from .transcribe import Transcript, timed, transcribe_recordings
@@ -64,7 +65,8 @@ class StepAudio2:
         Parameters
         ----------
         path : str or Path, optional
-            Folder; by default `STEPAUDIO_CHECKPOINT`, or else the bundled nano model.
+            Folder, or a text "ORG/NAME" or "ORG/NAME@REVISION" that names a model on a hub, which is then taken from
+            the cache, or fetched into it; by default `STEPAUDIO_CHECKPOINT`, or else the bundled nano model.
         tokenizer : "beside", str, Path or None
             "beside": in the same folder; or another folder; or None to work in token ids.
         dtype : mx.Dtype, optional
@@ -84,7 +86,7 @@ class StepAudio2:
         ------
         ConfigError, TokenizerError, WeightsError
             Something in the folder cannot be used, or under 50 % of the tensors match. Under 90 % there is a warning
-            that names what is missing.
+            that names what is missing. `DownloadError`, a `WeightsError`, where a model cannot be fetched.
         """
         folder = checkpoint_folder(path)
         config = StepAudioConfig.from_file(folder)
@@ -95,7 +97,8 @@ class StepAudio2:
         net = StepAudioNet(config)
         report = load_weights(net, folder, config, dtype or default_dtype(), rename)
         incomplete = report.summary if report.unfilled and not allow_random else None
-        return cls(Engine(net, words, capabilities=capabilities, incomplete=incomplete), report)
+        pipeline = Pipeline() if capabilities.turns else Pipeline(build_prompt=build_turnless_prompt)
+        return cls(Engine(net, words, pipeline, capabilities, incomplete), report)
 
     def altered(self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None) -> StepAudio2:
         """Another model that shares everything with this one but what is given; this one stays as it is."""
@@ -345,6 +348,57 @@ class StepAudio2:
             turns.append(Message("assistant", SPOKEN, eot=False))
         return self.generate_with_audio(turns, options=options, resampler=resampler, **changes)
 
+    def think(
+        self,
+        messages: str | Sequence,
+        *,
+        spoken: bool | None = None,
+        options: DecodingOptions | None = None,
+        **changes: Unpack[DecodingKeywords],
+    ) -> Thought:
+        """Have a model that thinks aloud think about messages; the first of the two phases of its answer.
+
+        Parameters
+        ----------
+        messages : str or list of messages
+            As `generate_with_audio` takes them.
+        spoken : bool, optional
+            Whether the answer is to be spoken; by default, if the model can speak.
+        options, **changes
+            As in `generate_with_audio`; the thought ends at `</think>`, whatever `stop` says.
+
+        Returns
+        -------
+        Thought
+            Its `messages` are what `generate_with_audio` takes for the second phase.
+
+        Raises
+        ------
+        PromptError
+            The model was not trained to think aloud.
+
+        Examples
+        --------
+        >>> thought = model.think([{"role": "human", "content": "Why is the sky blue?"}])     # doctest: +SKIP
+        >>> print(thought.text, model.generate_text(thought.messages).text)                   # doctest: +SKIP
+        """
+        opening = self.capabilities.thinking
+        if opening is None:
+            raise PromptError(
+                "this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do, and a folder whose "
+                'capabilities.json has "thinking"'
+            )
+        refuse_unknown(changes, ("options", "spoken"))
+        turns = [Message.of(m) for m in message_list(messages)]
+        if turns and turns[-1].role == "assistant":
+            if turns[-1].content not in (None, SPOKEN):
+                raise PromptError("think: the last turn is an answer already; leave it out, or leave it open")
+            turns.pop()
+        merged = replace(merge_options(options, "chat", **changes), stop=(END_OF_THOUGHT,))
+        request = self.engine.build_request([*turns, Message("assistant", opening, eot=False)])
+        spoken = self.capabilities.allow("speak") if spoken is None else spoken
+        return Thought(tuple(turns), opening, self.engine.answer(request, merged), spoken)
+
     # ------------------------------------------------------------ what it is
 
     def __repr__(self) -> str:
@@ -359,7 +413,7 @@ def load(path: str | Path | None = None, **options) -> StepAudio2:
     Examples
     --------
     >>> model = load()                                                          # doctest: +SKIP
-    >>> model = load("Step-Audio-2-mini", dtype=mx.float16)                     # doctest: +SKIP
+    >>> model = load("stepfun-ai/Step-Audio-2-mini", dtype=mx.float16)          # doctest: +SKIP
     """
     known = ("tokenizer", "dtype", "rename", "allow_random")
     for name in options:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from .errors import DataError, WeightsError
+from .errors import DataError
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CHECKPOINT_VARIABLE = "STEPAUDIO_CHECKPOINT"
 VOICES = {"female": "free_emma.flac", "male": "free_michael.flac"}  # CC0, one speaker each, 3.5 and 5.1 s
 
@@ -25,27 +23,6 @@ def data_folder() -> Path:
     raise DataError(
         f"no data folder inside or beside {here}; expected data/nano and data/speech: is the installation whole?"
     )
-
-
-def checkpoint_folder(path: str | Path | None = None) -> Path:
-    """The folder that a caller means: the one given, or the default.
-
-    Raises
-    ------
-    WeightsError
-        The name of a model on a hub, "ORG/NAME", that is no folder here.
-    """
-    if path is None:
-        return default_checkpoint()
-    folder = Path(path).expanduser()
-    if isinstance(path, str) and HUB_NAME.fullmatch(path) and not folder.exists() and not folder.parent.is_dir():
-        name = path.rpartition("/")[2]
-        size = " (16.6 GB)" if name == "Step-Audio-2-mini" else ""
-        raise WeightsError(
-            f"{path!r} is the name of a model on a hub and no folder here, and this package does not download yet: get "
-            f"it with `huggingface-cli download {path} --local-dir {name}`{size}, then load({name!r})"
-        )
-    return folder
 
 
 def default_checkpoint() -> Path:

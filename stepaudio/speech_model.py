@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from .checkpoints.capabilities import Capabilities
+from .checkpoints.find import checkpoint_folder
+from .checkpoints.hub_name import MODEL, TOKEN2WAV
 from .choices import Resampler
 from .decoding.generate import Step, collect
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
@@ -23,7 +25,6 @@ from .decoding.sampling import Sampling
 from .engine import with_audio
 from .errors import WeightsError
 from .model import StepAudio2
-from .resources import checkpoint_folder
 from .synthesis.streaming import StreamOptions, StreamState
 from .synthesis.synthesizer import AS_REFERENCE, Sound, Synthesizer
 from .text.chat_template import Message
@@ -134,7 +135,8 @@ class SpeechModel:
         Parameters
         ----------
         path : str or Path, optional
-            Folder; by default `STEPAUDIO_CHECKPOINT`, or else the bundled model.
+            Folder or name on a hub, as `StepAudio2.load` takes it; by default `STEPAUDIO_CHECKPOINT`, or else the
+            bundled model.
         speak : bool
             False leaves the vocoder stack out, for answers in text.
         dtype : mx.Dtype, optional
@@ -147,7 +149,7 @@ class SpeechModel:
         WeightsError
             No vocoder stack in the folder, found before the language model is read; and what both loaders raise.
         """
-        folder = checkpoint_folder(path)
+        folder = checkpoint_folder(path, (MODEL, TOKEN2WAV) if speak else (MODEL,))
         if speak:
             Capabilities.of_folder(folder).require("speak")
         synthesizer = Synthesizer.load(folder) if speak else None
@@ -194,7 +196,8 @@ class SpeechModel:
     ) -> Spoken:
         """Answer a recording in speech; options as in `synthesize`."""
         self.model.capabilities.require("respond")
-        return self.speak([self.question(audio, system)], voice, _merged(options, "chat", changes))
+        options = _merged(options, "chat", changes)
+        return self.speak([self.thought(self.question(audio, system), options)], voice, options)
 
     def translate(
         self, audio, to: str = "zh", options: SpeechOptions = WRITTEN, **changes: Unpack[DecodingKeywords]
@@ -224,6 +227,12 @@ class SpeechModel:
         """A recording as the human's turn, and a spoken answer opened."""
         turns = [Message("system", system), Message("human", [{"type": "audio"}]), open_answer(True)]
         return with_audio(turns, audio)
+
+    def thought(self, conversation: Conversation, options: SpeechOptions = DEFAULT) -> Conversation:
+        """The conversation, with its thought in the open answer if the model is one that thinks aloud first."""
+        if self.model.capabilities.thinking is None:
+            return conversation
+        return self.model.think(conversation, spoken=True, options=options.decoding).messages
 
     def translation(self, audio, to: str = "zh") -> Conversation:
         """A recording that is to be translated aloud."""

@@ -1,6 +1,7 @@
 """Fixtures that every test file may use; what lies beside the project may be absent and is then skipped."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -87,6 +88,38 @@ def voices(synthesizer):
     import tiny
 
     return [synthesizer.voice(tiny.noise(seconds, seed)) for seconds, seed in ((1.5, 1), (2.2, 2))]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_checkpoint):
+    """A hub with the tiny model, an empty cache, and a folder to work in that has no such folder."""
+    import fake_hub
+    from huggingface_hub import constants
+
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with fake_hub.serving() as (hub, address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
+        source = tmp_path / "source"
+        shutil.copytree(tiny_checkpoint, source)
+        for name in ("README.md", "modeling_step_audio_2.py", "pytorch_model.bin"):
+            (source / name).write_text("not needed")
+        hub.put(fake_hub.REPO, source)
+        yield hub
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Call it, and the library asks no network any more."""
+    from huggingface_hub import constants
+
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def pytest_collection_modifyitems(items):

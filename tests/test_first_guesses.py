@@ -72,8 +72,13 @@ def test_load_takes_the_bundled_model(nano, monkeypatch):
 
 @pytest.mark.parametrize("load", [stepaudio.load, stepaudio.StepAudio2.load, stepaudio.SpeechModel.load])
 def test_the_name_of_a_model_on_a_hub(load, tmp_path, monkeypatch):
+    """Looked up in the cache, and here forbidden to be fetched."""
+    from huggingface_hub import constants
+
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match="huggingface-cli download stepfun-ai/Step-Audio-2-mini.*16.6 GB") as stop:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="stepfun-ai/Step-Audio-2-mini: the cache .* HF_HUB_OFFLINE") as stop:
         load(HUB)
     assert "no such file" not in str(stop.value) and "\n" not in str(stop.value)
     (tmp_path / "stepfun-ai").mkdir()

@@ -1,4 +1,6 @@
-"""What a checkpoint was trained to do: `capabilities.json` beside its weights. Without that file, everything.
+"""What a checkpoint was trained to do: `capabilities.json` beside its weights, or what is known of its name.
+
+Of a folder without that file, and of a name that is none of the published ones, everything is allowed.
 
 A model of this architecture answers any prompt with something; one that was only trained to transcribe answers a
 request for a translation with nonsense. The file lets such a request end in an error.
@@ -6,12 +8,16 @@ request for a translation with nonsense. The file lets such a request end in an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ConfigError, PromptError
 from ..reading import is_file, read_object
 from ..schema import read_record, require, shown
+from .find import meant
+from .hub_name import HubName
+from .siblings import sibling_of
 
 FILE = "capabilities.json"
 TASKS = ("transcribe", "translate", "respond", "speak")
@@ -28,14 +34,39 @@ class Capabilities:
         "respond" (answer a text or a recording), "speak" (give audio codes). None for everything.
     languages : tuple of str, optional
         ISO 639 codes of the languages it understands; None if not stated.
+    turns : bool
+        Whether its prompts have turns; those of a base model have none.
+    thinking : str, optional
+        What opens an answer of a model that thinks aloud first, up to the thought; None for one that does not.
+    refusals : mapping of str to str
+        Task -> why it cannot be done, where more is known than that it is not among the tasks.
     """
 
     tasks: tuple[str, ...] | None = None
     languages: tuple[str, ...] | None = None
+    turns: bool = True
+    thinking: str | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, path: str | Path | None = None) -> Capabilities:
+        """Of the model that a path or a name on a hub means, as `find.checkpoint_folder`; nothing is fetched."""
+        named = meant(path)
+        return cls.of_folder(named) if isinstance(named, Path) else cls._of_name(named)
+
+    @classmethod
+    def _of_name(cls, path: Path | HubName) -> Capabilities:
+        sibling = sibling_of(path)
+        if sibling is None:
+            return cls()
+        tasks = tuple(task for task in TASKS if task not in sibling.refusals) if sibling.refusals else None
+        found = cls(tasks, turns=sibling.turns, thinking=sibling.thinking)
+        object.__setattr__(found, "refusals", {t: f"{sibling.name}: {why}" for t, why in sibling.refusals.items()})
+        return found
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> Capabilities:
-        """Read the file beside a checkpoint's weights; everything is allowed where there is none.
+        """Read the file beside a checkpoint's weights; where there is none, the name tells, if it is a known one.
 
         Raises
         ------
@@ -44,7 +75,7 @@ class Capabilities:
         """
         path = Path(folder) / FILE
         if not is_file(path, ConfigError):
-            return cls()
+            return cls._of_name(Path(folder))
         found = read_record(cls, read_object(path, ConfigError, f"expected tasks of {', '.join(TASKS)}"), str(path))
         unknown = set(found.tasks or ()) - set(TASKS)
         require(
@@ -58,6 +89,8 @@ class Capabilities:
 
     def require(self, task: str) -> None:
         """Raise `PromptError`, naming what the model can do, if it was not trained for a task."""
+        if task in self.refusals:
+            raise PromptError(f"this model cannot {task}: {self.refusals[task]}")
         if not self.allow(task):
             raise PromptError(
                 f"this model cannot {task}: it was trained to {self}, as its {FILE} says. Load a checkpoint that can, "

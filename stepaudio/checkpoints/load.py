@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..backend.process import enter
 from ..errors import WeightsError
-from ..models.speech_lm import StepAudioConfig
+from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig, read_config
 from ..reading import is_file, is_folder
 from .dtypes import HELD, SCALED, numpy_dtype
 from .header import INDEX_FILE, TensorInfo, listed, read_checkpoint, weight_files
@@ -68,15 +69,17 @@ def validate_weights(
     """
     path = Path(path)
     token2wav = take_inventory(path) if is_folder(path, WeightsError) else None
-    records, expected = {}, {}
+    records, expected, notes = {}, {}, ()
     if token2wav is None or (token2wav.folder != path and _has_language_model(path)):
         records = with_scales(read_checkpoint(path))
-        expected = expected_layout(config or _config_beside(path))
+        if config is None:
+            config, notes = read_config(path if is_folder(path, WeightsError) else path.parent)
+        expected = expected_layout(config)
     if token2wav is not None:
         records, expected = records | token2wav.records, expected | token2wav.expected
     records = apply_rename(records, rename)
     described = [describe_values(i, n) for n, i in records.items() if _describable(i)] if values else None
-    return compare(path, records, expected, described)
+    return replace(compare(path, records, expected, described), config=notes)
 
 
 def load_weights(
@@ -135,14 +138,10 @@ def _describable(info: TensorInfo) -> bool:
 def _has_language_model(folder: Path) -> bool:
     """Whether a folder says that it holds one: by its config or by any file of weights."""
     return (
-        is_file(folder / "config.json", WeightsError)
+        any(is_file(folder / name, WeightsError) for name in (CONFIG_FILE, FLAT_FILE))
         or is_file(folder / INDEX_FILE, WeightsError)
         or bool(weight_files(folder))
     )
-
-
-def _config_beside(path: Path) -> StepAudioConfig:
-    return StepAudioConfig.from_file(path if is_folder(path, WeightsError) else path.parent / "config.json")
 
 
 def check_parameters(tensors: Mapping[str, mx.array], config: StepAudioConfig, reason: str) -> None:

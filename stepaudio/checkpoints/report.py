@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ..models.config_keys import ConfigNote
 from .dtypes import HELD, SCALED
 from .header import TensorInfo, listed, printable
 from .layout import COMPONENTS, TOKEN2WAV, Shape, component_of
@@ -52,6 +53,7 @@ class WeightReport:
     `loaded`, `missing`, `misshaped` and `wrong_dtype` together are the expected layout; `unexpected` is the rest of
     the checkpoint. Names are the published ones, after any renaming. `loaded` means matched: right name, right
     shape, readable dtype. `values` is filled only where they were read; `error` only where nothing could be read.
+    `config` lists the keys of the config that others added and that say what is built, or nothing that is used.
     """
 
     path: str
@@ -64,6 +66,7 @@ class WeightReport:
     near_misses: tuple[NearMiss, ...] = ()
     values: tuple[TensorValues, ...] | None = None
     error: str | None = None
+    config: tuple[ConfigNote, ...] = ()
 
     @classmethod
     def unreadable(cls, path: object, error: Exception) -> WeightReport:
@@ -137,6 +140,7 @@ class WeightReport:
         if self.error is not None:
             return f"{self.path}: unreadable\n  {self.error}"
         sections = [self._headline(), _columns(self.components), *self._problems(), *self._value_lines()]
+        sections += _section("Config keys beside the sizes", list(map(str, self.config)))
         return "\n\n".join(sections) + "\n\n" + self._advice()
 
     def _headline(self) -> str:

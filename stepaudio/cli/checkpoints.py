@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from pathlib import Path
 
-from ..errors import ConfigError, StepAudioError
+from ..checkpoints.find import checkpoint_folder
+from ..checkpoints.hub_name import TOKEN2WAV
+from ..errors import ConfigError, StepAudioError, TokenizerError
 from .parser import add_formats, add_option, add_verb
 from .progress import busy
 from .streams import print_json
@@ -21,8 +25,10 @@ def add_checkpoint_verbs(verbs) -> None:
         {0: "every tensor is there and fits", 1: "a tensor is missing, mis-shaped or, with --values, not finite",
          2: "under 50 % of the tensors match, or nothing could be read"},
     )  # fmt: skip
-    weights.add_argument("path", nargs="?", metavar="PATH",
-                         help="folder or file (default: STEPAUDIO_CHECKPOINT, else the bundled nano)")  # fmt: skip
+    weights.add_argument(
+        "path", nargs="?", metavar="PATH",
+        help="folder, file, or ORG/NAME of a model on a hub (default: STEPAUDIO_CHECKPOINT, else the bundled nano)",
+    )  # fmt: skip
     add_formats(weights, ("text", "json"), "text")
     weights.add_argument("--values", action="store_true", help="also read the data: NaN, constant, untrained look")
     add_option(
@@ -36,7 +42,11 @@ def add_checkpoint_verbs(verbs) -> None:
         ["stepaudio convert Step-Audio-2-mini", "stepaudio convert Step-Audio-2-mini --out converted --json"],
         {0: "converted, or already so"},
     )  # fmt: skip
-    convert.add_argument("model_dir", metavar="MODEL_DIR", help="a published model's folder, or its token2wav folder")
+    convert.add_argument(
+        "model_dir",
+        metavar="MODEL_DIR",
+        help="a published model's folder or its name on a hub, or its token2wav folder",
+    )
     add_formats(convert, ("text", "json"), "text")
     add_option(convert, "--out", metavar="DIR", help="where to write", shown="beside the published files")
     add_force(convert)
@@ -58,32 +68,52 @@ def run_weights(options: argparse.Namespace) -> int:
     """Print the weight report of a checkpoint; its own exit status."""
     from ..checkpoints.load import validate_weights
     from ..checkpoints.report import WeightReport
-    from ..resources import checkpoint_folder, default_checkpoint
 
-    path = options.path or default_checkpoint()
+    path = options.path
     rename = dict(pair.partition("=")[::2] for pair in options.rename)
     if not all("=" in pair and pair[0] != "=" for pair in options.rename):
         raise ConfigError(f"--rename: expected FOUND=PUBLISHED, found {', '.join(options.rename)}")
+    choosing: tuple[str, ...] = ()
     try:
+        path = checkpoint_folder(path)
         with busy("reading the weights"):
-            report = validate_weights(checkpoint_folder(path), values=options.values, rename=rename or None)
+            report = validate_weights(path, values=options.values, rename=rename or None)
+        choosing = _other_choices(path)
     except StepAudioError as error:
         report = WeightReport.unreadable(path, error)
     if options.format == "json":
-        print_json(report.to_dict())
+        print_json(report.to_dict() | {"generation_config": choosing})
     else:
         print(report.table())
+        if choosing:
+            print("\nHow tokens are chosen by generation_config.json, and here by default:")
+            print("\n".join(f"  {line}" for line in choosing))
     return report.exit_status
+
+
+def _other_choices(path: Path) -> tuple[str, ...]:
+    """How the folder's `generation_config.json` differs from what is done by default."""
+    from ..decoding.generation_config import FILE, differences
+    from ..models.speech_lm import StepAudioConfig
+    from ..text.tokenizer import Tokenizer
+
+    if not (path / FILE).is_file():
+        return ()
+    ends = StepAudioConfig.from_file(path).text_config.end_ids
+    with contextlib.suppress(TokenizerError):
+        ends |= Tokenizer.from_folder(path).eos_ids
+    return differences(path, ends)
 
 
 def run_convert(options: argparse.Namespace) -> int:
     """Convert a published `token2wav` folder."""
     from ..checkpoints.convert.convert import convert, converted_files, is_converted
 
-    there = [path for path in converted_files(options.model_dir, options.out) if os.path.lexists(path)]
+    folder = checkpoint_folder(options.model_dir, (TOKEN2WAV,))
+    there = [path for path in converted_files(folder, options.out) if os.path.lexists(path)]
     check_targets([Target("--out", path, "of a conversion", is_converted) for path in there], [], options.force)
     with busy("converting"):
-        done = convert(options.model_dir, options.out)
+        done = convert(folder, options.out)
     if options.format == "json":
         print_json(done.manifest.raw)
     else:

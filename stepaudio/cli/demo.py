@@ -30,16 +30,17 @@ def run(options: argparse.Namespace) -> int:
     """Print texts, times and word error rates. Returns 1 if a recording could not be read."""
     from .. import __version__
     from ..backend.device import info
+    from ..checkpoints.find import checkpoint_folder
     from ..evaluation.scores import evaluate
     from ..model import StepAudio2
-    from ..resources import default_checkpoint, speech_manifest
+    from ..resources import speech_manifest
 
     began = time.perf_counter()
     with busy("loading the model"):
         model = StepAudio2.load()
     machine = info()
     print(
-        f"stepaudio {__version__}, model {default_checkpoint().name}, {machine['dtype']} on {machine['backend']} (BLAS "
+        f"stepaudio {__version__}, model {checkpoint_folder().name}, {machine['dtype']} on {machine['backend']} (BLAS "
         f"{Path(machine['blas']).name}), loaded in {time.perf_counter() - began:.1f} s\n"
     )
     found = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.capabilities import Capabilities
+from ..checkpoints.find import checkpoint_folder, meant
 from ..evaluation.manifest import TASKS
 from ..evaluation.normalisers import NORMALIZERS, OURS
-from ..resources import default_checkpoint
 from .options import add_decoding, add_model, add_recording, load_model, transcription_from
 from .parser import add_choice, add_formats, add_option, add_verb
 from .progress import busy, message
@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     there = None if options.against is None else read_results(options.against)
     began = time.perf_counter()
     if are_results(options.manifest):
-        scores, known, more = read_results(options.manifest, options.normalizer), _known_words(options.words), {}
+        scores, more, named = read_results(options.manifest, options.normalizer), {}, meant()
+        known = _known_words(options.words, named if isinstance(named, Path) else None)  # nothing is fetched for it
         if there is not None:
             check_pairs([s.clip for s in scores], scores[0].normalizer, there)
         for score in scores:
@@ -99,12 +100,13 @@ def _decoded(options: argparse.Namespace, form: str, there: list[Score] | None):
     from ..evaluation.translation import check_sacrebleu
 
     keywords, clips = transcription_from(options), read_manifest(options.manifest, options.task)
-    normalizer = check_normalizer(options.normalizer or OURS)
-    if one_task(clips) == TRANSLATE:
+    normalizer, task = check_normalizer(options.normalizer or OURS), one_task(clips)
+    Capabilities.of(options.model).require(task)
+    if task == TRANSLATE:
         check_sacrebleu()
     if there is not None:
         check_pairs(clips, normalizer, there)
-    known = _known_words(options.words, options.model)
+    known = _known_words(options.words, checkpoint_folder(options.model))
     model, scores = load_model(options), []
     found = score_clips(model, clips, normalizer=normalizer, progress=False, **keywords)
     while len(scores) < len(clips):
@@ -115,11 +117,12 @@ def _decoded(options: argparse.Namespace, form: str, there: list[Score] | None):
     return scores, known, {"sampling": options.sampling}
 
 
-def _known_words(path: str | None, model: str | None = None) -> set[str] | None:
+def _known_words(path: str | None, model: Path | None) -> set[str] | None:
+    """The words of a file, else those that lie beside a model, if there are any."""
     from ..evaluation.word_errors import read_words
 
-    beside = Path(model or default_checkpoint()) / "words.txt"
-    words = path or (beside if beside.exists() else None)
+    beside = model and model / "words.txt"
+    words = path or (beside if beside and beside.exists() else None)
     return read_words(words) if words else None
 
 

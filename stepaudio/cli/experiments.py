@@ -76,9 +76,9 @@ def run_sweep_grid(options: argparse.Namespace) -> int:
 
 def _check_outputs(options: argparse.Namespace, grid: Grid) -> None:
     """Refuse a store or table that cannot be, before the first run; --force removes a file in the store's place."""
+    from ..checkpoints.find import checkpoint_folder
     from ..experiments.store import is_store, store_files
     from ..experiments.table import check_table_name, is_table
-    from ..resources import checkpoint_folder
 
     store = Path(options.store)
     names = dict.fromkeys([store, *store_files(store)])

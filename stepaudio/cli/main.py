@@ -97,6 +97,7 @@ def _parser() -> tuple[Parser, list[str]]:
     """The parser, and the names of its commands."""
     from .checkpoints import add_checkpoint_verbs
     from .demo import add_demo_verb
+    from .download import add_download_verb
     from .evaluate import add_evaluate_verb
     from .experiments import add_experiment_verbs
     from .speak import add_speaking_verbs
@@ -114,6 +115,7 @@ def _parser() -> tuple[Parser, list[str]]:
     add_transcribe_verb(verbs)
     add_evaluate_verb(verbs)
     add_speaking_verbs(verbs)
+    add_download_verb(verbs)
     add_checkpoint_verbs(verbs)
     add_experiment_verbs(verbs)
     about = add_verb(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.find import checkpoint_folder
 from ..choices import CacheKind, LoopAction, Positions, Resampler, SpeechDetector
 from ..constants import MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
@@ -34,7 +35,7 @@ RULES = (
 )
 
 
-def add_model(verb: Parser, help: str = "checkpoint folder") -> None:
+def add_model(verb: Parser, help: str = "checkpoint folder, or ORG/NAME[@REVISION] of a model on a hub") -> None:
     """`--model`, where the default is what `stepaudio.load()` takes."""
     add_option(verb, "--model", metavar="DIR", help=help, shown="STEPAUDIO_CHECKPOINT, else the bundled nano")
 
@@ -159,8 +160,9 @@ def load_model(options: argparse.Namespace) -> StepAudio2:
     """The model that `--model` names."""
     from ..model import StepAudio2
 
+    folder = checkpoint_folder(options.model)  # may have to be fetched, which says so itself
     with busy("loading the model"):
-        return StepAudio2.load(options.model, tokenizer=None if options.no_tokenizer else "beside")
+        return StepAudio2.load(folder, tokenizer=None if options.no_tokenizer else "beside")
 
 
 def recording(name: str):

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ..audio.load import audio_seconds
 from ..audio.save import check_target
 from ..audio.sources import open_bytes
+from ..checkpoints.find import checkpoint_folder
+from ..checkpoints.hub_name import MODEL, TOKEN2WAV
 from ..errors import AudioError, ConfigError, DataError
 from ..reading import read_text
-from ..resources import VOICES, checkpoint_folder, voice_clip
+from ..resources import VOICES, voice_clip
 from ..text.scripts import join_texts
 from .options import STANDARD, add_decoding, add_model, add_resampler, decoding_from, recording
 from .parser import Parser, add_choice, add_formats, add_option, add_verb, whole
@@ -126,7 +128,9 @@ def _speak(options: argparse.Namespace) -> int:
 def _respond(options: argparse.Namespace) -> int:
     source = _recording(options.file)
     model, speech = _loaded(options, "respond")
-    return _voiced(options, model, [model.question(source, options.system)], speech)
+    with busy("thinking"):
+        conversation = model.thought(model.question(source, options.system), speech)
+    return _voiced(options, model, [conversation], speech)
 
 
 def _translate(options: argparse.Namespace) -> int:
@@ -142,8 +146,9 @@ def _translate(options: argparse.Namespace) -> int:
         raise ConfigError("--stream: there is no sound without -o")
     source, speech = _recording(options.file), _speech_options(options, "translate")
     _require(options.model, "translate")
+    folder = checkpoint_folder(options.model)
     with busy("loading the model"):
-        model = SpeechModel.load(options.model, speak=False)
+        model = SpeechModel.load(folder, speak=False)
     with busy("translating"):
         found = model.translate(source, options.to, speech)
     text = (found.text or "").strip()
@@ -158,10 +163,10 @@ def _translate(options: argparse.Namespace) -> int:
 def _say_codes(options: argparse.Namespace) -> int:
     from ..synthesis.synthesizer import Synthesizer
 
-    _check_output(options, options.codes)
+    folder = _check_output(options, (TOKEN2WAV,), options.codes)
     codes, voicing = read_codes(options.codes), _voicing(options)
     with busy("loading token2wav"):
-        synthesizer = Synthesizer.load(checkpoint_folder(options.model))
+        synthesizer = Synthesizer.load(folder)
     voice, account = _read_voice(synthesizer, options), Account(options.output, synthesizer.sample_rate)
     noise = {"noise": options.seed, "source_noise": options.seed}
     with busy("speaking"):
@@ -204,18 +209,19 @@ def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, Speech
     """The model and its options, after what can be refused without reading the model."""
     from ..speech_model import SpeechModel
 
-    _check_output(options, *([options.file] if "file" in options else []))
     speech = _speech_options(options, "chat")
-    _require(options.model, task)
+    for needed in (task, "speak"):
+        _require(options.model, needed)
+    folder = _check_output(options, (MODEL, TOKEN2WAV), *([options.file] if "file" in options else []))
     with busy("loading the model"):
-        return SpeechModel.load(options.model), speech
+        return SpeechModel.load(folder), speech
 
 
 def _require(model: str | None, task: str) -> None:
     """Raise `PromptError` if the checkpoint says that it was not trained for a task."""
     from ..checkpoints.capabilities import Capabilities
 
-    Capabilities.of_folder(checkpoint_folder(model)).require(task)
+    Capabilities.of(model).require(task)
 
 
 def _recording(name: str) -> Any:
@@ -268,11 +274,17 @@ def read_codes(path: str) -> list[int]:
     return codes
 
 
-def _check_output(options: argparse.Namespace, *inputs: str) -> None:
-    """Refuse a sound file that cannot be written, or may not; `inputs` are read besides voice and model."""
+def _check_output(options: argparse.Namespace, parts: tuple[str, ...], *inputs: str) -> Path:
+    """The model's folder, with these parts of it, after a sound file that cannot be written, or may not, is refused.
+
+    `inputs` are read besides voice and model.
+    """
     if options.output == STANDARD:
-        return
+        return checkpoint_folder(options.model, parts)
     check_target(options.output)
     target = Target("--output", Path(options.output), "sound as this command writes it", is_ours)
     read = [name for name in (*inputs, _voice(options.voice)) if name != STANDARD]
-    check_targets([target], [*read, checkpoint_folder(options.model)], options.force)
+    check_targets([target], read, options.force)  # before a model is fetched
+    folder = checkpoint_folder(options.model, parts)
+    check_targets([target], [*read, folder], options.force)
+    return folder

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.capabilities import Capabilities
+from ..checkpoints.find import checkpoint_folder
 from ..errors import AudioError, ConfigError
 from ..files import printable_name
-from ..resources import default_checkpoint
 from ..text import subtitles
 from .options import STANDARD, add_decoding, add_model, add_recording, load_model, recording, transcription_from
 from .parser import add_formats, add_option, add_verb
@@ -53,6 +54,7 @@ def add_transcribe_verb(verbs) -> None:
 
 def run_transcribe(options: argparse.Namespace) -> int:
     """Transcribe files one after another; 1 if one of them could not be used."""
+    Capabilities.of(options.model).require("transcribe")
     keywords, targets, failed = transcription_from(options), _targets(options), 0
     model = load_model(options)
     for name in options.files:
@@ -121,7 +123,7 @@ def _targets(options: argparse.Namespace) -> dict[str, Path]:
         raise ConfigError("--output: two recordings of the same name would be written to the same file")
     found = {name: Path(options.output) / f"{stem}{suffix}" for name, stem in stems.items()}
     kind = f"a transcript as {options.format} that is known as ours"
-    model = options.model or default_checkpoint()
+    model = checkpoint_folder(options.model)
     check_targets(
         [Target("--output", path, kind, partial(_is_ours, options.format)) for path in found.values()],
         [*(name for name in options.files if name != STANDARD), model],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from ..audio.resample import checked_resampler
+from ..checkpoints.find import meant
 from ..choices import Resampler, SpeechDetector, alternatives
 from ..constants import MAX_TOKENS
 from ..decoding.options import DecodingOptions
@@ -129,7 +130,7 @@ class Grid:
     ----------
     clips : `Clip`s, or the path of a manifest.
     settings : name to `Setting` or its JSON shape.
-    model : checkpoint folder; None for `STEPAUDIO_CHECKPOINT` or the bundled model.
+    model : checkpoint folder, or a model's name on a hub; None for `STEPAUDIO_CHECKPOINT` or the bundled model.
     seeds : whole numbers >= 0. Greedy settings come out alike for every seed.
     faults : names of faults to inject; "none" for the model as it is.
     dtype : of the weights, "float32", "float16" or "bfloat16"; None for the backend's default.
@@ -226,7 +227,8 @@ class Grid:
         if absent:
             raise ConfigError(f"{path.name}: missing key {', '.join(sorted(absent))}")
         if data.get("model") is not None:
-            data["model"] = path.parent / str(data["model"])
+            found = meant(str(data["model"]), path.parent)
+            data["model"] = found if isinstance(found, Path) else str(found)
         data["clips"] = _clips_from(data["clips"], path)
         return cls(**data)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from .. import __version__
 from ..backend import device as backend
+from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.header import read_checkpoint
+from ..checkpoints.hub_name import repository_of
 from ..errors import DataError
 from ..files import sha256
 from ..models.speech_lm import StepAudioConfig
-from ..resources import default_checkpoint
 
 
 def file_hash(*paths: str | Path) -> str:
@@ -65,10 +66,10 @@ def provenance(model: str | Path | None, dtype: str | None = None) -> dict:
     ------
     ConfigError, WeightsError, DataError : the checkpoint's config or weights cannot be read.
     """
-    folder = Path(model) if model is not None else default_checkpoint()
+    folder = checkpoint_folder(model)
     config = StepAudioConfig.from_file(folder)
     return {
-        "model": folder.resolve().name,
+        "model": repository_of(folder) or folder.resolve().name,
         "config_hash": json_hash(config.to_dict()),
         "weights_hash": weights_hash(folder),
         "version": __version__,

@@ -16,13 +16,14 @@ from typing import SupportsIndex, cast
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoints.find import checkpoint_folder
+from ..checkpoints.hub_name import TOKEN2WAV
 from ..checkpoints.token2wav import Token2Wav, load_token2wav
 from ..choices import Resampler
 from ..constants import CODES_PER_SECOND, N_AUDIO_CODES
 from ..errors import ConfigError, DecodeError
 from ..models.token2wav.flow import REFERENCE, FlowOptions
 from ..models.token2wav.noise import Noise
-from ..resources import default_checkpoint
 from ..text.tokenizer import N_AUDIO_TOKENS
 from .streaming import StreamOptions, StreamState, begin, chunked, fade_halves, speak, step
 from .voice import Voice, fingerprint, open_voice
@@ -139,7 +140,8 @@ class Synthesizer:
         Parameters
         ----------
         path : str or Path, optional
-            The model's folder, or its token2wav folder; by default `STEPAUDIO_CHECKPOINT` or the bundled model.
+            The model's folder, or its token2wav folder, or a model's name on a hub; by default `STEPAUDIO_CHECKPOINT`
+            or the bundled model.
         dtype : mx.Dtype, optional
             Of the flow's weights, as `load_token2wav`.
 
@@ -148,7 +150,7 @@ class Synthesizer:
         WeightsError, ConfigError
             No token2wav there (the bundled model has none), not converted, or not whole.
         """
-        return cls(load_token2wav(default_checkpoint() if path is None else path, dtype))
+        return cls(load_token2wav(checkpoint_folder(path, (TOKEN2WAV,)), dtype))
 
     @property
     def sample_rate(self) -> int:

@@ -225,6 +225,19 @@ def build_prompt(
     return writer.prompt()
 
 
+def build_turnless_prompt(
+    messages: Sequence[Message | Mapping], tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()
+) -> Prompt:
+    """What is said in turns, as a base model is given it: one after the other, without headers and ends.
+
+    Parameters, result and errors as in `build_prompt`.
+    """
+    pieces: list[str | Mapping] = []
+    for message in map(Message.of, messages):
+        pieces += [message.content] if isinstance(message.content, str) else message.content or ()
+    return build_base_prompt(pieces, tokenizer, n_rows)
+
+
 def build_base_prompt(
     pieces: Sequence[str | Mapping], tokenizer: Tokenizer, n_rows: Sequence[Sequence[int]] = ()
 ) -> Prompt:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from commands import one_line
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
 
@@ -50,9 +51,11 @@ def test_weights_unreadable(run, tmp_path):
         assert status == 2 and "unreadable" in out[0]
 
 
-def test_weights_of_a_name_on_a_hub(run):
+def test_weights_of_a_name_on_a_hub(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     status, out, _ = run("weights", "stepfun-ai/Step-Audio-2-mini", "--json")
-    assert status == 2 and "the name of a model on a hub" in json.loads(out[0])["error"]
+    assert status == 2 and "HF_HUB_OFFLINE forbids" in json.loads(out[0])["error"]
 
 
 def test_weights_renamed(run, tiny_checkpoint, tmp_path):
