@@ -142,6 +142,7 @@ def test_a_recording_that_comes_twice_is_paired_in_order():
 @pytest.mark.parametrize(("there", "said"), [
     ([("c00", "one two three five", "one"), *THERE[1:]], "c00: the reference text is not that of the other evaluation"),
     ([("c00", "", ""), *THERE[1:]], "c00: the reference text"),
+    ([("c00", "...", ""), *THERE[1:]], "c00: the reference text"),
     ([("d", "x", "x"), ("e", "y", "y")], "0 clips in common"),
     (THERE[:1], "1 clips in common"), ([], "0 clips in common"),
 ])  # fmt: skip
@@ -149,6 +150,11 @@ def test_what_cannot_be_compared(there, said):
     with pytest.raises(DataError) as left:
         evaluation(*HERE).against(evaluation(*there))
     assert said in str(left.value) and len(str(left.value)) < 1000
+
+
+def test_silence_is_not_a_text_without_words():
+    with pytest.raises(DataError, match="c00: the reference text"):
+        evaluation(("c00", "...", ""), *HERE[1:]).against(evaluation(("c00", "", ""), *THERE[1:]))
 
 
 def test_spelling_that_the_normaliser_makes_alike_is_the_same_text():

@@ -10,11 +10,13 @@ import soundfile as sf
 import tiny
 
 from stepaudio.audio.load import load_audio
+from stepaudio.checkpoints.capabilities import Capabilities
 from stepaudio.decoding.options import DecodingOptions
-from stepaudio.errors import DataError, DecodeError
+from stepaudio.errors import ConfigError, DataError, DecodeError, PromptError
 from stepaudio.evaluation.manifest import Clip, distinct_names, read_manifest
 from stepaudio.evaluation.scores import Evaluation, Score, evaluate, score_clips, totals
 from stepaudio.pipeline import Pipeline
+from stepaudio.text.prompts import translation_system
 from stepaudio.transcribe import Segment, Transcript, batch_size
 
 
@@ -119,6 +121,44 @@ def test_manifest_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "none.tsv", tmp_path, utf16, "/dev/zero"):
         with pytest.raises(DataError, match="expected a table with the columns file and text"):
             read_manifest(path)
+
+
+@pytest.mark.parametrize(("text", "asked", "wanted"), [
+    ("file\ttext\na\tx\n", None, ("x", "transcribe", None)),
+    ("file\ttext\na\tx\n", "translate", ("x", "translate", None)),
+    ("file\ttranslation\na\ty\n", None, ("y", "translate", None)),
+    ("file\ttext\ttranslation\tlanguage\tto\na\tx\ty\ten\tzh-CN\n", None, ("y", "translate", "zh")),
+    ("file\ttext\ttranslation\tlanguage\tto\na\tx\ty\tEnglish\tzh\n", "transcribe", ("x", "transcribe", "en")),
+    ("file\ttext\ttask\na\tx\tS2TT\n", None, ("x", "translate", None)),
+    ("file\ttext\ttask\na\tx\tasr\n", None, ("x", "transcribe", None)),
+    ("file\ttext\ttask\tlanguage\na\tx\t\t-\n", None, ("x", "transcribe", None)),
+    ("file,translation\na,\n", None, ("", "translate", None)),
+])  # fmt: skip
+def test_what_a_table_says_about_its_task(tmp_path, text, asked, wanted):
+    (clip,) = read_manifest(manifest(tmp_path, text), asked)
+    assert (clip.text, clip.task, clip.language) == wanted
+
+
+def test_other_readers_of_tables_take_what_is_said(tmp_path):
+    (clip,) = read_manifest(manifest(tmp_path, "file\ttext\ttranslation\ttask\na\tx\ty\ttranslate\n"))
+    assert (clip.text, clip.task) == ("x", "transcribe")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("file\ttranslation\na\n", "line 2: ends before the column translation"),
+    ("file\ttext\ttask\na\tx\tsing\n", "line 2: task: expected transcribe or translate, found 'sing'"),
+    ("file\ttranslation\ttranslation\na\tx\ty\n", "expected columns file and translation, each once"),
+])  # fmt: skip
+def test_bad_tables_of_translations(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_manifest(manifest(tmp_path, text), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"), [("今天", "zh"), ("今日はいい", "ja"), ("good day", "en"), ("Привет", "en")]
+)
+def test_the_target_is_found_by_its_letters(text, target):
+    assert Clip(Path("a"), text).target == target and Clip(Path("a"), text, language="fr_FR").target == "fr"
 
 
 # ---- scores ----
@@ -230,6 +270,35 @@ def test_clips_of_one_name_are_told_apart(tmp_path):
     table = manifest(tmp_path, "file\ttext\na/1.wav\tone\nb/1.wav\ttwo\n")
     shown = str(evaluate(FixedModel({1: "one"}), table))
     assert "\na/1.wav  0 of" in f"\n{shown}" and "\nb/1.wav  1 of" in shown
+
+
+class Translating(FixedModel):
+    capabilities = Capabilities()
+
+
+def test_a_table_of_translations_asks_for_them(tmp_path):
+    pytest.importorskip("sacrebleu")
+    (clip,), model = clips(tmp_path, (1, "今天天气很好。")), Translating({1: "今天天气很好。"})
+    found = evaluate(model, [Clip(clip.file, clip.text, "translate")])
+    assert model.calls[0][1]["prompt"] == translation_system("zh") and found.totals()["bleu"] == 100
+    evaluate(model, [Clip(clip.file, "good day", "translate")])
+    assert model.calls[1][1]["prompt"] == translation_system("en") != translation_system("zh")
+    evaluate(model, [Clip(clip.file, "good day", "translate")], prompt="of my own")
+    assert model.calls[2][1]["prompt"] == "of my own"
+    with pytest.raises(PromptError, match="expected one of zh, en, ja, found 'fr'"):
+        evaluate(model, [Clip(clip.file, "bonne", "translate", "fr")])
+    with pytest.raises(DataError, match="score them as two tables"):
+        evaluate(model, [clip, Clip(clip.file, "good", "translate")])
+    with pytest.raises(DataError, match="translations into en, zh"):
+        evaluate(model, [Clip(clip.file, t, "translate") for t in ("好", "good")])
+
+
+def test_the_normaliser_is_asked_for(tmp_path):
+    model = FixedModel({1: "one, two"})
+    (score,) = evaluate(model, clips(tmp_path, (1, "One two")), normalizer="none")
+    assert (score.errors, score.normalizer, score.to_dict()["normalizer"]) == (1, "none", "none")
+    with pytest.raises(ConfigError, match="normalizer: expected ours"):
+        evaluate(model, [], normalizer="mine")
 
 
 def test_only_clips_are_scored():
