@@ -27,6 +27,7 @@ class Row:
     tolerance: float | None
     verdict: str
     note: str = ""
+    condition: float | None = None  # of a sound: how far the last digit of the pitch moves it
 
     @property
     def good(self) -> bool:
@@ -78,10 +79,18 @@ class Golden:
         except ValueError as error:
             raise DataError(f"weights do not fit the config: {error}") from None
 
-    def compare(self, expected: str, found, tolerance: float = 1e-4, absolute: bool = False) -> None:
+    def compare(
+        self,
+        expected: str,
+        found,
+        tolerance: float = 1e-4,
+        absolute: bool = False,
+        judged: tuple[slice, ...] = (),
+    ) -> None:
         """Add a row for `out.` + expected. Relative error: largest difference over the root mean square expected.
 
-        tolerance 0 asks for equality. `absolute` judges by the absolute error instead (log mels).
+        tolerance 0 asks for equality. `absolute` judges by the absolute error instead (log mels). `judged` is the part
+        that is compared, by default all; shapes must agree as a whole.
         """
         name = "out." + expected
         self._seen.add(name)
@@ -95,7 +104,7 @@ class Golden:
             note = f"shape {want.shape} expected, {got.shape} found"
             self.rows.append(Row(expected, None, None, tolerance, "off", note))
             return
-        self.rows.append(_judge(expected, got, want, tolerance, absolute))
+        self.rows.append(_judge(expected, got[judged], want[judged], tolerance, absolute))
 
     def leave(self, names: list[str], why: str) -> None:
         """Say that expectations are not compared, and why."""

@@ -94,6 +94,6 @@ def table(name: str, rows: list[Row]) -> str:
     for r in rows:
         lines.append(
             f"  {r.stage[:34]:34} abs {number(r.absolute):>8}  rel {number(r.relative):>8}  "
-            f"tol {number(r.tolerance):>8}  {r.verdict}{'  ' + r.note if r.note else ''}"
+            f"tol {number(r.tolerance):>8}  cond {number(r.condition):>8}  {r.verdict}{'  ' + r.note if r.note else ''}"
         )
     return "\n".join(lines)
