@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 
@@ -64,6 +65,13 @@ def on_cuda() -> bool:
     import mlx.core as mx
 
     return not on_cpu() and mx.cuda.is_available()
+
+
+def float32_products() -> str:
+    """How MLX multiplies float32 here, in words: whole, or in TF32, which it does on CUDA unless told otherwise."""
+    if not on_cuda():
+        return "whole"
+    return "whole" if os.environ.get("MLX_ENABLE_TF32", "1") == "0" else "in TF32"
 
 
 def default_dtype():

@@ -123,9 +123,10 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Compare with golden files; 1 if anything is off or unusable."""
-    from ..parity.run import table, verify
+    from ..parity.run import arithmetic, table, verify
 
     wrong, found = 0, verify(options.goldens, options.tokenizer)
+    header = f"{arithmetic()}\n"
     while True:
         with busy("comparing"):
             name, rows = next(found, (None, []))
@@ -133,9 +134,10 @@ def run_verify(options: argparse.Namespace) -> int:
             break
         wrong += sum(not row.good for row in rows)
         if options.format == "json":
-            print_json({"file": name, "rows": [vars(row) for row in rows]})
+            print_json({"file": name, "arithmetic": arithmetic(), "rows": [vars(row) for row in rows]})
         else:
-            print(table(name, rows), flush=True)
+            print(f"{header}{table(name, rows)}", flush=True)
+            header = ""
     if options.format != "json":
         print(f"\n{f'{wrong} checks are off or unusable' if wrong else 'everything that is covered agrees'}")
     return 1 if wrong else 0

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..backend.device import float32_products, info
 from ..checkpoints.tensors import read_arrays
 from ..errors import DataError, StepAudioError
 from .decoder import llm_checks
@@ -82,6 +83,15 @@ def _reason(error: Exception) -> str:
         return f"{error.args[0]!r} is missing"
     text = " ".join(str(error).split())
     return text if isinstance(error, StepAudioError) else f"{type(error).__name__}: {text}"
+
+
+def arithmetic() -> str:
+    """One line: where the comparison is computed, and how float32 is multiplied there."""
+    products = float32_products()
+    line = f"computed in float32 on {info()['backend']}, products {products}"
+    if products == "whole":
+        return line
+    return f"{line} of ten bits: expect rows that are off; set MLX_ENABLE_TF32=0 before the start for whole ones"
 
 
 def table(name: str, rows: list[Row]) -> str:

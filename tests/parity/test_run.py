@@ -9,6 +9,7 @@ import pytest
 from golden_files import encoder_file, llm_file, mel_file, text_files
 from safetensors.numpy import load_file, save_file
 
+from stepaudio.backend import device
 from stepaudio.checkpoints.tensors import read_arrays
 from stepaudio.cli.main import main
 from stepaudio.errors import DataError
@@ -253,3 +254,18 @@ def test_every_dtype_is_read(tmp_path):
         np.testing.assert_array_equal(found[name], array)
     mx.save_safetensors(str(tmp_path / "b.safetensors"), {"x": mx.array([1.5, -2.0]).astype(mx.bfloat16)})
     np.testing.assert_array_equal(read_arrays(tmp_path / "b.safetensors")["x"], np.array([1.5, -2.0], np.float32))
+
+
+def test_the_table_says_how_float32_is_multiplied(made, capsys, tiny_checkpoint, monkeypatch):
+    arguments = ["verify", str(made), "--tokenizer", str(tiny_checkpoint)]
+    main(arguments)
+    assert "products whole\n" in capsys.readouterr().out.splitlines(keepends=True)[0]
+    monkeypatch.setattr(device, "on_cuda", lambda: True)
+    for value, said in ((None, "products in TF32 of ten bits"), ("1", "MLX_ENABLE_TF32=0"), ("0", "products whole")):
+        monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+        if value is not None:
+            monkeypatch.setenv("MLX_ENABLE_TF32", value)
+        main(arguments)
+        assert said in capsys.readouterr().out.splitlines()[0]
+        main([*arguments, "--json"])
+        assert all(said in json.loads(line)["arithmetic"] for line in capsys.readouterr().out.splitlines())
