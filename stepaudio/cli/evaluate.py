@@ -97,12 +97,12 @@ def _decoded(options: argparse.Namespace, form: str, there: list[Score] | None):
     from ..evaluation.against import check_pairs
     from ..evaluation.manifest import TRANSLATE, one_task, read_manifest
     from ..evaluation.normalisers import check_normalizer
-    from ..evaluation.scores import score_clips
+    from ..evaluation.scores import require_task, score_clips
     from ..evaluation.translation import check_sacrebleu
 
     keywords, clips = transcription_from(options), read_manifest(options.manifest, options.task)
     normalizer, task = check_normalizer(options.normalizer or OURS), one_task(clips)
-    Capabilities.of(options.model).require(task)
+    require_task(Capabilities.of(options.model), task)
     if task == TRANSLATE:
         check_sacrebleu()
     if there is not None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import overload
 
 import jiwer
@@ -222,6 +223,7 @@ def _owners(heard: list[str], parts: list[list[str]]) -> list[int]:
 # --- shown in columns -----------------------------------------------------------------------------------------------
 
 Cell = tuple[str, str, str, tuple[float, float] | None]  # said, heard, mark, span
+FAR = ("…", "…")  # shown in the place of what is right and far from errors
 
 
 def _cells(edits: Sequence[Edit], near: int | None) -> list[Cell]:
@@ -229,25 +231,28 @@ def _cells(edits: Sequence[Edit], near: int | None) -> list[Cell]:
     wrong = [i for i, edit in enumerate(edits) if edit.kind != EQUAL]
     close = {k for i in wrong for k in range(i - (near or 0), i + (near or 0) + 1)}
     cells: list[Cell] = []
-    run, hidden = 0, 0
-    for i, edit in enumerate(edits):
-        span = None if edit.start is None or edit.end is None else (edit.start, edit.end)
-        run = run + 1 if edit.kind in (DELETION, INSERTION) and i and edits[i - 1].kind == edit.kind else 1
-        length = run + next((k for k, e in enumerate(edits[i + 1 :]) if e.kind != edit.kind), len(edits) - i - 1)
-        if edit.kind in (DELETION, INSERTION) and length > LONGEST_RUN and run > LONGEST_RUN // 2:
-            hidden += 1
-            if run == length:
-                more = f"(+{hidden})"
-                cells.append((more, "…", MARKS[edit.kind], span) if edit.kind == DELETION else ("…", more, "I", span))
-                hidden = 0
-        elif near is not None and i not in close:
-            if wrong and (not cells or cells[-1][0] != "…" or cells[-1][1] != "…"):
-                cells.append(("…", "…", "", span))
-        else:
-            texts = [_printable(text) for text in (edit.said, edit.heard)]
-            wide = "*" * max(map(columns, texts))
-            cells.append((texts[0] or wide, texts[1] or wide, MARKS[edit.kind], span))
+    for kind, run in groupby(range(len(edits)), lambda i: edits[i].kind):
+        places = list(run)
+        shortened = kind in (DELETION, INSERTION) and len(places) > LONGEST_RUN
+        for i in places[: LONGEST_RUN // 2] if shortened else places:
+            if near is None or i in close:
+                cells.append(_cell(edits[i]))
+            elif wrong and (not cells or cells[-1][:2] != FAR):
+                cells.append((*FAR, "", _span(edits[i])))
+        if shortened:
+            more, span = f"(+{len(places) - LONGEST_RUN // 2})", _span(edits[places[-1]])
+            cells.append((more, "…", "D", span) if kind == DELETION else ("…", more, "I", span))
     return cells
+
+
+def _cell(edit: Edit) -> Cell:
+    texts = [_printable(text) for text in (edit.said, edit.heard)]
+    wide = "*" * max(map(columns, texts))
+    return texts[0] or wide, texts[1] or wide, MARKS[edit.kind], _span(edit)
+
+
+def _span(edit: Edit) -> tuple[float, float] | None:
+    return None if edit.start is None or edit.end is None else (edit.start, edit.end)
 
 
 def _rows(cells: list[Cell], width: int) -> list[tuple[tuple[float, float] | None, list[Cell]]]:

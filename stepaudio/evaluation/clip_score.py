@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from ..errors import one_line
 from ..text.scripts import is_unspaced
 from ..transcribe import Transcript
 from .alignment import MIXED, WORDS, Alignment, align
@@ -96,8 +97,8 @@ class Score:
 
     @property
     def label(self) -> str:
-        """Its name, or the file's."""
-        return self.name or self.clip.file.name
+        """Its name, or the file's, as a terminal can show it."""
+        return one_line(self.name or self.clip.file.name)
 
     def alignment(self, unit: str = "auto") -> Alignment:
         """What was said and heard, error by error, with the segments' times; `unit` as in `alignment.align`."""

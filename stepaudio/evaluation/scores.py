@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from ..checkpoints.capabilities import Capabilities
 from ..choices import Resampler
 from ..constants import SAMPLE_RATE
 from ..decoding.options import merge_options
@@ -167,13 +168,19 @@ def score_clips(
         yield from _score_batch(model, named[i : i + batch], reading, normalizer, options)
 
 
+def require_task(capabilities: Capabilities, task: str) -> None:
+    """Raise `PromptError` where a model was not trained for the task of a table."""
+    try:
+        capabilities.require(task)
+    except PromptError as error:
+        other = "; or have what is said scored, by the task transcribe (--task transcribe)" if task == TRANSLATE else ""
+        raise PromptError(f"{error}{other}") from None
+
+
 def _translating(model, clips: list[Clip], options: dict[str, Any]) -> dict[str, Any]:
     """The options with the prompt for a translation, unless they have one of their own."""
     check_sacrebleu()
-    try:
-        model.capabilities.require("translate")
-    except PromptError as error:
-        raise PromptError(f"{error}; or have what is said scored: --task transcribe") from None
+    require_task(model.capabilities, TRANSLATE)
     targets = {clip.target for clip in clips if clip.has_speech or clip.language}
     if len(targets) > 1:
         raise DataError(f"translations into {', '.join(sorted(targets))}: score each language as a table of its own")

@@ -93,6 +93,7 @@ def test_a_loop_is_shortened():
     shown = str(align("a b", "a b " + "c " * 500))
     assert "(+494)" in shown and len(shown) < 400
     assert "(+94)" in str(align("c " * 100, ""))
+    assert "(+" not in str(align("c " * 12, "")) and "(+7)" in str(align("c " * 13, ""))
 
 
 def test_what_a_terminal_cannot_show_is_escaped():

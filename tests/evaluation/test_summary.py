@@ -130,6 +130,11 @@ def test_worst_first_and_loops_flagged():
     assert "<del" in page and page.count("<b>") == 3
 
 
+def test_a_name_that_a_terminal_would_obey_is_escaped():
+    found = evaluation(("a\x1b[2J.wav", "one", "two"))
+    assert "\x1b" not in str(found) + found.listing() and "a\\x1b[2J.wav" in str(found)
+
+
 def test_known_words_leave_silence_out():
     t = evaluation(("a", "yes", "no"), ("s", "", "hm")).totals({"yes"})
     assert (t["wer_known"], t["clips_known"]) == (1, 1)
