@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .compare import Comparison, compare_checkpoints
     from .layout import expected_layout, parameters_of
     from .load import load_weights, validate_weights
     from .random_weights import random_token2wav
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
     from .token2wav import Token2Wav, load_token2wav
 
 __all__ = [
-    "Token2Wav", "WeightReport", "expected_layout", "load_token2wav", "load_weights", "parameters_of",
-    "random_token2wav", "save_checkpoint", "validate_weights",
+    "Comparison", "Token2Wav", "WeightReport", "compare_checkpoints", "expected_layout", "load_token2wav",
+    "load_weights", "parameters_of", "random_token2wav", "save_checkpoint", "validate_weights",
 ]  # fmt: skip
 
 _NAMES = {
+    "Comparison": "compare",
+    "compare_checkpoints": "compare",
     "Token2Wav": "token2wav",
     "WeightReport": "report",
     "expected_layout": "layout",

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.hub_name import TOKEN2WAV
 from ..errors import ConfigError, StepAudioError, TokenizerError
-from .parser import add_formats, add_option, add_verb
+from .parser import add_formats, add_option, add_verb, whole
 from .progress import busy
 from .streams import print_json
 from .targets import Target, add_force, check_targets
@@ -21,8 +21,9 @@ def add_checkpoint_verbs(verbs) -> None:
     weights = add_verb(
         verbs, "weights", run_weights, "account for every tensor of a checkpoint, from its headers", "[PATH]",
         ["stepaudio weights Step-Audio-2-mini --values --json",
-         "stepaudio weights old.safetensors --rename thinker.=model."],
-        {0: "every tensor is there and fits", 1: "a tensor is missing, mis-shaped or, with --values, not finite",
+         "stepaudio weights tuned --against Step-Audio-2-mini"],
+        {0: "every tensor is there and fits; with --against, all are equal",
+         1: "a tensor is missing, mis-shaped or, with --values, not finite; with --against, one is not equal",
          2: "under 50 % of the tensors match, or nothing could be read"},
     )  # fmt: skip
     weights.add_argument(
@@ -34,6 +35,14 @@ def add_checkpoint_verbs(verbs) -> None:
     add_option(
         weights, "--rename", action="append", default=[], metavar="FOUND=PUBLISHED", shown="none",
         help="read tensors (or a prefix that ends in a dot) under another name; may be given several times",
+    )  # fmt: skip
+    add_option(
+        weights, "--against", metavar="OTHER", shown="none",
+        help="compare with another checkpoint, tensor by tensor: equal, changed by how much, and by which rank",
+    )  # fmt: skip
+    add_option(
+        weights, "--rank", type=whole, default=64, metavar="N",
+        help="of --against: highest rank of a change that is looked for; 0 is faster and looks for none",
     )  # fmt: skip
 
     convert = add_verb(
@@ -73,6 +82,8 @@ def run_weights(options: argparse.Namespace) -> int:
     rename = dict(pair.partition("=")[::2] for pair in options.rename)
     if not all("=" in pair and pair[0] != "=" for pair in options.rename):
         raise ConfigError(f"--rename: expected FOUND=PUBLISHED, found {', '.join(options.rename)}")
+    if options.against is not None:
+        return _compare(options, rename)
     choosing: tuple[str, ...] = ()
     try:
         path = checkpoint_folder(path)
@@ -89,6 +100,22 @@ def run_weights(options: argparse.Namespace) -> int:
             print("\nHow tokens are chosen by generation_config.json, and here by default:")
             print("\n".join(f"  {line}" for line in choosing))
     return report.exit_status
+
+
+def _compare(options: argparse.Namespace, rename: dict[str, str]) -> int:
+    """Hold a checkpoint against another one; what changed is told as seen from the other."""
+    from ..checkpoints.compare import compare_checkpoints
+
+    if options.values:
+        raise ConfigError("--values: describes one checkpoint; leave it out, or leave --against out")
+    here, other = checkpoint_folder(options.path), checkpoint_folder(options.against)
+    with busy("comparing"):
+        found = compare_checkpoints(other, here, rank=options.rank, rename=rename or None)
+    if options.format == "json":
+        print_json(found.to_dict())
+    else:
+        print(found.table())
+    return found.exit_status
 
 
 def _other_choices(path: Path) -> tuple[str, ...]:

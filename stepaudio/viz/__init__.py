@@ -24,10 +24,11 @@ if TYPE_CHECKING:
         synthesis_stages,
         wave_difference,
     )
-    from .weights import histograms, weight_map
+    from .weights import change_map, histograms, weight_map
 
 _NAMES = {
     "audio_attention": "audio",
+    "change_map": "weights",
     "filterbank": "filters",
     "filterbanks": "filters",
     "flow_noise": "speech",
@@ -53,6 +54,7 @@ _NAMES = {
 
 __all__ = [
     "audio_attention",
+    "change_map",
     "filterbank",
     "filterbanks",
     "flow_noise",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..checkpoints.compare import CHANGED, EQUAL, LOW_RANK, ROUNDING, Comparison
 from ..checkpoints.layout import COMPONENTS
 from ..checkpoints.report import WeightReport
 from . import style
@@ -15,6 +16,9 @@ from . import style
 OUTCOMES = ("loaded", "mis-shaped", "wrong dtype", "missing")  # drawn from light to dark
 OUTCOME_SHADES = ("0.88", "0.62", "0.40", "0.0")
 OUTCOME_MARKS = ("", "x", "o", "")  # so that the greys in the middle need not be told apart
+CHANGES = (EQUAL, ROUNDING, LOW_RANK, CHANGED)  # drawn from light to dark
+CHANGE_SHADES = ("0.92", "0.75", "0.55", "0.25", "0.0")
+CHANGE_MARKS = ("", "", "x", "", "o")
 STACKS = {"encoder": r"encoder\.blocks\.(\d+)\.(.+)", "decoder": r"model\.layers\.(\d+)\.(.+)"}
 
 
@@ -42,9 +46,14 @@ def weight_map(report: WeightReport, title: str, *, stack: str = "decoder", ax: 
     ConfigError
         An unknown stack, or a report without tensors of it.
     """
+    return _map(_outcomes(report), report.path, title, stack, ax, OUTCOMES, OUTCOME_SHADES, OUTCOME_MARKS)
+
+
+def _map(outcomes: Mapping[str, int], what: str, title: str, stack: str, ax: Any, *look: Sequence[str]) -> Any:
+    """Cells of one stack; outcomes are indices into the three sequences of `look`: names, shades, marks."""
     style.need(stack in (*STACKS, "single"), f"stack: expected decoder, encoder or single, found {stack!r}")
-    cells = {place: outcome for name, outcome in _outcomes(report).items() if (place := _place(name, stack))}
-    style.need(bool(cells), f"{report.path}: the report names no tensor of the {stack} kind")
+    cells = {place: outcome for name, outcome in outcomes.items() if (place := _place(name, stack))}
+    style.need(bool(cells), f"{what}: no tensor of the {stack} kind is named")
     rows = sorted({r for r, _ in cells}, key=int if stack in STACKS else COMPONENTS.index)
     first = {column: min(rows.index(r) for r, c in cells if c == column) for _, column in cells}
     columns = sorted(first, key=lambda c: (first[c] if stack == "single" else 0, c))
@@ -52,12 +61,38 @@ def weight_map(report: WeightReport, title: str, *, stack: str = "decoder", ax: 
     for (row, column), outcome in cells.items():
         grid[rows.index(row), columns.index(column)] = outcome
     ax = style.axes(ax, 2.8 + 0.22 * len(rows))
-    _draw(ax, grid)
+    _draw(ax, grid, *look)
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right", fontsize=8)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
     ylabel = "component" if stack == "single" else f"{stack} layer (number)"
     ax.set(title=title, xlabel="tensor (published name)", ylabel=ylabel)
     return ax
+
+
+def change_map(comparison: Comparison, title: str, *, stack: str = "decoder", ax: Any = None) -> Any:
+    """What became of every tensor from one checkpoint to another: layers downwards, tensors of a layer to the right.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Of `checkpoints.compare_checkpoints`.
+    title, stack, ax
+        As in `weight_map`.
+
+    Returns
+    -------
+    Axes
+        Darker is more; the legend counts all.
+
+    Raises
+    ------
+    ConfigError
+        An unknown stack, or a comparison without tensors of it.
+    """
+    outcomes = {t.name: (*CHANGES, t.outcome).index(t.outcome) for t in comparison.tensors}
+    return _map(
+        outcomes, comparison.second, title, stack, ax, (*CHANGES, "not comparable"), CHANGE_SHADES, CHANGE_MARKS
+    )
 
 
 def _outcomes(report: WeightReport) -> dict[str, int]:
@@ -77,21 +112,21 @@ def _place(name: str, stack: str) -> tuple[str, str] | None:
     return component, rest
 
 
-def _draw(ax: Any, grid: np.ndarray) -> None:
+def _draw(ax: Any, grid: np.ndarray, names: Sequence[str], shades: Sequence[str], marks: Sequence[str]) -> None:
     """Cells in their shade and mark, and a legend that counts them."""
     from matplotlib.colors import ListedColormap
     from matplotlib.lines import Line2D
 
     ax.pcolormesh(
         np.ma.masked_invalid(grid),
-        cmap=ListedColormap(OUTCOME_SHADES),
+        cmap=ListedColormap(list(shades)),
         vmin=-0.5,
-        vmax=3.5,
+        vmax=len(names) - 0.5,
         edgecolors="white",
         linewidth=1,
     )
     handles = []
-    for i, (name, color, mark) in enumerate(zip(OUTCOMES, OUTCOME_SHADES, OUTCOME_MARKS, strict=True)):
+    for i, (name, color, mark) in enumerate(zip(names, shades, marks, strict=True)):
         y, x = np.nonzero(grid == i)
         if mark and len(x):
             ax.plot(x + 0.5, y + 0.5, mark, color="white", markersize=5)

@@ -67,3 +67,16 @@ def test_weights_renamed(run, tiny_checkpoint, tmp_path):
     for wrong in ("net.", "=model."):
         status, _, err = run("weights", folder, "--rename", wrong)
         assert status == 2 and "FOUND=PUBLISHED" in one_line(err)
+
+
+def test_weights_against_another(run, tiny_checkpoint, tmp_path):
+    status, out, err = run("weights", tiny_checkpoint, "--against", tiny_checkpoint)
+    assert (status, err) == (0, "") and any("tensors are equal" in line for line in out)
+    folder = changed(tiny_checkpoint, tmp_path / "c", lambda i, n: n == "lm_head.weight")
+    status, out, _ = run("weights", folder, "--against", tiny_checkpoint, "--json")
+    found = json.loads(out[0])
+    assert status == 1 and found["counts"]["only in the first"] == 1 and found["second"] == str(folder)
+    status, _, err = run("weights", folder, "--against", tiny_checkpoint, "--values")
+    assert status == 2 and "--values: describes one checkpoint" in one_line(err)
+    status, _, err = run("weights", folder, "--against", tmp_path / "none")
+    assert status == 2 and one_line(err)
