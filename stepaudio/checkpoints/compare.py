@@ -21,8 +21,8 @@ from .suggest import apply_rename
 
 EQUAL, ROUNDING, LOW_RANK, CHANGED = "equal", "rounding", "low rank", "changed"
 RESHAPED, LEFT, RIGHT, UNREAD = "other shape", "only in the first", "only in the second", "not compared"
-OUTCOMES = (EQUAL, ROUNDING, LOW_RANK, CHANGED, RESHAPED, LEFT, RIGHT, UNREAD)
-MARKS = dict(zip(OUTCOMES, ".~L#x<>?", strict=True))
+OUTCOMES: tuple[str, ...] = (EQUAL, ROUNDING, LOW_RANK, CHANGED, RESHAPED, LEFT, RIGHT, UNREAD)
+MARKS: dict[str, str] = dict(zip(OUTCOMES, ".~L#x<>?", strict=True))
 LAYER = re.compile(r"(.*\.(?:layers|blocks))\.(\d+)\.(.+)")
 MOST = 64  # rank that is looked for, unless another is asked for
 SHOWN = 20  # lines of changed tensors in the table; `to_dict` has all

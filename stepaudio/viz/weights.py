@@ -16,7 +16,7 @@ from . import style
 OUTCOMES = ("loaded", "mis-shaped", "wrong dtype", "missing")  # drawn from light to dark
 OUTCOME_SHADES = ("0.88", "0.62", "0.40", "0.0")
 OUTCOME_MARKS = ("", "x", "o", "")  # so that the greys in the middle need not be told apart
-CHANGES = (EQUAL, ROUNDING, LOW_RANK, CHANGED)  # drawn from light to dark
+CHANGES: tuple[str, ...] = (EQUAL, ROUNDING, LOW_RANK, CHANGED)  # drawn from light to dark
 CHANGE_SHADES = ("0.92", "0.75", "0.55", "0.25", "0.0")
 CHANGE_MARKS = ("", "", "x", "", "o")
 STACKS = {"encoder": r"encoder\.blocks\.(\d+)\.(.+)", "decoder": r"model\.layers\.(\d+)\.(.+)"}
