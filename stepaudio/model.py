@@ -15,6 +15,7 @@ from .audio.vad import Detector
 from .backend.device import default_dtype
 from .checkpoints.capabilities import Capabilities
 from .checkpoints.find import checkpoint_folder
+from .checkpoints.hub_name import repository_of
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
 from .choices import Resampler
@@ -402,7 +403,8 @@ class StepAudio2:
     # ------------------------------------------------------------ what it is
 
     def __repr__(self) -> str:
-        checkpoint = f"{Path(self.report.path).name}, {self.report.summary or 'whole'}"
+        path = Path(self.report.path)
+        checkpoint = f"{repository_of(path) or path.name}, {self.report.summary or 'whole'}"
         lines = {"checkpoint": checkpoint, **self.engine.description()}
         return "StepAudio2\n" + "\n".join(f"  {name:11} {value}" for name, value in lines.items())
 

@@ -33,6 +33,7 @@ def test_load_fetches_what_is_needed_says_so_and_then_asks_nobody(hub, capsys, t
     assert not {"README.md", "modeling_step_audio_2.py", "pytorch_model.bin"} & set(hub.served)
     asked, clip = hub.asked, tiny.noise(1)
     again = stepaudio.load(REPO)
+    assert f"{REPO}, whole" in repr(again)
     assert hub.asked == asked and capsys.readouterr().err == ""
     assert again.transcribe(clip).text == model.transcribe(clip).text == tiny_model.transcribe(clip).text
 

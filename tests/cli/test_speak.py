@@ -182,7 +182,7 @@ def test_options_of_decoding_reach_the_answer(run, model):
     (["speak", TEXT, "--steps", "0"], "n_steps"), (["speak", TEXT, "--seed", "-1"], "seed"),
     (["speak", TEXT, "--max-tokens", "0"], "max_tokens"), (["respond", "none.wav"], "none.wav: no such file"),
     (["respond", "text.wav"], "is not audio"), (["translate", "text.wav"], "is not audio"),
-    (["translate", "clip.wav", "--text"], "--text"), (["say-codes", "none"], "none: cannot be read"),
+    (["translate", "clip.wav", "--text"], "--text"), (["say-codes", "none"], "none: no such file"),
     (["say-codes", "text.wav"], "expected whole numbers"), (["say-codes", "empty"], "holds no codes"),
     (["say-codes", "odd"], "whole numbers, found 2.5"), (["say-codes", "high"], "audio code 81 is outside"),
 ])  # fmt: skip
