@@ -1,6 +1,7 @@
 """The model's methods on tiny random nets: transcription, answers, refusals."""
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -10,9 +11,12 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from stepaudio.audio.features import log_mel
+from stepaudio.audio.load import load_audio
 from stepaudio.constants import n_audio_embeddings, n_mel_frames
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import AudioError, ConfigError, DecodeError, PromptError, StepAudioError, WeightsError
+from stepaudio.evaluation import evaluate
+from stepaudio.evaluation.manifest import Clip
 from stepaudio.model import StepAudio2
 from stepaudio.models.kv_cache import CachePolicy
 from stepaudio.models.speech_lm import Slot
@@ -392,3 +396,29 @@ def test_nano_is_whole_and_small(nano):
     assert model.report.whole
     assert sum(f.stat().st_size for f in nano.iterdir()) <= 30e6
     assert json.loads((nano / "config.json").read_text())["audio_encoder_config"]["n_audio_ctx"] == 1500
+
+
+# ---- how recordings are read ----
+
+
+def test_every_way_in_reads_with_the_resampler_that_is_asked_for(tiny_model, tmp_path):
+    asked = []
+    sf.write(tmp_path / "a.wav", tiny.noise(1), 44_100)
+
+    def load(source, **options):
+        asked.append(options["resampler"])
+        return load_audio(source, **options)
+
+    model, clip = tiny_model.altered(pipeline=replace(tiny_model.pipeline, load=load)), tiny.noise(1)
+    few = {"max_tokens": 2}
+    for given, want in (({}, "reference"), ({"resampler": "soxr"}, "soxr")):
+        asked.clear()
+        model.transcribe(clip, sr=44_100, **given, **few)
+        list(model.stream(clip, sr=44_100, **given, **few))
+        model.request(with_audio(clip), **given)
+        for answer in (model.generate_text, model.generate_with_audio, model.generate_audio_tokens):
+            answer(with_audio(clip), **given, **few)
+        evaluate(model, [Clip(tmp_path / "a.wav", "he was")], **given, **few)
+        assert asked[:7] == [want] * 7  # what `evaluate` has read at 16 kHz goes through `transcribe`
+    with pytest.raises(ConfigError, match="resampler: expected soxr or reference, found 'sox'; did you mean 'soxr'"):
+        model.transcribe(clip, resampler="sox")

@@ -30,6 +30,13 @@ def test_setting_says_what_it_means():
     assert (found.sampling.temperature, found.cache, found.on_loop) == (0.5, CachePolicy("window", 64), "stop")
 
 
+def test_the_resampler_is_part_of_a_setting():
+    plain, other = Setting.of({}), Setting.of({"resampler": "soxr"})
+    assert plain.to_dict()["resampler"] == "reference" and other.to_dict()["resampler"] == "soxr" and plain != other
+    with pytest.raises(ConfigError, match="resampler: expected soxr or reference, found 'sinc'"):
+        Setting.of({"resampler": "sinc"})
+
+
 def test_setting_comes_back_from_its_own_json():
     for spec in (
         {},

@@ -58,6 +58,20 @@ def test_a_voice_is_what_nets_and_front_ends_say(synthesizer):
     assert len(voice.mel) == 2 * len(voice.codes) and len(voice.codes) == 27  # of 108 mel frames
 
 
+@pytest.mark.parametrize("resampler", ["reference", "soxr"])
+def test_a_voice_is_read_by_the_resampler_that_is_asked_for(synthesizer, resampler):
+    parts, clip = synthesizer.parts, tiny.noise(3)
+    voice = Voice.from_clip(parts, clip, sample_rate=44_100, resampler=resampler)
+    at_16k, at_24k = (load_audio(clip, sr=44_100, to=to, resampler=resampler) for to in (16_000, 24_000))
+    assert np.array_equal(voice.codes, parts.tokenizer(log_mel(at_16k, 8, padding=0)[None])[0])
+    mel = flow_mel(at_24k, 4).T
+    np.testing.assert_allclose(voice.mel[:20], mel[:20], atol=1e-5)
+    default = Voice.from_clip(parts, clip, sample_rate=44_100)
+    assert (voice == default) == (resampler == "reference")
+    opened = synthesizer.voice({"array": clip, "sampling_rate": 44_100}, resampler)
+    assert (opened == Voice.from_clip(parts, {"array": clip, "sampling_rate": 44_100}, resampler=resampler)) is True
+
+
 def test_a_mel_is_fitted_to_the_codes():
     mel = np.arange(6.0).reshape(3, 2)
     assert fitted(mel, 2).tolist() == [[0, 1], [2, 3]] and fitted(mel, 3).tolist() == mel.tolist()
