@@ -47,6 +47,8 @@ ROWS = {
     "a cut inside the last frame of an MP3": lambda: hurt("sound: mp3", prepared("sound: mp3")[1][:-4]),
     "an MP3 that lost a byte of one frame": lambda: hurt(
         "sound: mp3", prepared("sound: mp3")[1][:900] + prepared("sound: mp3")[1][901:]),
+    "an AU of open length that begins behind its end": lambda: hurt(
+        "sound: au", b".snd\0\0\xff\0\xff\xff\xff\xff" + prepared("sound: au")[1][12:]),
     "a WAV without its last sample": lambda: hurt("sound: wav", prepared("sound: wav")[1][:-2]),
     "an AU without its last half": lambda: hurt("sound: au", prepared("sound: au")[1][:8024]),
     "a checkpoint of a million layers": lambda: json_with(

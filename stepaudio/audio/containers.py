@@ -160,7 +160,7 @@ def _filled_in(extent: Extent | None, start: int, stop: int) -> tuple[bytes | tu
         return ((start, stop),)
     position, layout, added = extent.field
     width = struct.calcsize(layout)
-    length = min(stop - extent.start + added, (1 << 8 * width) - 1)
+    length = min(max(0, stop - extent.start) + added, (1 << 8 * width) - 1)
     return ((start, position), struct.pack(layout, length), (position + width, stop))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.hub_name import TOKEN2WAV
 from ..errors import ConfigError, StepAudioError, TokenizerError
-from .parser import add_formats, add_option, add_verb, whole
+from ..targets import Target, check_targets
+from .parser import add_force, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .streams import print_json
-from .targets import Target, add_force, check_targets
 
 
 def add_checkpoint_verbs(verbs) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..targets import Target, check_targets
 from .options import add_model
-from .parser import add_formats, add_option, add_verb, whole
+from .parser import add_force, add_formats, add_option, add_verb, whole
 from .streams import print_json
-from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
     from ..experiments.grid import Grid

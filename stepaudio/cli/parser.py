@@ -59,6 +59,11 @@ def number(word: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, found {word!r}") from None
 
 
+def add_force(verb: argparse.ArgumentParser) -> None:
+    """Add `--force`."""
+    verb.add_argument("--force", action="store_true", help="replace files that this command would not have written")
+
+
 def add_verb(
     verbs,
     name: str,

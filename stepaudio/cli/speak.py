@@ -21,13 +21,13 @@ from ..checkpoints.hub_name import MODEL, TOKEN2WAV
 from ..errors import AudioError, ConfigError, DataError
 from ..reading import read_text
 from ..resources import VOICES, voice_clip
+from ..targets import Target, check_targets
 from ..text.scripts import join_texts
 from .options import STANDARD, add_decoding, add_model, add_resampler, decoding_from, recording
-from .parser import Parser, add_choice, add_formats, add_option, add_verb, whole
+from .parser import Parser, add_choice, add_force, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .sound import Account, is_ours, written
 from .streams import print_json
-from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
     from ..speech_model import SpeechModel, SpeechOptions

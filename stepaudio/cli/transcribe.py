@@ -14,12 +14,12 @@ from ..checkpoints.capabilities import Capabilities
 from ..checkpoints.find import checkpoint_folder
 from ..errors import AudioError, ConfigError
 from ..files import printable_name
+from ..targets import Target, check_targets
 from ..text import subtitles
 from .options import STANDARD, add_decoding, add_model, add_recording, load_model, recording, transcription_from
-from .parser import add_formats, add_option, add_verb
+from .parser import add_force, add_formats, add_option, add_verb
 from .progress import busy, message
 from .streams import print_json
-from .targets import Target, add_force, check_targets
 
 if TYPE_CHECKING:
     from ..transcribe import Transcript

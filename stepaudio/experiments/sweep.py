@@ -73,7 +73,8 @@ def run_sweep(
         mine = list(fixed.items())[group.rank() :: group.size()]
         todo = [(run, trial) for run, trial in mine if run not in done]
         models = _Models(grid, load or _load, with_fault)
-        bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="run", disable=not progress or group.rank() > 0)
+        hidden = True if not progress or group.rank() > 0 else None  # None: tqdm looks for a terminal
+        bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="run", disable=hidden)
         with bar:
             for run, trial in todo:
                 row = _run(trial, models, run_one or transcribe_one)

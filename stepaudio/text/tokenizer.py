@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..constants import N_AUDIO_CODES
 from ..errors import TokenizerError
+from ..files import move_into_place, staging_folder
 from ..reading import is_file, is_folder
 from .tokenizer_files import (
     ADVICE,
@@ -36,6 +37,7 @@ from .tokenizer_files import (
 N_AUDIO_TOKENS = N_AUDIO_CODES + 95  # <audio_0> ... <audio_6655>; the last 95 are padding
 EOT = "<|EOT|>"
 EOS_NAMES = ("<|endoftext|>", "<|im_end|>", EOT)
+SAVED = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 AUDIO_NAME = re.compile(r"<audio_(0|[1-9]\d*)>")
 
 
@@ -129,9 +131,21 @@ class Tokenizer:
         return cls(backend, vocab_rows)
 
     def save(self, folder: str | Path) -> None:
-        """Write the published set: vocab, merges, added tokens, config and special-token map; overwrites."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the published set: vocab, merges, added tokens, config and special-token map; overwrites.
+
+        Raises
+        ------
+        TokenizerError
+            The folder cannot be written; what was in it is still there.
+        """
+        try:
+            with staging_folder(folder, ".tokenizer-") as aside:
+                self._write(aside)
+                move_into_place(aside, folder, SAVED)
+        except Exception as error:  # the library has no class of its own for a disk that is full
+            raise TokenizerError(f"{folder}: the tokenizer cannot be written ({error})") from None
+
+    def _write(self, folder: Path) -> None:
         self._backend.model.save(str(folder))
         added = dict(sorted(self._backend.get_added_tokens_decoder().items()))
         extra = [t.content for t in added.values() if t.special and t.content not in QWEN_TOKENS]

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.header import SINGLE_FILE
 from ..checkpoints.layout import COMPONENTS
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import SAVED, Tokenizer
 from .loop import run
 from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_config, read_encoder, train_tokenizer
 from .optimiser import STATE_FILE, average_states
+from .outputs import add_force, check_outputs, refusals_in_one_line
 from .recipe import ALL_BUCKETS, Recipe
 from .speaking.run import Options as SpeakingOptions
 from .speaking.run import train as train_speaking
@@ -34,11 +36,13 @@ def parser() -> argparse.ArgumentParser:
     make = verbs.add_parser("tokenizer", help="train the vocabulary from a JSONL with a `text` key")
     make.add_argument("texts", type=Path)
     make.add_argument("folder", type=Path)
+    add_force(make)
     mean = verbs.add_parser("average", help="the mean of the weights of several trained models, or of saved states")
     models = f"folders with config.json and model.safetensors, or all with {STATE_FILE}"
     mean.add_argument("models", type=Path, nargs="+", help=models)
     mean.add_argument("folder", type=Path)
     mean.add_argument("--int8", nargs="+", choices=COMPONENTS, default=[], help="parts to store in eight bits (models)")
+    add_force(mean)
     _run_options(verbs.add_parser("run", help="train the nets and write a checkpoint in the published layout"))
     _speaking_options(verbs.add_parser("speaking", help="teach a trained model's decoder to read aloud and say again"))
     return root
@@ -136,12 +140,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # MLX's CUDA backend replays recorded graphs, 400 at most; a step of several shapes needs more or records anew.
     os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "20000")
     options = parser().parse_args(arguments)
+    with refusals_in_one_line("stepaudio.train"):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     if options.verb == "tokenizer":
+        check_outputs([options.folder / name for name in SAVED], [options.texts], options.force)
         lines = options.texts.read_text(encoding="utf-8").splitlines()
         train_tokenizer((json.loads(line)["text"] for line in lines), options.folder)
         return
     if options.verb == "average":
         saved = (options.models[0] / STATE_FILE).exists()
+        names = (STATE_FILE,) if saved else ("config.json", SINGLE_FILE)
+        check_outputs([options.folder / name for name in names], options.models, options.force)
         if saved:
             average_states(options.models, options.folder)
         else:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,9 @@ import soundfile as sf
 import tiny
 from commands import FEW, one_line
 
-from stepaudio.cli import targets
-from stepaudio.cli.targets import Target, check_targets
 from stepaudio.errors import ConfigError
 from stepaudio.model import StepAudio2
+from stepaudio.targets import Target, check_targets
 
 NOTES = b"an afternoon of work"
 
@@ -89,7 +89,7 @@ def test_places_where_no_file_can_be(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=f"cannot be written \\(.*{said}"):
             check(tmp_path / name)
     with pytest.raises(ConfigError, match="no regular file"):
-        check(targets.Path("/dev/null"), force=True)
+        check(Path("/dev/null"), force=True)
     monkeypatch.setattr(os, "access", lambda *a: False)  # root may everything
     with pytest.raises(ConfigError, match="no permission"):
         check(tmp_path / "x")

@@ -8,6 +8,8 @@ from mlx.utils import tree_flatten
 
 from stepaudio.checkpoints.save import save_checkpoint
 from stepaudio.errors import ConfigError
+from stepaudio.text.tokenizer import SAVED
+from stepaudio.train import __main__ as verbs
 from stepaudio.train import nano
 
 RATE = 16_000
@@ -50,3 +52,49 @@ def test_nano_sizes():
 
     count = sum(int(np.prod(s)) for s in expected_layout(config).values())
     assert 10e6 <= count <= 15e6 and 2 * count <= 30e6
+
+
+# ---- what the verbs may write ----
+
+
+@pytest.fixture
+def verb(monkeypatch, capsys):
+    """Status and stderr of `python -m stepaudio.train …`; status 0 for a verb that came to its end."""
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["train", *map(str, words)])
+        try:
+            verbs.main()
+        except SystemExit as end:
+            return end.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+def test_a_mean_replaces_nothing_that_it_reads(verb, tmp_path):
+    a, b = tiny.write(tmp_path / "a", seed=1), tiny.write(tmp_path / "b", seed=2)
+    before = (b / "model.safetensors").read_bytes()
+    for force in ([], ["--force"]):
+        status, err = verb("average", *force, a, b, b)
+        assert status == 2 and "is read by this command" in err and len(err.splitlines()) == 1
+    assert (b / "model.safetensors").read_bytes() == before
+
+
+def test_a_mean_replaces_another_model_only_by_force(verb, tmp_path):
+    a, b = tiny.write(tmp_path / "a", seed=1), tiny.write(tmp_path / "b", seed=2)
+    before = (b / "model.safetensors").read_bytes()
+    status, err = verb("average", a, a, b)
+    assert status == 2 and "is there already" in err and (b / "model.safetensors").read_bytes() == before
+    assert verb("average", "--force", a, a, b) == (0, "")
+    assert (b / "model.safetensors").read_bytes() != before
+
+
+def test_a_tokenizer_replaces_another_only_by_force(verb, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 3)
+    (tmp_path / "vocab.json").write_text("published")
+    status, err = verb("tokenizer", tmp_path / "texts.jsonl", tmp_path)
+    assert status == 2 and "vocab.json: is there already" in err
+    assert (tmp_path / "vocab.json").read_text() == "published" and not (tmp_path / "merges.txt").exists()
+    assert verb("tokenizer", "--force", tmp_path / "texts.jsonl", tmp_path)[0] == 0
+    assert set(SAVED) <= {path.name for path in tmp_path.iterdir()}

@@ -19,6 +19,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...checkpoints.convert.convert import is_converted
+from ...checkpoints.convert.manifest import MANIFEST, file_of
+from ...checkpoints.layout import TOKEN2WAV
+from ..outputs import add_force, check_outputs, refusals_in_one_line
 from .fit import Schedule
 from .run import TASKS, Options, average, join, train
 
@@ -37,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         together = verbs.add_parser(name, help=what)
         together.add_argument("--parts", type=Path, nargs="+", required=True)
         together.add_argument("--out", type=Path, required=True)
+        add_force(together)
     for name in TASKS:
         _run_options(verbs.add_parser(name, help=f"train the {name}"))
     return root
@@ -63,13 +68,21 @@ def _run_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--speaker", type=Path, help="flow: the run whose speaker vectors it learns")
 
 
+def _is_a_net(path: Path) -> bool:
+    """Whether a file was written by a run, a join or a conversion; sizes are, if the weights beside them are."""
+    return is_converted(path if path.name == MANIFEST else path.with_suffix(".safetensors"))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb that the command line names."""
     root = parser()
     chosen = vars(root.parse_args(arguments))
     net = chosen.pop("net")
     if net in JOINING:
-        JOINING[net](chosen["parts"], chosen["out"])
+        with refusals_in_one_line("stepaudio.train.token2wav"):
+            written = [chosen["out"] / name for c in TOKEN2WAV for name in (file_of(c), f"{c}.json")]
+            check_outputs([*written, chosen["out"] / MANIFEST], chosen["parts"], chosen["force"], _is_a_net)
+            JOINING[net](chosen["parts"], chosen["out"])
         return
     if net == "flow" and (chosen["tokenizer"] is None or chosen["speaker"] is None):
         root.error("flow: needs --tokenizer and --speaker, the runs whose codes and speaker vectors it learns")

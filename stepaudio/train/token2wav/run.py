@@ -90,7 +90,8 @@ def write_net(folder: Path, component: str, net: nn.Module) -> None:
     with replaced_file(folder / file_of(component)) as aside:
         mx.save_safetensors(str(aside), tensors, {"format": "mlx", "component": component})
     config = asdict(cast(Any, net).config)
-    (folder / f"{component}.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+    with replaced_file(folder / f"{component}.json") as aside:
+        aside.write_text(json.dumps(config) + "\n", encoding="utf-8")
 
 
 def read_net(folder: Path, component: str) -> nn.Module:

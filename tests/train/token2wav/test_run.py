@@ -95,3 +95,20 @@ def test_a_speaker_encoder_goes_on_from_another(tmp_path):
     after = dict(tree_flatten(task.params["net"]))
     assert before.keys() == after.keys() and not any("running" in name for name in after)
     assert all(np.allclose(np.array(before[name]), np.array(after[name]), atol=2e-3) for name in before)
+
+
+def test_a_mean_replaces_nothing_but_a_net(tmp_path, capsys):
+    for name in "ab":
+        run.write_net(tmp_path / name, "flow", build(sizes("small")["flow"]))
+    words = ["average", "--parts", str(tmp_path / "a"), str(tmp_path / "b"), "--out"]
+    before = (tmp_path / "b" / "flow.safetensors").read_bytes()
+    for out, said in (("b", "is read by this command"), ("c", "is there already")):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c" / "flow.safetensors").write_bytes(b"an afternoon of work")
+        with pytest.raises(SystemExit) as end:
+            main([*words, str(tmp_path / out)])
+        assert end.value.code == 2 and said in capsys.readouterr().err
+    assert (tmp_path / "b" / "flow.safetensors").read_bytes() == before
+    assert (tmp_path / "c" / "flow.safetensors").read_bytes() == b"an afternoon of work"
+    for _ in range(2):  # a mean of before is replaced
+        main([*words, str(tmp_path / "mean")])

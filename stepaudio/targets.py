@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError
-from .parser import Parser
+from .errors import ConfigError
 
 READ_FROM_A_MODEL = {".json", ".safetensors", ".txt", ".pt", ".onnx", ".yaml"}
 TOKEN2WAV_FOLDER = "token2wav"
@@ -38,11 +37,6 @@ class Target:
     path: Path
     kind: str
     is_ours: Callable[[Path], bool]
-
-
-def add_force(verb: Parser) -> None:
-    """Add `--force`."""
-    verb.add_argument("--force", action="store_true", help="replace files that this command would not have written")
 
 
 def check_targets(targets: Iterable[Target], inputs: Iterable[str | Path], force: bool = False) -> None:

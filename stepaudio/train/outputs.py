@@ -1,0 +1,48 @@
+"""What the verbs of training write at once: never over what they read, and over other files only with --force."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import StepAudioError
+from ..targets import Target, check_targets
+
+
+def add_force(verb: argparse.ArgumentParser) -> None:
+    """Add `--force`."""
+    verb.add_argument("--force", action="store_true", help="replace files of another kind that are there")
+
+
+def check_outputs(
+    files: Iterable[Path], inputs: Iterable[Path], force: bool, is_ours: Callable[[Path], bool] = lambda path: False
+) -> None:
+    """Raise `ConfigError` if a file that is to be written is read too, or is there and may not be replaced.
+
+    Parameters
+    ----------
+    files : iterable of Path
+        To be written; those that are not there are no matter.
+    inputs : iterable of Path
+        As `targets.check_targets`.
+    force : bool
+        Whether files may be replaced that are not `is_ours`; never one that is read.
+    is_ours : callable
+        Whether a file that is there may be replaced all the same.
+    """
+    there = [path for path in files if os.path.lexists(path)]
+    check_targets([Target("output", path, "what this verb replaces", is_ours) for path in there], inputs, force)
+
+
+@contextmanager
+def refusals_in_one_line(program: str) -> Iterator[None]:
+    """An error of the user ends the process with one line and status 2."""
+    try:
+        yield
+    except StepAudioError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
