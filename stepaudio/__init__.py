@@ -8,7 +8,7 @@ Everything public is imported when it is first used. What importing does: it put
 happen before MLX is imported, has the C library keep freed memory, and watches for forks of a process that used MLX.
 """
 
-from .cli.signals import quiet_while_importing as _quiet_while_importing
+from .cli.importing import quiet_while_importing as _quiet_while_importing
 
 _quiet_while_importing()  # before all else: whoever presses Ctrl-C while the rest is imported wants no traceback
 
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from .backend.blas import keep_freed_memory as _keep_freed_memory
 from .backend.blas import preload_blas as _preload_blas
-from .backend.device import explain_missing_mlx as _explain_missing_mlx
+from .backend.device import explain_missing_packages as _explain_missing_packages
 from .backend.process import watch_forks as _watch_forks
 from .lazy import lazy_names as _lazy_names
 
-if not _explain_missing_mlx():
+if not _explain_missing_packages():
     _preload_blas()  # must come before anything that imports mlx
     _keep_freed_memory()
 _watch_forks()

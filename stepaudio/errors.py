@@ -59,7 +59,7 @@ class DataError(StepAudioError):
 
 
 class BackendError(StepAudioError, ImportError):
-    """MLX, which does the computing, is not installed."""
+    """MLX, which does the computing, or another package that this one needs is not installed."""
 
 
 class DownloadError(WeightsError):

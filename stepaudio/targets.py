@@ -79,6 +79,8 @@ def _check_place(target: Target) -> bool:
     parent, problem = path.parent, None
     if not os.path.isdir(parent):
         problem = "no such folder"
+    elif _real(parent) is None:
+        problem = "the working folder was deleted"
     elif stat.S_ISLNK(mode):
         problem = "it is a link to nothing"
     elif mode and not stat.S_ISREG(mode):
@@ -97,6 +99,14 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _real(path: str | os.PathLike) -> str | None:
+    """Where links lead; None if the path is relative, and the working folder is gone."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return None
 
 
 def _named(target: Target) -> str:
@@ -118,7 +128,7 @@ def _files(path: Path) -> Iterable[Path]:
 
 def _identities(file: Path, path: str | Path) -> list:
     """What two names of one file share: where links lead, and, if it is there, the file's number on its device."""
-    found: list = [os.path.realpath(file)]
+    found: list = [_real(file) or os.fspath(file)]
     try:
         status = os.stat(file)
     except (OSError, ValueError):

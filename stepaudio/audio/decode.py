@@ -15,6 +15,7 @@ import soundfile as sf
 
 from ..errors import AudioError
 from .av_decode import AvSound, foreign_format
+from .callbacks import signals_wait
 from .containers import Bytes, Part, parts_by_header
 from .mpeg import is_mpeg, mpeg_parts, tag_size
 from .ogg import MARK, ogg_parts
@@ -83,7 +84,8 @@ class Sound:
             while stated is None or n < stated:  # past its end a file may hold tags, which no decoder should see
                 try:
                     count = size if stated is None else min(size, stated - n)
-                    block = opened.read(count, dtype="float32", always_2d=True)
+                    with signals_wait():
+                        block = opened.read(count, dtype="float32", always_2d=True)
                 except (RuntimeError, OSError) as error:
                     said = one_line(error)
                     raise AudioError(f"{self.name}: broken audio data ({said}); fetch or export it again") from None
@@ -100,7 +102,8 @@ class Sound:
 
     def _opened(self, part: Part) -> _OpenPart:
         try:
-            return _OpenPart(_Spliced(self._file, part.pieces))
+            with signals_wait():
+                return _OpenPart(_Spliced(self._file, part.pieces))
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             said = one_line(error)
             raise AudioError(f"{self.name}: is not audio that libsndfile reads ({said}); {EXPECTED}") from None

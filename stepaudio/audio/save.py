@@ -21,6 +21,7 @@ import soundfile as sf
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from ..files import replaced_file
+from .callbacks import signals_wait
 from .decode import open_sound
 from .load import BLOCK_VALUES
 from .sources import as_array, checked_rate, one_line
@@ -49,7 +50,7 @@ class AudioWriter:
                 raise AudioError(f"{self.path}: peak {peak:.6g} is beyond full scale and would clip; nothing written")
             block = np.clip(np.rint(samples.astype(np.float64) * self.gain * 2**15), -(2**15), 2**15 - 1)
             block = block.astype(np.int16)  # that clip is for +1.0 alone, which has no code
-        with _reported(self.path):
+        with _reported(self.path), signals_wait():
             self._file.write(block)
             self._disk.check()
         self.n_samples += len(samples)
@@ -133,11 +134,13 @@ def audio_writer(
             aside = stack.enter_context(replaced_file(path))
             disk = stack.enter_context(closing(_Disk(aside)))
             kind = {"format": path.suffix[1:].upper(), "subtype": "FLOAT" if is_float else None}
-            file = stack.enter_context(sf.SoundFile(cast(BinaryIO, disk), "w", int(rate), channels, **kind))
+            with signals_wait():
+                file = stack.enter_context(sf.SoundFile(cast(BinaryIO, disk), "w", int(rate), channels, **kind))
         writer = AudioWriter(path, file, gain, disk)
         yield writer  # what the caller raises here is not ours to report
         with _reported(path):
-            file.close()  # encoders write their last block here, and what they wrote before is told to the disk
+            with signals_wait():
+                file.close()  # encoders write their last block here, and what they wrote before is told to the disk
             disk.close()
             disk.check()
             _check_length(aside, writer.n_samples)

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 BLAS_VARIABLE = "STEPAUDIO_BLAS"  # a library path, or "none" to leave MLX as it is
+PRODUCT = "cblas_sgemm"
 loaded: str | None = None
 
 
@@ -96,7 +97,36 @@ def keep_freed_memory() -> bool:
 
 def _load_cblas(path: str) -> bool:
     """Load a library for all to see; true if it holds the matrix product that MLX calls."""
+    if _working_folder_is_there():
+        return hasattr(_opened(path), PRODUCT)
+    here = os.open(".", os.O_RDONLY)  # MKL ends the process where this folder was deleted; so it starts in another
     try:
-        return hasattr(ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
+        os.chdir("/")
+        library = _opened(path)
+        if library is None or not hasattr(library, PRODUCT):
+            return False
+        _multiply_once(library)
+        return True
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _opened(path: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None
+
+
+def _working_folder_is_there() -> bool:
+    try:
+        return bool(os.getcwd())
     except OSError:
         return False
+
+
+def _multiply_once(library: ctypes.CDLL) -> None:
+    """Let a BLAS load what it computes with: MKL does so at its first product."""
+    row_major, plain, one, number = 101, 111, ctypes.c_float(1), (ctypes.c_float * 1)(1)
+    library.cblas_sgemm(row_major, plain, plain, 1, 1, 1, one, number, 1, number, 1, one, (ctypes.c_float * 1)(), 1)

@@ -12,6 +12,8 @@ from ..errors import BackendError
 from . import blas
 from .blas import cuda_installed
 
+NEEDED = ("numpy", "tokenizers", "soundfile", "soxr", "tqdm", "jiwer")  # whatever is done, as pyproject.toml has them
+
 
 class _MissingMLX:
     """Finds no module; says what to install where `mlx` is looked for. Stands behind all other finders."""
@@ -21,6 +23,24 @@ class _MissingMLX:
         """Refuse `mlx`, know nothing else."""
         if name == "mlx" or name.startswith("mlx."):
             raise BackendError(missing_mlx())
+
+
+class _MissingPackage:
+    """The same for the other packages that are needed, where a module of this one looks for them."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> None:
+        """Refuse what no other finder has found."""
+        if name in NEEDED and _asked_by_us():
+            raise BackendError(f"{name} is not installed, and nothing here works without it: pip install stepaudio")
+
+
+def _asked_by_us() -> bool:
+    """Whether a module of this package imports: others may do without, and look for it all the same."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "importlib":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "stepaudio"
 
 
 def missing_mlx() -> str:
@@ -44,8 +64,13 @@ def mlx_installed() -> bool:
         return False
 
 
-def explain_missing_mlx() -> bool:
-    """Where MLX is not installed, let every later import of it end in a `BackendError`; tells whether that is so."""
+def explain_missing_packages() -> bool:
+    """Let every later import of a package that is needed and missing end in a `BackendError`; tells if MLX is missing.
+
+    Only this package's own imports end so, but for those of MLX.
+    """
+    if _MissingPackage not in sys.meta_path:
+        sys.meta_path.append(_MissingPackage)
     if mlx_installed():
         return False
     if _MissingMLX not in sys.meta_path:

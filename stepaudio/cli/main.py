@@ -12,9 +12,10 @@ import warnings
 from .. import __version__
 from ..choices import alternatives, hint
 from ..errors import StepAudioError
+from .importing import INTERRUPTED
 from .parser import NOTHING_DONE, Parser, add_formats, add_verb
 from .progress import message
-from .signals import INTERRUPTED, Ended, ends_by_exception
+from .signals import Ended, ends_by_exception
 from .streams import discard_output, open_streams, print_json
 
 EPILOG = f"""examples:

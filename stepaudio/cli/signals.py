@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130  # as shells count: 128 and the number of the signal
 ENDED = {"SIGTERM": "ended by a signal", "SIGHUP": "the terminal was closed"}
 
 
@@ -21,27 +17,6 @@ class Ended(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(ENDED[signal.Signals(number).name])
         self.status = 128 + number
-
-
-def quiet_while_importing() -> None:
-    """Let Ctrl-C end the process with one line until `ends_by_exception` takes over, if it is the command's own.
-
-    Importing takes a moment in which no code of the command could catch an exception.
-    """
-    if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
-
-
-def _is_the_command() -> bool:
-    name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    if name == "-m":  # as Python calls it while it looks for the module
-        return "-mstepaudio" in sys.orig_argv or ("-m", "stepaudio") in pairwise(sys.orig_argv)
-    return name == "stepaudio"
-
-
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
-    os.write(2, b"stepaudio: interrupted\n")
-    os._exit(INTERRUPTED)
 
 
 def _raise(number: int, _frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from stepaudio.audio import sources
+from stepaudio.audio import save, sources
 from stepaudio.audio.load import audio_seconds, load_audio
+from stepaudio.audio.save import save_audio
 from stepaudio.audio.sources import given_rate, rate_is_assumed
 from stepaudio.errors import AudioError
 
@@ -286,3 +288,53 @@ def test_an_array_that_may_well_be_at_16_khz(array):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_audio(array)
+
+
+# ---- Ctrl-C while libsndfile reads or writes through our functions ----
+
+
+class Interrupting(io.BytesIO):
+    """Ctrl-C comes in the middle of the nth read."""
+
+    def __init__(self, data, n):
+        super().__init__(data)
+        self.left = n
+
+    def read(self, *size):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return super().read(*size)
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_ctrl_c_while_a_file_is_read(form):
+    """At whatever read it comes: what a callback raises is lost, and a file would end there."""
+    out = io.BytesIO()
+    sf.write(out, np.tile(SOUND, 8), RATE, format=form)
+    counted = Interrupting(out.getvalue(), 1 << 30)
+    load_audio(counted)
+    n = (1 << 30) - counted.left
+    for k in {1, 2, n // 2, n - 1, n} - {0}:
+        with pytest.raises(KeyboardInterrupt):
+            load_audio(Interrupting(out.getvalue(), k))
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg"])
+def test_ctrl_c_while_a_file_is_written(form, tmp_path, monkeypatch):
+    write, calls = save._Disk.write, []
+
+    def interrupted(disk, data):
+        calls.append(len(data))
+        if len(calls) == at[0]:
+            signal.raise_signal(signal.SIGINT)
+        return write(disk, data)
+
+    monkeypatch.setattr(save._Disk, "write", interrupted)
+    at = [0]
+    save_audio(tmp_path / f"whole.{form}", np.tile(SOUND, 8))
+    for at[0] in {1, len(calls) // 2, len(calls)} - {0}:
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            save_audio(tmp_path / f"a.{form}", np.tile(SOUND, 8))
+    assert [path.name for path in tmp_path.iterdir()] == [f"whole.{form}"]

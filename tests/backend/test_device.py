@@ -175,3 +175,55 @@ def test_large_arrays_are_not_mapped_afresh():
         run = subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True)
         faults[how] = int(run.stdout)
     assert faults["with"] < 6000 < faults["without"]
+
+
+# ---- other packages that are not there, and a working folder that is gone ----
+
+WITHOUT = """
+import importlib.machinery
+found = importlib.machinery.PathFinder.find_spec
+def find_spec(cls, name, *rest):
+    return None if name.partition(".")[0] == {package!r} else found(name, *rest)
+importlib.machinery.PathFinder.find_spec = classmethod(find_spec)
+"""
+
+
+def python(code, **more):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.mark.parametrize("package", device.NEEDED)
+def test_a_package_that_is_needed_and_missing_is_named(package):
+    module = {"tokenizers": "text.tokenizer", "tqdm": "transcribe", "jiwer": "evaluation.word_errors"}
+    done = python(WITHOUT.format(package=package) + f"import stepaudio.{module.get(package, 'audio.load')}")
+    said = f"{package} is not installed, and nothing here works without it: pip install stepaudio"
+    assert done.stderr.splitlines()[-1] == f"stepaudio.errors.BackendError: {said}"
+
+
+def test_others_may_look_for_what_is_missing():
+    code = WITHOUT.format(package="soundfile") + (
+        "import stepaudio, importlib.util\n"
+        "assert importlib.util.find_spec('soundfile') is None\n"
+        "try:\n    import soundfile\nexcept ModuleNotFoundError:\n    print('as ever')"
+    )
+    assert python(code).stdout == "as ever\n"
+
+
+def test_needed_packages_are_those_of_the_project():
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(device.NEEDED) == {line.partition(">")[0] for line in project["dependencies"] if ";" not in line}
+
+
+def test_a_working_folder_that_was_deleted(tmp_path):
+    """MKL would end the process."""
+    gone = tmp_path / "gone"
+    code = (
+        f"import os; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n"
+        "import stepaudio, mlx.core as mx\n"
+        "print((mx.ones((8, 8)) @ mx.ones((8, 8))).sum().item())\n"
+        "try:\n    os.getcwd()\nexcept FileNotFoundError:\n    print('still there')"
+    )
+    assert python(code).stdout == "512.0\nstill there\n"

@@ -11,6 +11,8 @@ import soundfile as sf
 import tiny
 from commands import one_line, table
 
+from stepaudio.experiments.store import read_store
+
 MANY = 300  # more than are done before the signal comes
 
 
@@ -51,6 +53,38 @@ def test_transcripts_before_ctrl_c_are_kept_whole(tiny_checkpoint, tmp_path):
     left = sorted(os.listdir(out))
     assert 0 < len(left) < MANY and all("text" in json.loads((out / name).read_text()) for name in left)
     assert not [name for name in left if name.startswith(".")]
+
+
+def test_sound_that_was_not_finished_leaves_nothing(speaking_checkpoint, wav, tmp_path):
+    codes, out = tmp_path / "codes.txt", tmp_path / "out"
+    codes.write_text(" ".join(str(n % 80) for n in range(20_000)))
+    out.mkdir()
+
+    def it_is_being_written(process):
+        while process.poll() is None and not os.listdir(out):
+            pass
+        return ""
+
+    words = ("say-codes", codes, "-o", out / "sound.wav", "--voice", wav, "--stream")
+    status, _, err = interrupted(speaking_checkpoint, *words, after=it_is_being_written)
+    assert status == 130 and one_line(err) == "stepaudio: interrupted" and not os.listdir(out)
+
+
+def test_rows_before_ctrl_c_are_kept_and_the_sweep_goes_on(tiny_checkpoint, wav, tmp_path):
+    grid, store = tmp_path / "grid.json", tmp_path / "out" / "s.jsonl"
+    clips, settings = [{"file": str(wav), "text": "x"}], {"a": {"max_tokens": 3}}
+    grid.write_text(json.dumps({"model": str(tiny_checkpoint), "clips": clips, "seeds": list(range(MANY)),
+                                "settings": settings}))  # fmt: skip
+    store.parent.mkdir()
+
+    def some_are_there(process):
+        while process.poll() is None and not (store.exists() and store.read_bytes().count(b"\n") > 2):
+            pass
+        return ""
+
+    status, _, err = interrupted(tiny_checkpoint, "sweep", grid, "-o", store, after=some_are_there)
+    assert status == 130 and one_line(err) == "stepaudio: interrupted" and os.listdir(store.parent) == [store.name]
+    assert 2 < len(read_store(store).rows) < MANY
 
 
 ODD = {"a folder": ".", "missing": "none.x", "empty": "empty.x", "a glob": "*.nothing", "binary": "binary.x"}

@@ -94,7 +94,7 @@ def test_a_signal_ends_a_command_in_one_line(capsys, monkeypatch, number, status
 def test_ctrl_c_while_the_package_is_imported():
     """No code of the command runs yet that could catch an exception."""
     start = (
-        "import sys, os, signal; sys.argv = ['stepaudio']; import ctypes.util, stepaudio.cli.signals as s; "
+        "import sys, os, signal; sys.argv = ['stepaudio']; import ctypes.util, stepaudio.cli.signals; "
         "os.kill(os.getpid(), signal.SIGINT)"
     )
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60)

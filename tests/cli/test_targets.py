@@ -62,6 +62,16 @@ def test_a_model_s_files_are_read(tmp_path):
     check(tmp_path / "answer.wav", tmp_path)
 
 
+def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "there").write_bytes(NOTES)
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="the working folder was deleted"):
+        check(Path("x.wav"), Path("a.wav"))
+    check(tmp_path / "x.wav", Path("a.wav"), tmp_path / "there")
+
+
 def test_only_ours_and_empty_files_are_replaced(tmp_path):
     check(tmp_path / "new")
     for data, refused in ((b"", False), (NOTES, True)):
