@@ -49,6 +49,8 @@ ROWS = {
         "sound: mp3", prepared("sound: mp3")[1][:900] + prepared("sound: mp3")[1][901:]),
     "an AU of open length that begins behind its end": lambda: hurt(
         "sound: au", b".snd\0\0\xff\0\xff\xff\xff\xff" + prepared("sound: au")[1][12:]),
+    "an encoder without its first kernel": lambda: hurt(
+        "encoder of a run", prepared("encoder of a run")[1].replace(b"encoder.conv1.weight", b"encoder.conv9.weight")),
     "a WAV without its last sample": lambda: hurt("sound: wav", prepared("sound: wav")[1][:-2]),
     "an AU without its last half": lambda: hurt("sound: au", prepared("sound: au")[1][:8024]),
     "a checkpoint of a million layers": lambda: json_with(

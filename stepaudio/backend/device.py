@@ -12,7 +12,7 @@ from ..errors import BackendError
 from . import blas
 from .blas import cuda_installed
 
-NEEDED = ("numpy", "tokenizers", "soundfile", "soxr", "tqdm", "jiwer")  # whatever is done, as pyproject.toml has them
+NEEDED = ("numpy", "tokenizers", "huggingface_hub", "soundfile", "soxr", "tqdm", "jiwer")  # as pyproject.toml has them
 
 
 class _MissingMLX:

@@ -23,6 +23,7 @@ from ..text.prompts import ASR_SYSTEM
 from ..text.tokenizer import Tokenizer
 
 ENCODER = "encoder."
+SIZED = {"positional_embedding.weight": 2, "conv1.weight": 3}  # what says the sizes of an encoder: its axes
 TABLES = ("embedding.weight", "embed_tokens.weight")  # ends of their names
 TEXT_VOCABULARY = 1536  # byte-level BPE tokens below the special ones
 
@@ -53,10 +54,19 @@ def read_encoder(path: Path) -> dict[str, mx.array]:
 
 
 def encoder_sizes(arrays: dict[str, mx.array]) -> dict[str, int]:
-    """What the config of an encoder says, of one whose heads have 64 channels, as all of Whisper's have."""
-    n_audio_ctx, n_audio_state = arrays["positional_embedding.weight"].shape
+    """What the config of an encoder says, of one whose heads have 64 channels, as all of Whisper's have.
+
+    Raises
+    ------
+    DataError : an array that says a size is missing, or has other axes.
+    """
+    shapes = {name: arrays[name].shape if name in arrays else () for name in SIZED}
+    odd = [f"{name} of {shapes[name]}" for name, n_axes in SIZED.items() if len(shapes[name]) != n_axes]
+    if odd:
+        raise DataError(f"no encoder: expected arrays of {SIZED} axes, found {', '.join(odd)}")
+    n_audio_ctx, n_audio_state = shapes["positional_embedding.weight"]
     return {
-        "n_mels": arrays["conv1.weight"].shape[-1],
+        "n_mels": shapes["conv1.weight"][-1],
         "n_audio_ctx": n_audio_ctx,
         "n_audio_state": n_audio_state,
         "n_audio_head": n_audio_state // 64,
