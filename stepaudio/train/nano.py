@@ -60,7 +60,7 @@ def encoder_sizes(arrays: dict[str, mx.array]) -> dict[str, int]:
     ------
     DataError : an array that says a size is missing, or has other axes.
     """
-    shapes = {name: arrays[name].shape if name in arrays else () for name in SIZED}
+    shapes: dict[str, tuple[int, ...]] = {name: arrays[name].shape if name in arrays else () for name in SIZED}
     odd = [f"{name} of {shapes[name]}" for name, n_axes in SIZED.items() if len(shapes[name]) != n_axes]
     if odd:
         raise DataError(f"no encoder: expected arrays of {SIZED} axes, found {', '.join(odd)}")
