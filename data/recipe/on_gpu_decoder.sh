@@ -7,15 +7,16 @@
 # FOLDER is that of on_gpu_speaking.sh; beside its files it holds decoder.tar.xz: narrator.jsonl and hearing.jsonl
 # (kokoro_manifest.py --narrator, and as for nano's hearing), texts.jsonl ({id, text, say}), and the model to begin with,
 # nano/. It ends SECONDS after it began. GPUS="2" are the numbers of its GPUs. HEARING_SECONDS=45 and then
-# NARRATOR_SECONDS=300 are spent on synthesis, by SPEAKERS=7 processes a GPU. DECODER holds more options of the runs, of
-# which there is one on each GPU: FOLDER/decoder_2, … PYTHON has MLX and PyTorch.
+# NARRATOR_SECONDS=300 are spent on synthesis, by SPEAKERS=7 processes a GPU; if either gives less than LEAST_HOURS=4, it
+# gives up. DECODER holds more options of the runs, of which there is one on each GPU: FOLDER/decoder_2, … PYTHON has MLX
+# and PyTorch.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$1"
 end=$(($(date +%s) + $2))
 GPUS=(${GPUS:-2})
 PYTHON=${PYTHON:-python3} HEARING_SECONDS=${HEARING_SECONDS:-45} NARRATOR_SECONDS=${NARRATOR_SECONDS:-300}
-SPEAKERS=${SPEAKERS:-7}
+SPEAKERS=${SPEAKERS:-7} LEAST_HOURS=${LEAST_HOURS:-4}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 mkdir -p decoder
@@ -23,10 +24,14 @@ tar -xJf decoder.tar.xz -C decoder
 # once the others speak, the synthesiser's files are complete
 until compgen -G "corpus/*.pcm" >/dev/null; do sleep 1; done
 . speaking/kokoro_setup.sh
+# in short blocks: the encodings of 6000 sentences would fill the memory that a process may use
 for part in hearing narrator; do
     seconds=${part^^}_SECONDS
     CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${GPUS[*]}") kokoro_speak $((SPEAKERS * ${#GPUS[@]})) "${!seconds}" \
-        "decoder/$part" --manifest "decoder/$part.jsonl" >"decoder_$part.log" 2>&1 || true
+        "decoder/$part" --manifest "decoder/$part.jsonl" --block 1500 --batch-frames 7000 >"decoder_$part.log" 2>&1 || true
+    hours=$(($(cat "decoder/$part"/*.jsonl | grep -o '"n_samples": [0-9]*' | awk '{ n += $2 } END { print int(n / 57600000) }')))
+    echo "$part: $hours hours"
+    [ "$hours" -ge "$LEAST_HOURS" ] || { echo "$part: expected $LEAST_HOURS hours or more, see decoder_$part.log" >&2; exit 1; }
 done
 
 runs=()
