@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Beside on_gpu_speaking.sh, on GPUs that it leaves free: synthesise one narrator's speech and some of many voices, wait
-# for its speech tokenizer, and teach nano's decoder to speak.
+# Synthesise one narrator's speech and some of many voices on a GPU, and teach nano's decoder to speak: on GPUs that
+# on_gpu_speaking.sh leaves free, as soon as its speech tokenizer is there, or alone, with a tokenizer that is.
 #
 #   on_gpu_decoder.sh FOLDER SECONDS
 #
-# FOLDER is that of on_gpu_speaking.sh; beside its files it holds decoder.tar.xz: narrator.jsonl and hearing.jsonl
-# (kokoro_manifest.py --narrator, and as for nano's hearing), texts.jsonl ({id, text, say}), and the model to begin with,
-# nano/. It ends SECONDS after it began. GPUS="2" are the numbers of its GPUs. HEARING_SECONDS=45 and then
-# NARRATOR_SECONDS=300 are spent on synthesis, by SPEAKERS=7 processes a GPU; if either gives less than LEAST_HOURS=4, it
-# gives up. DECODER holds more options of the runs, of which there is one on each GPU: FOLDER/decoder_2, … PYTHON has MLX
-# and PyTorch.
+# FOLDER holds decoder.tar.xz: narrator.jsonl and hearing.jsonl (kokoro_manifest.py --narrator, and as for nano's
+# hearing), texts.jsonl ({id, text, say}), and the model to begin with, nano/. It is that of a running on_gpu_speaking.sh;
+# or else it holds kokoro.tar.xz too, and TOKENIZER names the folder of a trained speech tokenizer. It ends SECONDS after
+# it began. GPUS="2" are the numbers of its GPUs. HEARING_SECONDS=45 and then NARRATOR_SECONDS=300 are spent on synthesis,
+# by SPEAKERS=7 processes a GPU; if either gives less than LEAST_HOURS=4, it gives up. DECODER holds more options of the
+# runs, of which there is one on each GPU: FOLDER/decoder_2, … PYTHON has MLX and PyTorch.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$1"
@@ -21,8 +21,13 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1 TOKENIZERS_
 
 mkdir -p decoder
 tar -xJf decoder.tar.xz -C decoder
-# once the others speak, the synthesiser's files are complete
-until compgen -G "corpus/*.pcm" >/dev/null; do sleep 1; done
+if [ -n "${TOKENIZER:-}" ]; then
+    mkdir -p speaking
+    tar -xJf kokoro.tar.xz -C speaking
+    ln -sfn "$(realpath "$TOKENIZER")" tokenizer
+else # once the others speak, the synthesiser's files are complete
+    until compgen -G "corpus/*.pcm" >/dev/null; do sleep 1; done
+fi
 . speaking/kokoro_setup.sh
 # in short blocks: the encodings of 6000 sentences would fill the memory that a process may use
 for part in hearing narrator; do
