@@ -21,6 +21,11 @@ distinct, than a synthesiser that reads a dictionary's phonemes.
 Training token2wav wants the opposite: clear speech, much of it from each voice, and
 each voice known by name. With --persons N there are N fixed voices (`persons`), each
 line says whose it is ("person": 0 ... N - 1), and nothing is careless.
+
+Teaching the decoder to speak wants one voice (--narrator NAME) that says each
+sentence as it always would: codes then follow from the words. With --first it says
+those first that another manifest has too, so that what is heard there can be said
+again.
 """
 
 import argparse
@@ -113,6 +118,7 @@ def main():
     ap.add_argument("--max-phonemes", type=int, default=250)
     ap.add_argument("--persons", type=int, default=0, help="so many fixed voices, speaking clearly")
     ap.add_argument("--narrator", help="this voice alone, in its plain manner and at its own speed")
+    ap.add_argument("--first", help="a manifest whose sentences come first")
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
 
@@ -126,6 +132,10 @@ def main():
         with open(path, encoding="utf-8") as f:
             lines += f.readlines()
     rng.shuffle(lines)
+    if args.first:
+        with open(args.first, encoding="utf-8") as f:
+            early = {json.loads(line)["id"] for line in f}
+        lines.sort(key=lambda line: json.loads(line)["id"] not in early)
     seconds = written = 0
     with open(args.out, "w", encoding="utf-8") as out:
         for line in lines:

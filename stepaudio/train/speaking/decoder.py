@@ -7,6 +7,9 @@ own and of one for each of its digits. What is exported is the sum.
 Beside the next token, the hidden state tells the phoneme and the text token that the next code is a part of, through
 two heads that are thrown away: where in the text the voice is, and how that is spoken, is then learnt sooner.
 
+What is heard is of fewer kinds than the model that it begins with knew. So where an example transcribes, the
+distribution of the next token is pulled to that model's (Li and Hoiem 2016).
+
 B examples, L positions, V tokens, D channels.
 """
 
@@ -31,6 +34,7 @@ from .examples import LEVELS, N_DIGITS
 
 N_PHONEMES = 256
 SOUND_WEIGHT = 0.3  # of each of the two heads
+KEEP_WEIGHT = 0.5  # of the distance from the model at the beginning
 TRAINED = ("model", "lm_head")
 TABLES = (("model", "embed_tokens"), ("lm_head",))  # where a row stands for a token
 
@@ -101,29 +105,43 @@ class Loss:
     heard : (rows, D) audio embeddings.
     tokenizer : Tokenizer
     dtype : of products.
+    start : StepAudioNet
+        The model at the beginning, as it stays; it is copied.
     """
 
-    def __init__(self, net: StepAudioNet, heard: mx.array, tokenizer: Tokenizer, dtype: mx.Dtype):
+    def __init__(self, net: StepAudioNet, heard: mx.array, tokenizer: Tokenizer, dtype: mx.Dtype, start: StepAudioNet):
         self.net, self.heard, self.dtype = net, heard.astype(dtype), dtype
+        self.start = StepAudioNet(start.config)
+        kept = {name: cast(Any, start[name]).parameters() for name in TRAINED}
+        self.start.update(cast(dict, tree_map(lambda p: p.astype(dtype), kept)))
         self.first_code, self.text_limit = tokenizer.first_audio_code, tokenizer.text_limit
         self.digits = digits_of_tokens(net.config.text_config.vocab_size, self.first_code)
 
-    def hidden(self, params: dict, batch: Batch) -> mx.array:
-        """(B, L, D), the last hidden states."""
-        weights = whole(params, self.digits)
-        self.net.update(weights)
-        table = weights["model"]["embed_tokens"]["weight"]
+    def hidden(self, net: StepAudioNet, batch: Batch) -> mx.array:
+        """(B, L, D), the last hidden states of a net."""
+        table = net.model.embed_tokens.weight
         x = one_hot(batch["inputs"], table.shape[0], self.dtype) @ table
         place = batch["place"][..., None]
         x = mx.where(place >= 0, self.heard[mx.maximum(batch["place"], 0)], x)
-        return self.net.model(x, NoCache(self.net.model.rope))
+        return net.model(x, NoCache(net.model.rope))
+
+    def distance(self, log_p: mx.array, batch: Batch) -> mx.array:
+        """Kullback-Leibler distance of log-probabilities (B, L, V) from those of the model at the beginning.
+
+        Mean over the places to `keep`; of its codes it knew nothing, so it is asked for the other tokens alone.
+        """
+        logits = self.start.lm_head(self.hidden(self.start, batch))[..., : self.first_code].astype(mx.float32)
+        log_q = mx.stop_gradient(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        each = (mx.exp(log_q) * (log_q - log_p[..., : self.first_code])).sum(-1)
+        return (each * batch["keep"]).sum() / mx.maximum(batch["keep"].sum(), 1)
 
     def __call__(self, params: dict, batch: Batch) -> tuple[mx.array, Metrics]:
         """Mean over the batch by the tokens' weights; means of codes and of text apart, and how many are right."""
         params = cast(dict, tree_map(lambda p: p.astype(self.dtype), params))
-        h, labels, weight = self.hidden(params, batch), batch["labels"], batch["weight"]
-        logits = self.net.lm_head(h)
-        each = nn.losses.cross_entropy(logits.astype(mx.float32), labels)
+        self.net.update(whole(params, self.digits))
+        h, labels, weight = self.hidden(self.net, batch), batch["labels"], batch["weight"]
+        logits = self.net.lm_head(h).astype(mx.float32)
+        each = nn.losses.cross_entropy(logits, labels)
         codes, text = labels >= self.first_code, labels < self.text_limit
         right = logits.argmax(-1) == labels
 
@@ -132,15 +150,17 @@ class Loss:
             return (x * where).sum() / mx.maximum(where.sum(), 1)
 
         total = (each * weight).sum() / mx.maximum(weight.sum(), 1)
+        apart = self.distance(logits - mx.logsumexp(logits, axis=-1, keepdims=True), batch)
         sounds = {
             name: mean_entropy(linear(head, h), batch[name], batch[name] != IGNORE)
             for name, head in params["heads"].items()
         }
-        return total + SOUND_WEIGHT * (sounds["phonemes"] + sounds["spoken"]), {
+        return total + SOUND_WEIGHT * (sounds["phonemes"] + sounds["spoken"]) + KEEP_WEIGHT * apart, {
             "codes": mean(each, codes),
             "text": mean(each, text),
             "codes_right": mean(right, codes),
             "text_right": mean(right, text),
+            "apart": apart,
             **sounds,
         }
 

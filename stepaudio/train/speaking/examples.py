@@ -24,7 +24,7 @@ from ..token2wav.corpus import LEAD
 LENGTHS = (128, 256, 384, 512)  # positions of an example; multiples of 128, or CUDA has no fused gradient of attention
 READ, REPEAT, TRANSCRIBE = "read", "repeat", "transcribe"
 SHARES = {READ: 0.65, REPEAT: 0.15, TRANSCRIBE: 0.2}  # of the examples drawn
-TEXT_WEIGHTS = {READ: 0.3, REPEAT: 3.0, TRANSCRIBE: 6.0}  # of a text token in the loss, a code having 1: few are text
+TEXT_WEIGHTS = {READ: 0.3, REPEAT: 3.0, TRANSCRIBE: 2.0}  # of a text token in the loss, a code having 1: few are text
 WRONG_CODES, WRONG_DIGITS, WRONG_TEXT = 0.02, 0.08, 0.1  # shares of input tokens replaced; labels stay as they are
 N_DIGITS, LEVELS = 8, 3  # a code is a number of eight digits, each of which is a level of the quantiser
 
@@ -139,12 +139,13 @@ class Batches:
             raise DataError(f"no example has {lengths[-1]} tokens or fewer; expected clips of up to about 12 s")
         share = np.array([SHARES[kind] / max(1, (fits & (kinds == kind)).sum()) for kind in kinds])
         # of each length: its examples, and the sums of their shares up to each
-        self._groups: list[tuple[list[Example], np.ndarray]] = []
+        self._groups: list[tuple[int, list[Example], np.ndarray]] = []
         for low, high in zip((0, *lengths), lengths, strict=False):
             chosen = np.flatnonzero((sizes > low) & (sizes <= high))
-            self._groups.append(([examples[i] for i in chosen.tolist()], np.cumsum(share[chosen])))
+            if len(chosen):
+                self._groups.append((high, [examples[i] for i in chosen.tolist()], np.cumsum(share[chosen])))
         # an example of twice the length takes twice the place of a batch
-        room = [sums[-1] * n if len(sums) else 0.0 for (_, sums), n in zip(self._groups, lengths, strict=True)]
+        room = [sums[-1] * n for n, _, sums in self._groups]
         self._share = np.array(room) / sum(room)
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
@@ -152,11 +153,10 @@ class Batches:
 
         `inputs`: token ids. `place`: row of the audio embedding that stands there instead, or -1. `labels`: the token
         that follows. `weight`: of its loss, 0 where it is part of a prompt. `phonemes`, `spoken`: what that token, if
-        it is a code, is a part of.
+        it is a code, is a part of. `keep`: whether it is transcribed text.
         """
         rng = np.random.default_rng((self.seed, step))
-        which = int(rng.choice(len(self.lengths), p=self._share))
-        L, (examples, sums) = self.lengths[which], self._groups[which]
+        L, examples, sums = self._groups[int(rng.choice(len(self._groups), p=self._share))]
         B = max(1, self.tokens // L)
         drawn = np.searchsorted(sums, rng.random(B) * sums[-1], "right")
         return self.stack([examples[i] for i in np.minimum(drawn, len(examples) - 1).tolist()], L, rng)
@@ -183,7 +183,8 @@ class Batches:
         inputs = self._noise(tokens[:, :-1], answers, rng) if self.noisy else tokens[:, :-1].copy()
         phonemes, spoken = sounds[:, :, 1:]
         labels = {"labels": tokens[:, 1:], "phonemes": phonemes, "spoken": spoken}
-        return {"inputs": inputs, "place": place, "weight": weight[:, 1:]} | labels
+        keep = (weight[:, 1:] > 0) & np.array([[example.task == TRANSCRIBE] for example in examples])
+        return {"inputs": inputs, "place": place, "weight": weight[:, 1:], "keep": keep} | labels
 
     def _noise(self, tokens: np.ndarray, answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Inputs of which some are wrong: codes altogether or in one digit, text tokens of answers."""

@@ -53,7 +53,7 @@ class Options:
     out: Path
     hearing: list[Path] | None = None
     layers: int = 8
-    variants: int = 3
+    variants: int = 8
     tokens: int = 32768
     wait: float = 0.0
     steps: int = 1_000_000
@@ -140,7 +140,7 @@ def train(options: Options) -> None:
     config = replace(started, text_config=replace(started.text_config, num_hidden_layers=options.layers))
     params = decoder.begin(net, config, tokenizer, options.seed)
     kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
-    loss = decoder.Loss(StepAudioNet(config), store, tokenizer, mx.float32 if on_cpu() else mx.bfloat16)
+    loss = decoder.Loss(StepAudioNet(config), store, tokenizer, mx.float32 if on_cpu() else mx.bfloat16, net)
     schedule = Schedule(
         steps=options.steps,
         seconds=options.seconds,

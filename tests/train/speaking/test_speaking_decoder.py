@@ -74,7 +74,7 @@ def test_the_loss_is_what_the_engine_s_own_net_gives(net, words):
         listening(spans, False, plain, words),
     ]
     params = decoder.begin(net, net.config, words, seed=0)
-    loss = decoder.Loss(StepAudioNet(net.config), heard, words, mx.float32)
+    loss = decoder.Loss(StepAudioNet(net.config), heard, words, mx.float32, net)
     batch = Batches(few, words, 128 * 3, seed=0, noisy=False).stack(few, 128, np.random.default_rng(0))
     total, metrics = loss(params, decoder.on_device(batch))
     net.update(decoder.whole(params, loss.digits))
@@ -93,6 +93,42 @@ def test_the_loss_is_what_the_engine_s_own_net_gives(net, words):
         codes += list(tokens[n:] >= words.first_audio_code)
         right += list(logits.argmax(1) == tokens[n:])
     each, weights, codes, right = map(np.array, (each, weights, codes, right))
-    assert np.isclose(total.item(), (each * weights).sum() / weights.sum(), rtol=1e-4)
+    without = total.item() - decoder.KEEP_WEIGHT * metrics["apart"].item()
+    assert np.isclose(without, (each * weights).sum() / weights.sum(), rtol=1e-4)
     assert np.isclose(metrics["codes"].item(), each[codes].mean(), rtol=1e-4)
     assert np.isclose(metrics["codes_right"].item(), right[codes].mean(), atol=1e-6)
+
+
+def test_transcribing_stays_near_the_model_at_the_beginning(net, words):
+    """Each clip alone through both nets; their distance, over tokens that are no codes, summed by NumPy."""
+    heard = mx.array(np.random.default_rng(0).normal(size=(30, net.config.text_config.hidden_size)).astype(np.float32))
+    spans = [(3, 7), (12, 4)]
+    few = [
+        listening([span], False, np.array([*words.encode(text), words.eot], np.int16), words)
+        for span, text in zip(spans, (" the cat sat", " what is"), strict=True)
+    ]
+    config = deeper(net, 2)
+    params = decoder.begin(net, config, words, seed=0)
+    params["net"]["model"]["norm"]["weight"] = params["net"]["model"]["norm"]["weight"] * 1.3
+    loss = decoder.Loss(StepAudioNet(config), heard, words, mx.float32, net)
+    batch = Batches(few, words, 256, seed=0, noisy=False).stack(few, 128, np.random.default_rng(0))
+    total, metrics = loss(params, decoder.on_device(batch))
+    wide = StepAudioNet(config)
+    wide.update(decoder.whole(params, loss.digits))
+    first, apart, entropy = words.first_audio_code, [], []
+    for example, (at, _, size), (begin, n) in zip(few, (e.slots[0] for e in few), spans, strict=True):
+        tokens, prompt = np.concatenate([example.prompts[0], example.answer]).astype(int), len(example.prompts[0])
+        logs = []
+        for each in (net, wide):
+            x = each.embed(tokens[None], [Slot(0, at, size)], [heard[begin : begin + n]])
+            logits = np.array(each.logits(x, NoCache(each.model.rope)))[0, prompt - 1 : -1].astype(np.float64)
+            logits = logits[:, :first] if each is net else logits
+            logs.append(logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+                        - logits.max(1, keepdims=True))  # fmt: skip
+        q, p = logs
+        apart += list((np.exp(q) * (q - p[:, :first])).sum(1))
+        entropy += list(-p[np.arange(len(p)), tokens[prompt:]])
+    assert np.isclose(metrics["apart"].item(), np.mean(apart), rtol=1e-3)
+    weight = batch["weight"][batch["weight"] > 0]
+    expected = (np.array(entropy) * weight).sum() / weight.sum() + decoder.KEEP_WEIGHT * np.mean(apart)
+    assert np.isclose(total.item(), expected, rtol=1e-3)

@@ -69,11 +69,12 @@ def few(words):
 
 
 def test_a_batch_asks_for_answers_and_for_nothing_else(words, few):
-    batch = Batches(few, words, 128 * 40, seed=1, noisy=False)(0)
-    assert batch["inputs"].shape == (40, 128)
-    assert np.array_equal(batch["inputs"][:, 1:], batch["labels"][:, :-1])
+    batches = Batches(few, words, 128 * 40, seed=1, noisy=False)
+    names, found = ("inputs", "place", "labels", "weight"), [batches(step) for step in range(8)]
+    assert {batch["inputs"].shape for batch in found} == {(40, 128)}
     seen = set()
-    for inputs, place, labels, weight in zip(*(batch[k] for k in ("inputs", "place", "labels", "weight")), strict=True):
+    for inputs, place, labels, weight in (row for b in found for row in zip(*(b[k] for k in names), strict=True)):
+        assert np.array_equal(inputs[1:], labels[:-1])
         asked = weight > 0
         example = next(e for e in few if len(e.answer) == asked.sum() and np.array_equal(labels[asked], e.answer)
                        and (place.max() >= 0) == (e.slots[0] is not None))  # fmt: skip
@@ -91,7 +92,7 @@ def test_a_batch_asks_for_answers_and_for_nothing_else(words, few):
 
 
 def test_noise_is_in_the_answers_inputs_alone(words, few):
-    clean, noisy = (Batches(few, words, 128 * 300, seed=1, noisy=n)(0) for n in (False, True))
+    clean, noisy = (Batches(few[:2], words, 128 * 300, seed=1, noisy=n)(0) for n in (False, True))
     for name in ("place", "labels", "weight"):
         assert np.array_equal(clean[name], noisy[name]), name
     other = clean["inputs"] != noisy["inputs"]
@@ -108,6 +109,14 @@ def test_noise_is_in_the_answers_inputs_alone(words, few):
     assert abs((wrong == 1).mean() - share) < 0.1
     markers = within & np.isin(clean["inputs"], [words.tts_pad, words.tts_end])
     assert markers.any() and not other[markers].any()
+
+
+def test_the_tokens_to_keep_are_those_of_transcripts(words, few):
+    batch = Batches(few, words, 128 * 50, seed=1)(0)
+    for keep, labels, asked in zip(batch["keep"], batch["labels"], batch["weight"] > 0, strict=True):
+        transcript = not (labels[asked] >= words.first_audio_code).any()
+        assert np.array_equal(keep, asked & transcript)
+    assert batch["keep"].any() and not batch["keep"].any(1).all()
 
 
 def test_the_step_decides_the_batch(words, few):
