@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -34,6 +35,7 @@ LONG = 60.0  # seconds from which a progress bar is worth its line
 SEARCH = 8.0  # seconds before the limit in which a pause is sought
 CPU_BATCH, GPU_BATCH = 8, 32  # segments decoded together unless the caller says otherwise
 FORMATS = ("txt", "json", "srt", "vtt", "tsv")
+Encode = Callable[[list[np.ndarray]], list[mx.array]]
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def transcribe_recordings(
     prompt: str | PromptTokens,
     progress: bool | None = None,
     vad: str | Detector | None = "energy",
+    encode: Encode | None = None,
 ) -> list[Transcript]:
     """Transcribe recordings together; segments of similar length share a batch.
 
@@ -212,13 +215,18 @@ def transcribe_recordings(
         As `Engine.transcription_request`.
     progress, vad
         As `transcribe_segments`.
+    encode : callable, optional
+        Segments -> their audio embeddings, for a caller that has them already; by default the engine computes them.
     """
     engine.require_weights()
     encoder = engine.config.audio_encoder_config
     most = 2 * encoder.n_audio_ctx * HOP - TAIL_PADDING  # samples whose mel frames fit the encoder's positions
 
+    def hear(segments: list[np.ndarray]) -> list[mx.array]:
+        return engine.encode_audio(engine.log_mel(s) for s in segments)
+
     def decode(segments: list[np.ndarray]) -> list[Run]:
-        encoded = engine.encode_audio(engine.log_mel(s) for s in segments)
+        encoded = (encode or hear)(segments)
         return engine.run([engine.transcription_request(e, prompt) for e in encoded], options)
 
     return transcribe_segments(

@@ -31,7 +31,8 @@ RULES = (
     ("frequency", number, "X", "subtract from a logit once per earlier occurrence; 0 is off"),
     ("presence", number, "X", "subtract from the logit of a token that occurred at all; 0 is off"),
     ("no-repeat-ngram", whole, "N", "no N tokens in a row a second time; 0 is off"),
-    ("window", whole, "N", "penalties count the latest N tokens only"),
+    ("window", whole, "N", "penalties and ban count the latest N tokens only"),
+    ("ngram-window", whole, "N", "a window of its own for --no-repeat-ngram"),
 )
 
 
@@ -76,7 +77,7 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         help="end a run once this text was written; may be given several times",
     )  # fmt: skip
     add_choice(
-        verb, "--on-loop", choices=LoopAction.values(), default=LoopAction.REPORT.value,
+        verb, "--on-loop", choices=LoopAction.values(), shown="that of --sampling",
         help="what is done about a repetition loop; escape raises the penalties from there",
     )  # fmt: skip
     rules = verb.add_argument_group("sampling")

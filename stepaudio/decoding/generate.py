@@ -91,7 +91,7 @@ class _Row:
 
     def __init__(self, number: int, options: RunOptions):
         self.number, self.index, self.options = number, 0, options
-        self.detector = None if options.on_loop == LoopAction.OFF else LoopDetector()
+        self.detector = None if options.loop_action == LoopAction.OFF else LoopDetector()
         self.ends = options.should_stop() if options.should_stop else None
         self.escaped = 0.0  # repeats of the block when the adaptive penalty began; twice that ends the run
 
@@ -102,7 +102,7 @@ class _Row:
             stop = StopReason.EOS
         elif self.ends and self.ends(token):
             stop = StopReason.STOP_STRING
-        elif loop and (o.on_loop == LoopAction.STOP or (self.escaped and loop.repeats >= 2 * self.escaped)):
+        elif loop and (o.loop_action == LoopAction.STOP or (self.escaped and loop.repeats >= 2 * self.escaped)):
             stop = StopReason.LOOP
         elif self.index + 1 >= o.max_tokens:
             stop = StopReason.LENGTH
@@ -141,7 +141,7 @@ def generate(
     _check(net, requests, options)
     cache = _cache(net, requests, options)
     prompts = [list(map(int, r.tokens)) for r in requests]
-    sampler = Sampler(options.rules, prompts, options.audio_range, options.on_loop == LoopAction.ESCAPE)
+    sampler = Sampler(options.rules, prompts, options.audio_range, options.loop_action == LoopAction.ESCAPE)
     rows = [_Row(i, options) for i in range(len(requests))]
     live = list(rows)
     logits = _prefill(net, _left_padded(requests), cache, tap)
@@ -154,7 +154,7 @@ def generate(
         for row, step in steps:
             if step.stop:
                 live.remove(row)
-            elif step.loop and options.on_loop == LoopAction.ESCAPE and not row.escaped:
+            elif step.loop and options.loop_action == LoopAction.ESCAPE and not row.escaped:
                 row.escaped = step.loop.repeats
                 sampler.escape(rows.index(row))
         if not live or ahead is None:

@@ -25,8 +25,9 @@ class DecodingOptions:
         What the decoder keeps; by default sinks and the last `max_cache_len` positions.
     max_tokens : int >= 1
         Most tokens of a run: of an answer, or of a segment of at most 25 s.
-    on_loop : LoopAction or its name
-        "off", "report" (note it in the result), "stop" (end the run) or "escape" (adaptive penalty).
+    on_loop : LoopAction or its name, optional
+        "off", "report" (note it in the result), "stop" (end the run) or "escape" (adaptive penalty); None for what
+        `sampling` says.
     stop : sequence of str
         Strings that end a run, in the text without special tokens; the one that was met stays in it.
     batch : int >= 1, optional
@@ -43,7 +44,7 @@ class DecodingOptions:
     sampling: Sampling | str = field(default_factory=Sampling)
     cache: CachePolicy | str = field(default_factory=CachePolicy)
     max_tokens: int = MAX_TOKENS
-    on_loop: LoopAction | str = LoopAction.REPORT
+    on_loop: LoopAction | str | None = None
     stop: Sequence[str] = ()
     batch: int | None = None
     top: int = 0
@@ -54,7 +55,8 @@ class DecodingOptions:
 
         put("sampling", named_sampling(self.sampling, "transcribe"))
         put("cache", _named_cache(self.cache))
-        put("on_loop", LoopAction.of(self.on_loop, "on_loop"))
+        if self.on_loop is not None:
+            put("on_loop", LoopAction.of(self.on_loop, "on_loop"))
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise DecodeError(f"stop: expected a list of non-empty strings, found {shown(self.stop)}")
         if not all(isinstance(s, str) and s for s in self.stop):
@@ -69,6 +71,11 @@ class DecodingOptions:
     def rules(self) -> Sampling:
         """`sampling` as the record that it has become."""
         return cast(Sampling, self.sampling)
+
+    @property
+    def loop_action(self) -> LoopAction:
+        """What is done about a repetition loop: `on_loop`, or else what `sampling` says."""
+        return cast(LoopAction, self.on_loop or self.rules.on_loop)
 
     @property
     def policy(self) -> CachePolicy:
@@ -104,7 +111,7 @@ class DecodingKeywords(TypedDict, total=False):
     sampling: Sampling | str | None
     cache: CachePolicy | str | None
     max_tokens: int
-    on_loop: LoopAction | str
+    on_loop: LoopAction | str | None
     stop: Sequence[str]
     batch: int | None
     top: int
@@ -118,6 +125,7 @@ class DecodingKeywords(TypedDict, total=False):
     presence: float
     no_repeat_ngram: int
     window: int | None
+    ngram_window: int | None
     include_prompt: bool
     max_cache_len: int | None
     sinks: int
@@ -126,7 +134,7 @@ class DecodingKeywords(TypedDict, total=False):
 
 OPTION_FIELDS = tuple(f.name for f in fields(DecodingOptions))
 CACHE_FIELDS = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions"}
-RULE_FIELDS = (*(n for n in SAMPLING_FIELDS if n not in ("text", "audio", "escape")), *PENALTY_FIELDS)
+RULE_FIELDS = (*(n for n in SAMPLING_FIELDS if n not in ("text", "audio", "escape", "on_loop")), *PENALTY_FIELDS)
 KEYWORDS = (*OPTION_FIELDS, *RULE_FIELDS, *CACHE_FIELDS)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from ..choices import MAX_COUNT, alternatives, hint, is_count, is_number, is_whole, shown
+from ..choices import MAX_COUNT, LoopAction, alternatives, hint, is_count, is_number, is_whole, shown
 from ..errors import DecodeError
 
-PRESETS = ("planned", "reference", "greedy")
+PRESETS = ("planned", "literal", "reference", "greedy")
 # What float32 can carry, in which the rules count. Beside a penalty of 4096 a logit keeps three decimals; beyond, sums
 # of penalties would swallow the logits, and at last overflow. A temperature must have a reciprocal.
 STRONGEST = 4096.0
@@ -39,6 +39,8 @@ class Penalties:
         A token that would complete an n-gram of this length seen before is banned; 0 is off.
     window : int >= 1, optional
         Only this many of the latest tokens count; None for all.
+    ngram_window : int >= 1, optional
+        A window of its own for the ban; None for `window`.
     include_prompt : bool
         Whether the prompt's tokens count as seen (HF: always; here by default not, since a prompt full of
         `<audio_patch>` says nothing about repetition).
@@ -54,6 +56,7 @@ class Penalties:
     presence: float = 0.0
     no_repeat_ngram: int = 0
     window: int | None = None
+    ngram_window: int | None = None
     include_prompt: bool = False
 
     def __post_init__(self):
@@ -66,7 +69,9 @@ class Penalties:
         fits = f"0 (off) or a length of at most {MAX_COUNT}"
         _need(is_count(self.no_repeat_ngram), "no_repeat_ngram", fits, self.no_repeat_ngram)
         fits = f"a whole number of at least 1 token and at most {MAX_COUNT}, or None"
-        _need(self.window is None or is_count(self.window, 1), "penalty window", fits, self.window)
+        for name in ("window", "ngram_window"):
+            value = getattr(self, name)
+            _need(value is None or is_count(value, 1), name, fits, value)
         _need(isinstance(self.include_prompt, bool), "include_prompt", "true or false", self.include_prompt)
 
     @property
@@ -85,7 +90,7 @@ def _number(value, what: str, expected: str, fits) -> None:
     _need(is_number(value) and bool(fits(value)), what, expected, value)
 
 
-PLANNED = Penalties(frequency=1.2, no_repeat_ngram=3)
+PLANNED = Penalties(frequency=1.2, no_repeat_ngram=3, window=8)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Sampling:
         Replace `text` and `audio` once a run is to escape from a repetition loop.
     seed : int >= 0
         Of the draw; the same seed gives the same tokens.
+    on_loop : LoopAction or its name
+        What is done about a repetition loop, unless `DecodingOptions.on_loop` says otherwise.
 
     Raises
     ------
@@ -123,8 +130,12 @@ class Sampling:
     audio: Penalties = field(default=PLANNED)
     escape: Penalties = field(default=Penalties(frequency=2.0, no_repeat_ngram=2))
     seed: int = 0
+    on_loop: LoopAction | str = LoopAction.ESCAPE
 
     def __post_init__(self):
+        object.__setattr__(
+            self, "on_loop", LoopAction.of(self.on_loop, "on_loop")
+        )  # frozen, but a word becomes a choice
         fits = f"0 (greedy) or a number from {COLDEST:.3g} to {HOTTEST:.3g}"
         _number(self.temperature, "temperature", fits, lambda t: t == 0 or COLDEST <= t <= HOTTEST)
         _need(is_count(self.top_k), "top_k", f"0 (off) or a count of at most {MAX_COUNT}", self.top_k)
@@ -136,13 +147,19 @@ class Sampling:
 
     @classmethod
     def planned(cls, **changes) -> Sampling:
-        """Greedy with frequency penalty 1.2 and no repeated 3-gram: the defaults planned for this project."""
-        return cls(**changes)
+        """The default: the plan's numbers over the latest tokens. `changes` as in `override`, in all three presets."""
+        return cls().override(changes)
+
+    @classmethod
+    def literal(cls, **changes) -> Sampling:
+        """The plan's numbers over everything that was generated, however long ago; loops are only reported."""
+        everything = replace(PLANNED, window=None)
+        return cls(text=everything, audio=everything, on_loop=LoopAction.REPORT).override(changes)
 
     @classmethod
     def greedy(cls, **changes) -> Sampling:
-        """The most probable token, no penalties."""
-        return cls(text=Penalties(), audio=Penalties(), **changes)
+        """The most probable token, no penalties; loops are only reported."""
+        return cls(text=Penalties(), audio=Penalties(), on_loop=LoopAction.REPORT).override(changes)
 
     @classmethod
     def reference(cls, task: str = "transcribe") -> Sampling:
@@ -155,11 +172,12 @@ class Sampling:
             return cls.greedy()
         _need(task in ("chat", "speak"), "task", "transcribe, translate, chat or speak", task)
         penalties = Penalties(repetition=1.05, include_prompt=True)
-        return cls(temperature=0.7, top_k=50, top_p=0.9, text=penalties, audio=penalties)
+        drawn = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
+        return cls(**drawn, text=penalties, audio=penalties, on_loop=LoopAction.REPORT)
 
     @classmethod
     def named(cls, name: str, task: str = "transcribe") -> Sampling:
-        """A preset by its name: `planned`, `reference` or `greedy`; `task` as in `reference`."""
+        """A preset by its name: `planned`, `literal`, `reference` or `greedy`; `task` as in `reference`."""
         if name not in PRESETS:
             raise DecodeError(
                 f"sampling: expected {alternatives(PRESETS)}, or a Sampling, found {name!r}{hint(name, PRESETS)}"

@@ -25,6 +25,7 @@ from ..model import StepAudio2
 from ..text.chat_template import AudioSlot, Message, Prompt, build_base_prompt, build_prompt
 from ..text.tokenizer import Tokenizer
 from .faulty_mel import WrongMel
+from .faulty_sound import KINDS, parse, rotten
 
 Net = TypeVar("Net", bound=nn.Module)
 Apply = Callable[[StepAudio2], StepAudio2]
@@ -60,6 +61,17 @@ def mean_downmix(model: StepAudio2) -> StepAudio2:
         model,
         load=lambda source, *, downmix="first", **options: load(source, downmix="mean", **options),
     )
+
+
+def rotten_sound(name: str) -> Apply:
+    """Noise, reverberation or silence in whatever is read, named as `faulty_sound.parse` reads it."""
+    kind, dose = parse(name)
+
+    def apply(model: StepAudio2) -> StepAudio2:
+        load = model.pipeline.load
+        return _around(model, load=lambda source, **how: rotten(load(source, **how), kind, dose))
+
+    return apply
 
 
 def short_segments(seconds: float) -> Apply:
@@ -224,8 +236,8 @@ def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
     return mx.random.uniform(-scale, scale, like.shape, like.dtype, key=key)
 
 
-def fewer_bits(bits: int, group_size: int = 32) -> Apply:
-    """Weights of all linear layers in groups that share scale and offset, `bits` each.
+def fewer_bits(bits: int, group_size: int = 32, part: str = "") -> Apply:
+    """Weights of all linear layers whose path starts with `part`, in groups that share scale and offset, `bits` each.
 
     Embeddings and convolutions stay. Method: MLX's affine quantisation (`mlx.nn.quantize`).
     """
@@ -235,7 +247,7 @@ def fewer_bits(bits: int, group_size: int = 32) -> Apply:
         chosen = []
 
         def fits(path: str, module: nn.Module) -> bool:
-            ok = isinstance(module, nn.Linear) and module.weight.shape[-1] % group_size == 0
+            ok = path.startswith(part) and isinstance(module, nn.Linear) and module.weight.shape[-1] % group_size == 0
             chosen.extend([path] * ok)
             return ok
 
@@ -283,14 +295,32 @@ FAULTS: dict[str, Fault] = {
     "norm_pool": Fault("end of the encoder", "pool, then norm", "norm, then pool", norm_before_pool),
     "bits_8": Fault("weights of linear layers", "16 bits", "8 bits in groups of 32", fewer_bits(8)),
     "bits_4": Fault("weights of linear layers", "16 bits", "4 bits in groups of 32", fewer_bits(4)),
+    "bits_3": Fault("weights of linear layers", "16 bits", "3 bits in groups of 32", fewer_bits(3)),
+    "bits_2": Fault("weights of linear layers", "16 bits", "2 bits in groups of 32", fewer_bits(2)),
+    "decoder_2": Fault(
+        "weights of the decoder's linear layers", "16 bits", "2 bits in groups of 32", fewer_bits(2, part="model.")
+    ),
 }
-ALTERNATIVES = ({"bits_8", "bits_4"},)  # at most one of each set
+ALTERNATIVES = ({"bits_8", "bits_4", "bits_3", "bits_2", "decoder_2"},)  # at most one of each set
 LOST = "lost:"  # before a prefix of tensor names: a fault that `lost` makes
+SOUNDS = tuple(f"{kind}:" for kind in (*KINDS, "quiet"))  # before a dose: a fault that `rotten_sound` makes
 
 
 def unknown_faults(names: Sequence[str]) -> list[str]:
-    """Those of `names` that are neither in `FAULTS` nor "lost:" and a prefix of tensor names."""
-    return [name for name in names if name not in FAULTS and not name.startswith(LOST)]
+    """Those of `names` that are neither in `FAULTS` nor "lost:" and a prefix of tensor names nor a sound and a dose."""
+    return [name for name in names if name not in FAULTS and not name.startswith((LOST, *SOUNDS))]
+
+
+def _fault(name: str) -> Apply:
+    if name in FAULTS:
+        return FAULTS[name].apply
+    return lost(name.removeprefix(LOST)) if name.startswith(LOST) else rotten_sound(name)
+
+
+def _place(name: str) -> int:
+    """When a fault is applied: sounds first, then in the order of `FAULTS`, lost tensors with other lost ones."""
+    order = list(FAULTS)
+    return -1 if name.startswith(SOUNDS) else order.index(name if name in FAULTS else "partly_loaded")
 
 
 def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
@@ -321,7 +351,6 @@ def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
             f"faults {'+'.join(names)}: expected each once"
             + (f", and at most one of {', '.join(clashes[0])}" if clashes else "")
         )
-    order = list(FAULTS)
-    for name in sorted(names, key=lambda n: order.index(n if n in FAULTS else "partly_loaded")):
-        model = (FAULTS[name].apply if name in FAULTS else lost(name.removeprefix(LOST)))(model)
+    for name in sorted(names, key=_place):
+        model = _fault(name)(model)
     return model

@@ -72,14 +72,15 @@ class Setting:
     sampling: Sampling = field(default_factory=Sampling)
     cache: CachePolicy = field(default_factory=CachePolicy)
     max_tokens: int = MAX_TOKENS
-    on_loop: str = "report"
+    on_loop: str | None = None
     prompt: str = ASR_SYSTEM
     downmix: str = "first"
     vad: str = SpeechDetector.ENERGY
     resampler: str = Resampler.REFERENCE
 
     def __post_init__(self):
-        object.__setattr__(self, "on_loop", self.options.on_loop)  # checks all five, and makes names of choices
+        object.__setattr__(self, "on_loop", self.options.loop_action)  # checks all five, and says what is done
+        object.__setattr__(self, "sampling", replace(self.sampling, on_loop=self.on_loop))  # one meaning, one record
         if self.vad not in SpeechDetector.values():
             raise ConfigError(f"vad: expected {alternatives(SpeechDetector.values())}, found {self.vad!r}")
         checked_resampler(self.resampler)

@@ -7,27 +7,32 @@ takes every size-th trial and appends to a file of its own; the table joins them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..constants import SAMPLE_RATE, n_audio_embeddings, n_mel_frames
+from ..decoding.options import merge_options
 from ..errors import AudioError, ConfigError, DataError, DecodeError
 from ..evaluation.manifest import Clip
 from ..evaluation.repetition import loop_period_onset, seq_rep_4
 from ..evaluation.word_errors import count_char_errors, count_errors
 from ..model import StepAudio2
 from ..text.prompts import asr_turns
-from ..transcribe import Segment, Transcript
+from ..transcribe import Segment, Transcript, transcribe_recordings
 from .faults import FAULTS, LOST, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
 from .provenance import file_hash, json_hash, provenance
 from .store import Store, rank_file, read_store, store_files
 from .table import SHARED, Table
 
+TOGETHER = 64  # recordings that are transcribed in one call, and lost with it if the process is killed
 RunOne = Callable[[StepAudio2, Clip, Setting, int], dict]
 WithFault = Callable[[StepAudio2, str], StepAudio2]
 
@@ -46,8 +51,8 @@ def run_sweep(
     Parameters
     ----------
     grid : what to run. store : a .jsonl file, made if need be; other grids of the same model may share it.
-    run_one : (model, clip, setting, seed) -> columns of `store.COLUMNS` that it measured; by default
-        `transcribe_one`.
+    run_one : (model, clip, setting, seed) -> columns of `store.COLUMNS` that it measured; by default what
+        `transcribe_one` gives, many clips at a time.
     load : makes the model from the grid, called only if something is left to run; by default `StepAudio2.load`.
     with_fault : (model, name) -> the model with that fault, for the names in `grid.faults` other than "none"; by
         default `faults.faulty`, which also takes several joined by "+".
@@ -76,10 +81,11 @@ def run_sweep(
         hidden = True if not progress or group.rank() > 0 else None  # None: tqdm looks for a terminal
         bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="run", disable=hidden)
         with bar:
-            for run, trial in todo:
-                row = _run(trial, models, run_one or transcribe_one)
-                out.append({**row, "run": run, **_identity(trial), **shared})
-                bar.update()
+            for alike in _alike(todo, 1 if run_one else TOGETHER):
+                rows = _run(alike[0][1], models, run_one) if run_one else _run_together([t for _, t in alike], models)
+                for (run, trial), row in zip(alike, rows, strict=True):
+                    out.append({**row, "run": run, **_identity(trial), **shared})
+                    bar.update()
     _wait_for_all(group)
     return table_of(grid, store, shared)
 
@@ -147,13 +153,23 @@ def _check_faults(faults: Sequence[str]) -> None:
         )
 
 
+def _alike(todo: Sequence[tuple[str, Trial]], most: int) -> Iterator[list[tuple[str, Trial]]]:
+    """At most so many runs at a time that differ in their clip alone, in the order of the first of each kind."""
+    kinds: dict[tuple, list] = defaultdict(list)
+    for run, trial in todo:
+        kinds[trial.fault, trial.setting_name, trial.seed].append((run, trial))
+    for kind in kinds.values():
+        yield from (kind[i : i + most] for i in range(0, len(kind), most))
+
+
 class _Models:
-    """The model with the fault last asked for, loaded when the first trial needs it."""
+    """The model with the fault last asked for, loaded when the first trial needs it, and what it heard."""
 
     def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_fault: WithFault):
         self._grid, self._load, self._with_fault = grid, load, with_fault
         self._intact: StepAudio2 | None = None
         self._current: tuple[str, StepAudio2] | None = None
+        self.heard: Heard | None = None
 
     def of(self, fault: str) -> StepAudio2:
         if self._intact is None:
@@ -161,6 +177,7 @@ class _Models:
         if self._current is None or self._current[0] != fault:
             self._current = None  # lets go of the last one before the next is made
             self._current = fault, self._intact if fault == NO_FAULT else self._with_fault(self._intact, fault)
+            self.heard = Heard(self._current[1])
         return self._current[1]
 
 
@@ -168,14 +185,51 @@ def _load(grid: Grid) -> StepAudio2:
     return StepAudio2.load(grid.model, dtype=getattr(mx, grid.dtype) if grid.dtype else None)
 
 
-def _run(trial: Trial, models: _Models, run_one: RunOne) -> dict:
+def _run(trial: Trial, models: _Models, run_one: RunOne) -> list[dict]:
     model = models.of(trial.fault)
     began = time.perf_counter()
     try:
         row = run_one(model, trial.clip, trial.setting, trial.seed)
     except (AudioError, DecodeError) as error:  # of this recording or setting: the others can go on
         row = {"error": str(error)}
-    return {"wall_seconds": round(time.perf_counter() - began, 4)} | row
+    return [{"wall_seconds": round(time.perf_counter() - began, 4)} | row]
+
+
+def _run_together(trials: Sequence[Trial], models: _Models) -> list[dict]:
+    """Rows of trials that differ in their clip alone; where one cannot be used, each is run by itself."""
+    model, heard = models.of(trials[0].fault), cast(Heard, models.heard)
+    try:
+        return transcribe_together(model, heard, [t.clip for t in trials], trials[0].setting, trials[0].seed)
+    except (AudioError, DecodeError):
+        return [row for trial in trials for row in _run(trial, models, transcribe_one)]
+
+
+class Heard:
+    """What a model read and heard, kept so that the next setting need not hear it again.
+
+    Samples of every recording (64 kB a second) and audio embeddings of every segment stay in memory.
+    """
+
+    def __init__(self, model: StepAudio2):
+        self._model = model
+        self._samples: dict[tuple[str, str], np.ndarray] = {}
+        self._encoded: dict[bytes, mx.array] = {}
+
+    def samples(self, file: str | Path, downmix: str) -> np.ndarray:
+        """What `model.transcribe` would read, float32 (n,) at 16 kHz."""
+        key = str(file), downmix
+        if key not in self._samples:
+            self._samples[key] = self._model.pipeline.load(file, downmix=downmix, sample_rate=None)
+        return self._samples[key]
+
+    def encode(self, segments: list[np.ndarray]) -> list[mx.array]:
+        """Audio embeddings of segments, (n_i, D) each."""
+        keys = [blake2b(s.tobytes()).digest() for s in segments]
+        new = {key: s for key, s in zip(keys, segments, strict=True) if key not in self._encoded}
+        engine = self._model.engine
+        self._encoded.update(zip(new, engine.encode_audio(engine.log_mel(s) for s in new.values()), strict=True))
+        mx.eval([self._encoded[key] for key in new])
+        return [self._encoded[key] for key in keys]
 
 
 def _wait_for_all(group: mx.distributed.Group) -> None:
@@ -185,6 +239,25 @@ def _wait_for_all(group: mx.distributed.Group) -> None:
 
 
 # ---------------------------------------------------------------- what is measured in a run
+
+
+def transcribe_together(
+    model: StepAudio2, heard: Heard, clips: Sequence[Clip], setting: Setting, seed: int
+) -> list[dict]:
+    """The rows of several clips under one setting and seed, decoded in batches: the tokens are those of each alone."""
+    transcripts = transcribe_recordings(
+        model.engine,
+        [heard.samples(clip.file, setting.downmix) for clip in clips],
+        merge_options(setting.options, seed=seed),
+        setting.prompt,
+        progress=False,
+        vad=setting.vad,
+        encode=heard.encode,
+    )
+    return [
+        {"wall_seconds": round(t.wall_seconds, 4), **measured(t, clip.text), "kv_bytes": kv_bytes(model, t, setting)}
+        for t, clip in zip(transcripts, clips, strict=True)
+    ]
 
 
 def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -> dict:

@@ -17,10 +17,11 @@ import sweep_worker
 
 from stepaudio.cli.main import main
 from stepaudio.errors import AudioError, ConfigError, DataError, WeightsError
+from stepaudio.evaluation.manifest import Clip
 from stepaudio.experiments import provenance
 from stepaudio.experiments.grid import Setting
 from stepaudio.experiments.store import rank_file, read_store, read_table
-from stepaudio.experiments.sweep import run_sweep, table_of
+from stepaudio.experiments.sweep import run_sweep, table_of, transcribe_one
 from stepaudio.experiments.table import Table
 
 WORKER = Path(sweep_worker.__file__)
@@ -219,6 +220,30 @@ def test_rows_equal_the_model_called_directly(real_grid, real_table, tiny_model)
         assert row["stops"] == [found.segments[0].stop] and row["n_ids"] == len(row["ids"][0])
         assert row["mean_logprob"] == pytest.approx(found.segments[0].mean_logprob)
         assert row["words"] == 2 and row["audio_seconds"] == found.audio_seconds and row["wall_seconds"] > 0
+
+
+def test_clips_together_give_the_rows_of_each_alone(real_grid, real_table, tmp_path):
+    alone = run_sweep(real_grid, tmp_path / "s.jsonl", run_one=transcribe_one, progress=False)
+    for a, b in zip(timeless(real_table), timeless(alone), strict=True):
+        assert a.pop("mean_logprob") == pytest.approx(b.pop("mean_logprob"), abs=1e-5) and a == b
+
+
+def test_a_broken_recording_leaves_the_others_of_its_batch(real_grid, real_table, tmp_path):
+    (tmp_path / "0.wav").write_bytes(b"no sound")
+    shutil.copy(real_grid.clips[1].file, tmp_path / "1.wav")
+    clips = [Clip(tmp_path / f"{i}.wav", "the cat") for i in range(2)]
+    rows = run_sweep(replace(real_grid, clips=clips), tmp_path / "s.jsonl", progress=False).rows
+    assert all((row["error"] != "") == (row["clip"] == "0.wav") for row in rows)
+    known = {(r["setting"], r["seed"]): r["ids"] for r in real_table.rows if r["clip"] == "1.wav"}
+    assert {(r["setting"], r["seed"]): r["ids"] for r in rows if r["clip"] == "1.wav"} == known
+
+
+def test_a_recording_is_heard_once_for_all_settings(real_grid, tiny_model, tmp_path):
+    read = []
+    load = tiny_model.pipeline.load
+    counting = replace(tiny_model.pipeline, load=lambda *a, **k: read.append(a) or load(*a, **k))
+    run_sweep(real_grid, tmp_path / "s.jsonl", load=lambda g: tiny_model.altered(pipeline=counting), progress=False)
+    assert len(read) == 2
 
 
 def test_same_seed_same_tokens_and_other_seeds_differ(real_grid, real_table, tmp_path):
