@@ -211,6 +211,33 @@ def test_one_override_means_one_thing(tiny_model, wav):
     assert answers(a) == answers(b)
 
 
+VALUES = {
+    "temperature": 0.7, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 9, "repetition": 1.5, "frequency": 0.3,
+    "presence": 0.2, "no_repeat_ngram": 5, "window": 7, "include_prompt": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["planned", "literal", "reference", "greedy"])
+@pytest.mark.parametrize("name", VALUES)
+def test_one_value_keeps_the_same_others_wherever_it_is_given(preset, name):
+    """Command line, keyword, grid, preset: each changes this value of the preset and keeps the rest, loops included."""
+    from stepaudio.cli.main import parsed
+    from stepaudio.cli.options import decoding_from
+    from stepaudio.decoding.options import RULE_FIELDS, merge_options
+    from stepaudio.experiments.grid import Setting
+
+    assert set(VALUES) == set(RULE_FIELDS)
+    value, flag = VALUES[name], f"--{name.replace('_', '-')}"
+    words = [flag] if value is True else [flag, str(value)]
+    typed = decoding_from(parsed(["transcribe", "a.wav", "--sampling", preset, *words]))
+    called = merge_options(sampling=preset, **{name: value})
+    assert typed == called and typed.loop_action == called.loop_action
+    assert called.rules == stepaudio.Sampling.named(preset).override({name: value})
+    if name != "seed":  # the grid's own
+        grid = Setting.of({"sampling": {"base": preset, name: value}})
+        assert (grid.sampling, grid.on_loop) == (called.rules, called.loop_action)
+
+
 def test_two_equal_runs_compare_equal(tiny_model, wav):
     a, b = (tiny_model.transcribe(wav, **FEW) for _ in range(2))
     assert a == b and a.wall_seconds != b.wall_seconds and a != tiny_model.transcribe(wav, max_tokens=5)
@@ -222,7 +249,7 @@ def test_two_equal_runs_compare_equal(tiny_model, wav):
     ({"temprature": 1}, "unknown option 'temprature'; did you mean 'temperature'"),
     ({"samplerate": 8000}, "did you mean 'sample_rate'"),
     ({"language": "en"}, "unknown option 'language'"),
-    ({"sampling": "refernce"}, "planned, reference or greedy.*did you mean 'reference'"),
+    ({"sampling": "refernce"}, "planned, literal, reference or greedy.*did you mean 'reference'"),
     ({"cache": "sink"}, "did you mean 'sinks'"), ({"on_loop": "halt"}, "off, report, stop or escape"),
     ({"temperature": "hot"}, "temperature"), ({"temperature": None}, "temperature"), ({"top_p": 2}, "top_p"),
     ({"batch": "all"}, "batch"), ({"stop": "word"}, "list of non-empty strings"), ({"positions": "here"}, "reindexed"),

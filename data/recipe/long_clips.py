@@ -1,9 +1,9 @@
 """Make data/sweeps/long: 160 clips of 20 to 25 s for the stored sweeps, in voices that are in no training data.
 
-120 are continuous speech: prose (the opening of *Alice's Adventures in Wonderland*, public domain, which Debian's flite
-brings as an example), dictation and lists; 40 rightly repeat: digits and refrains. Three by three those of continuous speech follow one another in
-one voice, so that `join_clips.py --long` makes clips of more than a minute of them. The voices are four of Kokoro-82M
-and six variants of espeak-ng, by turns. Stored as Ogg Opus.
+120 are continuous speech: prose (the opening of *Alice's Adventures in Wonderland*, public domain, an example of
+Debian's flite), dictation and lists; 40 rightly repeat: digits and refrains. Three by three those of continuous speech
+follow one another in one voice, so that `join_clips.py --long` makes clips of more than a minute of them. The voices
+are four of Kokoro-82M and six variants of espeak-ng, by turns. Stored as Ogg Opus.
 
 Needs torch, soundfile, soxr, hibari-tts, the program espeak-ng and the archive of `kokoro_convert.py`. Clips that are
 there already are left as they are, so that a run that was cut off goes on.

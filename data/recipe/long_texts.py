@@ -70,11 +70,23 @@ And as he spoke of it, she saw that he had been there, and that it was the truth
 So the two of them went down to the end of the pier to see if it was still to be seen.
 """.strip().splitlines()
 
-THINGS = ["apples", "pears", "plums", "grapes", "lemons", "onions", "carrots", "beans", "peas", "potatoes", "bread", "butter", "cheese", "milk", "honey", "salt", "sugar", "pepper", "flour", "rice", "tea", "coffee", "soap", "candles", "matches", "paper", "ink", "thread", "needles", "buttons", "nails", "rope", "paint", "glue", "string", "cloth", "wool", "leather", "silk", "boots", "gloves", "hats", "coats", "shirts", "socks", "plates", "cups", "spoons", "forks", "knives", "bowls", "baskets"]
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+THINGS = _words("""
+apples pears plums grapes lemons onions carrots beans peas potatoes bread butter cheese milk honey salt sugar
+pepper flour rice tea coffee soap candles matches paper ink thread needles buttons nails rope paint glue string
+cloth wool leather silk boots gloves hats coats shirts socks plates cups spoons forks knives bowls baskets""")
 MEASURES = ("a bag of", "a box of", "a pound of", "half a pound of", "a jar of", "a basket of", "two boxes of")
-PEOPLE = ["Anna", "Ben", "Clara", "David", "Edward", "Emily", "Frank", "Grace", "Henry", "Helen", "Jane", "Kate", "Laura", "Lucy", "Mary", "Martin", "Nora", "Oliver", "Paul", "Peter", "Rachel", "Robert", "Rose", "Sarah", "Simon", "Sophie", "Thomas", "Walter", "William"]
-ROOMS = ["kitchen", "cellar", "attic", "garden", "garage", "hall", "bedroom", "bathroom", "office", "library", "stable", "barn", "shed", "chapel", "tower", "workshop", "nursery", "pantry", "laundry", "school"]
-ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+PEOPLE = _words("""
+Anna Ben Clara David Edward Emily Frank Grace Henry Helen Jane Kate Laura Lucy Mary Martin Nora Oliver
+Paul Peter Rachel Robert Rose Sarah Simon Sophie Thomas Walter William""")
+ROOMS = _words("""
+kitchen cellar attic garden garage hall bedroom bathroom office library stable barn shed chapel tower
+workshop nursery pantry laundry school""")
+ONES = _words("zero one two three four five six seven eight nine")
 LINES = """the river runs down to the sea; the wheels of the train go over the hill; the wind is in the willow tree;
 the snow is falling on the town; my love is far across the water; the birds have gone to the south again; the lamps are
 lit along the road; the ship is sailing out of the bay; the bells are ringing over the fields; the rain is falling on my

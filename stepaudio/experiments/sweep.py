@@ -212,14 +212,15 @@ class Heard:
 
     def __init__(self, model: StepAudio2):
         self._model = model
-        self._samples: dict[tuple[str, str], np.ndarray] = {}
+        self._samples: dict[tuple[str, str, str], np.ndarray] = {}
         self._encoded: dict[bytes, mx.array] = {}
 
-    def samples(self, file: str | Path, downmix: str) -> np.ndarray:
+    def samples(self, file: str | Path, setting: Setting) -> np.ndarray:
         """What `model.transcribe` would read, float32 (n,) at 16 kHz."""
-        key = str(file), downmix
+        key = str(file), setting.downmix, setting.resampler
         if key not in self._samples:
-            self._samples[key] = self._model.pipeline.load(file, downmix=downmix, sample_rate=None)
+            load = self._model.pipeline.load
+            self._samples[key] = load(file, downmix=setting.downmix, sample_rate=None, resampler=setting.resampler)
         return self._samples[key]
 
     def encode(self, segments: list[np.ndarray]) -> list[mx.array]:
@@ -247,7 +248,7 @@ def transcribe_together(
     """The rows of several clips under one setting and seed, decoded in batches: the tokens are those of each alone."""
     transcripts = transcribe_recordings(
         model.engine,
-        [heard.samples(clip.file, setting.downmix) for clip in clips],
+        [heard.samples(clip.file, setting) for clip in clips],
         merge_options(setting.options, seed=seed),
         setting.prompt,
         progress=False,

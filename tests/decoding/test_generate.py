@@ -277,7 +277,7 @@ def test_audio_range_reaches_the_sampler():
         {"max_tokens": 2.5},
         {"max_tokens": "9"},
         {"on_loop": "sometimes"},
-        {"on_loop": None},
+        {"on_loop": 3},
     ],
     ids=str,
 )

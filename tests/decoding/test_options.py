@@ -53,6 +53,18 @@ def test_every_single_value_reaches_its_record():
             assert changed == {name}
 
 
+@pytest.mark.parametrize("preset, action", [("planned", "escape"), ("literal", "report"), ("reference", "report"),
+                                            ("greedy", "report")])  # fmt: skip
+def test_what_is_done_about_a_loop_goes_with_the_sampling(preset, action):
+    for task in ("transcribe", "chat"):
+        assert merge_options(task=task, sampling=preset).loop_action == action
+        assert merge_options(DecodingOptions(), task, sampling=preset).loop_action == action
+        assert merge_options(task=task, sampling=preset, on_loop="stop").loop_action == "stop"
+        kept = merge_options(DecodingOptions(on_loop="off"), task, sampling=preset)
+        assert kept.loop_action == "off"
+    assert merge_options(sampling=preset, temperature=0.5, frequency=0.1).loop_action == action
+
+
 def test_single_values_go_on_top_of_records_and_words():
     start = DecodingOptions("greedy", CachePolicy("window", 50), max_tokens=9)
     made = merge_options(start, temperature=0.5, sinks=1, max_tokens=3)

@@ -369,13 +369,26 @@ def test_escape_takes_the_place_of_the_usual_penalties():
 
 def test_defaults_are_the_planned_ones():
     assert Sampling() == Sampling.planned() == Sampling.named("planned")
-    assert Sampling().text == Sampling().audio == PLANNED == Penalties(1.0, 1.2, 0.0, 3, None, False)
-    assert Sampling().temperature == 0
+    assert Sampling().text == Sampling().audio == PLANNED == Penalties(frequency=1.2, no_repeat_ngram=3, window=8)
+    assert Sampling().temperature == 0 and Sampling().on_loop == "escape"
+
+
+def test_the_literal_plan_forgets_nothing_and_only_reports():
+    literal = Sampling.named("literal")
+    assert literal.text == literal.audio == Penalties(frequency=1.2, no_repeat_ngram=3)
+    assert literal == Sampling.literal() and literal.on_loop == "report"
+
+
+def test_presets_take_single_values_as_an_override_does():
+    for name in ("planned", "literal", "greedy"):
+        made = getattr(Sampling, name)(temperature=0.5, frequency=0.3, seed=4)
+        assert made == Sampling.named(name).override({"temperature": 0.5, "frequency": 0.3, "seed": 4})
+        assert (made.text.frequency, made.audio.frequency, made.temperature, made.seed) == (0.3, 0.3, 0.5, 4)
 
 
 def test_reference_by_task():
     assert Sampling.reference() == Sampling.greedy() == Sampling.named("greedy") == Sampling.named("reference")
-    assert Sampling.greedy().text.off and Sampling.greedy().audio.off
+    assert Sampling.greedy().text.off and Sampling.greedy().audio.off and Sampling.greedy().on_loop == "report"
     chat = Sampling.named("reference", "chat")
     assert (chat.temperature, chat.top_k, chat.top_p) == (0.7, 50, 0.9)
     assert chat.text == chat.audio == Penalties(repetition=1.05, include_prompt=True)
@@ -383,7 +396,7 @@ def test_reference_by_task():
 
 def test_override():
     s = Sampling().override({"frequency": 0.5, "temperature": 0.9})
-    assert s.text == s.audio == Penalties(frequency=0.5, no_repeat_ngram=3) and s.temperature == 0.9
+    assert s.text == s.audio == Penalties(frequency=0.5, no_repeat_ngram=3, window=8) and s.temperature == 0.9
     with pytest.raises(DecodeError, match="beam_width"):
         Sampling().override({"beam_width": 3})
 

@@ -103,7 +103,7 @@ def test_none_is_the_model_itself(tiny_model):
 
 
 def test_all_faults_together_run_and_order_does_not_matter(tiny_model, stereo):
-    names = [n for n in FAULTS if n != "bits_4"]
+    names = [n for n in FAULTS if n not in ("bits_4", "bits_3", "bits_2", "decoder_2")]
     one, other = faulty(tiny_model, "+".join(names)), faulty(tiny_model, names[::-1])
     assert same(fingerprint(one, stereo), fingerprint(other, stereo))
     assert said(one, stereo) == said(other, stereo)
@@ -126,7 +126,7 @@ def test_pairs_keep_both_effects(tiny_model):
     [
         ("mel", "no fault is called 'mel'"),
         ("chunk+chunk", "each once"),
-        ("bits_4+bits_8", "at most one of bits_4, bits_8"),
+        ("bits_4+bits_8", "at most one of bits_2, bits_3, bits_4, bits_8, decoder_2"),
         (["none", "chunk"], "no fault is called 'none'"),
     ],
 )
@@ -292,6 +292,12 @@ def test_fewer_bits_hold_fewer_values(tiny_model):
         assert net.model.embed_tokens.weight is tiny_model.net.model.embed_tokens.weight
     assert 0 < 8 * errors[8] < errors[4]
     assert tiny_model.net.lm_head.weight.dtype == mx.float32
+
+
+def test_bits_of_the_decoder_leave_the_rest(tiny_model):
+    before, found = values(tiny_model), values(faulty(tiny_model, "decoder_2"))
+    changed = {name for name in before if name not in found or not np.array_equal(found[name], before[name])}
+    assert changed and all(name.startswith("model.layers.") for name in changed)
 
 
 def test_bits_on_a_model_too_narrow(tiny_model):
