@@ -32,7 +32,6 @@ RULES = (
     ("presence", number, "X", "subtract from the logit of a token that occurred at all; 0 is off"),
     ("no-repeat-ngram", whole, "N", "no N tokens in a row a second time; 0 is off"),
     ("window", whole, "N", "penalties and ban count the latest N tokens only"),
-    ("ngram-window", whole, "N", "a window of its own for --no-repeat-ngram"),
 )
 
 

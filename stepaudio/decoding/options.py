@@ -125,7 +125,6 @@ class DecodingKeywords(TypedDict, total=False):
     presence: float
     no_repeat_ngram: int
     window: int | None
-    ngram_window: int | None
     include_prompt: bool
     max_cache_len: int | None
     sinks: int

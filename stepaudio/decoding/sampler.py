@@ -111,12 +111,12 @@ class Sampler:
             p = self.sampling.escape if of else getattr(self.sampling, kind)
             if p.off:
                 continue
+            ids = history.recent(p.window)
             if p.repetition != 1 or p.frequency or p.presence:
-                counts = seen_counts(history.recent(p.window), logits.shape[1])
+                counts = seen_counts(ids, logits.shape[1])
                 logits = penalise(logits, counts, p.repetition, p.frequency, p.presence)
             if 0 < p.no_repeat_ngram <= history.bound + 1:
-                recent = history.recent(p.ngram_window or p.window)
-                logits = ban_repeated_ngrams(logits, recent, history.length, p.no_repeat_ngram)
+                logits = ban_repeated_ngrams(logits, ids, history.length, p.no_repeat_ngram)
         return logits
 
     def __call__(self, logits: mx.array) -> mx.array:

@@ -38,9 +38,7 @@ class Penalties:
     no_repeat_ngram : int >= 0
         A token that would complete an n-gram of this length seen before is banned; 0 is off.
     window : int >= 1, optional
-        Only this many of the latest tokens count; None for all.
-    ngram_window : int >= 1, optional
-        A window of its own for the ban; None for `window`.
+        Only this many of the latest tokens count, for the penalties and for the ban; None for all.
     include_prompt : bool
         Whether the prompt's tokens count as seen (HF: always; here by default not, since a prompt full of
         `<audio_patch>` says nothing about repetition).
@@ -56,7 +54,6 @@ class Penalties:
     presence: float = 0.0
     no_repeat_ngram: int = 0
     window: int | None = None
-    ngram_window: int | None = None
     include_prompt: bool = False
 
     def __post_init__(self):
@@ -69,9 +66,7 @@ class Penalties:
         fits = f"0 (off) or a length of at most {MAX_COUNT}"
         _need(is_count(self.no_repeat_ngram), "no_repeat_ngram", fits, self.no_repeat_ngram)
         fits = f"a whole number of at least 1 token and at most {MAX_COUNT}, or None"
-        for name in ("window", "ngram_window"):
-            value = getattr(self, name)
-            _need(value is None or is_count(value, 1), name, fits, value)
+        _need(self.window is None or is_count(self.window, 1), "penalty window", fits, self.window)
         _need(isinstance(self.include_prompt, bool), "include_prompt", "true or false", self.include_prompt)
 
     @property

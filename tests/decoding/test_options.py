@@ -47,7 +47,7 @@ def test_every_single_value_reaches_its_record():
             assert changed == {"sampling"} and made.sampling == Sampling(
                 text=replace(base.sampling.text, **{name: value}), audio=replace(base.sampling.audio, **{name: value})
             )
-        elif name in {f.name for f in fields(Sampling)}:
+        elif name in {f.name for f in fields(Sampling)} - {"on_loop"}:  # which the options have too, and first
             assert changed == {"sampling"} and made.sampling == replace(base.sampling, **{name: value})
         else:
             assert changed == {name}
