@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..evaluation.scores import Evaluation, Score
 
 PRESETS = ("reference", "planned")  # the first is shown clip by clip
-CAVEAT = "planned forbids repeats (frequency penalty 1.2, no 3-gram twice): that costs words where speech repeats."
+CAVEAT = """planned forbids repeats among the last 8 tokens (frequency penalty 1.2, no 3-gram twice):
+that costs words where speech repeats."""
 
 
 def add_demo_verb(verbs) -> None:
