@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import widgets
     from .audio import audio_attention, mel, mel_difference, waveform, waveform_and_mel
     from .filters import filterbank, filterbanks
-    from .runs import kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
+    from .runs import dose_response, kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
     from .speech import (
         flow_noise,
         interleaving,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "audio_attention": "audio",
     "change_map": "weights",
+    "dose_response": "runs",
     "filterbank": "filters",
     "filterbanks": "filters",
     "flow_noise": "speech",
@@ -55,6 +56,7 @@ _NAMES = {
 __all__ = [
     "audio_attention",
     "change_map",
+    "dose_response",
     "filterbank",
     "filterbanks",
     "flow_noise",

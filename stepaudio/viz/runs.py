@@ -280,3 +280,57 @@ def kv_bytes(curves: Mapping[str, Sequence[int]], title: str, *, ax: Any = None)
     ax.set_ylim(bottom=0)
     style.legend(ax)
     return ax
+
+
+def dose_response(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    title: str,
+    *,
+    xlabel: str = "speech above the noise (dB)",
+    ylabel: str = "word error rate (%)",
+    ax: Any = None,
+) -> Any:
+    """How a rate rises with a dose, one curve a kind, each point with its interval.
+
+    Parameters
+    ----------
+    curves : mapping of str to sequence of (dose, rate, low, high)
+        Kind -> its points; rates in shares (1 is 100 %).
+    title, xlabel, ylabel : str
+        Above, below and beside the figure.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+        Doses to the right from the largest number to the smallest, per cent upwards from zero.
+
+    Raises
+    ------
+    ConfigError
+        No curve, an empty one, more than four, or a rate outside its interval.
+    """
+    style.need(
+        1 <= len(curves) <= len(style.LINES) and all(len(c) for c in curves.values()),
+        f"dose_response: expected 1 to {len(style.LINES)} curves that are not empty, found {len(curves)}",
+    )
+    ax = style.axes(ax, 3.5)
+    for i, (name, points) in enumerate(curves.items()):
+        dose, rate, low, high = np.asarray(points, float).T
+        style.need(bool(np.all((low <= rate) & (rate <= high))), f"{name}: expected low <= rate <= high")
+        ax.errorbar(
+            dose + 0.25 * (i - (len(curves) - 1) / 2),  # beside one another, so that no bar hides another
+            100 * rate,
+            100 * np.array([rate - low, high - rate]),
+            fmt=style.MARKERS[i] + style.LINES[i],
+            color=style.SHADES[i],
+            markerfacecolor="white",
+            capsize=2,
+            label=name,
+        )
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.set_ylim(bottom=0)
+    ax.invert_xaxis()
+    style.legend(ax)
+    return ax

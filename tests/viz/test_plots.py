@@ -243,6 +243,27 @@ def test_wer_against_loops():
     assert ax.get_title() == TITLE and ax.get_ylim()[0] == 0 and is_grey(ax)
 
 
+def test_dose_response():
+    curves = {
+        "white": [(20, 0.04, 0.01, 0.08), (0, 0.3, 0.2, 0.4)],
+        "pink": [(20, 0.05, 0.02, 0.1), (0, 0.2, 0.1, 0.3)],
+    }
+    ax = viz.dose_response(curves, TITLE)
+    for container, (name, points) in zip(ax.containers, curves.items(), strict=True):
+        line, _, (bars,) = container
+        for i, (dose, rate, low, high) in enumerate(points):
+            assert line.get_ydata()[i] == pytest.approx(100 * rate)
+            assert line.get_xdata()[i] == pytest.approx(dose, abs=0.5)  # beside the other
+            assert bars.get_segments()[i][:, 1] == pytest.approx([100 * low, 100 * high])
+        assert container.get_label() == name
+    left, right = ax.get_xlim()
+    assert left > right and ax.get_ylim()[0] == 0 and legend(ax) == ["white", "pink"] and is_grey(ax)
+    with pytest.raises(ConfigError, match="low <= rate"):
+        viz.dose_response({"white": [(0, 0.1, 0.2, 0.3)]}, TITLE)
+    with pytest.raises(ConfigError, match="found 0"):
+        viz.dose_response({}, TITLE)
+
+
 def test_settings_at_one_point_share_a_mark_that_names_them_all():
     here, there = (0.0, 0.0, 0.0, 0.03, 0.01, 0.06), (0.1, 0.0, 0.2, 0.03, 0.01, 0.06)
     ax = viz.wer_against_loops({"a": here, "b": there, "c": here}, TITLE)
