@@ -5,6 +5,7 @@
 #   make test        lint, then all tests, the quick ones first, then the notebooks
 #   make notebooks   run every notebook and compare what it says with what is stored in it
 #   make fuzz        many hurt files for every reader: N=100000, goes on where it was stopped
+#   make soak        long runs with the memory watched: an hour or two on two cores, goes on where it was stopped
 #   make bench       speed against PyTorch, as ratios (installs PyTorch)
 #   make lab         JupyterLab on notebooks/
 #   make lint        ruff check, ruff format, types
@@ -34,7 +35,7 @@ STAMP := .venv/.stepaudio-$(BACKEND)
 install = umask 022 && $(PY) -m pip install --quiet --disable-pip-version-check --editable \
   ".$(if $(strip $(EXTRA) $(1)),[$(subst $(space),$(comma),$(strip $(EXTRA) $(1)))])"
 
-.PHONY: venv demo test notebooks lab lint fuzz bench package clean
+.PHONY: venv demo test notebooks lab lint fuzz soak bench package clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -63,6 +64,9 @@ lab: $(STAMP)-notebook
 N ?= 100000
 fuzz: $(STAMP)-test
 	@cd tests && PYTHONPATH=..:. ../$(PY) -m fuzz.run $(N)
+
+soak: $(STAMP)
+	@cd tests && PYTHONPATH=..:. ../$(PY) -m soak
 
 bench: $(STAMP)-parity
 	@$(PY) -m stepaudio bench

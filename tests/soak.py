@@ -155,8 +155,9 @@ def verdict(found: dict) -> str:
         return f"{found['before']:.0f} before it, {beyond:.0f} more beside the samples" + (
             "" if beyond <= BEYOND_SAMPLES else ": too much"
         )
-    more = growth(found)
-    return "flat" if more <= FLAT else f"grew by {more:.0f}: too much"
+    more, marks = growth(found), found["marks"]
+    well = "flat" if marks[-1][2] == marks[len(marks) // 2][2] else "grows with its cache"
+    return well if more <= FLAT else f"grew by {more:.0f}: too much"
 
 
 def table(results: dict[str, dict]) -> str:

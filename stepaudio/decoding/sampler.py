@@ -8,7 +8,7 @@ import numpy as np
 from .logits import ban_repeated_ngrams, penalise, seen_counts, warp
 from .sampling import Sampling
 
-HISTORY_BLOCK = 512  # ids by which a history grows
+HISTORY_BLOCK = 512  # ids of a new history; it doubles, since arrays of ever new sizes leave freed memory in pieces
 
 
 def _from_the_best(logits: mx.array) -> mx.array:
@@ -43,8 +43,7 @@ class History:
     def push(self, ids: mx.array, mine: mx.array) -> None:
         """Append ids (B,) where `mine` (B,) is true."""
         if self.bound + 1 >= self.ids.shape[1]:
-            more = mx.full((self.ids.shape[0], HISTORY_BLOCK), -1, dtype=mx.int32)
-            self.ids = mx.concatenate([self.ids, more], axis=1)
+            self.ids = mx.concatenate([self.ids, mx.full(self.ids.shape, -1, dtype=mx.int32)], axis=1)
         here = (mx.arange(self.ids.shape[1])[None, :] == self.length[:, None]) & mine[:, None]
         self.ids = mx.where(here, ids[:, None], self.ids)
         self.length = self.length + mine

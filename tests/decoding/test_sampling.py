@@ -243,6 +243,17 @@ def test_history_preloaded(n):
     assert np.array(history.length).tolist() == [n + 1, 2]
 
 
+def test_a_long_history_has_few_sizes():
+    """Temporary arrays are as long as it is; of ever new sizes, what is freed of one does not serve the next."""
+    history, widths, ids = History(1), set(), mx.array([1], dtype=mx.int32)
+    for _ in range(5000):
+        history.push(ids, mx.array([True]))
+        mx.eval(history.ids, history.length)
+        widths.add(history.ids.shape[1])
+    assert len(widths) <= 5 and history.length.item() == 5000 and (np.array(history.ids[0, :5000]) == 1).all()
+    assert (np.array(history.ids[0, 5000:]) == -1).all()
+
+
 def test_penalties_still_count_after_the_history_has_grown():
     # Equal logits and a frequency penalty: every id must come equally often, for ever.
     (ids,) = ids_of(Sampler(Sampling(text=Penalties(frequency=1.0)), [[]]), mx.zeros((1, 4)), 1200)
