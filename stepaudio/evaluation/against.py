@@ -199,7 +199,7 @@ def _numbered(names: Iterable[str]) -> list[str]:
 
 
 def _row(key: str, score: Score, measure: str) -> dict[str, Any]:
-    loops = int(score.heard_in_silence > 0) if measure == "hallucination_rate" else score.loops
+    loops = int(score.words_in_silence > 0) if measure == "hallucination_rate" else score.loops
     return {"clip": key, "loops": loops, **score.counts()._asdict()}
 
 

@@ -1,4 +1,4 @@
-"""Errors one by one: which word was said, what was heard in its place, and in which segment of the recording."""
+"""Errors one by one: a reference and a hypothesis aligned word by word, with the segment of each word."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ LONGEST_RUN = 12  # insertions or deletions in a row; of more, the first half is
 LONGEST_WORD = 30  # characters
 WIDTH = 96  # columns
 
-Span = tuple[float, float, str]  # start and end in seconds, what was heard in between
-Confusion = tuple[str | None, str | None, int]  # said, heard (None for nothing), how often
+Span = tuple[float, float, str]  # start and end in seconds, and its part of the hypothesis
+Confusion = tuple[str | None, str | None, int]  # reference, hypothesis (None for nothing), how often
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A word or character that was said, and what was heard in its place.
+    """A word or character of the reference, and what the hypothesis has in its place.
 
     Parameters
     ----------
-    kind : "equal", "substitution", "deletion" (said, not heard) or "insertion" (heard, not said).
-    said, heard : None where there is nothing.
-    start, end : seconds of the segment in which it was heard, None where the segments are not known. A deletion lies
-        somewhere between its neighbours.
+    kind : "equal", "substitution", "deletion" (in the reference alone) or "insertion" (in the hypothesis alone).
+    reference, hypothesis : None where there is nothing.
+    start, end : seconds of the segment that holds it, None where the segments are not known. A deletion lies somewhere
+        between its neighbours.
     """
 
     kind: str
-    said: str | None
-    heard: str | None
+    reference: str | None
+    hypothesis: str | None
     start: float | None = None
     end: float | None = None
 
 
 @dataclass(frozen=True)
 class Alignment(Sequence[Edit]):
-    """What was said and what was heard, side by side, with as few errors as possible. Printed, it shows the errors.
+    """Reference and hypothesis side by side, with as few errors as possible. Printed, it shows the errors.
 
     Where several alignments have as few, which words count as substituted is a choice of the aligner; how many errors
     there are is not.
@@ -79,17 +79,17 @@ class Alignment(Sequence[Edit]):
 
     @property
     def substitutions(self) -> int:
-        """Units heard as others."""
+        """Units of the reference that are others in the hypothesis."""
         return self.kinds[SUBSTITUTION]
 
     @property
     def deletions(self) -> int:
-        """Units said and not heard."""
+        """Units of the reference that the hypothesis lacks."""
         return self.kinds[DELETION]
 
     @property
     def insertions(self) -> int:
-        """Units heard and not said."""
+        """Units of the hypothesis that the reference lacks."""
         return self.kinds[INSERTION]
 
     @property
@@ -103,7 +103,7 @@ class Alignment(Sequence[Edit]):
         return len(self.edits) - self.insertions
 
     def confusions(self) -> list[Confusion]:
-        """(said, heard, how often) of all errors, the most frequent first."""
+        """(reference, hypothesis, how often) of all errors, the most frequent first."""
         return most_frequent([self])
 
     def to_list(self) -> list[dict]:
@@ -111,7 +111,7 @@ class Alignment(Sequence[Edit]):
         return [asdict(edit) for edit in self.edits]
 
     def text(self, width: int = WIDTH, near: int | None = NEAR) -> str:
-        """The lines that `print` shows: said, heard, and S, D or I below each error, with the times of the segment.
+        """The lines that `print` shows: reference, hypothesis, and S, D or I below each error, with its times.
 
         Parameters
         ----------
@@ -119,7 +119,7 @@ class Alignment(Sequence[Edit]):
         near : how many units around an error are shown; None shows all of them.
         """
         lines: list[str] = []
-        for span, cells in _rows(_cells(self.edits, near), max(width, 40) - 9):
+        for span, cells in _rows(_cells(self.edits, near), max(width, 40) - len(LABELS[0])):
             if span is not None:
                 lines.append(f"  {span[0]:.1f} to {span[1]:.1f} s")
             lines += _columns(cells)
@@ -133,10 +133,10 @@ class Alignment(Sequence[Edit]):
 
 
 def most_frequent(alignments: Iterable[Alignment]) -> list[Confusion]:
-    """(said, heard, how often) of the errors of all alignments, the most frequent first, None for nothing."""
-    found = Counter((e.said, e.heard) for alignment in alignments for e in alignment if e.kind != EQUAL)
+    """(reference, hypothesis, how often) of the errors of all alignments, most frequent first, None for nothing."""
+    found = Counter((e.reference, e.hypothesis) for alignment in alignments for e in alignment if e.kind != EQUAL)
     order = sorted(found.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
-    return [(said, heard, n) for (said, heard), n in order]
+    return [(*pair, n) for pair, n in order]
 
 
 def align(
@@ -148,12 +148,12 @@ def align(
     unit: str = "auto",
     segments: Sequence[Span] = (),
 ) -> Alignment:
-    """Align what was said with what was heard.
+    """Align a reference with a hypothesis.
 
     >>> print(align("one two three", "one too three four"))
-        said   one two three ****
-        heard  one too three four
-                   S         I
+        ref one two three ****
+        hyp one too three four
+                S         I
 
     Parameters
     ----------
@@ -171,18 +171,18 @@ def align(
         raise DataError(f"unit: expected {alternatives((WORDS, MIXED, 'auto'))}, found {shown(unit)}")
     mixed = is_unspaced(reference) if unit == "auto" else unit == MIXED
     by = normaliser(normalizer, reference, language)
-    said, heard = _units(reference, by, mixed), _units(hypothesis, by, mixed)
-    owners = _owners(heard, [_units(text, by, mixed) for _, _, text in segments])
+    right, found = _units(reference, by, mixed), _units(hypothesis, by, mixed)
+    owners = _owners(found, [_units(text, by, mixed) for _, _, text in segments])
     edits: list[Edit] = []
-    last, n_heard = 0, 0  # segment of what was heard last, and how much has been heard
-    for kind, i, j in _pairs(said, heard):
+    last, n_found = 0, 0  # segment of the hypothesis's last unit so far, and how many units it has had
+    for kind, i, j in _pairs(right, found):
         first = last
         if j is not None and owners:
             first = last = owners[j]
-        until = owners[n_heard] if j is None and n_heard < len(owners) else last if j is not None else len(segments) - 1
-        n_heard += j is not None
+        until = owners[n_found] if j is None and n_found < len(owners) else last if j is not None else len(segments) - 1
+        n_found += j is not None
         where = (segments[first][0], segments[until][1]) if segments else (None, None)
-        edits.append(Edit(kind, None if i is None else said[i], None if j is None else heard[j], *where))
+        edits.append(Edit(kind, None if i is None else right[i], None if j is None else found[j], *where))
     return Alignment(tuple(edits))
 
 
@@ -190,12 +190,12 @@ def _units(text: str, by: Normalise, mixed: bool) -> list[str]:
     return units(text, by) if mixed else by(text).split()
 
 
-def _pairs(said: list[str], heard: list[str]) -> list[tuple[str, int | None, int | None]]:
-    """(kind, index into said, index into heard) of a smallest number of edits, in order."""
-    if not said:
-        return [(INSERTION, None, j) for j in range(len(heard))]
+def _pairs(reference: list[str], hypothesis: list[str]) -> list[tuple[str, int | None, int | None]]:
+    """(kind, index into the reference, into the hypothesis) of a smallest number of edits, in order."""
+    if not reference:
+        return [(INSERTION, None, j) for j in range(len(hypothesis))]
     found: list[tuple[str, int | None, int | None]] = []
-    for chunk in jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]:
+    for chunk in jiwer.process_words(" ".join(reference), " ".join(hypothesis)).alignments[0]:
         kind = OF_JIWER[chunk.type]
         i, j = chunk.ref_start_idx, chunk.hyp_start_idx
         for k in range(max(chunk.ref_end_idx - i, chunk.hyp_end_idx - j)):
@@ -203,17 +203,17 @@ def _pairs(said: list[str], heard: list[str]) -> list[tuple[str, int | None, int
     return found
 
 
-def _owners(heard: list[str], parts: list[list[str]]) -> list[int]:
-    """Index of the segment of each unit heard.
+def _owners(hypothesis: list[str], parts: list[list[str]]) -> list[int]:
+    """Index of the segment of each unit of the hypothesis.
 
     A normaliser may join what lies in two segments ("twenty", "one dollars"), so the parts are aligned with the whole.
     """
     of_parts = [k for k, part in enumerate(parts) for _ in part]
     flat = [unit for part in parts for unit in part]
-    if flat == heard or not of_parts:
-        return of_parts if flat == heard else [0] * len(heard) if parts else []
-    owners, last = [0] * len(heard), 0
-    for _, i, j in _pairs(flat, heard):
+    if flat == hypothesis or not of_parts:
+        return of_parts if flat == hypothesis else [0] * len(hypothesis) if parts else []
+    owners, last = [0] * len(hypothesis), 0
+    for _, i, j in _pairs(flat, hypothesis):
         last = last if i is None else of_parts[i]
         if j is not None:
             owners[j] = last
@@ -222,7 +222,8 @@ def _owners(heard: list[str], parts: list[list[str]]) -> list[int]:
 
 # --- shown in columns -----------------------------------------------------------------------------------------------
 
-Cell = tuple[str, str, str, tuple[float, float] | None]  # said, heard, mark, span
+Cell = tuple[str, str, str, tuple[float, float] | None]  # reference, hypothesis, mark, span
+LABELS = ("    ref", "    hyp", "       ")
 FAR = ("…", "…")  # shown in the place of what is right and far from errors
 
 
@@ -246,7 +247,7 @@ def _cells(edits: Sequence[Edit], near: int | None) -> list[Cell]:
 
 
 def _cell(edit: Edit) -> Cell:
-    texts = [_printable(text) for text in (edit.said, edit.heard)]
+    texts = [_printable(text) for text in (edit.reference, edit.hypothesis)]
     wide = "*" * max(map(columns, texts))
     return texts[0] or wide, texts[1] or wide, MARKS[edit.kind], _span(edit)
 
@@ -275,7 +276,7 @@ def _rows(cells: list[Cell], width: int) -> list[tuple[tuple[float, float] | Non
 
 
 def _columns(cells: list[Cell]) -> list[str]:
-    texts = ["    said  ", "    heard ", "          "]
+    texts = list(LABELS)
     for cell in cells:
         size = max(columns(text) for text in cell[:3])
         texts = [f"{line} {text}{' ' * (size - columns(text))}" for line, text in zip(texts, cell[:3], strict=True)]
@@ -301,8 +302,8 @@ def _width(character: str) -> int:
 
 def _html(edit: Edit) -> str:
     if edit.kind == EQUAL:
-        return html.escape(edit.said or "")
+        return html.escape(edit.reference or "")
     when = "" if edit.start is None else f" title='{edit.start:.1f} to {edit.end:.1f} s'"
-    said = f"<del style='color:#b00020'{when}>{html.escape(edit.said)}</del>" if edit.said else ""
-    heard = f"<ins style='color:#00695c'{when}>{html.escape(edit.heard)}</ins>" if edit.heard else ""
-    return f"{said}&nbsp;{heard}" if said and heard else said or heard
+    lost = f"<del style='color:#b00020'{when}>{html.escape(edit.reference)}</del>" if edit.reference else ""
+    found = f"<ins style='color:#00695c'{when}>{html.escape(edit.hypothesis)}</ins>" if edit.hypothesis else ""
+    return f"{lost}&nbsp;{found}" if lost and found else lost or found

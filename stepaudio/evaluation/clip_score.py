@@ -86,7 +86,7 @@ class Score:
         return MIXED if is_unspaced(self.clip.text) else WORDS
 
     @property
-    def heard_in_silence(self) -> int:
+    def words_in_silence(self) -> int:
         """Words (characters of scripts without blanks) that were written although nobody speaks; 0 of other clips."""
         return 0 if self.clip.has_speech else self.mixed_counts[1]
 
@@ -101,7 +101,7 @@ class Score:
         return one_line(self.name or self.clip.file.name)
 
     def alignment(self, unit: str = "auto") -> Alignment:
-        """What was said and heard, error by error, with the segments' times; `unit` as in `alignment.align`."""
+        """Reference and hypothesis, error by error, with the segments' times; `unit` as in `alignment.align`."""
         segments = () if self.transcript is None else self.transcript.segments
         spans = [(s.start, s.end, s.text or "") for s in segments]
         options = {"normalizer": self.normalizer, "language": self.clip.language}

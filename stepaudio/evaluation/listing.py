@@ -1,4 +1,4 @@
-"""Clips one by one, the worst first: what was said, what was heard, and where."""
+"""Clips one by one, the worst first: reference and hypothesis aligned, with times."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Evaluation(Sequence[Score]):
         return worst_first(self.scores)
 
     def listing(self) -> str:
-        """The clips with errors, the worst first, each aligned: what was said, what was heard, and where."""
+        """The clips with errors, the worst first, reference and hypothesis aligned, with times."""
         return listing(self.scores)
 
     def against(self, other: Evaluation | str | Path) -> Against:

@@ -42,7 +42,7 @@ def totals(scores: Iterable[Score], known_words: set[str] | None = None) -> dict
       elsewhere, of the clips in which somebody speaks; a rate of nothing is None. `loop_free_wer` or `loop_free_mixed`
       is that of the clips without a loop (`clips_loop_free` of them). `words`, `errors`, `chars`,
       `char_errors`, `mixed_units` and `mixed_errors` are what they are made of, `substitutions`, `deletions` and
-      `insertions` the errors of `measure` by kind, `confusions` (said, heard, how often) and `worst` the most
+      `insertions` the errors of `measure` by kind, `confusions` (reference, hypothesis, how often) and `worst` the most
       frequent and the clips with most errors.
     - `clips`, `failed`, `loops` (clips with one), `audio_seconds`, `rtf` (seconds of work per second of audio).
     - `clips_without_speech`, `hallucinated` (of these, with words), `hallucination_rate` and `words_per_minute`.
@@ -119,13 +119,13 @@ def _translated(speech: list[Score]) -> dict:
 
 
 def _silence(silent: list[Score]) -> dict:
-    heard = [s.heard_in_silence for s in silent]
+    words = [s.words_in_silence for s in silent]
     minutes = sum(s.transcript.audio_seconds for s in silent if s.transcript is not None) / 60
     return {
         "clips_without_speech": len(silent),
-        "hallucinated": sum(n > 0 for n in heard),
-        "hallucination_rate": _share(sum(n > 0 for n in heard), len(heard)),
-        "words_per_minute": _share(sum(heard), minutes),
+        "hallucinated": sum(n > 0 for n in words),
+        "hallucination_rate": _share(sum(n > 0 for n in words), len(words)),
+        "words_per_minute": _share(sum(words), minutes),
     }
 
 
@@ -134,7 +134,7 @@ def _intervals(good: list[Score], speech: list[Score], silent: list[Score], meas
     if measure != BLEU:
         found |= _error_intervals(rows_of(speech), measure)
     if silent:
-        found["hallucination_rate"] = _share_of(silent, lambda s: s.heard_in_silence > 0)
+        found["hallucination_rate"] = _share_of(silent, lambda s: s.words_in_silence > 0)
     return found
 
 
@@ -259,7 +259,7 @@ def _details(line: dict) -> list[str]:
     if line["measure"] == BLEU or not sum(line[f"{kind}s"] for kind in KINDS):
         return []
     kinds = [f"{line[f'{kind}s']} {kind}s" for kind in KINDS]
-    confused = [f"{said or '(nothing)'} → {heard or '(nothing)'} {n}" for said, heard, n in line["confusions"]]
+    confused = [f"{a or '(nothing)'} → {b or '(nothing)'} {n}" for a, b, n in line["confusions"]]
     worst = [f"{w['file']} {w['errors']} of {w['units']}{' (loops)' * bool(w['loops'])}" for w in line["worst"]]
     return ["", _listed("kinds", kinds), _listed("confused", confused), _listed("worst", worst)]
 
@@ -289,4 +289,4 @@ def sentence(line: dict) -> str:
 def worst_first(scores: Sequence[Score]) -> list[Score]:
     """The clips that could be scored, those with most errors first; with as many, in the order of the table."""
     good = [s for s in scores if s.transcript is not None]
-    return sorted(good, key=lambda s: -(s.alignment().errors if s.clip.has_speech else s.heard_in_silence))
+    return sorted(good, key=lambda s: -(s.alignment().errors if s.clip.has_speech else s.words_in_silence))

@@ -142,7 +142,7 @@ def _rate(
             f"{len(hypotheses)} hypotheses"
         )
     pairs = zip(references, hypotheses, strict=True)
-    return error_rate(count(said, heard, normaliser(normalizer, said, language)) for said, heard in pairs)
+    return error_rate(count(right, found, normaliser(normalizer, right, language)) for right, found in pairs)
 
 
 def error_rate(pairs: Iterable[tuple[int, int]]) -> float:

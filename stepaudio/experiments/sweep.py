@@ -163,13 +163,13 @@ def _alike(todo: Sequence[tuple[str, Trial]], most: int) -> Iterator[list[tuple[
 
 
 class _Models:
-    """The model with the fault last asked for, loaded when the first trial needs it, and what it heard."""
+    """The model with the fault last asked for, loaded when the first trial needs it, and inputs that settings share."""
 
     def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_fault: WithFault):
         self._grid, self._load, self._with_fault = grid, load, with_fault
         self._intact: StepAudio2 | None = None
         self._current: tuple[str, StepAudio2] | None = None
-        self.heard: Heard | None = None
+        self.inputs: SharedInputs | None = None
 
     def of(self, fault: str) -> StepAudio2:
         if self._intact is None:
@@ -177,7 +177,7 @@ class _Models:
         if self._current is None or self._current[0] != fault:
             self._current = None  # lets go of the last one before the next is made
             self._current = fault, self._intact if fault == NO_FAULT else self._with_fault(self._intact, fault)
-            self.heard = Heard(self._current[1])
+            self.inputs = SharedInputs(self._current[1])
         return self._current[1]
 
 
@@ -197,15 +197,15 @@ def _run(trial: Trial, models: _Models, run_one: RunOne) -> list[dict]:
 
 def _run_together(trials: Sequence[Trial], models: _Models) -> list[dict]:
     """Rows of trials that differ in their clip alone; where one cannot be used, each is run by itself."""
-    model, heard = models.of(trials[0].fault), cast(Heard, models.heard)
+    model, inputs = models.of(trials[0].fault), cast(SharedInputs, models.inputs)
     try:
-        return transcribe_together(model, heard, [t.clip for t in trials], trials[0].setting, trials[0].seed)
+        return transcribe_together(model, inputs, [t.clip for t in trials], trials[0].setting, trials[0].seed)
     except (AudioError, DecodeError):
         return [row for trial in trials for row in _run(trial, models, transcribe_one)]
 
 
-class Heard:
-    """What a model read and heard, kept so that the next setting need not hear it again.
+class SharedInputs:
+    """Samples and audio embeddings, kept so that the next setting neither reads nor encodes them again.
 
     Samples of every recording (64 kB a second) and audio embeddings of every segment stay in memory.
     """
@@ -243,17 +243,17 @@ def _wait_for_all(group: mx.distributed.Group) -> None:
 
 
 def transcribe_together(
-    model: StepAudio2, heard: Heard, clips: Sequence[Clip], setting: Setting, seed: int
+    model: StepAudio2, inputs: SharedInputs, clips: Sequence[Clip], setting: Setting, seed: int
 ) -> list[dict]:
     """The rows of several clips under one setting and seed, decoded in batches: the tokens are those of each alone."""
     transcripts = transcribe_recordings(
         model.engine,
-        [heard.samples(clip.file, setting) for clip in clips],
+        [inputs.samples(clip.file, setting) for clip in clips],
         merge_options(setting.options, seed=seed),
         setting.prompt,
         progress=False,
         vad=setting.vad,
-        encode=heard.encode,
+        encode=inputs.encode,
     )
     return [
         {"wall_seconds": round(t.wall_seconds, 4), **measured(t, clip.text), "kv_bytes": kv_bytes(model, t, setting)}

@@ -173,16 +173,16 @@ def _nested(data: dict[str, Any], own: Mapping[str, set[str]]) -> dict[str, Any]
 
     The two share no name. A file without any key of the encoder is some other model's and stays as it is.
     """
-    heard = own["audio_encoder_config"] & data.keys()
-    if "text_config" in data or "hidden_size" not in data or not (heard or "audio_encoder_config" in data):
+    of_encoder = own["audio_encoder_config"] & data.keys()
+    if "text_config" in data or "hidden_size" not in data or not (of_encoder or "audio_encoder_config" in data):
         return data
-    said = data.keys() & {*own["text_config"], *DECODER, *AGREEING} - {"model_type"}
-    encoder = data.get("audio_encoder_config", {key: data[key] for key in heard})
-    taken = said if "audio_encoder_config" in data else said | heard
+    of_decoder = data.keys() & {*own["text_config"], *DECODER, *AGREEING} - {"model_type"}
+    encoder = data.get("audio_encoder_config", {key: data[key] for key in of_encoder})
+    taken = of_decoder if "audio_encoder_config" in data else of_decoder | of_encoder
     rest = {key: told for key, told in data.items() if key not in taken}
     if rest.get("model_type") == "qwen2":
         rest["model_type"] = MODEL
-    return rest | {"text_config": {key: data[key] for key in said}, "audio_encoder_config": encoder}
+    return rest | {"text_config": {key: data[key] for key in of_decoder}, "audio_encoder_config": encoder}
 
 
 def _of_this_model(data: dict[str, Any], path: str) -> dict[str, Any]:

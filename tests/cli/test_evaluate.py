@@ -70,15 +70,16 @@ def test_listing(run, tmp_path):
     status, out, _ = run("evaluate", path, "--show", "errors")
     assert status == 0 and out[0] == "a.wav  1 of 3 words wrong (1 S, 0 D, 0 I)"
     assert [line.split() for line in out[2:5]] == [
-        ["said", "one", "two", "three"],
-        ["heard", "one", "too", "three"],
+        ["ref", "one", "two", "three"],
+        ["hyp", "one", "too", "three"],
         ["S"],
     ]
     assert not any(line.startswith("b.wav") for line in out)
     assert run("evaluate", path, "--listing")[1][:-1] == out[:-1]
     assert any(line.startswith("b.wav") for line in run("evaluate", path, "--show", "all")[1])
     clip = json.loads(run("evaluate", path, "--show", "errors", "--json")[1][0])
-    assert clip["alignment"][1] == {"kind": "substitution", "said": "two", "heard": "too", "start": 0.0, "end": 10.0}
+    edit = {"kind": "substitution", "reference": "two", "hypothesis": "too", "start": 0.0, "end": 10.0}
+    assert clip["alignment"][1] == edit
 
 
 def test_results_are_scored_again(run, tmp_path):

@@ -18,7 +18,7 @@ def test_doctests():
 
 def test_edits_by_hand():
     found = align("the cat sat on a soft mat", "The cat, sat in soft mat now!")
-    assert [(e.kind[:3], e.said, e.heard) for e in found] == [
+    assert [(e.kind[:3], e.reference, e.hypothesis) for e in found] == [
         ("equ", "the", "the"), ("equ", "cat", "cat"), ("equ", "sat", "sat"), ("sub", "on", "in"), ("del", "a", None),
         ("equ", "soft", "soft"), ("equ", "mat", "mat"), ("ins", None, "now"),
     ]  # fmt: skip
@@ -28,7 +28,11 @@ def test_edits_by_hand():
 
 def test_chinese_by_character_and_english_beside_it_by_word():
     found = align("今天天气很好 Python", "今天天汽好python吗")
-    assert [(e.said, e.heard) for e in found if e.kind != "equal"] == [("气", "汽"), ("很", None), (None, "吗")]
+    assert [(e.reference, e.hypothesis) for e in found if e.kind != "equal"] == [
+        ("气", "汽"),
+        ("很", None),
+        (None, "吗"),
+    ]
     assert found.units == 7 and align("今天", "今 天", unit="wer").errors == 2
     assert align("cat", "猫猫", unit="mixed").errors == 2 and align("cat", "猫猫").errors == 1
 
@@ -41,10 +45,10 @@ def test_counts_are_jiwers():
         assert (found.substitutions, found.deletions, found.insertions) == (
             wanted.substitutions, wanted.deletions, wanted.insertions
         )  # fmt: skip
-        assert [e.said for e in found if e.said] == said.split() and [
-            e.heard for e in found if e.heard
+        assert [e.reference for e in found if e.reference] == said.split() and [
+            e.hypothesis for e in found if e.hypothesis
         ] == heard.split()
-        assert all((e.said == e.heard) == (e.kind == "equal") for e in found)
+        assert all((e.reference == e.hypothesis) == (e.kind == "equal") for e in found)
 
 
 @pytest.mark.parametrize(("said", "heard", "kinds"), [
@@ -58,7 +62,7 @@ def test_nothing_on_one_side(said, heard, kinds):
 def test_times_are_those_of_the_segments():
     parts = [(0.0, 2.0, "one two"), (2.0, 2.5, ""), (2.5, 4.0, "four six")]
     found = align("one two three four five", "one two four six", segments=parts)
-    assert [(e.said, e.start, e.end) for e in found] == [
+    assert [(e.reference, e.start, e.end) for e in found] == [
         ("one", 0, 2), ("two", 0, 2), ("three", 0, 4), ("four", 2.5, 4), ("five", 2.5, 4),
     ]  # fmt: skip
     assert [(e.start, e.end) for e in align("a", "", segments=[(0, 1, ""), (1, 3, "")])] == [(0, 3)]
@@ -68,8 +72,8 @@ def test_a_normaliser_that_joins_segments_keeps_times():
     pytest.importorskip("whisper_normalizer")
     parts = [(0.0, 2.0, "it cost twenty"), (2.0, 4.0, "one dollars she says")]
     found = align("It cost $21, he said.", "it cost twenty one dollars she says", normalizer="whisper", segments=parts)
-    assert [(e.said, e.heard, e.start) for e in found][:2] == [("it", "it", 0), ("cost", "cost", 0)]
-    assert [(e.heard, e.start, e.end) for e in found][3:] == [("she", 2, 4), ("says", 2, 4)]
+    assert [(e.reference, e.hypothesis, e.start) for e in found][:2] == [("it", "it", 0), ("cost", "cost", 0)]
+    assert [(e.hypothesis, e.start, e.end) for e in found][3:] == [("she", 2, 4), ("says", 2, 4)]
 
 
 def test_most_frequent_errors():
@@ -83,7 +87,7 @@ def test_what_is_printed_lines_up():
     lines = str(align(" ".join(words), " ".join(heard), segments=[(0, 9.5, " ".join(heard))])).splitlines()
     assert lines[0] == "  0.0 to 9.5 s" and all(columns(line) <= 96 for line in lines)
     said, heard, marks = lines[1:4]
-    assert said.startswith("    said   … w6 ") and "猫猫" in heard and "w20" not in said
+    assert said.startswith("    ref … w6 ") and "猫猫" in heard and "w20" not in said
     place = marks.index("S")
     assert columns(said[: said.index("w10 ")]) == place == columns(heard[: heard.index("猫")])
     assert "w30" in align(" ".join(words), "w0 x " + " ".join(words[2:])).text(near=None)

@@ -7,7 +7,7 @@ own and of one for each of its digits. What is exported is the sum.
 Beside the next token, the hidden state tells the phoneme and the text token that the next code is a part of, through
 two heads that are thrown away: where in the text the voice is, and how that is spoken, is then learnt sooner.
 
-What is heard is of fewer kinds than the model that it begins with knew. So where an example transcribes, the
+The clips to transcribe are of fewer kinds than the first model knew. So where an example transcribes, the
 distribution of the next token is pulled to that model's (Li and Hoiem 2016).
 
 B examples, L positions, V tokens, D channels.
@@ -102,15 +102,17 @@ class Loss:
     ----------
     net : StepAudioNet
         Its decoder takes the weights.
-    heard : (rows, D) audio embeddings.
+    embeddings : (rows, D), of audio.
     tokenizer : Tokenizer
     dtype : of products.
     start : StepAudioNet
         The model at the beginning, as it stays; it is copied.
     """
 
-    def __init__(self, net: StepAudioNet, heard: mx.array, tokenizer: Tokenizer, dtype: mx.Dtype, start: StepAudioNet):
-        self.net, self.heard, self.dtype = net, heard.astype(dtype), dtype
+    def __init__(
+        self, net: StepAudioNet, embeddings: mx.array, tokenizer: Tokenizer, dtype: mx.Dtype, start: StepAudioNet
+    ):
+        self.net, self.embeddings, self.dtype = net, embeddings.astype(dtype), dtype
         self.start = StepAudioNet(start.config)
         kept = {name: cast(Any, start[name]).parameters() for name in TRAINED}
         self.start.update(cast(dict, tree_map(lambda p: p.astype(dtype), kept)))
@@ -122,7 +124,7 @@ class Loss:
         table = net.model.embed_tokens.weight
         x = one_hot(batch["inputs"], table.shape[0], self.dtype) @ table
         place = batch["place"][..., None]
-        x = mx.where(place >= 0, self.heard[mx.maximum(batch["place"], 0)], x)
+        x = mx.where(place >= 0, self.embeddings[mx.maximum(batch["place"], 0)], x)
         return net.model(x, NoCache(net.model.rope))
 
     def distance(self, log_p: mx.array, batch: Batch) -> mx.array:

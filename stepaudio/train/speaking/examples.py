@@ -28,7 +28,7 @@ TEXT_WEIGHTS = {READ: 0.3, REPEAT: 3.0, TRANSCRIBE: 2.0}  # of a text token in t
 WRONG_CODES, WRONG_DIGITS, WRONG_TEXT = 0.02, 0.08, 0.1  # shares of input tokens replaced; labels stay as they are
 N_DIGITS, LEVELS = 8, 3  # a code is a number of eight digits, each of which is a level of the quantiser
 
-Heard = tuple[int, int]  # first row and number of a clip's audio embeddings
+Rows = tuple[int, int]  # first row and number of a clip's audio embeddings
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,15 @@ def reading(prompts: tuple[np.ndarray, ...], answer: np.ndarray, sounds: np.ndar
 
 
 def listening(
-    heard: Sequence[Heard], spoken: bool, answer: np.ndarray, tokenizer: Tokenizer, sounds: np.ndarray | None = None
+    rows: Sequence[Rows], spoken: bool, answer: np.ndarray, tokenizer: Tokenizer, sounds: np.ndarray | None = None
 ) -> Example:
-    """An example of saying again (`spoken`) or transcribing; `heard` are ways in which the same words sounded."""
+    """An example of saying again (`spoken`) or transcribing; `rows` are ways in which the same words sounded."""
     human = Message("human", [{"type": "audio"}])
     turns = [Message("system", DEFAULT_SYSTEM), human, open_answer(True)] if spoken else asr_turns()
     empty = build_prompt(turns, tokenizer, [[1]])
     start, tokens = empty.slots[0].start, list(empty.tokens)
     prompts, slots = [], []
-    for first, n in heard:
+    for first, n in rows:
         prompts.append(np.array([*tokens[:start], *[tokenizer.audio_patch] * n, *tokens[start + 1 :]], np.int16))
         slots.append((start, first, n))
     return Example(REPEAT if spoken else TRANSCRIBE, tuple(prompts), tuple(slots), answer, sounds)

@@ -17,7 +17,7 @@ from ..batches import augmentation, breaths
 from ..corpus import Corpus
 from ..token2wav.features import resident
 from ..token2wav.speech_tokenizer import codes_of
-from .examples import Heard
+from .examples import Rows
 
 CODE_SAMPLES = exact_div(SAMPLE_RATE, CODES_PER_SECOND)
 AROUND = 0.5  # seconds of silence, at most, before and behind an augmented clip
@@ -46,16 +46,16 @@ def clip_codes(corpus: Corpus, net: S3Tokenizer) -> list[np.ndarray]:
     return found
 
 
-def clip_embeddings(corpus: Corpus, net: StepAudioNet, variants: int, seed: int) -> tuple[mx.array, list[list[Heard]]]:
+def clip_embeddings(corpus: Corpus, net: StepAudioNet, variants: int, seed: int) -> tuple[mx.array, list[list[Rows]]]:
     """Audio embeddings of each clip as it is, and of `variants` - 1 augmented versions of it.
 
     Returns
     -------
     store : (rows, D) float16.
-    heard : for each clip, in the order of all shards, where each version's embeddings lie in the store.
+    versions : for each clip, in the order of all shards, where each version's embeddings lie in the store.
     """
     blocks: list[mx.array] = []
-    heard: list[list[Heard]] = [[] for shard in corpus.shards for _ in shard]
+    versions: list[list[Rows]] = [[] for shard in corpus.shards for _ in shard]
     rows = clips = 0
     for k, shard in enumerate(corpus.shards):
         pcm = resident(corpus.samples(k))
@@ -70,12 +70,12 @@ def clip_embeddings(corpus: Corpus, net: StepAudioNet, variants: int, seed: int)
                 blocks.append(flat[mx.array(index.astype(np.int32))].astype(mx.float16))
                 mx.eval(blocks[-1])
                 for i, n in zip(some, sizes, strict=True):
-                    heard[clips + int(i)].append((rows, n))
+                    versions[clips + int(i)].append((rows, n))
                     rows += n
         clips += len(shard)
     store = mx.concatenate(blocks)
     mx.eval(store)
-    return store, heard
+    return store, versions
 
 
 def _encoded(
