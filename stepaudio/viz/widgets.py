@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from ..audio.segment import is_silent
 from ..checkpoints.layout import component_of, mlx_shape
-from ..choices import CacheKind
+from ..choices import CacheKind, LoopAction
 from ..constants import SAMPLE_RATE
 from ..decoding.loop_detector import find_loop
 from ..decoding.sampling import Penalties, Sampling
@@ -45,6 +45,7 @@ COLUMN = "19em"  # wide enough that no number is cut off
 PRESETS = {
     "reference": Sampling.reference(),
     "planned": Sampling.planned(),
+    "literal": Sampling.literal(),
     "frequency penalty": Sampling.greedy().override({"frequency": 1.2}),
     "published chat": Sampling.reference("chat"),
 }
@@ -180,20 +181,24 @@ class _Options:
         self.repetition = slider("repetition", 1, 2, 0.05, 1)
         self.frequency, self.presence = slider("frequency", 0, 2, 0.1), slider("presence", 0, 2, 0.1)
         self.ngram = w.IntSlider(0, min=0, max=6, description="n-gram ban", continuous_update=False)
+        self.window = w.IntSlider(0, min=0, max=128, description="window (0: all)", continuous_update=False)
+        self.loops = w.Dropdown(
+            options=list(LoopAction.values()), value=LoopAction.REPORT.value, description="on a loop"
+        )
         self.prompt = w.Checkbox(False, description="penalties count the prompt", indent=False)
         self.kind = w.Dropdown(options=list(CacheKind.values()), description="cache")
         self.limit = w.SelectionSlider(options=LIMITS, value=512, description="limit", continuous_update=False)
-        for control in (self.preset, self.seed, self.kind, self.limit, self.top_k, self.ngram):
+        for control in (self.preset, self.seed, self.kind, self.limit, self.top_k, self.ngram, self.window, self.loops):
             control.layout.width = COLUMN
         self._drawn = (self.top_k, self.top_p, self.seed)
         self._penalties = (self.repetition, self.frequency, self.presence, self.ngram)
-        self._rules = (self.temperature, *self._drawn, *self._penalties, self.prompt)
+        self._rules = (self.temperature, *self._drawn, *self._penalties, self.window, self.prompt, self.loops)
         self.controls = (*self._rules, self.kind, self.limit)
         self.box = w.HBox(
             [
                 w.VBox([self.preset, self.temperature, *self._drawn]),
-                w.VBox([*self._penalties, self.prompt]),
-                w.VBox([self.kind, self.limit]),
+                w.VBox([*self._penalties, self.window, self.prompt]),
+                w.VBox([self.loops, self.kind, self.limit]),
             ],
             layout=w.Layout(flex_flow="row wrap"),
         )
@@ -209,6 +214,7 @@ class _Options:
         rules, values = chosen.text, {self.temperature: chosen.temperature, self.top_k: chosen.top_k}
         values |= {self.top_p: chosen.top_p, self.repetition: rules.repetition, self.frequency: rules.frequency}
         values |= {self.presence: rules.presence, self.ngram: rules.no_repeat_ngram, self.prompt: rules.include_prompt}
+        values |= {self.window: rules.window or 0, self.loops: str(chosen.on_loop)}
         with self._panel.muted():
             for control, value in values.items():
                 control.value = value
@@ -220,7 +226,7 @@ class _Options:
             return
         for control in self._drawn:
             control.disabled = self.temperature.value == 0
-        self.prompt.disabled = self._penalties_off()
+        self.prompt.disabled = self.window.disabled = self._penalties_off()
         self.limit.disabled = self.kind.value == CacheKind.FULL
         same = [name for name, rules in PRESETS.items() if self._matches(rules)]
         with self._panel.muted():
@@ -231,16 +237,19 @@ class _Options:
 
     def _matches(self, preset: Sampling) -> bool:
         mine = self.sampling()
-        return (mine.temperature, mine.text) == (preset.temperature, preset.text) and (
+        fixed = ("temperature", "text", "on_loop")
+        return all(getattr(mine, name) == getattr(preset, name) for name in fixed) and (
             not mine.temperature or (mine.top_k, mine.top_p) == (preset.top_k, preset.top_p)
         )
 
     def sampling(self) -> Sampling:
         """The rules that the controls show."""
-        counted = self.prompt.value and not self._penalties_off()
-        rules = Penalties(*(c.value for c in self._penalties), include_prompt=counted)
+        unused = self._penalties_off()
+        window = None if unused else self.window.value or None
+        counted = self.prompt.value and not unused
+        rules = Penalties(*(c.value for c in self._penalties), window=window, include_prompt=counted)
         drawn = {"top_k": self.top_k.value, "top_p": self.top_p.value, "seed": self.seed.value}
-        return Sampling(self.temperature.value, **drawn, text=rules, audio=rules)
+        return Sampling(self.temperature.value, **drawn, text=rules, audio=rules, on_loop=self.loops.value)
 
     def cache(self) -> CachePolicy:
         """The cache that the controls show."""

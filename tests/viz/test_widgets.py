@@ -201,6 +201,7 @@ def test_a_preset_sets_the_controls_and_runs_once(tiny_model, clips, monkeypatch
 
 def test_every_preset_is_reached_by_its_name(tiny_model, clips):
     explorer = widgets.decoding_explorer(tiny_model, clips, max_tokens=2)
+    assert control(explorer, "preset").value == "reference"
     for name in widgets.PRESETS:
         control(explorer, "preset").value = name
         assert control(explorer, "preset").value == name
@@ -213,10 +214,10 @@ def test_options_without_effect_are_disabled(tiny_model, clips):
         return {c.description for c in parts(explorer) if getattr(c, "disabled", False)}
 
     drawn = {"top-k", "top-p", "seed"}
-    assert off() == drawn | {"penalties count the prompt", "limit"}
+    assert off() == drawn | {"penalties count the prompt", "window (0: all)", "limit"}
     control(explorer, "temperature").value = 1.0
     control(explorer, "cache").value = "window"
-    assert off() == {"penalties count the prompt"}
+    assert off() == {"penalties count the prompt", "window (0: all)"}
     control(explorer, "presence").value = 0.5
     assert off() == set()
 

@@ -52,7 +52,7 @@ def test_the_runs_make_a_synthesizer(tmp_path, monkeypatch):
     assert isinstance(made.parts.tokenizer, S3Tokenizer)
     sound = made.decode([1, 2, 3, 4], made.voice(some_sound(24_000)))
     assert sound.seconds == pytest.approx(4 / 25) and np.isfinite(sound.wave).all()
-    with pytest.raises(DataError, match=r"flow\.json: no such file; expected the folder"):
+    with pytest.raises(DataError, match=r"no flow\.json in any of them"):
         run.join([tmp_path / "tokenizer", tmp_path / "speaker"], tmp_path / "none")
     assert not (tmp_path / "none" / "converted.json").exists()
 
