@@ -103,7 +103,7 @@ def run_weights(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace, rename: dict[str, str]) -> int:
-    """Hold a checkpoint against another one; what changed is told as seen from the other."""
+    """Hold a checkpoint against another one; changes are given from the other to this one."""
     from ..checkpoints.compare import compare_checkpoints
 
     if options.values:

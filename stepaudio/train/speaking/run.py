@@ -42,7 +42,7 @@ class Options:
     tokenizer : run of a speech tokenizer, whose net may take `wait` seconds to appear.
     start : model to begin with.
     layers : of the decoder, at least as many as there are.
-    variants : of each clip heard.
+    variants : of each clip to transcribe.
     tokens : of a batch.
     """
 
@@ -78,7 +78,7 @@ def make_examples(
     hearing = narrator
     if options.hearing:
         hearing = Corpus(options.hearing, encode, options.texts, MAX_SECONDS, options.seed)
-    store, heard = clip_embeddings(hearing, net, options.variants, options.seed)
+    store, versions = clip_embeddings(hearing, net, options.variants, options.seed)
     say(options.out, event="hearing", hours=round(hearing.hours, 3), embeddings=store.shape[0])
     written = _written(options.texts)
     clips = narrator.clips
@@ -95,10 +95,10 @@ def make_examples(
     held = min(HELD_OUT, len(read) // 10)
     said = {clip["id"]: k for k, clip in enumerate(clips[held:], held)}
     learnt = read[held:]
-    for clip, versions in zip(hearing.clips, heard, strict=True):
-        learnt.append(listening(versions, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer))
+    for clip, own in zip(hearing.clips, versions, strict=True):
+        learnt.append(listening(own, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer))
         if (k := said.get(clip["id"])) is not None:
-            learnt.append(listening(versions, True, answers[k], tokenizer, sounds[k]))
+            learnt.append(listening(own, True, answers[k], tokenizer, sounds[k]))
     return learnt, read[:held], store
 
 
