@@ -239,19 +239,19 @@ def _fresh(name: str, like: mx.array, key: mx.array) -> mx.array:
 def fewer_bits(bits: int, group_size: int = 32, part: str = "") -> Apply:
     """Weights of all linear layers whose path starts with `part`, in groups that share scale and offset, `bits` each.
 
-    Embeddings and convolutions stay. Method: MLX's affine quantisation (`mlx.nn.quantize`).
+    Embeddings and convolutions stay. Method: MLX's affine quantisation, held as the values it stands for: what is
+    computed is the same, and faster on a CPU.
     """
 
     def apply(model: StepAudio2) -> StepAudio2:
         net = copy_of(model.net)
-        chosen = []
-
-        def fits(path: str, module: nn.Module) -> bool:
-            ok = path.startswith(part) and isinstance(module, nn.Linear) and module.weight.shape[-1] % group_size == 0
-            chosen.extend([path] * ok)
-            return ok
-
-        nn.quantize(net, group_size, bits, class_predicate=fits)
+        chosen = [
+            module
+            for path, module in net.named_modules()
+            if path.startswith(part) and isinstance(module, nn.Linear) and module.weight.shape[-1] % group_size == 0
+        ]
+        for module in chosen:
+            module.weight = mx.dequantize(*mx.quantize(module.weight, group_size, bits), group_size, bits)
         if not chosen:
             raise ConfigError(f"{bits} bits: no linear layer of this model is a multiple of {group_size} wide")
         return model.altered(net=net)

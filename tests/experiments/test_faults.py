@@ -1,6 +1,7 @@
 """Every known mistake changes what it is about, and nothing of the model it was made from."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
@@ -277,7 +278,7 @@ def test_partly_loaded_at_both_ends(tiny_model):
 
 def test_partly_loaded_comes_before_what_moves_tensors(tiny_model):
     with pytest.raises(ConfigError, match="apply this first"):
-        faults.partly_loaded(0.0)(faulty(tiny_model, "bits_4"))
+        faults.partly_loaded(0.0)(faulty(tiny_model, "norm_pool"))
 
 
 def test_fewer_bits_hold_fewer_values(tiny_model):
@@ -286,7 +287,9 @@ def test_fewer_bits_hold_fewer_values(tiny_model):
     for bits in (8, 4):
         net = faulty(tiny_model, f"bits_{bits}").net
         head = net.lm_head
-        held = np.array(mx.dequantize(head.weight, head.scales, head.biases, head.group_size, head.bits))
+        held, x = np.array(head.weight), mx.random.normal((3, weight.shape[1]), key=mx.random.key(bits))
+        packed = nn.QuantizedLinear.from_linear(tiny_model.net.lm_head, 32, bits)
+        assert np.allclose(np.array(head(x)), np.array(packed(x)), atol=1e-5)
         assert max(len(np.unique(group)) for group in held.reshape(-1, 32)) <= 2**bits
         errors[bits] = np.abs(held - weight).max()
         assert net.model.embed_tokens.weight is tiny_model.net.model.embed_tokens.weight
