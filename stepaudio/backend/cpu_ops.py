@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from .device import on_cpu
+from .pieces import finish
 
 # x * P(x^2) / Q(x^2), lowest power first, least-squares fits reweighted towards equal ripple (Lawson); past the
 # limit the function is its asymptote to float32 accuracy.
@@ -30,6 +31,7 @@ SIGMOID_LIMIT = 17.2
 EXP2 = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)  # 2^f for |f| <= 1/2, lowest power first
 ROUNDER = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to a whole number, and leaves that in the low bits
 LOG2_E = 1.4426950408889634
+MANY = 4_000_000  # scores of attention, or a tenth of a second, after which Python gets a turn
 FEW = 16384  # elements below which the length of the graph costs more than the arithmetic
 
 
@@ -97,6 +99,8 @@ def attention_of_adds(q: mx.array, k: mx.array, v: mx.array, scale: float, mask:
     """`ops.softmax_attention`, heads that share keys in one product; if large, in base 2 with the division last."""
     B, H, n, D = q.shape
     G, L = k.shape[1], k.shape[2]
+    if B * H * n * L > MANY and B * G > 1:
+        return _attention_in_halves(q, k, v, scale, mask)
     few = B * H * n * L < FEW
     unit = 1.0 if few else LOG2_E
     scores = (q * (scale * unit)).reshape(B, G, -1, D) @ k.swapaxes(-1, -2)  # (B, G, H/G n, L)
@@ -107,3 +111,15 @@ def attention_of_adds(q: mx.array, k: mx.array, v: mx.array, scale: float, mask:
         return (mx.softmax(scores, axis=-1) @ v).reshape(B, H, n, D)
     weights, _ = exp2_below(scores)
     return ((weights @ v) / weights.sum(axis=-1, keepdims=True)).reshape(B, H, n, D)
+
+
+def _attention_in_halves(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """`attention_of_adds` of half the batch, or half the heads, and then of the others: no sum is another."""
+    axis = int(len(q) == 1)
+    middle = k.shape[axis] // 2
+    cut = middle * (q.shape[axis] // k.shape[axis])
+    masks = [mask, mask]
+    if mask is not None and mask.ndim == 4 and mask.shape[axis] > 1:
+        masks = mx.split(mask, [cut], axis)
+    halves = zip(*(mx.split(x, [at], axis) for x, at in ((q, cut), (k, middle), (v, middle))), masks, strict=True)
+    return mx.concatenate([finish(attention_of_adds(q, k, v, scale, its)) for q, k, v, its in halves], axis)

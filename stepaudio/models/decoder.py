@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend.ops import silu
-from ..backend.pieces import Pieces
+from ..backend.pieces import Pieces, by_positions
 from ..backend.process import enter
 from ..errors import ConfigError
 from ..schema import MAX_LAYERS, require, require_positive, shown
@@ -155,7 +155,7 @@ class Attention(nn.Module):
         """(B, n, D) -> (B, n, D), with what `cache` holds of layer `layer` before the n new positions."""
         B, n, _ = x.shape
         q, k, v = (
-            emit(tap, name, f(x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3))
+            emit(tap, name, by_positions(f, x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3))
             for name, f, heads in (
                 ("q", self.q_proj, self._heads),
                 ("k", self.k_proj, self._kv_heads),
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         )
         q, k, v, mask = cache.update(layer, q, k, v)  # (B, heads, n, size), (B, kv heads, L, size)
         q, k, v = emit(tap, "rot_q", q), emit(tap, "k_cache", k), emit(tap, "v_cache", v)
-        return self.o_proj(attend(q, k, v, self._scale, mask, tap))
+        return by_positions(self.o_proj, attend(q, k, v, self._scale, mask, tap))
 
 
 class MLP(nn.Module):
@@ -196,7 +196,9 @@ class DecoderLayer(nn.Module):
         x = emit(tap, "resid_pre", x)
         added = emit(tap, "attn_out", self.self_attn(self.input_layernorm(x), cache, layer, tap))
         x = emit(tap, "resid_mid", x + added)
-        return emit(tap, "resid_post", x + emit(tap, "mlp_out", self.mlp(self.post_attention_layernorm(x))))
+        return emit(
+            tap, "resid_post", x + emit(tap, "mlp_out", by_positions(self.mlp, self.post_attention_layernorm(x)))
+        )
 
 
 class Decoder(nn.Module):

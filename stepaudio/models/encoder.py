@@ -90,8 +90,9 @@ class MultiHeadAttention(nn.Module):
     def heads(self, x: mx.array, tap: Tap | None) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values of (B, S, C), each (B, heads, S, head size)."""
         B, S, _ = x.shape
+        pieces = Pieces()
         q, k, v = (
-            emit(tap, name, f(x).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3))
+            emit(tap, name, pieces.end(f(x), 1).reshape(B, S, self._n_head, -1).transpose(0, 2, 1, 3))
             for name, f in (("q", self.query), ("k", self.key), ("v", self.value))
         )
         return q, k, v
@@ -175,11 +176,11 @@ class AudioEncoder(nn.Module):
             )
         mel = emit(tap, "mel", mel)
         mask = emit(tap, "mask", self.key_mask(T, x_len, independent).astype(mel.dtype))
+        pieces = Pieces()
         x = gelu(self.conv1(mel.transpose(0, 2, 1)))  # (B, T, C)
         x = emit(tap, "conv1", zero_past(x, x_len + 2) if independent else x)
         x = emit(tap, "conv2", gelu(self.conv2(x)))  # (B, S, C)
-        x = x + self.positional_embedding.weight[:S]
-        pieces = Pieces()
+        x = pieces.end(x + self.positional_embedding.weight[:S], 4)  # kernels of three, the first from fewer channels
         for i, block in enumerate(self.blocks):
             x = pieces.end(block(x, mask, named(tap, f"{i}.")))
         x = self.after_norm(emit(tap, "pooled", average_pairs(x)))  # (B, P, C)

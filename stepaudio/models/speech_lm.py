@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..backend.pieces import in_parts, n_weights
 from ..backend.process import enter
 from ..constants import MAX_CACHE_LEN
 from ..errors import AudioError, ConfigError, PromptError
@@ -176,8 +177,15 @@ class StepAudioNet(nn.Module):
             row[:, : mel.shape[1]] = mel
         x_len = mx.array(np.array(lengths, dtype=np.int32) - 2)
         mel = mx.array(batch).astype(self.dtype)
-        encoded = self.encoder(mel, x_len, independent, named(tap, "encoder."))
-        embeddings = self.adapter(encoded, named(tap, "adapter."))
+
+        def run(mel: mx.array, x_len: mx.array) -> mx.array:
+            return self.adapter(self.encoder(mel, x_len, independent, named(tap, "encoder.")), named(tap, "adapter."))
+
+        if tap is None:
+            work = mel.shape[2] // 2 * (n_weights(self.encoder) + n_weights(self.adapter))
+            embeddings = in_parts(run, work, mel, x_len)
+        else:
+            embeddings = run(mel, x_len)
         return [embeddings[i, : n_rows(n - 2, config.adapter_stride)] for i, n in enumerate(lengths)]
 
     def embed(self, tokens: np.ndarray, slots: Sequence[Slot] = (), features: Sequence[mx.array] = ()) -> mx.array:

@@ -153,12 +153,13 @@ def masks(B, H, n, L):
     }
 
 
-@pytest.mark.parametrize("kernel", ["fused", "few", "many"])
+@pytest.mark.parametrize("kernel", ["fused", "few", "many", "in halves"])
 @pytest.mark.parametrize("mask", ["none", "causal", "bool", "additive", "keys"])
 @pytest.mark.parametrize(("heads", "groups", "n", "L"), [(4, 4, 6, 6), (4, 2, 3, 9), (6, 1, 1, 7), (6, 2, 5, 5)])
 def test_every_attention_equals_the_reference(monkeypatch, kernel, mask, heads, groups, n, L):
     monkeypatch.setattr(cpu_ops, "vectorless", lambda x: kernel != "fused")
     monkeypatch.setattr(cpu_ops, "FEW", 10**9 if kernel == "few" else 0)
+    monkeypatch.setattr(cpu_ops, "MANY", 1 if kernel == "in halves" else 10**9)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, h, m, 8)).astype(np.float32) for h, m in ((heads, n), (groups, L), (groups, L)))
     given, seen, bias = masks(2, heads, n, L)[mask]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
@@ -66,8 +67,8 @@ def test_pieces_change_no_number(tiny_model, synthesizer, voices, monkeypatch):
 
     want, ended = results(), []
     evaluate = mx.eval
-    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 0.0)
-    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 0.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 1.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 1.0)
     monkeypatch.setattr(pieces.mx, "eval", lambda *a: ended.append(a) or evaluate(*a))
     assert results() == want and len(ended) > 50
 
@@ -85,8 +86,8 @@ def test_pieces_end_when_enough_has_come_together(monkeypatch):
 
 @pytest.mark.parametrize("transform", [mx.compile, mx.vmap, mx.grad, lambda f: mx.compile(mx.grad(f))])
 def test_nets_can_still_be_transformed(monkeypatch, transform):
-    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 0.0)
-    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 0.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 1.0)
+    monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 1.0)
 
     def total(x):
         found = pieces.Pieces()
@@ -98,3 +99,23 @@ def test_nets_can_still_be_transformed(monkeypatch, transform):
     got = np.array(transform(total)(x))
     monkeypatch.setattr(pieces.Pieces, "end", lambda self, x, cost=0: x)
     assert np.array_equal(got, np.array(transform(total)(x)))
+
+
+def test_a_layer_over_many_positions_is_computed_in_parts(monkeypatch):
+    layer, x, sizes = nn.Linear(8, 6), mx.random.normal((3, 100, 8), key=mx.random.key(0)), []
+    want = np.array(x) @ np.array(layer.weight).T + np.array(layer.bias)
+
+    class Watched(nn.Linear):
+        def __call__(self, x):
+            sizes.append(x.size // 8)
+            return super().__call__(x)
+
+    layer.__class__ = Watched
+    for name in ("ENOUGH_ON_CPU", "ENOUGH_ON_GPU"):
+        monkeypatch.setattr(pieces, name, 80 * 54 / pieces.PART)  # 54 weights
+    np.testing.assert_allclose(pieces.by_positions(layer, x), want, rtol=1e-5, atol=1e-6)
+    assert sizes == [75, 75, 75, 75]
+    sizes.clear()
+    np.testing.assert_allclose(mx.compile(lambda x: pieces.by_positions(layer, x))(x), want, rtol=1e-5, atol=1e-6)
+    pieces.by_positions(layer, x[:, :1])
+    assert sizes[-1] == 3  # few positions go as they are
