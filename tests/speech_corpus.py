@@ -22,7 +22,7 @@ HIFT = HiftConfig(base_channels=16, f0_cond_channels=16)
 
 
 def write_clips(folder, speakers=2, each=4, seconds=1.0, name="a"):
-    """Clips of harmonics at each speaker's F0; phoneme 10 + speaker lasts the clip, silence a frame at both ends."""
+    """Clips of harmonics at each speaker's F0; phoneme 60 + speaker lasts the clip, silence a frame at both ends."""
     folder.mkdir(exist_ok=True)
     n, lines, pcm, f0 = round(seconds * RATE), [], [], []
     for k in range(speakers * each):
@@ -32,7 +32,7 @@ def write_clips(folder, speakers=2, each=4, seconds=1.0, name="a"):
         wave = wave + np.random.default_rng(k).normal(0, 0.003, n)
         durations = [1, n // PHONEME_HOP - 2, 1]
         lines.append(
-            {"id": str(k), "offset": k * n, "n_samples": n, "person": who, "ids": [0, 10 + who, 0]}
+            {"id": str(k), "offset": k * n, "n_samples": n, "person": who, "ids": [0, 60 + who, 0]}
             | {"durations": durations}
         )
         pcm.append((wave * 32767).clip(-32768, 32767).astype(np.int16))

@@ -56,6 +56,7 @@ def _run_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--rate", type=float, help="highest learning rate")
     one.add_argument("--batch-size", type=int, help="examples of a batch (flow: seconds of speech)")
     one.add_argument("--codes", type=int, default=Options.codes, help="of an example (tokenizer)")
+    one.add_argument("--layers", type=int, help="blocks of the encoder (tokenizer); those that --start lacks are added")
     one.add_argument("--frames", type=int, default=Options.frames, help="of an example (vocoder)")
     one.add_argument("--clip", type=float, default=Schedule.clip, help="of the gradient's norm")
     one.add_argument("--seed", type=int, default=Options.seed)

@@ -18,10 +18,12 @@ import numpy as np
 
 from ...audio.features import FLOW_SAMPLE_RATE
 from ...errors import DataError
+from ..batches import PHONEME_SPACE
 
 F0_HOP, PHONEME_HOP, CODE_HOP = 300, 600, 960  # samples at 24 kHz
 LEAD = 2  # frames by which a phoneme sounds before Kokoro's durations place it: measured on its fricatives and vowels
 MOST_SAMPLES = (1 << 31) - (1 << 24)  # 32-bit indices suffice, with room for an excerpt at the end
+STRESS, LENGTH = (156, 157), 158  # the synthesiser's ids of the marks before a stressed vowel and behind a long one
 UNKNOWN = 0  # label of a frame whose phoneme is not known; real labels are one higher than the phoneme's id
 
 
@@ -73,7 +75,7 @@ class SpeechCorpus:
         f0 = _read(clip, ".f0", np.float16, F0_HOP).astype(np.float32)
         part = slice(at // F0_HOP, stop // F0_HOP)
         self.f0[part], self.log_f0[part] = f0, relative_log_f0(f0)
-        labels = np.repeat(np.array(clip["ids"]) + 1, clip["durations"])
+        labels = sounding(clip["ids"], clip["durations"]) + 1
         labels = np.concatenate([labels[LEAD:], np.repeat(labels[-1:], LEAD)])[: len(labels)]
         self.phonemes[at // PHONEME_HOP : stop // PHONEME_HOP] = labels
 
@@ -106,6 +108,32 @@ class SpeechCorpus:
         speaker = rng.choice(len(room), count, p=room / room.sum())
         start = (first[speaker] + (rng.random(count) * room[speaker]).astype(np.int64)) * step
         return start.astype(np.int32), speaker.astype(np.int32)
+
+
+def sounding(ids: Sequence[int], durations: Sequence[int]) -> np.ndarray:
+    """The phoneme that sounds in each frame.
+
+    The synthesiser gives frames to marks, too: a fifth of all frames are a stress mark's or those between two words,
+    and sound like their neighbours. The first half of such frames is the previous phoneme's, the second half the next
+    one's; a length mark's are its vowel's. Pauses are one sound, whichever mark asks for them.
+
+    Parameters
+    ----------
+    ids : of a clip, silence at both ends. durations : their lengths in frames.
+
+    Returns
+    -------
+    (sum of `durations`,) int64, phoneme ids, 0 for silence.
+    """
+    sounds = np.array(ids)
+    sounds[sounds < PHONEME_SPACE] = 0
+    for k in np.flatnonzero(sounds == LENGTH):
+        sounds[k] = sounds[k - 1]
+    each = np.repeat(sounds, durations)
+    frames, mark = np.arange(len(each)), np.isin(each, (PHONEME_SPACE, *STRESS))
+    before = np.maximum.accumulate(np.where(mark, 0, frames))
+    behind = np.minimum.accumulate(np.where(mark, len(each) - 1, frames)[::-1])[::-1]
+    return each[np.where(frames - before <= behind - frames, before, behind)]
 
 
 def relative_log_f0(f0: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +55,7 @@ class Options:
     rate: float | None = None
     batch_size: int | None = None
     codes: int = 160
+    layers: int | None = None
     frames: int = 36
     clip: float = Schedule.clip
     seed: int = 0
@@ -163,10 +164,17 @@ def average(folders: list[Path], out: Path) -> None:
 
 
 def tokenizer_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
-    """Training of the speech tokenizer."""
-    net, params = speech_tokenizer.begin(speech_tokenizer.SIZE, options.seed)
+    """Training of the speech tokenizer.
+
+    Raises
+    ------
+    DataError
+        More layers in the net to begin with than are asked for.
+    """
+    config = replace(speech_tokenizer.SIZE, n_audio_layer=options.layers or speech_tokenizer.SIZE.n_audio_layer)
+    net, params = speech_tokenizer.begin(config, options.seed)
     if options.start:
-        params["net"] = read_net(options.start, "tokenizer").parameters()
+        params["net"] = speech_tokenizer.deepened(read_net(options.start, "tokenizer").parameters(), params["net"])
     ahead = speech_tokenizer.GROWN_AT if options.start else 0
     batches = speech_tokenizer.Batches(corpus, batch_size, options.codes, options.seed, ahead)
     return Task(net, params, partial(speech_tokenizer.loss, net=net), batches, lambda tree: tree["net"])

@@ -21,6 +21,7 @@ from mlx.utils import tree_unflatten
 
 from ...backend.ops import gelu
 from ...constants import HOP, SAMPLE_RATE
+from ...errors import DataError
 from ...models.parameters import named_arrays
 from ...models.token2wav.speech_tokenizer import TANH_SCALE, S3Config, S3Tokenizer
 from ..augment import band_gain, clean_filters, gather_wave, log_mel_batch, room_and_noise, warped_filters
@@ -73,6 +74,24 @@ def begin(config: S3Config, seed: int) -> tuple[S3Tokenizer, dict]:
             value = mx.zeros(value.shape)
         fresh.append((name, value))
     return net, {"net": tree_unflatten(fresh), "head": head.parameters()}
+
+
+def deepened(own: dict, fresh: dict) -> dict:
+    """The weights of a trained net, behind whose blocks come those that a `fresh` one has more, doing nothing yet.
+
+    Raises
+    ------
+    DataError
+        The trained net is the deeper one.
+    """
+    blocks, wanted = own["encoder"]["blocks"], fresh["encoder"]["blocks"]
+    if len(blocks) > len(wanted):
+        raise DataError(f"layers: expected {len(blocks)} or more, as the net to begin with has, found {len(wanted)}")
+    more = wanted[len(blocks) :]
+    for block in more:
+        for part in (block["attn"]["value"], block["mlp"][2]):
+            part |= {name: mx.zeros_like(value) for name, value in part.items()}
+    return own | {"encoder": own["encoder"] | {"blocks": [*blocks, *more]}}
 
 
 def continuous_codes(net: S3Tokenizer, mel: mx.array) -> mx.array:

@@ -7,7 +7,15 @@ import pytest
 from speech_corpus import RATE, write_clips
 
 from stepaudio.errors import DataError
-from stepaudio.train.token2wav.corpus import CODE_HOP, F0_HOP, LEAD, PHONEME_HOP, SpeechCorpus, relative_log_f0
+from stepaudio.train.token2wav.corpus import (
+    CODE_HOP,
+    F0_HOP,
+    LEAD,
+    PHONEME_HOP,
+    SpeechCorpus,
+    relative_log_f0,
+    sounding,
+)
 
 
 def test_clips_are_sorted_by_speaker_with_all_that_belongs_to_them(tmp_path):
@@ -22,7 +30,26 @@ def test_clips_are_sorted_by_speaker_with_all_that_belongs_to_them(tmp_path):
         clip = int(np.flatnonzero(f0 == hertz)[0]) // (RATE // F0_HOP)
         assert (found.pcm[at : at + RATE] == raw[clip * RATE : (clip + 1) * RATE]).all()
         labels = found.phonemes[at // PHONEME_HOP : (at + RATE) // PHONEME_HOP]
-        assert set(labels[: -1 - LEAD]) == {11 + clip % 3} and set(labels[-1 - LEAD :]) == {1}
+        assert set(labels[: -1 - LEAD]) == {61 + clip % 3} and set(labels[-1 - LEAD :]) == {1}
+
+
+SPACE, STRESS, K, A, R, LONG, STOP = 16, 156, 53, 69, 123, 158, 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "durations", "expected"),
+    [
+        ([0, K, STRESS, A, 0], [1, 2, 2, 3, 1], [0, K, K, K, A, A, A, A, 0]),
+        ([0, K, STRESS, A, 0], [1, 1, 3, 1, 1], [0, K, K, K, A, A, 0]),
+        ([0, A, SPACE, K, 0], [1, 1, 1, 1, 1], [0, A, A, K, 0]),
+        ([0, R, SPACE, STRESS, A, 0], [1, 1, 1, 3, 1, 1], [0, R, R, R, A, A, A, 0]),
+        ([0, STRESS, A, LONG, SPACE, K, 0], [2, 2, 1, 3, 2, 1, 1], [0, 0, 0, A, A, A, A, A, A, K, K, 0]),
+        ([0, A, STOP, SPACE, K, STOP, 0], [1, 1, 3, 2, 1, 2, 1], [0, A, 0, 0, 0, 0, K, K, 0, 0, 0]),
+    ],
+)
+def test_frames_of_marks_belong_to_the_sounds_beside_them(ids, durations, expected):
+    """A run of marks is halved, a length mark is its vowel's, all pauses are silence."""
+    assert sounding(ids, durations).tolist() == expected
 
 
 def test_hours_bound_the_corpus_and_unfinished_lines_are_left_out(tmp_path):

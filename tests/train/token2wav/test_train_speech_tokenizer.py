@@ -1,6 +1,7 @@
 """Training the speech tokenizer: rounding, labels, codes of long recordings, and the terms of the loss."""
 
 from copy import copy
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from speech_corpus import TOKENIZER, some_sound, tokenizer_batch
 
 from stepaudio.audio.features import log_mel
+from stepaudio.errors import DataError
 from stepaudio.train.token2wav import speech_tokenizer
 
 
@@ -28,6 +30,18 @@ def test_trained_values_are_the_digits_of_the_codes():
     digits = np.array(mx.round(values))[0].astype(int) + 1
     assert ((digits * 3 ** np.arange(8)).sum(1) == net(mel[None])[0]).all()
     assert len(np.unique(digits)) > 1
+
+
+def test_a_deepened_net_begins_with_the_codes_of_the_trained_one():
+    (net, params), (deep, fresh) = (
+        speech_tokenizer.begin(replace(TOKENIZER, n_audio_layer=n), seed) for n, seed in ((1, 0), (3, 1))
+    )
+    net.update(params["net"])
+    deep.update(speech_tokenizer.deepened(params["net"], fresh["net"]))
+    mel = log_mel(some_sound(16_000), padding=0)[None]
+    assert len(deep.encoder.blocks) == 3 and (net(mel)[0] == deep(mel)[0]).all()
+    with pytest.raises(DataError, match="3 or more"):
+        speech_tokenizer.deepened(deep.parameters(), params["net"])
 
 
 def test_labels_are_the_phonemes_of_each_mel_frame(corpus):
