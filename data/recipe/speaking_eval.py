@@ -126,8 +126,12 @@ def picture(path: Path, mels: list) -> None:
     plt.close()
 
 
+SPELLINGS = {"mrs": "missus", "mr": "mister", "dr": "doctor", "okay": "ok"}
+
+
 def plain(text: str) -> str:
-    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower().replace("-", " ")).split())
+    words = re.sub(r"[^a-z' ]", " ", text.lower().replace("-", " ")).split()
+    return " ".join(SPELLINGS.get(word, word) for word in words)
 
 
 def read(out: Path, judge: str, kinds: list[str]) -> None:
@@ -135,14 +139,28 @@ def read(out: Path, judge: str, kinds: list[str]) -> None:
     from faster_whisper import WhisperModel
 
     model = WhisperModel(judge, device="cpu", compute_type="int8", cpu_threads=2)
+    vocabulary = model.hf_tokenizer.get_vocab()
+    numerals = [i for token, i in vocabulary.items() if re.search(r"^[^<]*\d", token)]  # texts have numbers in words
     lines = [json.loads(line) for line in (out / "spoken.jsonl").read_text(encoding="utf-8").splitlines()]
     for kind in kinds:
         hypotheses, wanted = [], [line for line in lines if line.get("kind", kind) == kind]
         for line in wanted:
-            segments, _ = model.transcribe(str(out / f"{line['k']:03}_{kind}.wav"), language="en")
+            segments, _ = model.transcribe(
+                str(out / f"{line['k']:03}_{kind}.wav"), language="en", suppress_tokens=[-1, *numerals]
+            )
             hypotheses.append(plain(" ".join(s.text for s in segments)))
         wer = jiwer.wer([plain(line["text"]) for line in wanted], hypotheses)
-        print(f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in wanted)} words")
+        print(
+            f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in wanted)} words", end=""
+        )
+        for voice in sorted({line["voice"] for line in wanted}):
+            pairs = [
+                (plain(line["text"]), found)
+                for line, found in zip(wanted, hypotheses, strict=True)
+                if line["voice"] == voice
+            ]
+            print(f"  {voice} {100 * jiwer.wer(*map(list, zip(*pairs, strict=True))):.1f}", end="")
+        print()
         for line, found in list(zip(wanted, hypotheses, strict=True))[:8]:
             print(f"    {plain(line['text'])}  |  {found}")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from ..checkpoints.header import read_header
-from ..checkpoints.int8 import widened_pairs
+from ..checkpoints.dtypes import SCALED
+from ..checkpoints.header import read_checkpoint, read_header
+from ..checkpoints.int8 import widened_pairs, with_scales
 from ..checkpoints.layout import axes_of, to_net
 from ..checkpoints.load import load_weights
 from ..checkpoints.save import save_checkpoint
@@ -116,6 +117,16 @@ def export(average: dict, config: StepAudioConfig, folder: Path, int8: Collectio
     ]
     tensors = {name: value if name in small else value.astype(mx.float16) for name, value in named_arrays(average)}
     save_checkpoint(folder, config, tensors, int8=small)
+
+
+def parts_in_int8(folder: Path) -> set[str]:
+    """The parts of a model ("encoder", …) of which tensors are stored in eight bits.
+
+    Raises
+    ------
+    WeightsError : its weights cannot be read.
+    """
+    return {name.split(".")[0] for name, info in with_scales(read_checkpoint(folder)).items() if info.dtype == SCALED}
 
 
 def average_models(folders: list[Path], out: Path, int8: Collection[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ...models.speech_lm import StepAudioConfig, StepAudioNet
 from ...models.token2wav.speech_tokenizer import S3Tokenizer
 from ...text.tokenizer import Tokenizer
 from ..corpus import AnswerEncoder, Corpus
-from ..nano import export
+from ..nano import export, parts_in_int8
 from ..recipe import say
 from ..token2wav.fit import Batch, Fit, Schedule
 from ..token2wav.fit import run as fit_run
@@ -30,6 +31,7 @@ from .sound import clip_codes, clip_embeddings
 
 MAX_SECONDS = 12.0
 HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of them
+CHOOSES = "held_out_codes"  # of the saved models, that with the lowest is kept beside the last one
 
 
 @dataclass
@@ -117,7 +119,9 @@ def _speech_tokenizer(folder: Path, wait: float) -> S3Tokenizer:
 
 
 def train(options: Options) -> None:
-    """Train a decoder to speak and write the whole model, its state and its log to `options.out`.
+    """Train a decoder to speak and write its state, its log and the whole model to `options.out`.
+
+    `model` there is the last one, `best` the one that predicted held-out codes best: the voice may be learnt by heart.
 
     Raises
     ------
@@ -140,6 +144,7 @@ def train(options: Options) -> None:
     config = replace(started, text_config=replace(started.text_config, num_hidden_layers=options.layers))
     params = decoder.begin(net, config, tokenizer, options.seed)
     kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
+    int8 = parts_in_int8(options.start) & set(kept)
     loss = decoder.Loss(StepAudioNet(config), store, tokenizer, mx.float32 if on_cpu() else mx.bfloat16, net)
     schedule = Schedule(
         steps=options.steps,
@@ -158,16 +163,33 @@ def train(options: Options) -> None:
     batches = Batches(learnt, tokenizer, options.tokens, options.seed)
     judges = Batches(scored, tokenizer, options.tokens, options.seed, noisy=False) if scored else None
 
+    log = options.out / "log.jsonl"
+    least = _least_held_out(log) if options.resume and log.is_file() else math.inf
+
+    def write(folder: Path) -> None:
+        tokenizer.save(folder)
+        export(kept | decoder.whole(fit.average, loss.digits), config, folder, int8)
+
     def save() -> None:
-        tokenizer.save(options.out / "model")
-        export(kept | decoder.whole(fit.average, loss.digits), config, options.out / "model")
+        nonlocal least
+        write(options.out / "model")
         if judges is not None:
-            say(options.out, step=fit.step_number, **score(loss, fit.average, judges))
+            found = score(loss, fit.average, judges)
+            say(options.out, step=fit.step_number, **found)
+            if found[CHOOSES] < least:
+                least = found[CHOOSES]
+                write(options.out / "best")
 
     def batch(step: int) -> Batch:
         return decoder.on_device(batches(step))
 
     fit_run(fit, batch, options.out, save, options.elapsed + time.time() - began)
+
+
+def _least_held_out(log: Path) -> float:
+    """The lowest loss on held-out codes in the log of a run."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return min((line[CHOOSES] for line in lines if CHOOSES in line), default=math.inf)
 
 
 def score(loss: decoder.Loss, params: dict, batches: Callable[[int], dict[str, np.ndarray]]) -> dict[str, float]:

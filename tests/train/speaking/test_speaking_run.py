@@ -1,6 +1,7 @@
 """A run of speaking on seconds of noise: what nets hear of clips, a loss that falls, a model that the engine loads."""
 
 import json
+import shutil
 
 import corpora
 import mlx.core as mx
@@ -14,6 +15,7 @@ from stepaudio.errors import DataError
 from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
 from stepaudio.train.__main__ import main
 from stepaudio.train.corpus import AnswerEncoder, Corpus
+from stepaudio.train.nano import average_models
 from stepaudio.train.speaking.sound import clip_codes, clip_embeddings
 from stepaudio.train.token2wav.run import read_net
 from stepaudio.train.token2wav.speech_tokenizer import codes_of
@@ -83,6 +85,39 @@ def test_a_run_learns_and_its_model_speaks(tmp_path, start, codec):
     main([*common, "--steps", "13", "--log-every", "1", "--resume"])
     again = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert again[-1] == again[-1] | {"event": "end", "step": 13}
+
+
+def test_the_model_that_predicts_held_out_codes_best_is_kept(tmp_path, start, codec):
+    """A rate that ruins the weights after the first save: the best model is the first, the last another."""
+    folder, out = tmp_path / "c", tmp_path / "run"
+    lines = [
+        line | {"id": f"{k}", "n_samples": 12_800, "offset": k * 12_800}
+        for k, line in enumerate(corpora.clip_lines() * 2)
+    ]
+    corpora.write(folder, lines)
+    texts = [{"id": line["id"], "text": line["text"]} for line in lines]
+    (folder / "texts").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
+    sizes = ["--layers", "2", "--tokens", "256", "--variants", "1", "--save-every", "0", "--steps", "6", "--rate", "50"]
+    main([*command(folder, start, codec, out), *sizes])
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [line["held_out_codes"] for line in log if "held_out_codes" in line]
+    assert len(losses) > 2 and min(losses) < losses[-1]
+    best, last = (mx.load(str(out / name / "model.safetensors")) for name in ("best", "model"))
+    assert any((best[name] != last[name]).any() for name in best)
+    stepaudio.load(out / "best")
+
+
+def test_what_is_kept_in_eight_bits_is_kept_to_the_bit(tmp_path, start, codec):
+    """An encoder of int8 numbers and scales is written as it was; the trained decoder is in half precision."""
+    folder, small, out = write(tmp_path / "c"), tmp_path / "small", tmp_path / "run"
+    shutil.copytree(start, small)
+    average_models([start], small, ["encoder"])
+    main([*command(folder, small, codec, out), "--layers", "2", "--tokens", "256", "--variants", "1", "--steps", "2"])
+    before, after = (mx.load(str(at / "model.safetensors")) for at in (small, out / "model"))
+    kept = {name for name in before if name.startswith("encoder.")}
+    assert any(before[name].dtype == mx.int8 for name in kept)
+    assert all(before[name].dtype == after[name].dtype and (before[name] == after[name]).all() for name in kept)
+    assert not any(after[name].dtype == mx.int8 for name in after if name.startswith("model."))
 
 
 def test_a_decoder_does_not_lose_layers(tmp_path, start, codec, capsys):
