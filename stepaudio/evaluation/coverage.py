@@ -17,6 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import ConfigError
+from ..files import replaced_file
+from ..targets import Target, check_targets
 from .intervals import Interval, interval, paired_difference
 
 SIZES = (16, 24, 48, 100, 200, 500)
@@ -159,6 +162,13 @@ def _rows(words: np.ndarray, errors: np.ndarray, loops: np.ndarray) -> list[list
     ]
 
 
+def _is_ours(path: Path) -> bool:
+    try:
+        return {"trials", "worlds"} == set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the table, a line for each world, as it is found."""
     parser = argparse.ArgumentParser(
@@ -166,7 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="tables for each size (default: 1000)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--force", action="store_true", help="replace a file of another kind that is there")
     options = parser.parse_args(arguments)
+    if options.out:
+        try:
+            check_targets([Target("--out", options.out, "a table of coverage", _is_ours)], [], options.force)
+        except ConfigError as error:
+            parser.error(str(error))
     print(f"{'share of intervals that hold the truth':40}", *(f"{n:>6}" for n in SIZES))
     table = {}
     for world in WORLDS:
@@ -174,7 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
         table[world.name] = {"measure": world.measure, "sizes": {str(n): f for n, f in found.items()}}
         print(f"{world.name:40}", *(f"{f['covered'] or math.nan:6.3f}" for f in found.values()), flush=True)
     if options.out:
-        options.out.write_text(json.dumps({"trials": options.trials, "worlds": table}, indent=1) + "\n")
+        with replaced_file(options.out) as aside:
+            aside.write_text(json.dumps({"trials": options.trials, "worlds": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

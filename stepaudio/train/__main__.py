@@ -20,11 +20,13 @@ from ..checkpoints.layout import COMPONENTS
 from ..text.tokenizer import SAVED, Tokenizer
 from .loop import run
 from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_config, read_encoder, train_tokenizer
-from .optimiser import STATE_FILE, average_states
-from .outputs import add_force, check_outputs, refusals_in_one_line
-from .recipe import ALL_BUCKETS, Recipe
+from .optimiser import CHECKPOINT, STATE_FILE, average_states
+from .outputs import add_force, check_outputs, check_run, refusals_in_one_line
+from .recipe import ALL_BUCKETS, RECIPE, WORDS, Recipe
+from .speaking.run import BEST, MODEL
 from .speaking.run import Options as SpeakingOptions
 from .speaking.run import train as train_speaking
+from .token2wav.fit import SCHEDULE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,6 +88,7 @@ def _run_options(train: argparse.ArgumentParser) -> None:
         help="how often batches of short, middling and long examples are drawn",
     )
     train.add_argument("--empty", type=float, default=Recipe.empty, help="share of examples without speech")
+    add_force(train)
 
 
 def _speaking_options(one: argparse.ArgumentParser) -> None:
@@ -110,6 +113,7 @@ def _speaking_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--save-every", type=float, default=d.save_every, help="seconds between saved states")
     one.add_argument("--resume", action="store_true", help="continue from the state in --out")
     one.add_argument("--elapsed", type=float, default=d.elapsed, help="seconds of the schedule already spent")
+    add_force(one)
 
 
 def recipe_from(options: argparse.Namespace) -> Recipe:
@@ -159,9 +163,16 @@ def _run(options: argparse.Namespace) -> None:
         else:
             average_models(options.models, options.folder, options.int8)
         return
+    state, weights = f"{CHECKPOINT}/{STATE_FILE}", ("config.json", SINGLE_FILE)
     if options.verb == "speaking":
-        train_speaking(SpeakingOptions(**{name: value for name, value in vars(options).items() if name != "verb"}))
+        o = SpeakingOptions(**{name: value for name, value in vars(options).items() if name not in ("verb", "force")})
+        written = [SCHEDULE, state, *(f"{folder}/{name}" for folder in (MODEL, BEST) for name in (*weights, *SAVED))]
+        check_run(o.out, written, [*o.narrator, *(o.hearing or ()), o.texts, o.tokenizer, o.start], options.force)
+        train_speaking(o)
         return
+    o = options
+    inputs = [*o.corpus, o.texts, o.held_out, o.start, o.encoder, o.teacher, *(o.tokenizer / name for name in SAVED)]
+    check_run(o.out, [RECIPE, WORDS, state, *(f"{MODEL}/{name}" for name in weights)], inputs, o.force)
     tokenizer = Tokenizer.from_folder(options.tokenizer)
     encoder = read_encoder(options.encoder) if options.encoder else None
     sizes = encoder_sizes(encoder) if encoder else NANO_ENCODER
@@ -178,7 +189,7 @@ def _run(options: argparse.Namespace) -> None:
         options.start,
         encoder,
         options.teacher,
-        on_save=lambda trainer: export(trainer.average, config, options.out / "model"),
+        on_save=lambda trainer: export(trainer.average, config, options.out / MODEL),
         elapsed=options.elapsed,
         pause=options.pause,
     )

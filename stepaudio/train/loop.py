@@ -38,7 +38,7 @@ from .batches import BatchMaker, PromptTokens, transcription_prompt
 from .corpus import AnswerEncoder, Corpus
 from .initialise import initialise
 from .losses import distance, labelled, linear, mean_entropy, one_hot
-from .optimiser import Flat, adamw, fresh_state, read_state, write_state
+from .optimiser import CHECKPOINT, Flat, adamw, fresh_state, read_state, write_state
 from .recipe import Recipe, record, say
 from .teacher import Teacher
 
@@ -333,11 +333,11 @@ def run(
         ahead += 1
         logged = log.add(trainer.step(shards[batch["shard"]], batch, progress), progress)
         if logged and time.time() - last_save > recipe.save_every:
-            trainer.save(out / "checkpoint")
+            trainer.save(out / CHECKPOINT)
             on_save(trainer)
             last_save = time.time()
     pool.terminate()
-    trainer.save(out / "checkpoint")
+    trainer.save(out / CHECKPOINT)
     on_save(trainer)
     return trainer
 

@@ -15,6 +15,7 @@ from ..errors import DataError
 from ..files import replaced_file
 from ..models.parameters import named_arrays
 
+CHECKPOINT = "checkpoint"  # folder of a run with its saved state
 STATE_FILE = "state.safetensors"
 PLACE = 64  # values: 256 bytes, as memory is allocated on an accelerator
 State = dict[str, mx.array]  # of the names in `STATE`, all (n,)

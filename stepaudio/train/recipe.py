@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..files import replaced_file
 from ..models.speech_lm import StepAudioConfig
 from .batches import EMPTY, Bucket
 from .corpus import Corpus
@@ -15,6 +16,7 @@ from .corpus import Corpus
 # Encoder and decoder then see 256 and 128, 512 and 256, 1280 and 512 positions: where these are no multiples of 128,
 # MLX's CUDA backend has no fused gradient of attention.
 ALL_BUCKETS = (Bucket(5.1, 96, 49, 0.5), Bucket(10.22, 48, 113, 0.33), Bucket(25.575, 20, 177, 0.17))
+LOG, RECIPE, WORDS = "log.jsonl", "recipe.json", "words.txt"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) -
     clips = corpus.clips
     words = Counter(word for clip in clips for word in clip["text"].split())
     lines = sorted(words.items(), key=lambda item: (-item[1], item[0]))
-    (out / "words.txt").write_text("".join(f"{word}\t{count}\n" for word, count in lines), encoding="utf-8")
+    with replaced_file(out / WORDS) as aside:
+        aside.write_text("".join(f"{word}\t{count}\n" for word, count in lines), encoding="utf-8")
     facts = {
         "recipe": asdict(recipe),
         "config": config.to_dict(),
@@ -66,7 +69,8 @@ def record(out: Path, recipe: Recipe, config: StepAudioConfig, corpus: Corpus) -
         "words": sum(words.values()),
         "distinct_words": len(words),
     }
-    (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with replaced_file(out / RECIPE) as aside:
+        aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def say(out: Path, **event) -> None:
@@ -74,5 +78,5 @@ def say(out: Path, **event) -> None:
     line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in event.items()})
     print(line, flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "log.jsonl", "a") as file:
+    with open(out / LOG, "a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -98,3 +98,37 @@ def test_a_tokenizer_replaces_another_only_by_force(verb, tmp_path):
     assert (tmp_path / "vocab.json").read_text() == "published" and not (tmp_path / "merges.txt").exists()
     assert verb("tokenizer", "--force", tmp_path / "texts.jsonl", tmp_path)[0] == 0
     assert set(SAVED) <= {path.name for path in tmp_path.iterdir()}
+
+
+OURS = '{"event": "corpus"}\n{"step": 250, "lo'  # the log of a run that was killed
+
+
+@pytest.mark.parametrize("name", ["words.txt", "recipe.json", "log.jsonl", "checkpoint/state.safetensors",
+                                  "model/model.safetensors", "model/config.json"])  # fmt: skip
+@pytest.mark.parametrize("log", [None, "", "my notes\n", '{"text": "a"}\n', OURS])
+def test_a_run_replaces_only_what_a_run_wrote(verb, monkeypatch, tmp_path, tokenizer, name, log):
+    tokenizer.save(tmp_path / "words")
+    out, began = tmp_path / "out", []
+    monkeypatch.setattr(verbs, "run", lambda *a, **k: began.append(1))
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine\n")
+    if log is not None:
+        (out / "log.jsonl").write_text(log)
+    words = ("run", "--corpus", tmp_path / "none", "--tokenizer", tmp_path / "words", "--out", out)
+    status, err = verb(*words)
+    if log == OURS or (name == "log.jsonl" and log == ""):
+        assert (status, err, began) == (0, "", [1])
+    else:
+        assert status == 2 and "is there already" in err and len(err.splitlines()) == 1 and not began
+        assert verb(*words, "--force") == (0, "") and began
+
+
+def test_a_run_keeps_what_it_reads_and_needs_a_folder(verb, tmp_path, tokenizer):
+    tokenizer.save(tmp_path / "words")
+    tiny.write(tmp_path / "out" / "model")
+    (tmp_path / "out" / "log.jsonl").write_text(OURS)
+    words = ("run", "--corpus", tmp_path / "none", "--tokenizer", tmp_path / "words", "--force", "--out")
+    status, err = verb(*words, tmp_path / "out", "--start", tmp_path / "out" / "model")
+    assert status == 2 and "is read by this command" in err and len(err.splitlines()) == 1
+    status, err = verb(*words, tmp_path / "out" / "log.jsonl")
+    assert status == 2 and "expected a folder" in err and len(err.splitlines()) == 1

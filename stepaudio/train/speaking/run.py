@@ -21,6 +21,7 @@ from ...models.token2wav.speech_tokenizer import S3Tokenizer
 from ...text.tokenizer import Tokenizer
 from ..corpus import AnswerEncoder, Corpus
 from ..nano import export, parts_in_int8
+from ..optimiser import CHECKPOINT
 from ..recipe import say
 from ..token2wav.fit import Batch, Fit, Schedule
 from ..token2wav.fit import run as fit_run
@@ -29,6 +30,7 @@ from . import decoder
 from .examples import Batches, Example, listening, reading, reading_prompts, sounds_of, spoken_answer
 from .sound import clip_codes, clip_embeddings
 
+MODEL, BEST = "model", "best"
 MAX_SECONDS = 12.0
 HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of them
 CHOOSES = "held_out_codes"  # of the saved models, that with the lowest is kept beside the last one
@@ -159,7 +161,7 @@ def train(options: Options) -> None:
     )
     fit = Fit(schedule, params, loss, compiled=False)
     if options.resume:
-        fit.resume(options.out / "checkpoint")
+        fit.resume(options.out / CHECKPOINT)
     batches = Batches(learnt, tokenizer, options.tokens, options.seed)
     judges = Batches(scored, tokenizer, options.tokens, options.seed, noisy=False) if scored else None
 
@@ -172,13 +174,13 @@ def train(options: Options) -> None:
 
     def save() -> None:
         nonlocal least
-        write(options.out / "model")
+        write(options.out / MODEL)
         if judges is not None:
             found = score(loss, fit.average, judges)
             say(options.out, step=fit.step_number, **found)
             if found[CHOOSES] < least:
                 least = found[CHOOSES]
-                write(options.out / "best")
+                write(options.out / BEST)
 
     def batch(step: int) -> Batch:
         return decoder.on_device(batches(step))

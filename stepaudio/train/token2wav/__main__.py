@@ -22,8 +22,9 @@ from pathlib import Path
 from ...checkpoints.convert.convert import is_converted
 from ...checkpoints.convert.manifest import MANIFEST, file_of
 from ...checkpoints.layout import TOKEN2WAV
-from ..outputs import add_force, check_outputs, refusals_in_one_line
-from .fit import Schedule
+from ..optimiser import CHECKPOINT, STATE_FILE
+from ..outputs import add_force, check_outputs, check_run, refusals_in_one_line
+from .fit import SCHEDULE, Schedule
 from .run import TASKS, Options, average, join, train
 
 JOINING = {"join": join, "average": average}
@@ -67,6 +68,7 @@ def _run_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--elapsed", type=float, default=Options.elapsed, help="seconds of the schedule already spent")
     one.add_argument("--tokenizer", type=Path, help="flow: the run whose codes it learns")
     one.add_argument("--speaker", type=Path, help="flow: the run whose speaker vectors it learns")
+    add_force(one)
 
 
 def _is_a_net(path: Path) -> bool:
@@ -87,7 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if net == "flow" and (chosen["tokenizer"] is None or chosen["speaker"] is None):
         root.error("flow: needs --tokenizer and --speaker, the runs whose codes and speaker vectors it learns")
-    train(net, Options(**chosen))
+    with refusals_in_one_line("stepaudio.train.token2wav"):
+        force, component = chosen.pop("force"), TASKS[net][0]
+        written = [file_of(component), f"{component}.json", SCHEDULE, f"{CHECKPOINT}/{STATE_FILE}"]
+        inputs = [*chosen["corpus"], *(chosen[name] for name in ("start", "tokenizer", "speaker"))]
+        check_run(chosen["out"], written, inputs, force)
+        train(net, Options(**chosen))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ...backend.process import may_compile
-from ..optimiser import Flat, State, fresh_state, read_state, write_state
+from ...files import replaced_file
+from ..optimiser import CHECKPOINT, Flat, State, fresh_state, read_state, write_state
 from ..recipe import say
 
 Batch = dict[str, mx.array]
 Metrics = dict[str, mx.array]
 Loss = Callable[[Any, Batch], tuple[mx.array, Metrics]]  # (weights, batch) -> total, and what the log shows
+SCHEDULE = "schedule.json"
 FIRST_DECAY, SECOND_DECAY = 0.9, 0.98
 
 
@@ -121,7 +123,8 @@ def run(
     """
     schedule, began = fit.schedule, time.time()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "schedule.json").write_text(json.dumps(asdict(schedule), indent=1) + "\n", encoding="utf-8")
+    with replaced_file(out / SCHEDULE) as aside:
+        aside.write_text(json.dumps(asdict(schedule), indent=1) + "\n", encoding="utf-8")
     recent: list[Metrics] = []
     mark = saved = began
     while fit.step_number < schedule.steps:
@@ -133,11 +136,11 @@ def run(
             _log(out, fit.step_number, recent, time.time() - mark, progress)
             recent, mark = [], time.time()
         if time.time() - saved > schedule.save_every:
-            fit.save(out / "checkpoint")
+            fit.save(out / CHECKPOINT)
             on_save()
             saved = mark = time.time()
             recent = []
-    fit.save(out / "checkpoint")
+    fit.save(out / CHECKPOINT)
     on_save()
     say(out, event="end", step=fit.step_number, seconds=round(time.time() - began, 1))
 

@@ -27,6 +27,7 @@ from ...models.token2wav.campplus import SpeakerEncoder
 from ...models.token2wav.speech_tokenizer import S3Tokenizer
 from ...reading import read_object
 from ...schema import read_record
+from ..optimiser import CHECKPOINT
 from ..recipe import say
 from . import campplus, flow, speech_tokenizer, vocoder
 from .corpus import SpeechCorpus
@@ -263,7 +264,7 @@ def train(name: str, options: Options) -> None:
     )
     fit = Fit(schedule, task.params, task.loss, compiled=options.compile)
     if options.resume:
-        fit.resume(options.out / "checkpoint")
+        fit.resume(options.out / CHECKPOINT)
 
     def save() -> None:
         task.net.update(task.weights(fit.average))

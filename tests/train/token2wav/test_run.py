@@ -112,3 +112,16 @@ def test_a_mean_replaces_nothing_but_a_net(tmp_path, capsys):
     assert (tmp_path / "c" / "flow.safetensors").read_bytes() == b"an afternoon of work"
     for _ in range(2):  # a mean of before is replaced
         main([*words, str(tmp_path / "mean")])
+
+
+@pytest.mark.parametrize("name", ["flow.safetensors", "flow.json", "schedule.json", "checkpoint/state.safetensors"])
+def test_a_run_replaces_nothing_but_a_run(tmp_path, capsys, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    words = ["flow", "--corpus", tmp_path / "no", "--tokenizer", tmp_path, "--speaker", tmp_path, "--out"]
+    for out, said in ((tmp_path / "out", "is there already"), (tmp_path / "new", "no")):
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in (*words, out)])
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and said in err and len(err.splitlines()) == 1
+    assert (tmp_path / "out" / name).read_text() == "mine"
