@@ -84,6 +84,15 @@ class Resampler(Choice):
     REFERENCE = "reference"
 
 
+class QuantizationMode(Choice):
+    """How weights of fewer bits are held, as MLX has it; see `models.quantization.Bits`."""
+
+    AFFINE = "affine"
+    MXFP4 = "mxfp4"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
+
+
 class StopReason(Choice):
     """Why a run ended; SILENCE is for audio that was not decoded, because no speech was found in it."""
 

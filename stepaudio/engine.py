@@ -8,15 +8,14 @@ holds no state between calls.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from .audio.sources import is_file
 from .audio.vad import Detector, speech_spans
@@ -28,6 +27,7 @@ from .decoding.generate import Request, Run, Step, collect, fits_one_batch, gene
 from .decoding.options import DecodingOptions, RunOptions
 from .decoding.outputs import Generation, answer_of
 from .errors import PromptError, WeightsError
+from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Pipeline
@@ -77,7 +77,7 @@ class Engine:
     def description(self) -> dict[str, str]:
         """Sizes, parameters, dtype, tokenizer and tasks, a line each: what a model says of itself when printed."""
         text, audio, words = self.config.text_config, self.config.audio_encoder_config, self.tokenizer
-        sizes = {name: _n_parameters(getattr(self.net, name)) for name in ("encoder", "adapter", "model", "lm_head")}
+        sizes = {name: n_values(getattr(self.net, name)) for name in ("encoder", "adapter", "model", "lm_head")}
         sizes["decoder"] = sizes.pop("model") + sizes.pop("lm_head")
         millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in sizes.items())
         return {
@@ -86,7 +86,7 @@ class Engine:
             f"{audio.n_mels} mel bands",
             "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
             f"({text.num_key_value_heads} of keys and values), vocabulary {text.vocab_size}",
-            "dtype": f"{str(self.net.dtype).removeprefix('mlx.core.')} on {info()['backend']}",
+            "dtype": f"{str(self.net.dtype).removeprefix('mlx.core.')} on {info()['backend']}{_fewer_bits(self.net)}",
             "tokenizer": "none" if words is None else f"{words.n_ids} tokens, {words.n_audio} of them audio",
             "trained to": str(self.capabilities),
         }
@@ -315,6 +315,7 @@ def _audio_items(messages: Sequence[Message]) -> Iterator[Mapping]:
                 yield item
 
 
-def _n_parameters(net) -> int:
-    parameters = cast(list[tuple[str, mx.array]], tree_flatten(net.parameters()))
-    return sum(array.size for _, array in parameters)
+def _fewer_bits(net: StepAudioNet) -> str:
+    """How many layers have how many bits, for a description; empty if none has fewer."""
+    kinds = Counter(map(str, quantised_layers(net).values()))
+    return "".join(f", {n} layers of {kind}" for kind, n in kinds.items())

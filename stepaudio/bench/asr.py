@@ -20,7 +20,7 @@ from ..audio.features import log_mel
 from ..audio.load import load_audio
 from ..audio.segment import cut_points, is_silent
 from ..backend import device as backend
-from ..checkpoints.layout import axes_of, parameters_of, to_published
+from ..checkpoints.layout import axes_of, to_published
 from ..constants import SAMPLE_RATE
 from ..decoding.generate import Request, collect, generate
 from ..decoding.options import RunOptions
@@ -30,6 +30,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.manifest import read_manifest
 from ..model import StepAudio2
 from ..models.kv_cache import NoCache
+from ..models.quantization import whole_parameters
 from ..models.speech_lm import StepAudioConfig
 from ..resources import speech_manifest
 from ..text.prompts import ASR_SYSTEM
@@ -179,7 +180,7 @@ def read_segments(manifest: str | Path) -> list[np.ndarray]:
 
 def torch_weights(model: StepAudio2) -> dict[str, np.ndarray]:
     """The loaded weights in float32 and PyTorch's axis order, by their published names."""
-    held = parameters_of(model.net).items()
+    held = whole_parameters(model.net).items()
     return {n: np.array(to_published(a, axes_of(StepAudioConfig, n)).astype(mx.float32)) for n, a in held}
 
 
@@ -283,6 +284,6 @@ def without_cache(model: StepAudio2, make_request: Callable[[], Request], n_toke
     for _ in range(n_tokens):
         x = make_request().embeddings[None]
         if tokens:
-            x = mx.concatenate([x, net.model.embed_tokens(mx.array([tokens]))], axis=1)
+            x = mx.concatenate([x, net.model.embed(mx.array([tokens]))], axis=1)
         tokens.append(mx.argmax(net.next_logits(x, NoCache(net.model.rope)), axis=-1).item())
     return tuple(tokens)

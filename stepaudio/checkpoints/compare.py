@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from .dtypes import FLOATS, SCALED
-from .header import TensorInfo, printable, read_checkpoint
-from .int8 import with_scales
+from .dtypes import FLOATS, usable
+from .header import TensorInfo, printable
 from .layout import component_of
 from .low_rank import Difference, Pair
+from .packed import read_tensors
 from .suggest import apply_rename
 
 EQUAL, ROUNDING, LOW_RANK, CHANGED = "equal", "rounding", "low rank", "changed"
@@ -152,7 +152,7 @@ def compare_checkpoints(
     """
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
         raise ConfigError(f"rank: expected a whole number from 0 on, found {rank!r:.80}")
-    a, b = with_scales(read_checkpoint(first)), with_scales(apply_rename(read_checkpoint(second), rename))
+    a, b = read_tensors(first), apply_rename(read_tensors(second, rename), rename)
     names = [*a, *(name for name in b if name not in a)]
     return Comparison(str(first), str(second), tuple(_compared(name, a.get(name), b.get(name), rank) for name in names))
 
@@ -163,7 +163,7 @@ def _compared(name: str, a: TensorInfo | None, b: TensorInfo | None, most: int) 
         return TensorChange(name, RIGHT if a is None else LEFT, shapes, dtypes)
     if a.shape != b.shape:
         return TensorChange(name, RESHAPED, shapes, dtypes)
-    if not {a.dtype, b.dtype} <= {*FLOATS, SCALED}:
+    if not all(usable(dtype) or dtype in FLOATS for dtype in (a.dtype, b.dtype)):
         return TensorChange(name, UNREAD, shapes, dtypes)
     pair = Pair(a, b)
     found = pair.measure()

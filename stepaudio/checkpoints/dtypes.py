@@ -15,10 +15,25 @@ _NUMPY = {
 }  # fmt: skip
 HELD = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}  # weights: dtype on disk -> in memory
 SCALED = "I8 with scales"  # what `int8` makes of two stored tensors
+PACKED = "-bit"  # within what `packed` makes of three
 FLOATS = (*HELD, "F64")
-
+ACCEPTED = ", ".join((*HELD, SCALED)) + ", fewer bits"  # of which nets can be filled, in words
 
 READABLE = frozenset(_NUMPY)  # the others numpy has no type for
+
+
+def packed_dtype(bits: int, group_size: int, mode: str) -> str:
+    """What reports call a matrix of fewer bits.
+
+    >>> packed_dtype(4, 64, "affine")
+    '4-bit affine by 64'
+    """
+    return f"{bits}{PACKED} {mode} by {group_size}"
+
+
+def usable(dtype: str) -> bool:
+    """Whether nets can be filled from a tensor of this dtype, as records call it."""
+    return dtype in HELD or dtype == SCALED or PACKED in dtype
 
 
 def numpy_dtype(stored: str) -> np.dtype:

@@ -7,7 +7,7 @@ bits, so that every product is exact in float32, and values that were read are w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -17,33 +17,30 @@ import numpy as np
 from ..errors import WeightsError
 from .dtypes import HELD, SCALED, as_values, numpy_dtype
 from .header import TensorInfo, printable
+from .joined import JoinedTensor
 
 SCALE = "_scale"  # behind a tensor's name
 LARGEST = 127
 
 
 @dataclass(frozen=True)
-class ScaledTensor(TensorInfo):
+class ScaledTensor(JoinedTensor):
     """A tensor of int8 with its rows' scales; `dtype` is `SCALED`, `nbytes` counts both."""
 
     scale: TensorInfo
 
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """The values, flat, as float32, whole rows at a time, about `size` values. Raises `OSError` as files do."""
+    @property
+    def step(self) -> float:
+        """As `JoinedTensor`."""
+        return 1 / LARGEST
+
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """(n, values of a row), float32."""
         rows, width = self.shape[0], prod(self.shape[1:])
-        if not rows * width:
-            return
         numbers = np.memmap(self.file, np.int8, "r", self.offset, (rows, width))
         stored = np.memmap(self.scale.file, numpy_dtype(self.scale.dtype), "r", self.scale.offset, (rows,))
         scale = as_values(stored, self.scale.dtype, float32=True)
-        step = max(1, size // width)
-        for first in range(0, rows, step):
-            yield widened(numbers[first : first + step], scale[first : first + step]).reshape(-1)
-
-    def values(self) -> np.ndarray:
-        """All values, float32. Raises `OSError` as files do."""
-        found = list(self.blocks(prod(self.shape)))
-        return (found[0] if found else np.zeros(0, np.float32)).reshape(self.shape)
+        return widened(numbers[first:stop], scale[first:stop])
 
 
 def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,14 +18,16 @@ import numpy as np
 
 from ..backend.process import enter
 from ..errors import WeightsError
+from ..models.quantization import quantise_layers
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig, read_config
 from ..reading import is_file, is_folder
-from .dtypes import HELD, SCALED, numpy_dtype
-from .header import INDEX_FILE, TensorInfo, listed, read_checkpoint, weight_files
-from .int8 import ScaledTensor, with_scales
+from .dtypes import ACCEPTED, HELD, numpy_dtype, usable
+from .header import INDEX_FILE, TensorInfo, listed, weight_files
 from .inventory import take_inventory
+from .joined import JoinedTensor
 from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
 from .match import match
+from .packed import WEIGHT, PackedTensor, read_tensors
 from .report import ENOUGH, TOO_LITTLE, WeightReport, compare
 from .statistics import describe_values
 from .suggest import apply_rename
@@ -71,7 +73,7 @@ def validate_weights(
     token2wav = take_inventory(path) if is_folder(path, WeightsError) else None
     records, expected, notes = {}, {}, ()
     if token2wav is None or (token2wav.folder != path and _has_language_model(path)):
-        records = with_scales(read_checkpoint(path))
+        records = read_tensors(path, rename)
         if config is None:
             config, notes = read_config(path if is_folder(path, WeightsError) else path.parent)
         expected = expected_layout(config)
@@ -99,11 +101,13 @@ def load_weights(
     model : nn.Module
         Parameter names and shapes as `expected_layout(config)`, kernels in MLX layout. Changed in place.
     path : str or Path
-        Folder, safetensors file, or index file; tensors in bfloat16, float16, float32, or in int8 with scales (`int8`).
+        Folder, safetensors file, or index file; tensors in bfloat16, float16, float32, int8 with scales (`int8`), or
+        of fewer bits (`packed`), for which layers of the model give way to quantised ones.
     config : StepAudioConfig
         Sizes the model was built with.
     dtype : mx.Dtype, optional
-        float32, float16 or bfloat16 to cast to; by default as stored, float32 for int8 with scales.
+        float32, float16 or bfloat16 to cast to; by default as stored, float32 for int8 with scales. Of layers
+        of fewer bits it is what scales and offsets have.
     rename : mapping of str to str, optional
         As in `validate_weights`.
 
@@ -121,15 +125,17 @@ def load_weights(
     if dtype is not None and dtype not in HELD.values():
         raise WeightsError(f"dtype {dtype}: weights can be held in float32, float16 or bfloat16")
     check_parameters(parameters_of(model), config, "the model was built from another config")
-    records = apply_rename(with_scales(read_checkpoint(path)), rename)
+    records = apply_rename(read_tensors(path, rename), rename)
     report = compare(path, records, expected_layout(config))
     _enforce(report)
+    packed = {n: i for n in report.loaded if isinstance(i := records[n], PackedTensor)}
+    quantise_layers(model, {name.removesuffix(WEIGHT): info.bits for name, info in packed.items()})
     _fill(model, {name: records[name] for name in report.loaded}, dtype)
     return report
 
 
 def _describable(info: TensorInfo) -> bool:
-    return info.dtype in (*HELD, SCALED) and (not isinstance(info, StoredTensor) or info.dense)
+    return usable(info.dtype) and (not isinstance(info, StoredTensor) or info.dense)
 
 
 # ---- loading ----
@@ -158,7 +164,7 @@ def _enforce(report: WeightReport) -> None:
     """Refuse or warn, as the matched share demands."""
     if report.wrong_dtype:
         shown = listed((f"{name} ({dtype})" for name, dtype in report.wrong_dtype))
-        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {', '.join((*HELD, SCALED))}")
+        raise WeightsError(f"{report.path}: unusable dtype: {shown}; accepted are {ACCEPTED}")
     if report.whole:
         return
     hint = f"; names differ, try rename={report.rename}" if 0 < len(report.rename) <= 4 else ""
@@ -190,7 +196,7 @@ def _stored(file: Path, infos: list[TensorInfo]) -> dict[str, mx.array]:
     try:
         return lazy_arrays(file)
     except RuntimeError:  # mlx refuses the whole file for one spare tensor of, say, float64: read the wanted ones
-        return {i.name: _by_hand(i) for i in infos if not isinstance(i, ScaledTensor)}
+        return {i.name: _by_hand(i) for i in infos if not isinstance(i, JoinedTensor)}
 
 
 def _by_hand(info: TensorInfo) -> mx.array:
@@ -202,10 +208,21 @@ def _finished(
     stored: dict[str, mx.array], wanted: list[tuple[str, TensorInfo]], dtype: mx.Dtype | None
 ) -> Iterator[tuple[str, mx.array]]:
     for name, info in wanted:
-        array = mx.array(info.values()) if isinstance(info, ScaledTensor) else stored.pop(info.name)
+        if isinstance(info, PackedTensor):
+            yield from _parts(name.removesuffix(WEIGHT), info, dtype)
+            continue
+        array = mx.array(info.values()) if isinstance(info, JoinedTensor) else stored.pop(info.name)
         axes = axes_of(StepAudioConfig, name)
         if axes is not None:
             array = mx.contiguous(to_net(array, axes))
         array = array if dtype is None else array.astype(dtype)
         mx.eval(array)
         yield name, array
+
+
+def _parts(layer: str, info: PackedTensor, dtype: mx.Dtype | None) -> Iterator[tuple[str, mx.array]]:
+    """The parameters of a quantised layer: packed numbers as they are, scales and offsets in the dtype asked for."""
+    for suffix, array in info.parts():
+        array = array.astype(dtype) if dtype is not None and array.dtype in HELD.values() else array
+        mx.eval(array)
+        yield layer + suffix, array

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import WeightsError
-from .dtypes import SCALED, as_values, numpy_dtype
+from .dtypes import as_values, numpy_dtype
 from .header import TensorInfo, printable
-from .int8 import ScaledTensor, widened
+from .joined import JoinedTensor
 
 BLOCK = 1 << 20  # values at a time
 SPARE = 10  # columns of the projection beyond the highest rank that is looked for
@@ -63,8 +63,8 @@ class Pair:
 
     def __init__(self, a: TensorInfo, b: TensorInfo):
         self.a, self.b = a, b
-        scaled = SCALED in (a.dtype, b.dtype)  # one scale for each row, be a row a single number
-        shape = a.shape if scaled or len(a.shape) > 1 else (1, *a.shape)
+        self.joined = [info for info in (a, b) if isinstance(info, JoinedTensor)]
+        shape = a.shape if self.joined or len(a.shape) > 1 else (1, *a.shape)
         self.rows, self.width = shape[0], math.prod(shape[1:])
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -81,12 +81,10 @@ class Pair:
 
     def _read(self, info: TensorInfo, first: int, stop: int) -> np.ndarray:
         try:
-            dtype = numpy_dtype("I8" if info.dtype == SCALED else info.dtype)
-            items = np.memmap(info.file, dtype, "r", info.offset, (self.rows, self.width))[first:stop]
-            if isinstance(info, ScaledTensor):
-                kind, scale = numpy_dtype(info.scale.dtype), info.scale
-                scales = as_values(np.memmap(scale.file, kind, "r", scale.offset, scale.shape), scale.dtype)
-                return widened(items, scales[first:stop]).astype(np.float64)
+            if isinstance(info, JoinedTensor):
+                return info.rows(first, stop).reshape(stop - first, self.width).astype(np.float64)
+            dtype, shape = numpy_dtype(info.dtype), (self.rows, self.width)
+            items = np.memmap(info.file, dtype, "r", info.offset, shape)[first:stop]
             return as_values(items, info.dtype).astype(np.float64)
         except (OSError, ValueError) as error:
             raise WeightsError(f"{info.file}: {printable(info.name)} cannot be read ({error})") from None
@@ -114,8 +112,9 @@ class Pair:
 
     def _step(self, size: np.ndarray) -> np.ndarray:
         """Distance of neighbouring numbers of the coarser of the two types, at values of these sizes."""
-        if SCALED in (self.a.dtype, self.b.dtype):
-            return np.broadcast_to(size.max(1, keepdims=True) / 127, size.shape)
+        if self.joined:
+            share = max(info.step for info in self.joined)
+            return np.broadcast_to(size.max(1, keepdims=True) * share, size.shape)
         kinds = (self.a.dtype, self.b.dtype)
         steps = np.exp2(np.frexp(size)[1] - 1.0 - min(MANTISSA[kind] for kind in kinds))
         return np.where(size > 0, np.maximum(steps, max(LEAST[kind] for kind in kinds)), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .dtypes import HELD, SCALED
+from .dtypes import usable
 from .header import TensorInfo, listed
 from .layout import Shape
 
@@ -49,11 +49,11 @@ def match(found: Mapping[str, Shape], expected: Mapping[str, Shape], dtypes: Map
     found, expected : mapping of str to tuple of int
         Name -> shape.
     dtypes : mapping of str to str, optional
-        Name -> dtype of what was found, as files write it; only `SCALED` and those of `HELD` can be used.
+        Name -> dtype of what was found, as records call it; `dtypes.usable` says which can be used.
     """
     dtypes = dtypes or {}
     present = [name for name in expected if name in found]
-    wrong = tuple(name for name in present if name in dtypes and dtypes[name] not in (*HELD, SCALED))
+    wrong = tuple(name for name in present if name in dtypes and not usable(dtypes[name]))
     misshaped = tuple(name for name in present if name not in wrong and tuple(found[name]) != tuple(expected[name]))
     out = {*wrong, *misshaped}
     return Match(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..models.config_keys import ConfigNote
-from .dtypes import HELD, SCALED
+from .dtypes import ACCEPTED
 from .header import TensorInfo, listed, printable
 from .layout import COMPONENTS, TOKEN2WAV, Shape, component_of
 from .match import Match, match_stored
@@ -150,11 +150,10 @@ class WeightReport:
     def _problems(self) -> list[str]:
         near = {miss.missing: f"   (near: {printable(miss.found)})" for miss in self.near_misses}
         shapes = [f"{m.name}: expected {m.expected}, found {m.found}; {m.repair}" for m in self.misshaped]
-        accepted = ", ".join((*HELD, SCALED))
         return [
             *_section("Missing", [name + near.get(name, "") for name in self.missing]),
             *_section("Mis-shaped", shapes),
-            *_section("Wrong dtype", [f"{name}: {dtype}, accepted {accepted}" for name, dtype in self.wrong_dtype]),
+            *_section("Wrong dtype", [f"{name}: {dtype}, accepted {ACCEPTED}" for name, dtype in self.wrong_dtype]),
             *_section("Unexpected", [printable(name) for name in self.unexpected]),
         ]
 

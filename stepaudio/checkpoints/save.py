@@ -18,6 +18,7 @@ from .header import INDEX_FILE, SINGLE_FILE, listed
 from .int8 import SCALE, quantised
 from .layout import axes_of, net_layout, to_published
 from .load import check_parameters
+from .packed import read_quantization
 
 ASIDE = ".saving-"  # start of the name of the folder that new files are written to
 
@@ -67,7 +68,7 @@ def save_checkpoint(
             settings = ["config.json"] if _write_config(folder, aside, config) else []
             retired = [INDEX_FILE, SINGLE_FILE] if INDEX_FILE in files else [INDEX_FILE]
             written = move_into_place(aside, folder, settings + files, retired)
-            _clear_stale(folder, files)
+            clear_stale(folder, files)
             return written[len(settings) :]
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
         raise WeightsError(f"{folder}: the checkpoint could not be written ({error})") from None
@@ -135,14 +136,14 @@ def _write_shards(aside: Path, tensors: Mapping[str, mx.array], shards: Mapping[
 def _write_config(folder: Path, aside: Path, config: StepAudioConfig) -> bool:
     """Write config.json unless an equal one is there, which is left alone: a published one says more than we read."""
     with contextlib.suppress(ConfigError):
-        if StepAudioConfig.from_file(folder) == config:
+        if StepAudioConfig.from_file(folder) == config and read_quantization(folder) is None:
             return False
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     (aside / "config.json").write_text(text, encoding="utf-8")
     return True
 
 
-def _clear_stale(folder: Path, files: list[str]) -> None:
+def clear_stale(folder: Path, files: Collection[str]) -> None:
     """Remove the shards that an earlier checkpoint leaves behind."""
     for stale in folder.glob("model-?????-of-?????.safetensors"):
         if stale.name not in files:

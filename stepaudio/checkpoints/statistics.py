@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import WeightsError
 from .dtypes import HELD, ITEM_BYTES, as_values, numpy_dtype
 from .header import TensorInfo, printable
-from .int8 import ScaledTensor
+from .joined import JoinedTensor
 
 BLOCK = 1 << 22  # values at a time: 16 MiB in float32, about 150 MiB with the float64 work arrays
 UNIFORM, NORMAL = 1.8, 3.0  # kurtosis E[x^4] / E[x^2]^2 of the two families
@@ -63,7 +63,7 @@ def describe_values(info: TensorInfo, name: str | None = None) -> TensorValues:
     Parameters
     ----------
     info : TensorInfo
-        Where it lies; dtype F32, F16 or BF16, or int8 with scales; PyTorch layout.
+        Where it lies; dtype F32, F16 or BF16, int8 with scales, or fewer bits; PyTorch layout.
     name : str, optional
         Published name, if the file calls it otherwise.
 
@@ -76,7 +76,7 @@ def describe_values(info: TensorInfo, name: str | None = None) -> TensorValues:
     WeightsError
         If the data cannot be read, or the dtype is another one.
     """
-    if info.dtype not in HELD and not isinstance(info, ScaledTensor):
+    if info.dtype not in HELD and not isinstance(info, JoinedTensor):
         shown = printable(info.name)
         raise WeightsError(f"{shown}: values of dtype {info.dtype} are not read, only {', '.join(HELD)}")
     name, tally = name or info.name, _Tally()
@@ -150,8 +150,8 @@ class _Tally:
 
 def _blocks(info: TensorInfo) -> Iterator[np.ndarray]:
     """The values of a tensor, flat, as float32, at most `BLOCK` at a time."""
-    if isinstance(info, ScaledTensor):
-        yield from _scaled_blocks(info)
+    if isinstance(info, JoinedTensor):
+        yield from _joined_blocks(info)
         return
     left = info.nbytes // ITEM_BYTES[info.dtype]
     try:
@@ -167,7 +167,7 @@ def _blocks(info: TensorInfo) -> Iterator[np.ndarray]:
         raise WeightsError(f"{info.file}: cannot be read ({error.strerror or error})") from None
 
 
-def _scaled_blocks(info: ScaledTensor) -> Iterator[np.ndarray]:
+def _joined_blocks(info: JoinedTensor) -> Iterator[np.ndarray]:
     try:
         yield from info.blocks(BLOCK)
     except (OSError, ValueError) as error:  # ValueError: a file that has become too short for its map

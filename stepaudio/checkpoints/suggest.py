@@ -117,10 +117,9 @@ def apply_rename(records: Mapping[str, Record], rename: Mapping[str, str] | None
     """
     if not rename:
         return dict(records)
-    prefixes = sorted((key for key in rename if key == "" or key.endswith(".")), key=len, reverse=True)
     renamed, used, source = {}, set(), {}
     for name, record in records.items():
-        rule = name if name in rename else next((p for p in prefixes if name.startswith(p)), None)
+        rule = _rule_for(name, rename)
         new = name if rule is None else rename[rule] + name.removeprefix(rule)
         if new in renamed:
             raise WeightsError(f"rename: {listed([source[new], name])} would both become {listed([new])}")
@@ -133,6 +132,19 @@ def apply_rename(records: Mapping[str, Record], rename: Mapping[str, str] | None
             "anything else is a whole name"
         )
     return renamed
+
+
+def new_name(name: str, rename: Mapping[str, str] | None) -> str:
+    """The name that `apply_rename` gives one tensor."""
+    rule = _rule_for(name, rename or {})
+    return name if rule is None else (rename or {})[rule] + name.removeprefix(rule)
+
+
+def _rule_for(name: str, rename: Mapping[str, str]) -> str | None:
+    if name in rename:
+        return name
+    fitting = [key for key in rename if (key == "" or key.endswith(".")) and name.startswith(key)]
+    return max(fitting, key=len, default=None)
 
 
 def _canonical(name: str) -> list[str]:

@@ -257,7 +257,7 @@ def _on_host(rows: list[_Row], chosen: _Chosen, kv_bytes: int) -> Iterator[tuple
 
 
 def _logits_after(net: StepAudioNet, tokens: mx.array, cache, tap: Tap | None) -> mx.array:
-    return net.next_logits(net.model.embed_tokens(tokens[:, None]), cache, tap)
+    return net.next_logits(net.model.embed(tokens[:, None]), cache, tap)
 
 
 def _any_may_go_on(live: list[_Row]) -> bool:

@@ -18,10 +18,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..checkpoints.layout import expected_layout
+from ..checkpoints.recipe import Recipe, parse_rules
 from ..constants import SAMPLE_RATE
 from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError
 from ..model import StepAudio2
+from ..models.quantization import Bits, layers_of, quantised_layers, round_layers
 from ..text.chat_template import AudioSlot, Message, Prompt, build_base_prompt, build_prompt
 from ..text.tokenizer import Tokenizer
 from .faulty_mel import WrongMel
@@ -244,16 +246,27 @@ def fewer_bits(bits: int, group_size: int = 32, part: str = "") -> Apply:
     """
 
     def apply(model: StepAudio2) -> StepAudio2:
-        net = copy_of(model.net)
-        chosen = [
-            module
-            for path, module in net.named_modules()
-            if path.startswith(part) and isinstance(module, nn.Linear) and module.weight.shape[-1] % group_size == 0
-        ]
-        for module in chosen:
-            module.weight = mx.dequantize(*mx.quantize(module.weight, group_size, bits), group_size, bits)
+        net, how = copy_of(model.net), Bits(bits, group_size)
+        if quantised_layers(net):
+            raise ConfigError(f"{bits} bits: this model is quantised already; start from the one that it was made of")
+        tables = ("model.embed_tokens", "encoder.positional_embedding")
+        widths = {path: width for path, (_, width) in layers_of(net).items() if path not in tables}
+        chosen = {path: how for path, width in widths.items() if path.startswith(part) and how.fits(width)}
         if not chosen:
             raise ConfigError(f"{bits} bits: no linear layer of this model is a multiple of {group_size} wide")
+        round_layers(net, chosen)
+        return model.altered(net=net)
+
+    return apply
+
+
+def with_bits(rule: str) -> Apply:
+    """Layers of fewer bits by a rule of `checkpoints.recipe`, PATTERN=BITS; held as the values that `stepaudio quantize` stores."""
+    recipe = parse_rules([rule], Recipe(), BITS)
+
+    def apply(model: StepAudio2) -> StepAudio2:
+        net = copy_of(model.net)
+        round_layers(net, recipe.choose(layers_of(net)))
         return model.altered(net=net)
 
     return apply
@@ -302,24 +315,35 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 ALTERNATIVES = ({"bits_8", "bits_4", "bits_3", "bits_2", "decoder_2"},)  # at most one of each set
+BITS = "bits:"  # before a rule of a recipe, PATTERN=BITS: a fault that `with_bits` makes
 LOST = "lost:"  # before a prefix of tensor names: a fault that `lost` makes
 SOUNDS = tuple(f"{kind}:" for kind in (*KINDS, "quiet"))  # before a dose: a fault that `rotten_sound` makes
 
 
 def unknown_faults(names: Sequence[str]) -> list[str]:
-    """Those of `names` that are neither in `FAULTS` nor "lost:" and a prefix of tensor names nor a sound and a dose."""
-    return [name for name in names if name not in FAULTS and not name.startswith((LOST, *SOUNDS))]
+    """Those that are neither in `FAULTS` nor "lost:" and a prefix of names, "bits:" and a rule, or a sound and a dose.
+
+    Raises `ConfigError` for a rule that says no bits.
+    """
+    for name in names:
+        if name.startswith(BITS):
+            with_bits(name.removeprefix(BITS))
+    return [name for name in names if name not in FAULTS and not name.startswith((LOST, BITS, *SOUNDS))]
 
 
 def _fault(name: str) -> Apply:
     if name in FAULTS:
         return FAULTS[name].apply
+    if name.startswith(BITS):
+        return with_bits(name.removeprefix(BITS))
     return lost(name.removeprefix(LOST)) if name.startswith(LOST) else rotten_sound(name)
 
 
 def _place(name: str) -> int:
     """When a fault is applied: sounds first, then in the order of `FAULTS`, lost tensors with other lost ones."""
     order = list(FAULTS)
+    if name.startswith(BITS):
+        return order.index("bits_8")
     return -1 if name.startswith(SOUNDS) else order.index(name if name in FAULTS else "partly_loaded")
 
 
@@ -329,7 +353,8 @@ def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
     Parameters
     ----------
     model : StepAudio2
-    faults : names from `FAULTS`, or "lost:" and a prefix of tensor names, in any order, or one string with "+"
+    faults : names from `FAULTS`, "lost:" and a prefix of tensor names, or "bits:" and a rule such as encoder=8 (see
+        `checkpoints.recipe`), in any order, or one string with "+"
         between them; "none" or nothing gives the model itself
 
     Raises
@@ -343,7 +368,7 @@ def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
     if unknown:
         raise ConfigError(
             f"no fault is called {unknown[0]!r}; expected none or names joined by +, of: "
-            f"{', '.join(FAULTS)}, {LOST}PREFIX"
+            f"{', '.join(FAULTS)}, {LOST}PREFIX, {BITS}PATTERN=BITS"
         )
     clashes = [sorted(group) for group in ALTERNATIVES if len(group & set(names)) > 1]
     if clashes or len(set(names)) < len(names):

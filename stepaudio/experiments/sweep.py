@@ -26,7 +26,7 @@ from ..evaluation.word_errors import count_char_errors, count_errors
 from ..model import StepAudio2
 from ..text.prompts import asr_turns
 from ..transcribe import Segment, Transcript, transcribe_recordings
-from .faults import FAULTS, LOST, faulty, unknown_faults
+from .faults import BITS, FAULTS, LOST, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
 from .provenance import file_hash, json_hash, provenance
 from .store import Store, rank_file, read_store, store_files
@@ -149,7 +149,7 @@ def _check_faults(faults: Sequence[str]) -> None:
     if unknown:
         raise ConfigError(
             f"no fault is called {unknown[0]!r}; expected {NO_FAULT} or names joined by +, of: "
-            f"{', '.join(FAULTS)}, {LOST}PREFIX"
+            f"{', '.join(FAULTS)}, {LOST}PREFIX, {BITS}PATTERN=BITS"
         )
 
 

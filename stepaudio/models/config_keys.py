@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..schema import in_float32, require, require_keys, shown
+from .quantization import Quantization
 
 MODEL = "step_audio_2"
 BUILT, UNUSED = "as built", "not used"
@@ -88,7 +89,7 @@ NO = _built(False)
 ONE = _built(1)
 NONE = _built(None)
 QUANTISED = _built(
-    None, reason="weights of fewer bits are not read: give the model in bfloat16, float16 or float32, as published"
+    None, reason="of weights of fewer bits those are read that MLX's tools write, which say so in quantization"
 )
 
 # Of the file and of each of its parts. What a forward pass hands out beside logits, of other tasks, of training, of
@@ -157,7 +158,7 @@ def published_keys(data: object, path: str, records: Mapping[str, type]) -> tupl
     text, end = found.get("text_config"), found.get("eos_token_id")
     if isinstance(text, Mapping) and end is not None:  # said of the whole model, it holds unless the decoder says it
         found = found | {"text_config": {"eos_token_id": end, **text}}
-    found = _agreed(found, {}, own[""], path, notes)
+    found = _agreed(_without_bits(found, path, notes), {}, own[""], path, notes)
     for part, rules in PARTS.items():
         inner, below = found.get(part), f"{path}.{part}"
         if isinstance(inner, Mapping):
@@ -166,6 +167,18 @@ def published_keys(data: object, path: str, records: Mapping[str, type]) -> tupl
                 inner = _decoder_keys(inner, below, notes)
             found[part] = _agreed(inner, rules, own[part], below, notes)
     return found, tuple(notes)
+
+
+def _without_bits(data: dict[str, Any], path: str, notes: list[ConfigNote]) -> dict[str, Any]:
+    """Without what says which layers have fewer bits: sizes are the same, and whoever reads the weights reads it."""
+    said = data.get("quantization")
+    if said is None:
+        return data
+    Quantization.from_dict(said, f"{path}.quantization")
+    again = data.get("quantization_config")  # MLX's tools write both
+    require(again in (None, said), f"{path}.quantization_config: says something else than quantization; keep one")
+    notes.append(ConfigNote(f"{path}.quantization", said, BUILT))
+    return {key: told for key, told in data.items() if key not in ("quantization", "quantization_config")}
 
 
 def _nested(data: dict[str, Any], own: Mapping[str, set[str]]) -> dict[str, Any]:

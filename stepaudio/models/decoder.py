@@ -216,6 +216,10 @@ class Decoder(nn.Module):
         """The rotation that caches of this decoder apply."""
         return self._rope
 
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Token ids (…) -> embeddings (…, D), in the dtype of the norms, whatever the table is held in."""
+        return self.embed_tokens(tokens).astype(self.norm.weight.dtype)
+
     def __call__(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
         """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D)."""
         enter()

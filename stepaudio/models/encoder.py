@@ -180,7 +180,8 @@ class AudioEncoder(nn.Module):
         x = gelu(self.conv1(mel.transpose(0, 2, 1)))  # (B, T, C)
         x = emit(tap, "conv1", zero_past(x, x_len + 2) if independent else x)
         x = emit(tap, "conv2", gelu(self.conv2(x)))  # (B, S, C)
-        x = pieces.end(x + self.positional_embedding.weight[:S], 4)  # kernels of three, the first from fewer channels
+        x = x + self.positional_embedding(mx.arange(S)).astype(x.dtype)
+        x = pieces.end(x, 4)  # kernels of three, the first from fewer channels
         for i, block in enumerate(self.blocks):
             x = pieces.end(block(x, mask, named(tap, f"{i}.")))
         x = self.after_norm(emit(tap, "pooled", average_pairs(x)))  # (B, P, C)

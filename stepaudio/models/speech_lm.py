@@ -140,8 +140,8 @@ class StepAudioNet(nn.Module):
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of the weights, as far as they are not quantised."""
-        return self.model.embed_tokens.weight.dtype
+        """Of what is computed: that of all weights that are not quantised."""
+        return self.model.norm.weight.dtype
 
     def encode_audio(
         self, mels: Sequence[np.ndarray], independent: bool = True, tap: Tap | None = None
@@ -217,7 +217,7 @@ class StepAudioNet(nn.Module):
             raise PromptError(
                 f"the prompt has {len(slots)} audio slots but {len(features)} segments of audio were given"
             )
-        x = self.model.embed_tokens(mx.array(tokens))
+        x = self.model.embed(mx.array(tokens))
         for i, (slot, audio) in enumerate(zip(slots, features, strict=True)):
             if audio.shape[0] == 0:
                 raise PromptError(f"audio slot {i} was given no embeddings: its audio is too short, leave the slot out")

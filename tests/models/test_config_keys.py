@@ -77,7 +77,7 @@ WRONG = {
         "id2label": ["a"], "ignore_keys_at_rope_validation": "rope_theta", "initializer_range": -0.02,
         "is_composition": "no", "is_decoder": True, "is_encoder_decoder": True, "label2id": 3, "name_or_path": [],
         "output_attentions": 1, "output_hidden_states": "all", "pad_token_id": 1.5, "prefix": 0, "problem_type": 0,
-        "pruned_heads": {"0": [1]}, "quantization": {"bits": 4, "group_size": 64},
+        "pruned_heads": {"0": [1]}, "quantization": {"bits": 7, "group_size": 64},
         "quantization_config": {"quant_method": "gptq"}, "return_dict": "true", "sep_token_id": {},
         "task_specific_params": "none", "tf_legacy_loss": 0, "tie_encoder_decoder": True, "tie_word_embeddings": True,
         "tokenizer_class": {}, "torch_dtype": "float8_e4m3fn", "torchscript": "off",

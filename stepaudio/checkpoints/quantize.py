@@ -1,0 +1,258 @@
+"""A model's folder written again with fewer bits: tensor by tensor, in blocks of rows, whole or not at all.
+
+The layout is that of MLX's own tools (see `packed`); what has no fewer bits is copied byte by byte. All files are
+written aside and moved into place with the config last, and `quantised.json` says what became of every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from .. import __version__
+from ..backend.process import enter
+from ..errors import WeightsError
+from ..files import BLOCK_BYTES, move_into_place, staging_folder
+from ..models.quantization import Bits
+from ..models.speech_lm import CONFIG_FILE
+from ..reading import is_file, read_object
+from .capabilities import FILE as CAPABILITIES
+from .dtypes import HELD, numpy_dtype
+from .header import INDEX_FILE, SINGLE_FILE, TensorInfo
+from .int8 import SCALE, ScaledTensor
+from .joined import JoinedTensor
+from .packed import BIASES, KEY, OTHER_KEY, SCALES, WEIGHT
+from .quantize_plan import MANIFEST, SHARD_BYTES, Plan, plan_quantisation, quantization_of, stored_entries
+from .recipe import Recipe
+from .save import clear_stale
+from .tensor_file import TensorFile
+
+ASIDE = ".quantising-"
+FORMAT = 1
+BLOCK = 1 << 23  # weights at a time: 32 MiB in float32, about four times that with what is made of them
+QUANTISED, KEPT = "quantised", "kept"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a tensor.
+
+    Parameters
+    ----------
+    name : str
+    fate : {"quantised", "kept"}
+    before, after : int
+        Bytes.
+    reason : str
+        Why it was kept.
+    bits, group_size, mode : optional
+        Of a quantised one.
+    error : float, optional
+        Norm of what quantising changed, by the norm of the values.
+    """
+
+    name: str
+    fate: str
+    before: int
+    after: int
+    reason: str = ""
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What `quantise` did: the folder that it wrote, and the manifest in it."""
+
+    folder: Path
+    manifest: dict
+
+    def table(self) -> str:
+        """Text for a terminal: a line for each component, and what was left out."""
+        lines = [f"{self.folder}: quantised from {self.manifest['source']['name']}"]
+        parts: dict[str, list[dict]] = {}
+        for tensor in self.manifest["tensors"]:
+            parts.setdefault(_component(tensor["name"]), []).append(tensor)
+        for part, tensors in parts.items():
+            done = [t for t in tensors if t["fate"] == QUANTISED]
+            kinds = Counter(str(Bits(t["bits"], t["group_size"], t["mode"])) for t in done)
+            said = ", ".join(f"{n} x {kind}" for kind, n in kinds.items()) or "kept"
+            error = math.sqrt(sum(t["error"] ** 2 for t in done) / len(done)) if done else 0.0
+            before, after = (sum(t[key] for t in tensors) for key in ("before", "after"))
+            moved = f", error {error:.2%}" if done else ""
+            lines.append(f"  {part:11} {before:>14,} -> {after:>14,} bytes  {said}{moved}")
+        before, after = (sum(t[key] for t in self.manifest["tensors"]) for key in ("before", "after"))
+        lines.append(f"  {'all':11} {before:>14,} -> {after:>14,} bytes")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.manifest["notes"])])
+
+
+def quantise(source: str | Path, out: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> Quantised:
+    """Write a model's folder with fewer bits; memory does not grow with the model.
+
+    Parameters
+    ----------
+    source, recipe, shard_bytes
+        As `plan_quantisation`.
+    out : str or Path
+        Folder to write, made if need be. An earlier quantised model in it is replaced.
+
+    Raises
+    ------
+    ConfigError, WeightsError
+        As `plan_quantisation`; also values that are not finite, too little room, or a folder that cannot be written.
+    """
+    enter()
+    return write_quantised(plan_quantisation(source, recipe, shard_bytes), Path(out))
+
+
+def write_quantised(plan: Plan, out: Path) -> Quantised:
+    """Do what a plan says. Raises `WeightsError` as `quantise`."""
+    try:
+        with staging_folder(out, ASIDE) as aside:
+            free = shutil.disk_usage(aside).free
+            if plan.nbytes > free:
+                raise WeightsError(f"{out}: needs {plan.nbytes:,} bytes, {free:,} are free there; name another disk")
+            for name in plan.copied:
+                (aside / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(plan.source / name, aside / name)
+            fates: dict[str, Fate] = {}
+            total = sum(info.nbytes for info in plan.records.values())
+            with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+                for file, entries in plan.shards.items():
+                    with TensorFile(aside / file, entries, {"format": "mlx"}) as stream:
+                        for name, info in plan.records.items():
+                            if next(iter(stored_entries(name, info, plan.chosen))) in entries:
+                                fates[name] = _write(stream, name, info, plan)
+                                bar.update(info.nbytes)
+            manifest = _manifest(plan, [fates[name] for name in plan.records])
+            _write_texts(aside, plan, manifest)
+            for name in plan.copied:
+                (out / name).parent.mkdir(exist_ok=True)
+            move_into_place(aside, out, plan.files, [CONFIG_FILE, INDEX_FILE, SINGLE_FILE])
+            clear_stale(out, plan.shards)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{out}: the quantised model could not be written ({error})") from None
+    return Quantised(out, manifest)
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether a file was written by `quantise`: the manifest of its folder, or of the one above, names it."""
+    for folder in (path.parent, path.parent.parent):
+        if is_file(folder / MANIFEST, WeightsError):
+            files = read_object(folder / MANIFEST, WeightsError, "name another folder").get("files")
+            return isinstance(files, list) and path.relative_to(folder).as_posix() in files
+    return False
+
+
+# ---- what is written ----
+
+
+def _write(stream: TensorFile, name: str, info: TensorInfo, plan: Plan) -> Fate:
+    layer = name.removesuffix(WEIGHT)
+    bits = plan.chosen.get(layer) if name.endswith(WEIGHT) else None
+    after = sum(entry.nbytes for entry in stored_entries(name, info, plan.chosen).values())
+    if bits is None:
+        _copy(stream, name, info)
+        if isinstance(info, ScaledTensor):
+            _copy(stream, name + SCALE, info.scale)
+        return Fate(name, KEPT, info.nbytes, after, _reason(layer, info, plan))
+    moved = whole = 0.0
+    for block in _rows(info):
+        if not mx.isfinite(block).all().item():
+            raise WeightsError(f"{info.file}: {name} holds values that are not finite; such have no scale")
+        parts = mx.quantize(block, **bits.options)
+        values = block.astype(mx.float32)
+        means = mx.dequantize(*parts, **bits.options, dtype=block.dtype).astype(mx.float32)
+        moved += float(np.array(mx.square(means - values).sum()))
+        whole += float(np.array(mx.square(values).sum()))
+        for part, array in zip((WEIGHT, SCALES, BIASES), parts, strict=False):
+            stream.write(layer + part, _bytes_of(array))
+    error = math.sqrt(moved / whole) if whole else 0.0
+    return Fate(name, QUANTISED, info.nbytes, after, "", bits.bits, bits.group_size, bits.mode, error)
+
+
+def _reason(layer: str, info: TensorInfo, plan: Plan) -> str:
+    """Why a tensor was kept, in words."""
+    if len(info.shape) < 2:
+        return "a vector"
+    if layer not in plan.layers:
+        return "a kernel of a convolution"
+    bits, width = plan.recipe.of(layer), plan.layers[layer][1]
+    return "not asked for" if bits is None else f"rows of {width} are no multiple of {bits.group_size}"
+
+
+def _rows(info: TensorInfo) -> Iterator[mx.array]:
+    """Blocks of rows of a matrix, in the type in which it is stored."""
+    rows, width = info.shape
+    step = max(1, BLOCK // max(width, 1))
+    for first in range(0, rows, step):
+        stop = min(first + step, rows)
+        if isinstance(info, JoinedTensor):
+            yield mx.array(info.rows(first, stop))
+            continue
+        items = np.memmap(info.file, numpy_dtype(info.dtype), "r", info.offset, (rows, width))[first:stop]
+        yield mx.array(np.ascontiguousarray(items)).view(HELD[info.dtype])
+
+
+def _bytes_of(array: mx.array) -> bytes:
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array).tobytes()
+
+
+def _copy(stream: TensorFile, name: str, info: TensorInfo) -> None:
+    left = info.nbytes - (info.scale.nbytes if isinstance(info, ScaledTensor) else 0)
+    with info.file.open("rb") as source:
+        source.seek(info.offset)
+        while left:
+            data = source.read(min(left, BLOCK_BYTES))
+            if not data:
+                raise WeightsError(f"{info.file}: ends within {name}; it changed meanwhile")
+            stream.write(name, data)
+            left -= len(data)
+
+
+def _manifest(plan: Plan, fates: list[Fate]) -> dict:
+    """What became of every tensor, and of what it was made."""
+    sources = sorted({info.file for info in plan.records.values()})
+    tensors = [{key: value for key, value in asdict(fate).items() if value not in (None, "")} for fate in fates]
+    return {
+        "format": FORMAT,
+        "stepaudio": __version__,
+        "source": {"name": plan.name, "files": {file.name: file.stat().st_size for file in sources}},
+        "default": None if plan.recipe.default is None else plan.recipe.default.options,
+        "rules": [[pattern, None if bits is None else bits.options] for pattern, bits in plan.recipe.rules],
+        "notes": list(plan.notes),
+        "files": list(plan.files),
+        "tensors": tensors,
+    }
+
+
+def _write_texts(aside: Path, plan: Plan, manifest: dict) -> None:
+    said = quantization_of(plan.chosen, plan.layers).to_dict()
+    texts: dict[str, object] = {CONFIG_FILE: plan.config | {KEY: said, OTHER_KEY: said}, MANIFEST: manifest}
+    if plan.capabilities is not None:
+        stated = asdict(plan.capabilities)
+        texts[CAPABILITIES] = {k: v for k, v in stated.items() if v is not None and k != "refusals"}
+    if len(plan.shards) > 1:
+        shard_of = {name: file for file, entries in plan.shards.items() for name in entries}
+        total = sum(entry.nbytes for entries in plan.shards.values() for entry in entries.values())
+        texts[INDEX_FILE] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
+    for name, content in texts.items():
+        (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _component(name: str) -> str:
+    if name.startswith("model."):
+        return "embeddings" if name.startswith("model.embed_tokens") else "decoder"
+    return {"lm_head": "head"}.get(name.partition(".")[0], name.partition(".")[0])

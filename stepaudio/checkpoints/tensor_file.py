@@ -1,0 +1,64 @@
+"""A safetensors file written piece by piece: shapes first, then the bytes of each tensor in any order.
+
+What is known of a tensor before it is computed, its shape and type, is all that the header needs; so no more of a model
+is ever held than one piece.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Self
+
+from .dtypes import ITEM_BYTES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Type, as safetensors names it, and shape of a tensor that is to be written."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class TensorFile:
+    """A file of these tensors, to be filled within a `with` block; errors are those of the system."""
+
+    def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]):
+        self._path, self._start, end = path, {}, 0
+        self._left = {name: entry.nbytes for name, entry in entries.items()}
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        for name, entry in entries.items():
+            start, end = end, end + entry.nbytes
+            header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [start, end]}
+            self._start[name] = start
+        text = json.dumps(header, separators=(",", ":")).encode()
+        self._header = text + b" " * (-len(text) % 8)
+
+    def __enter__(self) -> Self:
+        self._stream = self._path.open("wb")
+        self._stream.write(len(self._header).to_bytes(8, "little") + self._header)
+        self._data = self._stream.tell()
+        return self
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """The next bytes of a tensor, C order."""
+        size = len(data)
+        done = self._left[name] - size
+        assert done >= 0, f"{name}: {-done} bytes too many"
+        self._stream.seek(self._data + self._start[name])
+        self._stream.write(data)
+        self._start[name] += size
+        self._left[name] = done
+
+    def __exit__(self, kind, *_) -> None:
+        self._stream.close()
+        assert kind or not any(self._left.values()), f"{self._path}: not whole"
