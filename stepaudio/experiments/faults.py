@@ -261,7 +261,7 @@ def fewer_bits(bits: int, group_size: int = 32, part: str = "") -> Apply:
 
 
 def with_bits(rule: str) -> Apply:
-    """Layers of fewer bits by a rule of `checkpoints.recipe`, PATTERN=BITS; held as the values that `stepaudio quantize` stores."""
+    """Layers of fewer bits by a rule of `checkpoints.recipe`, PATTERN=BITS, with the values that quantising stores."""
     recipe = parse_rules([rule], Recipe(), BITS)
 
     def apply(model: StepAudio2) -> StepAudio2:

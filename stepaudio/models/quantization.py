@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from ..backend.device import info
+from ..backend.device import info, on_cpu
 from ..choices import QuantizationMode
 from ..errors import ConfigError, WeightsError
 from ..schema import read_record, require, shown
@@ -26,6 +26,7 @@ AFFINE = QuantizationMode.AFFINE.value
 MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {  # the group sizes and bits of each, the usual one first
     AFFINE: ((64, 32, 128), (4, 2, 3, 5, 6, 8)), "mxfp4": ((32,), (4,)), "mxfp8": ((32,), (8,)), "nvfp4": ((16,), (4,)),
 }  # fmt: skip
+MANY = 8  # rows from which widening a matrix costs less than MLX's product with it on a CPU
 FLOATS = (mx.float32, mx.bfloat16, mx.float16)  # what is computed with
 
 
@@ -152,6 +153,18 @@ def _written(bits: Bits) -> dict[str, Any]:
 # ---- nets ----
 
 
+class PackedLinear(nn.QuantizedLinear):
+    """MLX's quantised linear layer; but of many rows on a CPU, where its product is slow, by that of floats."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(…, width) -> (…, rows)."""
+        if x.size < MANY * x.shape[-1] or not on_cpu():
+            return super().__call__(x)
+        how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode, "dtype": x.dtype}
+        x = x @ mx.dequantize(self["weight"], self["scales"], self.get("biases"), **how).T
+        return x + self["bias"] if "bias" in self else x
+
+
 def layers_of(net: nn.Module) -> dict[str, tuple[int, int]]:
     """Path -> (rows, width) of every layer that can be quantised and is not yet."""
     return {
@@ -173,7 +186,11 @@ def quantise_layers(net: nn.Module, chosen: Mapping[str, Bits]) -> None:
     _check(net, chosen)
 
     def replaced(path: str, module: Any) -> Any:
-        return module.to_quantized(**chosen[path].options) if path in chosen else module
+        if path not in chosen:
+            return module
+        if isinstance(module, nn.Linear):
+            return PackedLinear.from_linear(module, **chosen[path].options)
+        return module.to_quantized(**chosen[path].options)
 
     net.update_modules(tree_map_with_path(replaced, net.leaf_modules(), is_leaf=nn.Module.is_module))
 
@@ -181,7 +198,7 @@ def quantise_layers(net: nn.Module, chosen: Mapping[str, Bits]) -> None:
 def round_layers(net: nn.Module, chosen: Mapping[str, Bits]) -> None:
     """Give these layers the values that they would have with fewer bits, and compute with them as before.
 
-    For trials: the same numbers up to the order of sums, where quantised products are slow. Raises as `quantise_layers`.
+    For trials: the same numbers up to the order of sums, at the speed of floats. Raises as `quantise_layers`.
     """
     _check(net, chosen)
     for path, module in net.named_modules():
