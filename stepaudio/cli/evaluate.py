@@ -36,8 +36,8 @@ def add_evaluate_verb(verbs) -> None:
     )  # fmt: skip
     verb.add_argument(
         "manifest", metavar="MANIFEST",
-        help="TSV or CSV with columns file and text, paths beside it; or the JSON lines (.jsonl) of an earlier "
-        "evaluation, which are scored again without a model",
+        help="TSV or CSV with columns file and text, or JSON lines with these keys, paths beside it; or the JSON lines "
+        "of an earlier evaluation, which are scored again without a model",
     )  # fmt: skip
     add_formats(verb, FORMATS, None, "table on a terminal or with --show, else json")
     add_choice(

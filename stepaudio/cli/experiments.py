@@ -24,7 +24,7 @@ def add_experiment_verbs(verbs) -> None:
         {0: "measured, and all ways of running gave the same tokens", 1: "two ways of running gave different tokens"},
     )  # fmt: skip
     add_model(bench)
-    add_option(bench, "--manifest", metavar="FILE", help="table of recordings to transcribe", shown="the bundled ones")
+    add_option(bench, "--manifest", metavar="FILE", help="table or JSON lines of recordings", shown="the bundled ones")
     add_option(bench, "--repeats", type=whole, default=3, metavar="N", help="how often everything is measured")
     bench.add_argument(
         "--token2wav", "--speaking", dest="token2wav", action="store_true",

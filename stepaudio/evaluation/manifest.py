@@ -1,4 +1,4 @@
-"""Manifests: tables of recordings and of what is said in each."""
+"""Manifests: tables or JSON lines of recordings and of what is said in each."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..choices import alternatives, hint, shown
 from ..errors import DataError
-from ..reading import read_text
+from ..reading import parse_object, read_text
 from ..text.scripts import is_unspaced
 
 TRANSCRIBE, TRANSLATE = "transcribe", "translate"
 TASKS = (TRANSCRIBE, TRANSLATE)
 TASK_NAMES = {"asr": TRANSCRIBE, "transcription": TRANSCRIBE, "translation": TRANSLATE, "st": TRANSLATE,
               "ast": TRANSLATE, "s2tt": TRANSLATE}  # fmt: skip
-EXPECTED = "expected a table with the columns file and text"
+EXPECTED = "expected a table with the columns file and text, or JSON lines with these keys"
+# What other tools call them. Of several recordings the first here is read; several texts, none called text: refused.
+FILES = ("file", "audio", "audio_filepath", "audio_path", "path", "file_name", "wav")
+TEXTS = ("text", "sentence", "transcript", "transcription", "txt", "normalized_text")
+SPOKEN, WRITTEN = ("language", "lang", "locale"), ("to", "target_lang")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 LANGUAGES = {
     "english": "en",
     "chinese": "zh",
@@ -88,24 +94,38 @@ def language_code(name: str | None) -> str | None:
 
 
 def read_manifest(path: str | Path, task: str | None = TRANSCRIBE) -> list[Clip]:
-    """A tab- or comma-separated table with at least the columns `file` and `text`; paths are relative to the table.
+    """A tab- or comma-separated table with at least the columns `file` and `text`, or JSON lines with these keys.
 
-    An empty text says that nobody speaks. A line that ends before its text is refused. A column `language` names the
-    language of what is said, `to` that of a translation.
+    Paths are relative to the manifest; an empty text says that nobody speaks. The names that other tools give the two
+    (`FILES`, `TEXTS`) are understood, and a recording may be an object with `path`. `language` names the language of
+    what is said, `to` that of a translation; what else a line has is left alone. A line without a text is refused, and
+    so is one that means a part of its recording (`offset`).
 
     Parameters
     ----------
-    task : "transcribe"; "translate" takes the column `translation`, or `text` where there is none; None leaves it to
-        the table, which is one of translations if it has the column `translation`, or says so in a column `task`.
+    path : JSON lines are known by their name (.jsonl, .ndjson, .json) or by the brace that begins them.
+    task : "transcribe"; "translate" takes `translation`, or the text where there is none; None leaves it to the
+        manifest, which is one of translations if it has `translation`, or says so by `task`.
 
     Raises
     ------
-    DataError : the table is missing, has no such columns, no line, or a line that does not fit its head.
+    DataError : the manifest is missing, names no recording or text, has no line, or a line that does not fit.
     """
     path = Path(path)
     text = read_text(path, DataError, EXPECTED)
-    head = text.splitlines()[0] if text.strip() else ""
-    comma = "\t" not in head
+    is_json = path.suffix.lower() in JSON_LINES or text.lstrip().startswith("{")
+    clips = [_clip(path.parent, *line, task) for line in (_objects if is_json else _cells)(path, text, task)]
+    if not clips:
+        raise DataError(f"{path}: {'holds' if is_json else 'the table has a head but'} no line; {EXPECTED}")
+    return clips
+
+
+Line = tuple[str, dict[str, Any], str, str]  # "file: line n", for messages; its cells; names of recording and text
+
+
+def _cells(path: Path, text: str, task: str | None) -> Iterator[Line]:
+    """The lines of a table. A cell too many is most often an unquoted comma in the text, which would cut it short."""
+    comma = "\t" not in (text.splitlines()[0] if text.strip() else "")
     reader = csv.DictReader(
         io.StringIO(text, newline=""),
         delimiter="," if comma else "\t",
@@ -113,36 +133,82 @@ def read_manifest(path: str | Path, task: str | None = TRANSCRIBE) -> list[Clip]
         strict=True,  # a quote that never closes would swallow the lines behind it
     )
     try:
-        names = list(reader.fieldnames or ())
-        column = "translation" if "translation" in names and task != TRANSCRIBE else "text"
-        if [names.count(name) for name in ("file", column)] != [1, 1]:
-            found = ", ".join(names)[:200] or "nothing"
-            raise DataError(f"{path}: expected columns file and {column}, each once, found {found}")
-        default = TRANSLATE if column == "translation" else TRANSCRIBE
-        clips = [_clip(path, reader.line_num, row, column, task, default) for row in reader]
+        file, column = _names(f"{path}", list(reader.fieldnames or ()), task)
+        for row in reader:
+            what = f"{path}: line {reader.line_num}"
+            if None in row:
+                raise DataError(f"{what}: more cells than the head has names; quote a text that holds commas")
+            if row[column] is None:
+                raise DataError(
+                    f"{what}: ends before the column {column}; a text that is missing is not silence: say what is "
+                    "said, or end the line with an empty cell where nobody speaks"
+                )
+            yield what, row, file, column
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: not readable as a table ({error})") from None
-    if not clips:
-        raise DataError(f"{path}: the table has a head but no line")
-    return clips
 
 
-def _clip(path: Path, line: int, row: dict, column: str, task: str | None, default: str) -> Clip:
-    """One line. A cell too many is most often an unquoted comma in the text, which would cut the text short."""
-    if None in row:
-        raise DataError(f"{path}: line {line}: more cells than the head has names; quote a text that holds commas")
-    if not row["file"]:
-        raise DataError(f"{path}: line {line}: the column file is empty")
-    if row[column] is None:
+def _objects(path: Path, text: str, task: str | None) -> Iterator[Line]:
+    """The lines of a file of JSON lines, without what is null in them."""
+    for n, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            what = f"{path}: line {n}"
+            row = parse_object(line.encode(), what, DataError, EXPECTED)
+            row = {name: value for name, value in row.items() if value is not None}
+            yield what, row, *_names(what, list(row), task)
+
+
+def _names(what: str, names: Sequence[str], task: str | None) -> tuple[str, str]:
+    """What recording and text are called among these names."""
+    files = [name for name in FILES if name in names][:1]
+    texts = [name for name in TEXTS if name in names]
+    texts = texts[:1] if TEXTS[0] in texts else texts
+    if "translation" in names and task != TRANSCRIBE:
+        texts = ["translation"]
+    if len(texts) > 1:
+        raise DataError(f"{what}: two texts, {' and '.join(texts[:2])}; call the one that counts text")
+    if not files or not texts or any(names.count(name) > 1 for name in (*files, *texts)):
+        column = "translation" if "translation" in names and task != TRANSCRIBE else "text"
+        found = ", ".join(names)[:200] or "nothing"
+        raise DataError(f"{what}: expected columns file and {column}, each once, found {found}")
+    return files[0], texts[0]
+
+
+def _clip(folder: Path, what: str, row: dict[str, Any], file: str, column: str, task: str | None) -> Clip:
+    """One line."""
+    default = TRANSLATE if column == "translation" else TRANSCRIBE
+    recording = row[file].get("path") if isinstance(row[file], dict) else row[file]
+    if not recording or not isinstance(recording, str):
+        raise DataError(f"{what}: {file}: expected the path of a recording, found {shown(recording)}")
+    if not _is_zero(row.get("offset") or 0):
         raise DataError(
-            f"{path}: line {line}: ends before the column {column}; a text that is missing is not silence: say what is "
-            "said, or end the line with an empty cell where nobody speaks"
+            f"{what}: offset {shown(row['offset'])}: means a part of {recording!r:.200}, and recordings are read "
+            "whole; save the parts as files of their own"
         )
-    word = (row.get("task") or "").strip().lower()
+    word = _word(what, row, ("task",)).lower()
     task = task or TASK_NAMES.get(word, word) or default
     if task not in TASKS:
-        raise DataError(f"{path}: line {line}: task: expected {alternatives(TASKS)}, found {shown(task)}")
-    return Clip(path.parent / row["file"], row[column], task, row.get("to" if task == TRANSLATE else "language"))
+        raise DataError(f"{what}: task: expected {alternatives(TASKS)}, found {shown(task)}")
+    if not isinstance(row[column], str):
+        raise DataError(f"{what}: {column}: expected a text, found {shown(row[column])}")
+    language = _word(what, row, WRITTEN if task == TRANSLATE else SPOKEN)
+    return Clip(folder / recording, row[column], task, language)
+
+
+def _is_zero(value: object) -> bool:
+    try:
+        return float(value) == 0  # type: ignore[arg-type]  # a table has words
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _word(what: str, row: dict[str, Any], names: Sequence[str]) -> str:
+    """What a line says under the first of these names that it has; "" for none."""
+    name = next((name for name in names if row.get(name) is not None), names[0])
+    value = row.get(name) or ""
+    if not isinstance(value, str):
+        raise DataError(f"{what}: {name}: expected a word, found {shown(value)}")
+    return value.strip()
 
 
 def one_task(clips: Iterable[Clip]) -> str:

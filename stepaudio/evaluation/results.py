@@ -10,10 +10,12 @@ from ..errors import DataError
 from ..reading import parse_object, read_bytes
 from ..transcribe import Segment, Transcript
 from .clip_score import Score
-from .manifest import TRANSCRIBE, TRANSLATE, Clip, distinct_names
+from .manifest import JSON_LINES, TRANSCRIBE, TRANSLATE, Clip, distinct_names
 from .normalisers import NORMALIZERS, OURS, check_normalizer
 
-EXPECTED = 'expected the JSON lines that "stepaudio evaluate --json" prints (a table of recordings is a TSV or CSV)'
+EXPECTED = 'expected the JSON lines that "stepaudio evaluate --json" prints'
+EITHER = f"{EXPECTED}, or those of a manifest, with file and text"
+RECOGNISED = {"hypothesis", "reference", "error", "measure", "wer"}  # a line of an evaluation has one of these
 MOST_LOOPS = 10_000  # of one recording: days of sound
 Line = tuple[str, dict[str, Any]]  # "file: line n", for messages; its object
 
@@ -55,8 +57,15 @@ def read_results(path: str | Path, normalizer: str | None = None) -> list[Score]
 
 
 def are_results(path: str | Path) -> bool:
-    """Whether a file is named as JSON lines are."""
-    return Path(path).suffix.lower() in (".jsonl", ".ndjson", ".json")
+    """Whether a file holds the lines of an evaluation rather than a manifest: the first says what was recognised.
+
+    Only names like those of JSON lines are looked at; a file of such a name that is neither is taken for an evaluation.
+    """
+    if Path(path).suffix.lower() not in JSON_LINES:
+        return False
+    lines = read_bytes(path, DataError, EXPECTED).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    first = next((line for line in lines if line.strip()), None)
+    return first is None or bool(RECOGNISED & parse_object(first, f"{path}: line 1", DataError, EITHER).keys())
 
 
 def _lines(path: Path) -> list[Line]:

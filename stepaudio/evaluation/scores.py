@@ -119,7 +119,7 @@ def evaluate(
     Parameters
     ----------
     model : a `StepAudio2` with a tokenizer.
-    clips : path of a manifest (a TSV or CSV with the columns `file` and `text`), or `Clip`s.
+    clips : path of a manifest (TSV, CSV or JSON lines with `file` and `text`), or `Clip`s.
     downmix : "first" channel or "mean", where a recording has several.
     resampler : "reference" or "soxr", for recordings that are not at 16 kHz.
     normalizer : "ours", "whisper" (needs the library whisper-normalizer) or "none".

@@ -105,15 +105,80 @@ def test_odd_line_separators_stay_in_the_text(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "expected columns file and text, each once, found nothing"), ("path\ttext\na\tb\n", "found path, text"),
+    ("", "expected columns file and text, each once, found nothing"), ("speaker\ttext\na\tb\n", "found speaker, text"),
     ("file\ttext\n", "no line"), ("file,text\na.wav,hello, world\n", "line 2: more cells"),
-    ("file\ttext\n\thello\n", "line 2: the column file is empty"),
+    ("file\ttext\n\thello\n", "line 2: file: expected the path of a recording, found ''"),
     ("file\ttext\ttext\na.wav\tx\ty\n", "each once, found file, text, text"),
     ('file,text\na.wav,"hello\nb.wav,there\n', "unexpected end of data"),
 ])  # fmt: skip
 def test_bad_manifests(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_manifest(manifest(tmp_path, text))
+
+
+@pytest.mark.parametrize("line", [
+    {"file": "a.wav", "text": "one"},
+    {"audio_filepath": "a.wav", "duration": 1.5, "offset": 0.0, "text": "one"},  # NeMo
+    {"audio": {"path": "a.wav", "sampling_rate": 16000}, "sentence": "one", "path": "elsewhere"},  # datasets
+    {"audio": {"path": "a.wav", "bytes": None, "array": [0.0, 0.1]}, "text": "one", "transcript": "1"},
+    {"file_name": "a.wav", "transcription": "one"}, {"key": "7", "wav": "a.wav", "txt": "one"},  # audiofolder, WeNet
+    {"path": "a.wav", "transcript": "one", "text": None, "speaker": {"id": 3}},
+    {"audio_path": "a.wav", "normalized_text": "one", "raw_text": "One!"},
+])  # fmt: skip
+def test_json_lines_as_other_tools_write_them(tmp_path, line):
+    """pandas writes the lines; beside them a table with the same columns, where a cell can hold them."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([line, line])
+    frame.to_json(tmp_path / "m.jsonl", orient="records", lines=True)
+    wanted = [Clip(tmp_path / "a.wav", "one")] * 2
+    assert read_manifest(tmp_path / "m.jsonl") == wanted
+    (tmp_path / "m.jsonl").rename(tmp_path / "named_otherwise.txt")
+    assert read_manifest(tmp_path / "named_otherwise.txt") == wanted
+    if not any(isinstance(value, dict) or value is None for value in line.values()):
+        frame.to_csv(tmp_path / "m.csv", index=False)
+        assert read_manifest(tmp_path / "m.csv") == wanted
+
+
+def test_what_json_lines_say_besides(tmp_path):
+    text = (
+        '\ufeff{"audio": "/x/a.wav", "text": "Einen.", "lang": "de-DE"}\r\n\n'
+        '{"audio": "b.wav", "text": "\\u4eca\\n", "locale": null}\n{"audio": "c.wav", "sentence": ""}'
+    )
+    found = read_manifest(manifest(tmp_path, text, "m.json"))
+    assert [(str(c.file), c.text, c.language) for c in found] == [
+        ("/x/a.wav", "Einen.", "de"), (str(tmp_path / "b.wav"), "今\n", None), (str(tmp_path / "c.wav"), "", None)
+    ]  # fmt: skip
+    both = manifest(tmp_path, '{"file": "a", "sentence": "x", "translation": "y", "target_lang": "zh"}', "t.jsonl")
+    assert [(c.text, c.task, c.language) for c in read_manifest(both, None)] == [("y", "translate", "zh")]
+    assert [(c.text, c.task) for c in read_manifest(both)] == [("x", "transcribe")]
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    (['{"file": "a.wav", "text": "one"}', '{"file": "a.wav", "duration": 1}'], "line 2: .*found file, duration"),
+    (['{"text": "one"}'], "line 1: expected columns file and text, each once, found text"),
+    (['{"file": "a.wav", "text": null}'], "found file$"),
+    (['{"file": "a.wav", "text": 5}'], "text: expected a text, found 5"),
+    (['{"file": "a.wav", "text": NaN}'], "text: expected a text, found nan"),
+    (['{"file": 7, "text": "one"}'], "file: expected the path of a recording, found 7"),
+    (['{"audio": {"bytes": "UklGRg=="}, "text": "one"}'], "audio: expected the path of a recording, found None"),
+    (['{"audio": ["a.wav", "b.wav"], "text": "one"}'], "audio: expected the path of a recording"),
+    (['{"file": "a.wav", "sentence": "one", "transcript": "1"}'], "two texts, sentence and transcript; call .* text"),
+    (['{"audio_filepath": "a.wav", "text": "one", "offset": 12.5}'], "offset 12.5: means a part of 'a.wav'"),
+    (['{"audio_filepath": "a.wav", "text": "one", "offset": [1]}'], r"offset \[1\]: means a part"),
+    (['{"file": "a.wav", "text": "one", "language": 3}'], "language: expected a word, found 3"),
+    (['{"file": "a.wav", "text": "one", "file": "b.wav"}'], "names 'file' twice"),
+    (['{"file": "a.wav", "text": "one"', '}'], "line 1: not readable as JSON"),
+    (['[{"file": "a.wav", "text": "one"}]'], "expected a JSON object, found list"), ([""], "holds no line"),
+])  # fmt: skip
+def test_bad_json_lines(tmp_path, lines, message):
+    with pytest.raises(DataError, match=message) as found:
+        read_manifest(manifest(tmp_path, "\n".join(lines), "m.jsonl"))
+    assert len(str(found.value)) < 1000 and "\n" not in str(found.value)
+
+
+def test_a_table_may_name_parts_of_recordings_too(tmp_path):
+    with pytest.raises(DataError, match="line 3: offset '2.5': means a part of 'a.wav'"):
+        read_manifest(manifest(tmp_path, "path\tsentence\toffset\na.wav\tx\t0.00\na.wav\ty\t2.5\n"))
 
 
 def test_manifest_that_cannot_be_read(tmp_path):

@@ -346,6 +346,7 @@ def _array(path: Path):
 
 TABS = "file\ttext\na.wav\tone two\nb.wav\t\nc.wav\tthree\n"
 COMMAS = 'file,text\na.wav,"one, two"\nb.wav,""\nc.wav,three\n'
+LINES = '{"audio": {"path": "a.wav"}, "text": "one"}\n{"audio_filepath": "b.wav", "offset": 0.0, "sentence": ""}\n'
 EXPORTED = Path(__file__).parents[1] / "assets" / "exported" / "odd.pt"  # written by PyTorch
 
 
@@ -391,6 +392,7 @@ READERS = {
     "table": Reader(_table, "t.csv", "lines", lambda f: len(read_table(f).rows)),
     "manifest": Reader(_written("m.tsv", TABS), "m.tsv", "lines", _clips, _same_cells),
     "manifest with commas": Reader(_written("m.csv", COMMAS), "m.csv", "lines", _clips),
+    "manifest of JSON lines": Reader(_written("m.jsonl", LINES), "m.jsonl", "lines", _clips),
     "results": Reader(_results, "r.jsonl", "lines", _totals),
     "a result": Reader(_written("r.jsonl", RESULT), "r.jsonl", "json", _totals),
     "words.txt": Reader(_written("w.txt", "the\t12\nDon't\t3\n"), "w.txt", "lines", lambda f: len(read_words(f))),
