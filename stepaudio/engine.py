@@ -26,12 +26,12 @@ from .constants import n_audio_embeddings
 from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
 from .decoding.options import DecodingOptions, RunOptions
 from .decoding.outputs import Generation, answer_of
-from .errors import PromptError, WeightsError
+from .errors import AudioError, PromptError, WeightsError
 from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Pipeline
-from .text.chat_template import AudioSlot, Message, Prompt
+from .text.chat_template import SPOKEN, AudioSlot, Message, Prompt
 from .text.prompts import asr_turns
 from .text.tokenizer import Detokenizer, Tokenizer
 
@@ -298,6 +298,27 @@ def message_list(messages) -> Sequence:
 def is_conversation(source) -> bool:
     """Whether this is a list of messages rather than a recording."""
     return isinstance(source, (list, tuple)) and all(isinstance(m, (Message, Mapping)) for m in source) and bool(source)
+
+
+def is_list_of_recordings(source) -> bool:
+    """Whether this is a list of recordings rather than one recording given as a list of samples."""
+    if not isinstance(source, (list, tuple)):
+        return False
+    if is_conversation(source) and not any(isinstance(s, dict) and "array" in s for s in source):
+        raise AudioError(
+            "a list of messages is no recording: call model.stream(messages) or model.generate_text(messages)"
+        )
+    return all(is_file(s) or isinstance(s, dict) or getattr(s, "ndim", 0) > 0 for s in source)
+
+
+def spoken_turns(messages: str | Sequence) -> list[Message]:
+    """The messages with an answer that begins as a spoken one does, unless the last turn is an answer already."""
+    turns = [Message.of(m) for m in message_list(messages)]
+    if turns and turns[-1].role == "assistant" and turns[-1].content is None:
+        turns.pop()  # the open turn, to be opened again as a spoken one
+    if not turns or turns[-1].role != "assistant":
+        turns.append(Message("assistant", SPOKEN, eot=False))
+    return turns
 
 
 def with_audio(turns: Sequence[Message], audio) -> list[Message]:

@@ -10,7 +10,7 @@ from typing import Any, Unpack, overload
 
 import mlx.core as mx
 
-from .audio.sources import given_rate, is_file, rate_is_assumed
+from .audio.sources import assumptions, given_rate
 from .audio.vad import Detector
 from .backend.device import default_dtype
 from .checkpoints.capabilities import Capabilities
@@ -19,22 +19,21 @@ from .checkpoints.hub_name import repository_of
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
 from .choices import Resampler
-from .constants import SAMPLE_RATE
 from .decoding.generate import Request, Step
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation
-from .decoding.thought import END_OF_THOUGHT, Thought
-from .engine import Engine, PromptTokens, is_conversation, message_list, with_audio
-from .errors import AudioError, DecodeError, PromptError
+from .decoding.thought import Thought
+from .engine import Engine, PromptTokens, is_conversation, is_list_of_recordings, spoken_turns, with_audio
+from .errors import DecodeError
 from .models.speech_lm import StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Pipeline
-from .text.chat_template import SPOKEN, Message, build_turnless_prompt
+from .text.chat_template import build_turnless_prompt
 from .text.prompts import ASR_SYSTEM, asr_turns
 from .text.tokenizer import Tokenizer
+from .thinking import think
 from .transcribe import Transcript, timed, transcribe_recordings
 
-ASSUMED = f"the array came without a sample rate: {SAMPLE_RATE} Hz was assumed"
 TOP = 5  # alternatives that a stream lists unless told otherwise
 
 
@@ -223,21 +222,17 @@ class StepAudio2:
         refuse_unknown(changes, ("options", "prompt", "downmix", "resampler", "sr", "sample_rate", "progress", "vad"))
         self.capabilities.require("transcribe")
         merged, rate = merge_options(options, "transcribe", **changes), given_rate(sr, sample_rate)
-        sources = list(source) if is_list_of_recordings(source) else [source]
+        many = is_list_of_recordings(source)
+        sources = list(source) if many else [source]
         recordings = [self.pipeline.load(s, downmix=downmix, sample_rate=rate, resampler=resampler) for s in sources]
         reading = time.perf_counter() - began
         found = transcribe_recordings(self.engine, recordings, merged, prompt, progress, vad)
         total = sum(map(len, recordings)) or 1
         found = [
-            replace(
-                timed(t, t.wall_seconds + reading * len(x) / total),
-                notes=(ASSUMED,) if rate_is_assumed(s, rate) else (),
-            )
+            replace(timed(t, t.wall_seconds + reading * len(x) / total), notes=assumptions(s, rate))
             for t, x, s in zip(found, recordings, sources, strict=True)
         ]
-        if is_list_of_recordings(source):
-            return found
-        return timed(found[0], time.perf_counter() - began)
+        return found if many else timed(found[0], time.perf_counter() - began)
 
     # ------------------------------------------------------------ free generation
 
@@ -342,12 +337,7 @@ class StepAudio2:
         """Answer in audio codes: the open assistant turn starts with `<tts_start>`, as the reference seeds it."""
         if isinstance(messages, str):
             self.capabilities.require("speak")
-        turns = [Message.of(m) for m in message_list(messages)]
-        if turns and turns[-1].role == "assistant" and turns[-1].content is None:
-            turns.pop()  # the open turn, to be opened again as a spoken one
-        if not turns or turns[-1].role != "assistant":
-            turns.append(Message("assistant", SPOKEN, eot=False))
-        return self.generate_with_audio(turns, options=options, resampler=resampler, **changes)
+        return self.generate_with_audio(spoken_turns(messages), options=options, resampler=resampler, **changes)
 
     def think(
         self,
@@ -383,22 +373,8 @@ class StepAudio2:
         >>> thought = model.think([{"role": "human", "content": "Why is the sky blue?"}])     # doctest: +SKIP
         >>> print(thought.text, model.generate_text(thought.messages).text)                   # doctest: +SKIP
         """
-        opening = self.capabilities.thinking
-        if opening is None:
-            raise PromptError(
-                "this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do, and a folder whose "
-                'capabilities.json has "thinking"'
-            )
         refuse_unknown(changes, ("options", "spoken"))
-        turns = [Message.of(m) for m in message_list(messages)]
-        if turns and turns[-1].role == "assistant":
-            if turns[-1].content not in (None, SPOKEN):
-                raise PromptError("think: the last turn is an answer already; leave it out, or leave it open")
-            turns.pop()
-        merged = replace(merge_options(options, "chat", **changes), stop=(END_OF_THOUGHT,))
-        request = self.engine.build_request([*turns, Message("assistant", opening, eot=False)])
-        spoken = self.capabilities.allow("speak") if spoken is None else spoken
-        return Thought(tuple(turns), opening, self.engine.answer(request, merged), spoken)
+        return think(self.engine, messages, merge_options(options, "chat", **changes), spoken)
 
     # ------------------------------------------------------------ what it is
 
@@ -418,18 +394,6 @@ def load(path: str | Path | None = None, **options) -> StepAudio2:
     >>> model = load("stepfun-ai/Step-Audio-2-mini", dtype=mx.float16)          # doctest: +SKIP
     """
     known = ("tokenizer", "dtype", "rename", "allow_random")
-    for name in options:
-        if name not in known:
-            raise DecodeError(f"load: unknown option {name!r}; expected one of {', '.join(known)}")
+    if unknown := [name for name in options if name not in known]:
+        raise DecodeError(f"load: unknown option {unknown[0]!r}; expected one of {', '.join(known)}")
     return StepAudio2.load(path, **options)
-
-
-def is_list_of_recordings(source) -> bool:
-    """Whether this is a list of recordings rather than one recording given as a list of samples."""
-    if not isinstance(source, (list, tuple)):
-        return False
-    if is_conversation(source) and not any(isinstance(s, dict) and "array" in s for s in source):
-        raise AudioError(
-            "a list of messages is no recording: call model.stream(messages) or model.generate_text(messages)"
-        )
-    return all(is_file(s) or isinstance(s, dict) or getattr(s, "ndim", 0) > 0 for s in source)

@@ -150,7 +150,7 @@ def test_a_thought_ends_where_its_mark_does(thinker, monkeypatch):
     said = thinker.generate_text(opened, sampling="greedy", max_tokens=40).text
     mark = said[len(said) // 2 : len(said) // 2 + 3]
     monkeypatch.setattr(thoughts, "END_OF_THOUGHT", mark)
-    monkeypatch.setattr("stepaudio.model.END_OF_THOUGHT", mark)
+    monkeypatch.setattr("stepaudio.thinking.END_OF_THOUGHT", mark)
     thought = thinker.think(QUESTION, sampling="greedy", max_tokens=40)
     assert thought.finished and thought.text == said.partition(mark)[0].strip()
     assert len(thought.generation.tokens) < 40

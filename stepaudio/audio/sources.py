@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from ..constants import SAMPLE_RATE
 from ..errors import AudioError
 from ..files import printable_name
 
@@ -162,6 +163,12 @@ def _words(source: Mapping) -> str:
 def rate_is_assumed(source, sample_rate: float | None = None, sr: float | None = None) -> bool:
     """Whether `load_audio` has to take 16 kHz for granted: an array, and nobody stated its rate."""
     return sample_rate is None and sr is None and not is_file(source) and not isinstance(source, Mapping)
+
+
+def assumptions(source, sample_rate: float | None) -> tuple[str, ...]:
+    """What a transcript notes of a recording that does not state everything: nothing, or the rate."""
+    assumed = rate_is_assumed(source, sample_rate)
+    return (f"the array came without a sample rate: {SAMPLE_RATE} Hz was assumed",) if assumed else ()
 
 
 def given_rate(sample_rate: float | None, sr: float | None) -> float | None:
