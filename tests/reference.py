@@ -19,9 +19,9 @@ from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
 # ------------------------------------------------------------------------------------------ tiny nets
 
 
-def tiny_config(vocab: int = 48, layers: int = 2, max_cache_len: int = 4096) -> StepAudioConfig:
+def tiny_config(vocab: int = 48, layers: int = 2, max_cache_len: int = 4096, hidden: int = 32) -> StepAudioConfig:
     text = TextConfig(
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=48,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -36,7 +36,7 @@ def tiny_config(vocab: int = 48, layers: int = 2, max_cache_len: int = 4096) -> 
         n_audio_state=16,
         n_audio_head=2,
         n_audio_layer=2,
-        llm_dim=32,
+        llm_dim=hidden,
         kernel_size=3,
         adapter_stride=2,
         adapter_hidden=24,
@@ -139,11 +139,12 @@ def rotate(x: np.ndarray, position: np.ndarray, base: float) -> np.ndarray:
 
 
 def decoder_reference(
-    net: StepAudioNet, x, kept=(), max_len: int | None = None, renumbered: bool = False, edits=None
+    net: StepAudioNet, x, kept=(), max_len: int | None = None, renumbered: bool = False, edits=None, hold=lambda a: a
 ) -> np.ndarray:
     """Logits (n, V) of one whole sequence of embeddings (n, D), every pair of positions worked out by itself.
 
     `edits` : name of an activation -> what stands in its place, (n, …) or (heads, n, …); read as `put` is written.
+    `hold` : what a cache makes of keys and values (…, size) by storing them.
     """
     config, edits = net.config.text_config, edits or {}
     weights = {name: np.array(a, dtype=np.float64) for name, a in _flat(net.parameters())}
@@ -167,12 +168,14 @@ def decoder_reference(
             put(name + c, linear(f"{at}self_attn.{c}_proj", h).reshape(len(x), -1, config.head_dim).swapaxes(0, 1))
             for c in "qkv"
         )  # (heads, n, size)
-        v = put(name + "v_cache", v)
+        v = put(name + "v_cache", hold(v))
+        k = hold(k) if renumbered else k  # which are stored before they are rotated
         patterns = []
         for head in range(config.num_attention_heads):
             group = head // (config.num_attention_heads // config.num_key_value_heads)
             queries = rotate(np.repeat(q[head][:, None], len(x), axis=1), at_query, config.rope_theta)
             keys = rotate(np.repeat(k[group][None], len(x), axis=0), at_key, config.rope_theta)
+            keys = keys if renumbered else hold(keys)
             if name + "rot_q" in edits:
                 queries = np.repeat(edits[name + "rot_q"][head][:, None], len(x), axis=1)
             if name + "k_cache" in edits:

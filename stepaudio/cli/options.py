@@ -102,6 +102,10 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         memory, "--positions", choices=Positions.values(), also=("renumbered",), default=Positions.ABSOLUTE.value,
         help="where a kept key stands: where it was read, or at its rank among those kept",
     )  # fmt: skip
+    add_option(
+        memory, "--kv-bits", type=whole, metavar="N", help="of a number in the cache: 8 or 4",
+        shown="those of the weights' dtype",
+    )  # fmt: skip
 
 
 def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> DecodingOptions:
@@ -118,6 +122,7 @@ def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> Deco
         max_cache_len=options.max_cache_len,
         sinks=options.sinks,
         positions=options.positions,
+        kv_bits=options.kv_bits,
         max_tokens=options.max_tokens,
         on_loop=options.on_loop,
         stop=options.stop,

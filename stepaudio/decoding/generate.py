@@ -169,7 +169,13 @@ def generate(
 
 
 def fits_one_batch(lengths: Sequence[int], options: RunOptions, default_len: int) -> bool:
-    """Whether prompts of these lengths can share a full cache without breaking the cache limit."""
+    """Whether prompts of these lengths can share a full cache: within the cache limit, and each as if it were alone.
+
+    Prompts are filled up at the left, so a key stands elsewhere than alone; as a float it means the same there, but
+    with few bits it is rounded otherwise.
+    """
+    if options.policy.bits is not None and len(set(lengths)) > 1:
+        return False
     limit = options.policy.limit(default_len)
     return limit is None or max(lengths) + options.max_tokens <= limit
 
@@ -183,6 +189,11 @@ def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions) 
             )
     if len(requests) > 1 and not fits_one_batch([len(r.tokens) for r in requests], options, net.config.max_cache_len):
         limit = options.policy.limit(net.config.max_cache_len)
+        if options.policy.bits is not None:
+            raise DecodeError(
+                f"a batch of prompts of several lengths under kv_bits={options.policy.bits} would not give what each "
+                "gets alone: run them one by one, or leave kv_bits out"
+            )
         raise DecodeError(
             f"a batch shares one full cache, but a limit of {limit} "
             "positions could be reached: run the prompts one by one, raise the limit or lower max_tokens"
@@ -194,7 +205,8 @@ def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions):
     if len(requests) == 1:
         return options.policy.build(n_layers, net.model.rope, net.config.max_cache_len, requests[0].spans)
     longest = max(len(r.tokens) for r in requests)
-    return FullCache(n_layers, net.model.rope, np.array([longest - len(r.tokens) for r in requests]))
+    pad = np.array([longest - len(r.tokens) for r in requests])
+    return FullCache(n_layers, net.model.rope, pad, options.policy.bits)
 
 
 def _left_padded(requests: Sequence[Request]) -> mx.array:

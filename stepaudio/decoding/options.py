@@ -129,10 +129,11 @@ class DecodingKeywords(TypedDict, total=False):
     max_cache_len: int | None
     sinks: int
     positions: Positions | str
+    kv_bits: int | None
 
 
 OPTION_FIELDS = tuple(f.name for f in fields(DecodingOptions))
-CACHE_FIELDS = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions"}
+CACHE_FIELDS = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions", "kv_bits": "bits"}
 RULE_FIELDS = (*(n for n in SAMPLING_FIELDS if n not in ("text", "audio", "escape", "on_loop")), *PENALTY_FIELDS)
 KEYWORDS = (*OPTION_FIELDS, *RULE_FIELDS, *CACHE_FIELDS)
 
@@ -150,8 +151,8 @@ def merge_options(
         Whose reference is meant by sampling="reference".
     **changes
         Fields of `DecodingOptions`, single values of `Sampling` and `Penalties` (text and audio alike), and
-        `max_cache_len`, `sinks` and `positions` of the cache. A whole record or its name is set first, single values on
-        top of it. None for sampling or cache leaves what `options` has.
+        `max_cache_len`, `sinks`, `positions` and `kv_bits` of the cache. A whole record or its name is set first,
+        single values on top of it. None for sampling or cache leaves what `options` has.
 
     Returns
     -------

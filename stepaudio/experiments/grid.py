@@ -102,8 +102,14 @@ class Setting:
         return DecodingOptions(self.sampling, self.cache, self.max_tokens, self.on_loop)
 
     def to_dict(self) -> dict:
-        """Every value spelled out, defaults too, so that it means the same after a default changes."""
-        return asdict(self)
+        """Every value spelled out, defaults too, so that it means the same after a default changes.
+
+        But for the bits of a cache of floats, which rows of earlier sweeps do not have.
+        """
+        said = asdict(self)
+        if self.cache.bits is None:
+            del said["cache"]["bits"]
+        return said
 
 
 @dataclass(frozen=True)

@@ -328,4 +328,4 @@ def kv_bytes(model: StepAudio2, transcript: Transcript, setting: Setting) -> int
             prompt = model.pipeline.build_prompt(asr_turns(setting.prompt), model.tokenizer, [[rows]])
             most = max(most, len(prompt.tokens) + _n_given(s))
     held = most if limit is None else min(most, limit)
-    return held * model.config.text_config.kv_bytes_per_position(model.net.dtype.size)
+    return held * model.config.text_config.kv_bytes_per_position(model.net.dtype.size, setting.cache.bits)

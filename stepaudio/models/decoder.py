@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..schema import MAX_LAYERS, require, require_positive, shown
 from .attention import attend
 from .kv_cache import KVCache, Rope
+from .kv_store import bits_of_head
 from .tap import Tap, emit, named
 
 
@@ -129,9 +130,10 @@ class TextConfig:
         """Positions the decoder was built for, if the file says so."""
         return self.max_position_embeddings or self.max_seq_len
 
-    def kv_bytes_per_position(self, itemsize: int) -> int:
-        """Bytes of keys and values that one position costs in all layers together."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
+    def kv_bytes_per_position(self, itemsize: int, bits: int | None = None) -> int:
+        """Bytes of keys and values that one position costs in all layers together; `bits` as `CachePolicy` has them."""
+        rows, how = 2 * self.num_hidden_layers * self.num_key_value_heads, bits_of_head(bits, self.head_dim)
+        return rows * self.head_dim * itemsize if how is None else how.bytes_of((rows, self.head_dim), itemsize)
 
 
 def ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -25,8 +25,9 @@ from ..backend.ops import rope
 from ..choices import MAX_COUNT, CacheKind, Positions, is_count, shown
 from ..constants import MAX_CACHE_LEN
 from ..errors import DecodeError
+from .kv_store import Store, bits_of_head
 
-GROWTH = 256  # positions by which a buffer grows
+KV_BITS = (8, 4)
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ class FullCache:
     `pad` (B,): unused positions at the left of each sequence, for prompts of different length in one batch.
     """
 
-    def __init__(self, n_layers: int, rope: Rope, pad: np.ndarray | None = None):
-        self._rope = rope
-        self._keys: list[mx.array | None] = [None] * n_layers
-        self._values: list[mx.array | None] = [None] * n_layers
+    def __init__(self, n_layers: int, rope: Rope, pad: np.ndarray | None = None, bits: int | None = None):
+        self._rope, how = rope, bits_of_head(bits, rope.dims)
+        self._keys = [Store(how) for _ in range(n_layers)]
+        self._values = [Store(how) for _ in range(n_layers)]
         self._pad = None if pad is None or not np.any(pad) else mx.array(np.asarray(pad, dtype=np.int32))
         self.offset = 0
 
@@ -147,9 +148,9 @@ class FullCache:
         """Rotate, store, and return queries, all keys, all values and the mask."""
         q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         end = self.offset + self._n
-        keys = self._keys[layer] = write(self._keys[layer], k, self.offset)
-        values = self._values[layer] = write(self._values[layer], v, self.offset)
-        return q, keys[..., :end, :], values[..., :end, :], self._mask
+        self._keys[layer].write(k, self.offset)
+        self._values[layer].write(v, self.offset)
+        return q, self._keys[layer].read(end), self._values[layer].read(end), self._mask
 
     def advance(self) -> None:
         """Count the new positions as past."""
@@ -158,8 +159,8 @@ class FullCache:
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all sequences of the batch but these."""
         index = mx.array(rows)
-        self._keys = [None if k is None else k[index] for k in self._keys]
-        self._values = [None if v is None else v[index] for v in self._values]
+        for store in (*self._keys, *self._values):
+            store.keep_rows(index)
         self._pad = None if self._pad is None else self._pad[index]
 
     @property
@@ -170,25 +171,12 @@ class FullCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(a.nbytes for a in [*self._keys, *self._values] if a is not None)
+        return sum(a.nbytes for a in self.arrays)
 
     @property
     def arrays(self) -> list[mx.array]:
         """The buffers, to be evaluated."""
-        return [a for a in [*self._keys, *self._values] if a is not None]
-
-
-def write(buffer: mx.array | None, new: mx.array, start: int, limit: int | None = None) -> mx.array:
-    """`buffer` with `new` (B, H, n, D) at positions start…, grown by a block where it is too short."""
-    end = start + new.shape[2]
-    if buffer is None or buffer.shape[2] < end:
-        length = -(-end // GROWTH) * GROWTH
-        length = max(end, min(length, limit)) if limit else length
-        shape = (*new.shape[:2], length - (0 if buffer is None else buffer.shape[2]), new.shape[3])
-        more = mx.zeros(shape, new.dtype)
-        buffer = more if buffer is None else mx.concatenate([buffer, more], axis=2)
-    buffer[..., start:end, :] = new
-    return buffer
+        return [a for store in (*self._keys, *self._values) for a in store.arrays]
 
 
 class WindowCache:
@@ -199,15 +187,17 @@ class WindowCache:
     with a span of audio, span pinning. A batch of one only. The rule also holds inside a prefill, through the mask.
     """
 
-    def __init__(self, n_layers: int, rope: Rope, max_len: int, kept=(), reindex: bool = False):
+    def __init__(
+        self, n_layers: int, rope: Rope, max_len: int, kept=(), reindex: bool = False, bits: int | None = None
+    ):
         self._kept = np.unique(np.asarray(list(kept), dtype=np.int64))
         self.max_len, self._window, self._reindex = max_len, max_len - len(self._kept), reindex
         if self._window < 1:
             n = len(self._kept)
             raise DecodeError(too_many_kept(max_len, n))
-        self._rope = rope
-        self._keys: list[mx.array | None] = [None] * n_layers
-        self._values: list[mx.array | None] = [None] * n_layers
+        self._rope, how = rope, bits_of_head(bits, rope.dims)
+        self._keys = [Store(how) for _ in range(n_layers)]
+        self._values = [Store(how) for _ in range(n_layers)]
         self.held = np.zeros(0, dtype=np.int64)  # absolute position in each slot
         self.slots = self.held  # of the pass that is going on
         self.offset = 0
@@ -263,20 +253,22 @@ class WindowCache:
         """Rotate, store, and return queries, keys and values by slot, and the mask."""
         if not self._reindex:
             q, k = self._rope(q, self.offset), self._rope(k, self.offset)
+        keys, values = self._keys[layer], self._values[layer]
         if self._n == 1:
-            keys = self._keys[layer] = write(self._keys[layer], k, self._slot, self.max_len)
-            values = self._values[layer] = write(self._values[layer], v, self._slot, self.max_len)
+            keys.write(k, self._slot, self.max_len)
+            values.write(v, self._slot, self.max_len)
             n = len(self._after)
-            k, v = keys[..., :n, :], values[..., :n, :]
+            k, v = keys.read(n), values.read(n)
             if self._reindex:
                 q, k = self._rope(q, n - 1), self._rope.at(k, self._ranks)
             return q, k, v, self._mask
-        keys, values, n = self._keys[layer], self._values[layer], len(self.held)
-        if keys is not None and values is not None:
-            k = mx.concatenate([keys[..., :n, :], k], axis=2)
-            v = mx.concatenate([values[..., :n, :], v], axis=2)
-        stay = self._survivors
-        self._keys[layer], self._values[layer] = (k, v) if stay is None else (k[..., stay, :], v[..., stay, :])
+        n = len(self.held)
+        keys.extend(k, n)
+        values.extend(v, n)
+        k, v = keys.read(n + self._n), values.read(n + self._n)
+        if self._survivors is not None:
+            keys.keep(self._survivors)
+            values.keep(self._survivors)
         if self._reindex:  # `room` saw to it that nothing is evicted during this step: ranks stay as they are
             q, k = self._rope(q, len(self.held)), self._rope.at(k, self._ranks)
         return q, k, v, self._mask
@@ -294,7 +286,7 @@ class WindowCache:
     @property
     def arrays(self) -> list[mx.array]:
         """The buffers, to be evaluated."""
-        return [a for a in [*self._keys, *self._values] if a is not None]
+        return [a for store in (*self._keys, *self._values) for a in store.arrays]
 
 
 def too_many_kept(limit: int, n: int) -> str:
@@ -321,6 +313,9 @@ class CachePolicy:
         First positions that "sinks" and "pinned" never evict.
     positions : Positions or its name
         "absolute" or "reindexed".
+    bits : {8, 4}, optional
+        Of a number in keys and values, in groups of a head's channels that share a scale and an offset; None for the
+        dtype of what is computed.
 
     Raises
     ------
@@ -332,6 +327,7 @@ class CachePolicy:
     max_len: int | None = None
     sinks: int = 4
     positions: Positions | str = Positions.ABSOLUTE
+    bits: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "kind", CacheKind.of(self.kind, "cache kind"))
@@ -348,6 +344,9 @@ class CachePolicy:
                 f"cache sinks {shown(self.sinks)}: expected a whole number, 0 or more, at most {MAX_COUNT}"
             )
 
+        if self.bits is not None and (isinstance(self.bits, bool) or self.bits not in KV_BITS):
+            raise DecodeError(f"kv_bits: expected 8, 4 or none, found {shown(self.bits)}")
+
     def limit(self, default: int = MAX_CACHE_LEN) -> int | None:
         """Most positions held, None for no limit."""
         return None if self.kind == CacheKind.FULL else self.max_len or default
@@ -356,11 +355,11 @@ class CachePolicy:
         """A cache for one prompt. `spans`: (start, length) of the audio embeddings, used by "pinned"."""
         limit = self.limit(default_len)
         if limit is None:
-            return FullCache(n_layers, rope)
+            return FullCache(n_layers, rope, bits=self.bits)
         sinks = 0 if self.kind == CacheKind.WINDOW else self.sinks
         if sinks >= limit:
             raise DecodeError(too_many_kept(limit, sinks))  # before anything of that size is made
         kept = list(range(sinks))
         if self.kind == CacheKind.PINNED:
             kept += [p for start, length in spans for p in range(start, start + length)]
-        return WindowCache(n_layers, rope, limit, kept, self.positions == Positions.REINDEXED)
+        return WindowCache(n_layers, rope, limit, kept, self.positions == Positions.REINDEXED, self.bits)

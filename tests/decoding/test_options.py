@@ -33,11 +33,11 @@ def test_every_single_value_reaches_its_record():
         "temperature": 0.7, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 9, "repetition": 1.5, "frequency": 0.3,
         "presence": 0.2, "no_repeat_ngram": 5, "window": 7, "include_prompt": True, "max_cache_len": 77, "sinks": 2,
         "positions": "reindexed", "max_tokens": 5, "on_loop": "off", "stop": ("a",), "batch": 3, "top": 2,
-        "sampling": "greedy", "cache": "window",
+        "sampling": "greedy", "cache": "window", "kv_bits": 8,
     }  # fmt: skip
     assert set(values) == set(KEYWORDS) == set(DecodingKeywords.__annotations__)
     base = DecodingOptions()
-    cache_names = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions"}
+    cache_names = {"max_cache_len": "max_len", "sinks": "sinks", "positions": "positions", "kv_bits": "bits"}
     for name, value in values.items():
         made = merge_options(**{name: value})
         changed = {f.name for f in fields(DecodingOptions) if getattr(made, f.name) != getattr(base, f.name)}

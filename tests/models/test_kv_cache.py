@@ -2,29 +2,20 @@
 
 from itertools import cycle
 
+import caches
 import mlx.core as mx
 import numpy as np
 import pytest
+from caches import CHUNKS, KEPT, KINDS, LIMIT, SPANS, N, off
 from reference import decoder_reference, remembered, tiny_net
 
 from stepaudio.decoding.generate import Request, generate
 from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import DecodeError
-from stepaudio.models.kv_cache import CachePolicy, FullCache, NoCache, Rope, WindowCache
+from stepaudio.models.kv_cache import CachePolicy, FullCache, NoCache, Rope
 
 NET = tiny_net(seed=1, scale=1.6)
-N, LIMIT = 61, 19
-SPANS = ((7, 5), (30, 3))  # audio: one near the start, one that comes after the limit is reached
-KEPT = {"window": set(), "sinks": {0, 1, 2, 3}, "pinned": {0, 1, 2, 3, *range(7, 12), *range(30, 33)}}
-KINDS = [("full", "absolute"), *((k, p) for k in KEPT for p in ("absolute", "reindexed"))]
-CHUNKS = {
-    "one by one": [1],
-    "whole": [N],
-    "odd": [5, 1, 7, 3, 11],
-    "long prefill, then decode": [45] + [1] * N,
-    "longer than the limit": [20, 2],
-}
 TOLERANCE = 1e-4  # of the root mean square of the logits; float32 against float64
 
 
@@ -34,25 +25,7 @@ def embeddings(n: int = N, seed: int = 0) -> mx.array:
 
 
 def run(cache, x: mx.array, chunks, net=NET) -> np.ndarray:
-    """Logits (n, V) of all positions through a cache, in chunks no longer than the cache allows."""
-    out, done, chunks = [], 0, cycle(chunks)
-    while done < len(x):
-        wanted = min(next(chunks), len(x) - done)
-        while wanted:
-            take = cache.room(wanted)
-            assert 1 <= take <= wanted
-            out.append(np.array(net.logits(x[None, done : done + take], cache)[0]))
-            done, wanted = done + take, wanted - take
-            check_bounds(cache)
-    return np.concatenate(out)
-
-
-def check_bounds(cache) -> None:
-    """What must hold after every step of every cache."""
-    assert cache.nbytes == sum(a.nbytes for a in cache.arrays)
-    if isinstance(cache, WindowCache):
-        assert len(cache.held) <= cache.max_len
-        assert all(a.shape[2] <= cache.max_len for a in cache.arrays)
+    return caches.run(cache, x, chunks, net)
 
 
 def build(kind: str, positions: str, limit: int = LIMIT, spans=SPANS, net=NET):
@@ -63,10 +36,6 @@ def build(kind: str, positions: str, limit: int = LIMIT, spans=SPANS, net=NET):
 def by_hand(kind: str, positions: str, x) -> np.ndarray:
     limit = None if kind == "full" else LIMIT
     return decoder_reference(NET, x, KEPT.get(kind, ()), limit, positions == "reindexed")
-
-
-def off(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.abs(got - want).max() / np.sqrt(np.mean(want**2)))
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)

@@ -1,0 +1,87 @@
+"""What a cache holds of one layer's keys or values: a growing buffer, of floats or of packed numbers of few bits.
+
+Axes: B sequences of a batch, H key/value heads, L positions, D channels of a head. What is read back is what was
+quantised, the newest positions included, so that a prompt gives the same in one step as in many.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..errors import DecodeError
+from .quantization import Bits
+
+GROWTH = 256  # positions by which a buffer grows
+GROUPS = (64, 32)  # channels of a head that share a scale and an offset, the first that divides the head
+
+
+def bits_of_head(bits: int | None, head_dim: int) -> Bits | None:
+    """How the D channels of a head are held; `DecodeError` where no group divides them. None stays None."""
+    if bits is None:
+        return None
+    group = next((g for g in GROUPS if head_dim % g == 0), None)
+    if group is None:
+        raise DecodeError(
+            f"kv_bits={bits}: heads of {head_dim} channels come out in no groups of {' or '.join(map(str, GROUPS))}; "
+            "leave it out"
+        )
+    return Bits(bits, group)
+
+
+class Store:
+    """A buffer of positions, to be written at any of them and read from the first on."""
+
+    def __init__(self, bits: Bits | None = None):
+        self._bits = bits
+        self.arrays: list[mx.array] = []  # floats; or packed numbers, scales and offsets; (B, H, L, …) each
+
+    def _packed(self, x: mx.array) -> list[mx.array]:
+        return [x] if self._bits is None else list(mx.quantize(x, **self._bits.options))
+
+    def write(self, x: mx.array, start: int, limit: int | None = None) -> None:
+        """Put (B, H, n, D) at positions start…; the buffer grows by blocks, up to `limit` if there is one."""
+        new = self._packed(x)
+        held = self.arrays or [None] * len(new)
+        self.arrays = [write(buffer, part, start, limit) for buffer, part in zip(held, new, strict=True)]
+
+    def extend(self, x: mx.array, held: int) -> None:
+        """Put (B, H, n, D) behind the first `held` positions, without room for more."""
+        new = self._packed(x)
+        if self.arrays:
+            pairs = zip(self.arrays, new, strict=True)
+            new = [mx.concatenate([buffer[..., :held, :], part], axis=2) for buffer, part in pairs]
+        self.arrays = new
+
+    def read(self, n: int) -> mx.array:
+        """The first n positions, (B, H, n, D)."""
+        parts = [buffer if buffer.shape[2] == n else buffer[..., :n, :] for buffer in self.arrays]
+        if self._bits is None:
+            return parts[0]
+        numbers, scales, offsets = parts
+        return mx.dequantize(numbers, scales, offsets, **self._bits.options)
+
+    def keep(self, positions: mx.array) -> None:
+        """Drop all positions but these."""
+        self.arrays = [buffer[..., positions, :] for buffer in self.arrays]
+
+    def keep_rows(self, rows: mx.array) -> None:
+        """Drop all sequences of the batch but these."""
+        self.arrays = [buffer[rows] for buffer in self.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(buffer.nbytes for buffer in self.arrays)
+
+
+def write(buffer: mx.array | None, new: mx.array, start: int, limit: int | None = None) -> mx.array:
+    """`buffer` with `new` (B, H, n, …) at positions start…, grown by a block where it is too short."""
+    end = start + new.shape[2]
+    if buffer is None or buffer.shape[2] < end:
+        length = -(-end // GROWTH) * GROWTH
+        length = max(end, min(length, limit)) if limit else length
+        shape = (*new.shape[:2], length - (0 if buffer is None else buffer.shape[2]), new.shape[3])
+        more = mx.zeros(shape, new.dtype)
+        buffer = more if buffer is None else mx.concatenate([buffer, more], axis=2)
+    buffer[..., start:end, :] = new
+    return buffer
