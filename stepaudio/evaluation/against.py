@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..choices import alternatives
-from ..errors import DataError, one_line
+from ..errors import DataError
+from ..errors import one_line as shown
 from .alignment import MIXED, WORDS
+from .bootstrap import SCORES, chrf, chrf_counts, score_interval, translation_counts
 from .clip_score import Score
 from .intervals import Comparison, Interval, interval, paired_difference
-from .manifest import TRANSLATE, Clip
+from .manifest import TRANSLATE, Clip, one_task
 from .normalisers import normaliser
+from .translation import check_sacrebleu, one_line
 
 LEVEL = 0.95
 SHOWN = 3  # names of clips that only one side has
@@ -27,15 +30,18 @@ class Against:
     Parameters
     ----------
     change : the paired differences of loops, of errors where neither side loops, and of all errors. The errors are
-        those of clips in which somebody speaks.
+        those of clips in which somebody speaks. Of translations there are no errors, and it is None.
+    translation : of translations, the paired differences of loops and, where neither side loops, of BLEU and chrF, in
+        points of 100.
     silence : the same of the share of clips without speech that got words; None with fewer than two such clips.
     here, there : the rates of both sides over the clips that both have, in the order of `differences()`.
     clips : how many clips both have.
     only_here, only_there : names of those that only one side has, or could use; they are left out.
-    changed : (name, errors here, errors there) of the clips whose errors differ most, the largest change first.
+    changed : (name, errors here, errors there) of the clips whose errors differ most, the largest change first; of
+        translations, the chrF of each, in whole points.
     """
 
-    change: Comparison
+    change: Comparison | None
     silence: Interval | None
     here: tuple[float, ...]
     there: tuple[float, ...]
@@ -43,10 +49,12 @@ class Against:
     only_here: tuple[str, ...]
     only_there: tuple[str, ...]
     changed: tuple[tuple[str, int, int], ...]
+    translation: tuple[Interval, ...] = ()
 
     def differences(self) -> list[Interval]:
-        """All intervals: loops, errors without loops, all errors, and words in silence where they were compared."""
-        found = [self.change.loop_rate, self.change.loop_free, self.change.total]
+        """All intervals: loops, errors (or scores) without loops, all errors, and words in silence where compared."""
+        change = self.change
+        found = [change.loop_rate, change.loop_free, change.total] if change else list(self.translation)
         return [*found, self.silence] if self.silence else found
 
     @property
@@ -72,13 +80,15 @@ class Against:
         rows = [("", "here", "there", "difference", "moved")]
         for found, a, b in zip(self.differences(), self.here, self.there, strict=True):
             moved = "yes" if found.excludes_zero else "no"
-            rows.append((NAMES[found.measure], f"{a:.1%}", f"{b:.1%}", f"{found:+.1%}", moved))
+            unit = "f" if found.measure in POINTS else "%"
+            rows.append((NAMES[found.measure], f"{a:.1{unit}}", f"{b:.1{unit}}", f"{found:+.1{unit}}", moved))
         widths = [max(len(row[k]) for row in rows) for k in range(5)]
         lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         subset = [f"{len(names)} {side} ({_some(names)})" for names, side in self._left_out() if names]
         note = f"clips in both: {self.clips}" + (f"; left out: {', '.join(subset)}" if subset else "")
         changed = ", ".join(f"{name} {there} → {here}" for name, here, there in self.changed)
-        return "\n".join([*lines, note, *([f"errors that changed most (there → here): {changed}"] if changed else [])])
+        what = "chrF" if self.translation else "errors"
+        return "\n".join([*lines, note, *([f"{what} that changed most (there → here): {changed}"] if changed else [])])
 
     def _left_out(self) -> list[tuple[tuple[str, ...], str]]:
         return [(self.only_here, "only here"), (self.only_there, "only there")]
@@ -87,7 +97,9 @@ class Against:
 NAMES = {
     "loop_rate": "loops", "loop_free_wer": "word errors without loops", "wer": "word errors",
     "loop_free_mixed": "mixed errors without loops", "mixed": "mixed errors", "hallucination_rate": "words in silence",
+    "loop_free_bleu": "BLEU without loops", "loop_free_chrf": "chrF without loops",
 }  # fmt: skip
+POINTS = ("loop_free_bleu", "loop_free_chrf")  # measures of 0 to 100, not shares
 
 
 def compare_evaluations(here: Sequence[Score], there: Sequence[Score]) -> Against:
@@ -95,8 +107,8 @@ def compare_evaluations(here: Sequence[Score], there: Sequence[Score]) -> Agains
 
     Raises
     ------
-    DataError : the normalisers differ, a clip's text differs, the tables are of translations, or fewer than two clips
-        are in both.
+    DataError : the normalisers differ, a clip's text differs, one is of translations and the other is not, or fewer
+        than two clips are in both.
     """
     check_pairs([s.clip for s in here], here[0].normalizer if here else "", there)
     keys = _keyed([s.clip for s in here], [s.clip for s in there])
@@ -106,19 +118,21 @@ def compare_evaluations(here: Sequence[Score], there: Sequence[Score]) -> Agains
     speech = [k for k in common if sides[0][k].clip.has_speech]
     silent = [k for k in common if not sides[0][k].clip.has_speech]
     neither = [k for k in speech if not (sides[0][k].loops or sides[1][k].loops)]
+    translated = any(side[k].clip.task == TRANSLATE for side in sides for k in common)
     unit = MIXED if any(sides[0][k].measure == MIXED for k in speech) else WORDS
-    moved = [
-        _moved("loop_rate", sides, common),
-        _moved(f"loop_free_{unit}", sides, neither),
-        _moved(unit, sides, speech),
-    ]
+    moved = [_moved("loop_rate", sides, common)]
+    if translated:
+        moved += _scores_moved(sides, neither)
+    else:
+        moved += [_moved(f"loop_free_{unit}", sides, neither), _moved(unit, sides, speech)]
     quiet = _moved("hallucination_rate", sides, silent) if len(silent) > 1 else None
     both = [(a, b) for _, a, b in [*moved, *([quiet] if quiet else [])]]
-    errors = [(sides[0][k].label, _errors(sides[0][k], unit), _errors(sides[1][k], unit)) for k in common]
+    count = _chrf if translated else lambda score: _errors(score, unit)
+    errors = [(sides[0][k].label, count(sides[0][k]), count(sides[1][k])) for k in (speech if translated else common)]
     changed = sorted((e for e in errors if e[1] != e[2]), key=lambda e: -abs(e[1] - e[2]))[:SHOWN]
     left_out = [tuple(side[k].label for k in side if k not in set(common)) for side in sides]
     return Against(
-        Comparison(moved[0][0], moved[1][0], moved[2][0]),
+        None if translated else Comparison(moved[0][0], moved[1][0], moved[2][0]),
         quiet[0] if quiet else None,
         tuple(a for a, _ in both),
         tuple(b for _, b in both),
@@ -126,7 +140,27 @@ def compare_evaluations(here: Sequence[Score], there: Sequence[Score]) -> Agains
         left_out[0],
         left_out[1],
         tuple(changed),
+        tuple(found for found, _, _ in moved) if translated else (),
     )
+
+
+def _scores_moved(sides: list[dict[str, Score]], keys: list[str]) -> list[tuple[Interval, float, float]]:
+    """The paired differences of BLEU and chrF over these clips, and the scores of each side."""
+    if not keys:
+        return [(Interval(m, math.nan, -math.inf, math.inf, LEVEL, 0), math.nan, math.nan) for m in POINTS]
+    to = sides[0][keys[0]].clip.target
+    here, there = (
+        translation_counts([side[k].clip.text for k in keys], [side[k].hypothesis for k in keys], to) for side in sides
+    )
+    return [
+        (score_interval(m, here[m], there[m]), float(score(here[m].sum(0))), float(score(there[m].sum(0))))
+        for m, score in SCORES.items()
+    ]
+
+
+def _chrf(score: Score) -> int:
+    """Of one clip, in whole points."""
+    return round(float(chrf(chrf_counts([score.clip.text], [score.hypothesis])[0])))
 
 
 def _errors(score: Score, unit: str) -> int:
@@ -148,9 +182,16 @@ def _moved(measure: str, sides: list[dict[str, Score]], keys: list[str]) -> tupl
 
 def check_pairs(clips: Sequence[Clip], normalizer: str, there: Sequence[Score]) -> None:
     """Refuse what cannot be compared, before any work is done; errors as in `compare_evaluations`."""
-    if any(clip.task == TRANSLATE for clip in (*clips, *(s.clip for s in there))):
-        raise DataError("translations are not compared clip by clip: BLEU and chrF are scores of whole sets")
-    if other := {s.normalizer for s in there} - {normalizer}:
+    tasks = [one_task(clips), one_task(s.clip for s in there if s.transcript is not None)]
+    translated = TRANSLATE in tasks
+    if translated:
+        check_sacrebleu()
+        if there and tasks[0] != tasks[1]:
+            raise DataError("one evaluation is of translations and the other of transcripts: they share no measure")
+        targets = {clip.target for clip in (*clips, *(s.clip for s in there if s.transcript is not None))}
+        if len(targets) > 1:
+            raise DataError(f"translations into {', '.join(sorted(targets))}: compare each language by itself")
+    elif other := {s.normalizer for s in there} - {normalizer}:
         raise DataError(
             f"the other evaluation was scored by normalizer {alternatives(tuple(other))}, this one by {normalizer}: "
             f"give the same to both, for instance by scoring the other file again with --normalizer {normalizer}"
@@ -163,7 +204,7 @@ def check_pairs(clips: Sequence[Clip], normalizer: str, there: Sequence[Score]) 
         if score is None or score.transcript is None:
             continue
         usable += 1
-        by = normaliser(normalizer, clip.text, clip.language)
+        by = one_line if translated else normaliser(normalizer, clip.text, clip.language)
         if by(clip.text) != by(score.clip.text) or clip.has_speech != score.clip.has_speech:
             raise DataError(
                 f"{key}: the reference text is not that of the other evaluation ({clip.text!r:.100} here, "
@@ -205,4 +246,4 @@ def _row(key: str, score: Score, measure: str) -> dict[str, Any]:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return one_line(", ".join(names[:SHOWN]) + more)
+    return shown(", ".join(names[:SHOWN]) + more)

@@ -3,7 +3,8 @@
     python -m stepaudio.evaluation.coverage [--trials 1000] [--out coverage.json]
 
 In each simulated table clips differ in length and difficulty (beta-binomial errors), some runs loop and then err by
-hundreds of words, and a second condition adds errors, mends some, and loops less. Sizes run from 16 to 500 clips.
+hundreds of words, and a second condition adds errors, mends some, and loops less. Sizes run from 16 to 500 clips. For
+BLEU and chrF the tables are drawn from a large set of simulated translations, whose score is the true one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,13 @@ import numpy as np
 from ..errors import ConfigError
 from ..files import replaced_file
 from ..targets import Target, check_targets
+from .bootstrap import SCORES, score_interval, translation_counts
 from .intervals import Interval, interval, paired_difference
 
 SIZES = (16, 24, 48, 100, 200, 500)
 TRUTH_CLIPS = 400_000  # clips of the large table that gives the true rates
 LOOP_WORDS = 150  # mean errors that a loop adds
+TRANSLATIONS, VOCABULARY = 6000, 2000  # simulated texts, and the words in them
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,10 @@ class World:
         lengths = words[:, None] + rng.geometric(1 / LOOP_WORDS, both.shape)
         return words, np.where(both, lengths, np.stack(runs)), both
 
+    def coverage(self, n: int, trials: int) -> dict[str, float | int | None]:
+        """As the function `coverage`."""
+        return coverage(self, n, trials)
+
     def truth(self, seed: int = 1) -> float:
         """The true rate or difference, from one large table."""
         words, errors, loops = self.draw(TRUTH_CLIPS, np.random.default_rng(seed))
@@ -114,6 +122,87 @@ WORLDS = (
 )
 
 
+@dataclass(frozen=True)
+class TextWorld:
+    """Simulated translations that leave out, exchange and add words, more in some clips than in others.
+
+    Attributes
+    ----------
+    name : of the row in the table. measure : "bleu" or "chrf".
+    changed : share of texts of which a second system makes more errors, many more of some: the difference of the two is
+        estimated. None: of one system.
+    """
+
+    name: str
+    measure: str
+    changed: float | None = None
+
+    def truth(self) -> float:
+        """The score of all of them, or the difference of the two systems."""
+        scores = [float(SCORES[self.measure](side.sum(0))) for side in self.sides()]
+        return scores[0] - scores[-1] if self.changed else scores[0]
+
+    def coverage(self, n: int, trials: int) -> dict[str, float | int | None]:
+        """As the function `text_coverage`."""
+        return text_coverage(self, n, trials)
+
+    def sides(self) -> list[np.ndarray]:
+        """Counts of one system or of two, (texts, ·) each."""
+        first, second = (_translations(system)[self.measure] for system in range(2))
+        if self.changed is None:
+            return [first]
+        kept = np.random.default_rng(3).random(TRANSLATIONS) >= self.changed
+        return [first, np.where(kept[:, None], first, second)]
+
+
+TEXT_WORLDS = (
+    TextWorld("BLEU", "bleu"),
+    TextWorld("chrF", "chrf"),
+    TextWorld("difference of BLEU", "bleu", changed=1.0),
+    TextWorld("difference of chrF", "chrf", changed=1.0),
+    TextWorld("difference of BLEU, rarely changed", "bleu", changed=0.1),
+    TextWorld("difference of chrF, rarely changed", "chrf", changed=0.1),
+)
+
+
+@lru_cache(2)
+def _translations(system: int) -> dict[str, np.ndarray]:
+    """Counts of the translations of one system, those of the second made from those of the first."""
+    rng = np.random.default_rng(2)
+    letters, share = list("abcdefghijklmnopqrstuvw"), 1 / np.arange(1, VOCABULARY + 1)
+    words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(VOCABULARY)]
+    references, hypotheses = [], []
+    for _ in range(TRANSLATIONS):
+        said = rng.choice(VOCABULARY, int(np.clip(rng.lognormal(2.5, 0.5), 3, 60)), p=share / share.sum()).tolist()
+        found = _translated(said, rng.beta(1.6, 2.4), rng)
+        if system:
+            found = _translated(found, 0.3 * rng.beta(1, 3), rng)
+        references.append(" ".join(words[i] for i in said))
+        hypotheses.append(" ".join(words[i] for i in found))
+    return translation_counts(references, hypotheses, "en")
+
+
+def _translated(said: Sequence[int], hard: float, rng: np.random.Generator) -> list[int]:
+    """Word by word right, exchanged, left out, or followed by another."""
+    found = []
+    for word in said:
+        chance, other = rng.random(), int(rng.integers(VOCABULARY))
+        if not hard / 2 <= chance < hard * 0.65:
+            found.append(other if chance < hard / 2 else word)
+        found += [other] * (rng.random() < hard / 10)
+    return found or [said[0]]
+
+
+def text_coverage(world: TextWorld, n: int, trials: int, *, seed: int = 0) -> dict[str, float | int | None]:
+    """As `coverage`, of tables of `n` translations."""
+    rng, truth, sides = np.random.default_rng([seed, n]), world.truth(), world.sides()
+    found = []
+    for _ in range(trials):
+        chosen = rng.choice(TRANSLATIONS, n, replace=False)
+        found.append(score_interval(world.measure, *(side[chosen] for side in sides)))
+    return _shares(found, truth)
+
+
 def coverage(
     world: World, n: int, trials: int, *, seed: int = 0, find: Callable[..., Interval] | None = None
 ) -> dict[str, float | int | None]:
@@ -132,17 +221,16 @@ def coverage(
     """
     rng, truth = np.random.default_rng([seed, n]), world.truth()
     ours: Callable[..., Interval] = paired_difference if world.added is not None else interval
-    hits, widths = [], []
-    for _ in range(trials):
-        sides = _rows(*world.draw(n, rng))
-        found = (find or ours)(*sides, world.measure)
-        if math.isfinite(found.high) and math.isfinite(found.low):
-            hits.append(found.low - 1e-12 <= truth <= found.high + 1e-12)
-            widths.append(found.high - found.low)
+    return _shares([(find or ours)(*_rows(*world.draw(n, rng)), world.measure) for _ in range(trials)], truth)
+
+
+def _shares(intervals: Sequence[Interval], truth: float) -> dict[str, float | int | None]:
+    bounded = [found for found in intervals if found.is_bounded]
+    hits = [found.low - 1e-12 <= truth <= found.high + 1e-12 for found in bounded]
     return {
         "covered": round(float(np.mean(hits)), 3) if hits else None,
-        "bounded": round(len(hits) / trials, 3),
-        "width": round(float(np.median(widths)), 4) if hits else None,
+        "bounded": round(len(hits) / len(intervals), 3),
+        "width": round(float(np.median([found.high - found.low for found in bounded])), 4) if hits else None,
     }
 
 
@@ -185,8 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(str(error))
     print(f"{'share of intervals that hold the truth':40}", *(f"{n:>6}" for n in SIZES))
     table = {}
-    for world in WORLDS:
-        found = {n: coverage(world, n, options.trials) for n in SIZES}
+    for world in (*WORLDS, *TEXT_WORLDS):
+        found = {n: world.coverage(n, options.trials) for n in SIZES}
         table[world.name] = {"measure": world.measure, "sizes": {str(n): f for n, f in found.items()}}
         print(f"{world.name:40}", *(f"{f['covered'] or math.nan:6.3f}" for f in found.values()), flush=True)
     if options.out:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DataError, one_line
 from .alignment import KINDS, MIXED, WIDTH, WORDS, most_frequent
+from .bootstrap import SCORES, score_interval, translation_counts
 from .clip_score import Counts, Score
 from .intervals import Interval, interval
 from .manifest import TRANSLATE, one_task
@@ -48,7 +49,8 @@ def totals(scores: Iterable[Score], known_words: set[str] | None = None) -> dict
     - `clips_without_speech`, `hallucinated` (of these, with words), `hallucination_rate` and `words_per_minute`.
     - `intervals`: of 95 %, measure -> estimate, low, high (None where the data bound nothing) and clips.
     - `normalizer`, and `by_normalizer`: the same rates by each normaliser, Whisper's too where it is installed.
-    - `bleu`, `chrf` and their signatures, of translations, for which no error rate is given.
+    - `bleu`, `chrf` and their signatures, of translations, for which no error rate is given; `loop_free_bleu` and
+      `loop_free_chrf` are those of the clips without a loop, and have the intervals.
     - With `known_words` (say, a model's training vocabulary) `wer_known` and `clips_known`: the clips all of whose
       words are among them.
     """
@@ -110,12 +112,19 @@ def _rates(counted: Counts) -> dict[str, float | None]:
 
 def _translated(speech: list[Score]) -> dict:
     if not speech:
-        return {"bleu": None, "chrf": None}
+        return {"bleu": None, "chrf": None, "loop_free_bleu": None, "loop_free_chrf": None, "clips_loop_free": 0}
     targets = {s.clip.target for s in speech}
     if len(targets) > 1:
         raise DataError(f"translations into {', '.join(sorted(targets))}: score each language as a table of its own")
     to = targets.pop()
-    return {"to": to} | translation_scores([s.clip.text for s in speech], [s.hypothesis for s in speech], to)
+    free = [s for s in speech if not s.loops]
+    found = {"to": to} | _scored(speech, to)
+    without = {f"loop_free_{name}": _scored(free, to)[name] if free else None for name in SCORES}
+    return found | without | {"clips_loop_free": len(free)}
+
+
+def _scored(scores: list[Score], to: str) -> dict:
+    return translation_scores([s.clip.text for s in scores], [s.hypothesis for s in scores], to)
 
 
 def _silence(silent: list[Score]) -> dict:
@@ -131,11 +140,22 @@ def _silence(silent: list[Score]) -> dict:
 
 def _intervals(good: list[Score], speech: list[Score], silent: list[Score], measure: str) -> dict:
     found: dict[str, Any] = {"level": LEVEL, "loop_rate": _share_of(good, lambda s: s.loops > 0)}
-    if measure != BLEU:
+    if measure == BLEU:
+        found |= {f"loop_free_{name}": _score_ends(speech, name) for name in SCORES}
+    else:
         found |= _error_intervals(rows_of(speech), measure)
     if silent:
         found["hallucination_rate"] = _share_of(silent, lambda s: s.words_in_silence > 0)
     return found
+
+
+def _score_ends(speech: list[Score], name: str) -> dict | None:
+    """The interval of BLEU or chrF of the clips without a loop, in points of 100."""
+    free = [s for s in speech if not s.loops]
+    if not free:
+        return None
+    texts = [s.clip.text for s in free], [s.hypothesis for s in free]
+    return _ends(lambda: score_interval(name, translation_counts(*texts, free[0].clip.target)[name]), digits=2)
 
 
 def _share_of(scores: list[Score], holds: Callable[[Score], bool]) -> dict | None:
@@ -151,14 +171,14 @@ def _error_intervals(rows: list[dict], measure: str) -> dict:
     return {name: _ends(lambda name=name: interval(rows, name)) for name in names}
 
 
-def _ends(find: Callable[[], Interval]) -> dict | None:
+def _ends(find: Callable[[], Interval], digits: int = 4) -> dict | None:
     """An interval in plain values; None where the clips are too few for one."""
     try:
         found = find()
     except DataError:
         return None
-    low, high = (round(end, 4) if math.isfinite(end) else None for end in (found.low, found.high))
-    return {"estimate": round(found.estimate, 4), "low": low, "high": high, "clips": found.n_clips}
+    low, high = (round(end, digits) if math.isfinite(end) else None for end in (found.low, found.high))
+    return {"estimate": round(found.estimate, digits), "low": low, "high": high, "clips": found.n_clips}
 
 
 def _by_normalizer(good: list[Score], speech: list[Score], measure: str) -> dict:
@@ -226,9 +246,19 @@ def _rows_of_errors(line: dict) -> list[tuple[str, str, str, str]]:
 def _rows_of_translation(line: dict) -> list[tuple[str, str, str, str]]:
     rows = [_loop_row(line)]
     for name, key in (("BLEU", "bleu"), ("chrF", "chrf")):
-        value = "-" if line[key] is None else f"{line[key]:.1f}"
-        rows.append((name, value, "not given", line.get(f"{key}_signature", "")))
+        ends, counted = _points_between(line["intervals"][f"loop_free_{key}"]), f"in {line['clips_loop_free']} clips"
+        looping = line[f"loop_free_{key}"] != line[key]
+        rows.append((name, _points(line[key]), "not given" if looping else ends, line.get(f"{key}_signature", "")))
+        rows += [(f"{name} without loops", _points(line[f"loop_free_{key}"]), ends, counted)] if looping else []
     return rows + _silence_row(line)
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _points_between(ends: dict | None) -> str:
+    return "too few clips" if ends is None or ends["low"] is None else f"{ends['low']:.1f} to {ends['high']:.1f}"
 
 
 def _loop_row(line: dict) -> tuple[str, str, str, str]:
@@ -276,7 +306,7 @@ def sentence(line: dict) -> str:
     rtf = "-" if line["rtf"] is None else f"{line['rtf']:.3f}"
     rest = f"{line['clips']} clips{failed}, loops in {line['loops']}, real-time factor {rtf}"
     if line["measure"] == BLEU:
-        scores = ["-" if line[key] is None else f"{line[key]:.1f}" for key in ("bleu", "chrf")]
+        scores = [_points(line[key]) for key in ("bleu", "chrf")]
         tokens = f", tokenizer {line['bleu_tokenizer']}" if "bleu_tokenizer" in line else ""
         return f"BLEU {scores[0]}{tokens}, chrF {scores[1]}, {rest}"
     main = f"word error rate {percent(line['wer'])} ({line['errors']} of {line['words']} words)"

@@ -20,6 +20,11 @@ def check_sacrebleu() -> None:
         raise ConfigError(f"BLEU and chrF need the library sacrebleu, not installed here: {INSTALL}")
 
 
+def tokenizer_of(to: str) -> str:
+    """The name of the tokenizer by which BLEU counts a language."""
+    return TOKENIZERS.get(to, DEFAULT_TOKENIZER)
+
+
 def translation_scores(references: Sequence[str], hypotheses: Sequence[str], to: str = "en") -> dict:
     """BLEU and chrF of a set of translations.
 
@@ -47,9 +52,9 @@ def translation_scores(references: Sequence[str], hypotheses: Sequence[str], to:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    tokenizer = TOKENIZERS.get(to, DEFAULT_TOKENIZER)
+    tokenizer = tokenizer_of(to)
     bleu, chrf = BLEU(tokenize=tokenizer), CHRF()
-    texts = [_one_line(text) for text in hypotheses], [[_one_line(text) for text in references]]
+    texts = [one_line(text) for text in hypotheses], [[one_line(text) for text in references]]
     found, by_characters = bleu.corpus_score(*texts), chrf.corpus_score(*texts)
     return {
         "bleu": round(found.score, 2),
@@ -60,5 +65,6 @@ def translation_scores(references: Sequence[str], hypotheses: Sequence[str], to:
     }
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text without line breaks and doubled blanks, as sacrebleu wants a segment."""
     return " ".join(text.split())

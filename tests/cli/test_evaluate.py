@@ -150,6 +150,18 @@ def test_translations(run, wav, tmp_path):
     assert out[-1].startswith("BLEU 100.0, tokenizer zh, chrF 100.0, 1 clips")
 
 
+def test_stored_translations_are_compared(run, tmp_path):
+    pytest.importorskip("sacrebleu")
+    here, there = ([("a.wav", "Good day.", text), ("b.wav", "So long.", "So long.")] for text in ("Good day.", "Good."))
+    paths = [evaluation(*rows, task="translate").save(tmp_path / f"{n}.jsonl") for n, rows in enumerate((here, there))]
+    status, out, _ = run("evaluate", paths[0], "--against", paths[1])
+    found = json.loads(out[-1])["against"]["differences"]
+    assert status == 0 and found["loop_free_chrf"]["here"] == 100 > found["loop_free_chrf"]["there"] > 0
+    assert found["loop_free_bleu"]["low"] is None and found["loop_rate"]["difference"] == 0
+    out = run("evaluate", paths[0], "--against", paths[1], "--format", "table")[1]
+    assert any(line.startswith("chrF without loops  100.0") for line in out)
+
+
 def test_the_bundled_model_refuses_to_translate(run, tmp_path, nano):
     pytest.importorskip("sacrebleu")
     sf.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)

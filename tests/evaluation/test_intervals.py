@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepaudio.errors import DataError
-from stepaudio.evaluation.coverage import SIZES, WORLDS, coverage
+from stepaudio.evaluation.coverage import SIZES, TEXT_WORLDS, WORLDS, _translations, coverage, text_coverage
 from stepaudio.evaluation.intervals import Interval, compare, interval, paired_difference, pick
 
 
@@ -62,7 +62,7 @@ def test_words_that_err_alone_count_as_words_and_clips_that_err_whole_count_as_c
 
 def test_the_stored_coverage_is_nowhere_under_93_percent():
     stored = json.loads((Path(__file__).parents[2] / "data/coverage.json").read_text())
-    assert stored["trials"] >= 1000 and [*stored["worlds"]] == [world.name for world in WORLDS]
+    assert stored["trials"] >= 1000 and [*stored["worlds"]] == [world.name for world in (*WORLDS, *TEXT_WORLDS)]
     for name, row in stored["worlds"].items():
         assert [*map(int, row["sizes"])] == list(SIZES)
         if name == "difference of errors, few clips ruined":  # the documented limit
@@ -88,6 +88,15 @@ def test_covers_as_often_as_is_stored_where_a_percentile_bootstrap_does_not(name
 
     if len(world.draw(9, np.random.default_rng(0))[1]) == 2:
         assert coverage(world, 48, 100, find=percentile)["covered"] < 0.75
+
+
+def test_scores_of_translations_are_covered_as_often_as_is_stored(monkeypatch):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setattr("stepaudio.evaluation.coverage.TRANSLATIONS", 600)
+    _translations.cache_clear()
+    found = text_coverage(TEXT_WORLDS[2], 48, 100)
+    _translations.cache_clear()
+    assert found["covered"] >= 0.87 and found["bounded"] == 1
 
 
 def test_the_total_has_an_upper_bound_only_where_two_clips_looped():
