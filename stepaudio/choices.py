@@ -69,6 +69,17 @@ class LoopAction(Choice):
     ESCAPE = "escape"
 
 
+class Speculation(Choice):
+    """Who proposes tokens that the decoder then checks several at a time; see `decoding.speculative`.
+
+    LOOKUP repeats what followed the same tokens before; DRAFT asks a second, smaller model.
+    """
+
+    OFF = "off"
+    LOOKUP = "lookup"
+    DRAFT = "draft"
+
+
 class SpeechDetector(Choice):
     """What finds the silence that is not decoded; see `audio.vad`. OFF decodes everything."""
 

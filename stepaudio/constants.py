@@ -24,6 +24,7 @@ CHUNK_SECONDS = 25  # longest segment; the reference segments audio here
 CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE  # 400 000
 MIN_SECONDS = 0.1  # shorter recordings are refused
 N_AUDIO_CODES = 6561  # 3^8 finite-scalar-quantiser codes; <audio_6561> and above are padding
+DRAFT_TOKENS = 4  # proposed at a time in speculative decoding
 MAX_TOKENS = 2048  # default length limit of every way of generating
 MAX_CACHE_LEN = 4096  # default number of cached positions
 

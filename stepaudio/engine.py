@@ -8,6 +8,7 @@ holds no state between calls.
 from __future__ import annotations
 
 import operator
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from .constants import n_audio_embeddings
 from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
 from .decoding.options import DecodingOptions, RunOptions
 from .decoding.outputs import Generation, answer_of
-from .errors import AudioError, PromptError, WeightsError
+from .errors import AudioError, DecodeError, PromptError, WeightsError
 from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
@@ -52,6 +53,8 @@ class Engine:
         What the weights were trained for; by default everything.
     incomplete : str, optional
         What the weights lack. If given, the engine can be looked at but does not run.
+    draft : Engine, optional
+        A draft model for speculative decoding, which reads every prompt too.
     """
 
     def __init__(
@@ -61,13 +64,20 @@ class Engine:
         pipeline: Pipeline | None = None,
         capabilities: Capabilities | None = None,
         incomplete: str | None = None,
+        draft: Engine | None = None,
     ):
         self.net, self.tokenizer, self.incomplete = net, tokenizer, incomplete
         self.pipeline, self.capabilities = pipeline or Pipeline(), capabilities or Capabilities()
+        self.draft = draft
+        if draft is not None:
+            _check_draft(self, draft)
 
-    def altered(self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None) -> Engine:
+    def altered(
+        self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None, draft: Engine | None = None
+    ) -> Engine:
         """Another engine that shares everything with this one but what is given; this one stays as it is."""
-        return Engine(net or self.net, self.tokenizer, pipeline or self.pipeline, self.capabilities, self.incomplete)
+        net, pipeline, draft = net or self.net, pipeline or self.pipeline, draft or self.draft
+        return Engine(net, self.tokenizer, pipeline, self.capabilities, self.incomplete, draft)
 
     @property
     def config(self) -> StepAudioConfig:
@@ -145,6 +155,7 @@ class Engine:
         AudioError, PromptError, WeightsError
         """
         self.require_weights()
+        began = time.perf_counter()
         turns = [Message.of(m) for m in message_list(messages)]
         if turns and turns[-1].role != "assistant":
             turns.append(Message("assistant", None))
@@ -158,7 +169,22 @@ class Engine:
         )  # a remainder too short for an embedding keeps only its markers
         chosen = [mels[s.clip][s.piece] for s in slots]
         encoded = self.net.encode_audio(chosen, independent=False, tap=tap) if slots else []
-        return self.embed_prompt(replace(prompt, slots=slots), encoded)
+        drafted = self.draft.net.encode_audio(chosen, independent=False) if self.draft and slots else []
+        return self._request(replace(prompt, slots=slots), encoded, drafted, began)
+
+    def transcription_requests(
+        self, mels: Sequence[np.ndarray], encoded: Sequence[mx.array], prompt: str | PromptTokens, began: float
+    ) -> list[Request]:
+        """The requests to transcribe segments, for a draft model too if there is one.
+
+        mels, encoded : of each segment. prompt : as below. began : when work on them began, by `time.perf_counter`.
+        """
+        drafted = self.draft.encode_audio(mels) if self.draft else []
+        made = []
+        for i, own in enumerate(encoded):
+            built = self._transcription_prompt(own.shape[0], prompt)
+            made.append(self._request(built, [own], drafted[i : i + 1], began))
+        return made
 
     def transcription_request(self, encoded: mx.array, prompt: str | PromptTokens) -> Request:
         """The request to transcribe one segment.
@@ -170,10 +196,12 @@ class Engine:
         prompt : str or pair of sequences of int
             System text; or, without a tokenizer, the token ids before and after the audio.
         """
-        n = encoded.shape[0]
+        return self.embed_prompt(self._transcription_prompt(encoded.shape[0], prompt), [encoded])
+
+    def _transcription_prompt(self, n: int, prompt: str | PromptTokens) -> Prompt:
+        """The prompt to transcribe a segment of `n` audio embeddings."""
         if isinstance(prompt, str):
-            built = self.pipeline.build_prompt(asr_turns(prompt), self.require_tokenizer(), [[n]])
-            return self.embed_prompt(built, [encoded])
+            return self.pipeline.build_prompt(asr_turns(prompt), self.require_tokenizer(), [[n]])
         try:
             before, after = (tuple(map(operator.index, tokens)) for tokens in prompt)
         except (TypeError, ValueError):
@@ -181,8 +209,14 @@ class Engine:
                 f"prompt: expected a text, or two lists of ids, before and after the audio; found {prompt!r:.120}"
             ) from None
         filler = [*after, *before, 0][0]  # any id will do where the audio goes, its embedding is replaced
-        built = Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
-        return self.embed_prompt(built, [encoded])
+        return Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
+
+    def _request(
+        self, prompt: Prompt, encoded: Sequence[mx.array], drafted: Sequence[mx.array], began: float
+    ) -> Request:
+        """A prompt as a request; `drafted` are the audio embeddings of the draft model."""
+        draft = (self.draft.net, self.draft.embed_prompt(prompt, drafted)) if self.draft else None
+        return replace(self.embed_prompt(prompt, encoded), draft=draft, began=began)
 
     def embed_prompt(self, prompt: Prompt, encoded: Sequence[mx.array]) -> Request:
         """A prompt with the audio embeddings of its slots, ready for the decoder."""
@@ -264,6 +298,22 @@ class Engine:
                 f"the checkpoint is incomplete and will not run on random weights: {self.incomplete}. "
                 "Load it whole, or pass allow_random=True if random weights are what you want"
             )
+
+
+def _check_draft(engine: Engine, draft: Engine) -> None:
+    """Raise `DecodeError` unless the two have the same tokens and the same audio rows."""
+    draft.require_weights()
+    ours, theirs = engine.config, draft.config
+    pairs = (
+        ("tokens of the vocabulary", ours.text_config.vocab_size, theirs.text_config.vocab_size),
+        ("mel bands", ours.audio_encoder_config.n_mels, theirs.audio_encoder_config.n_mels),
+        ("stride of the adapter", ours.audio_encoder_config.adapter_stride, theirs.audio_encoder_config.adapter_stride),
+    )
+    for what, wanted, found in pairs:
+        if wanted != found:
+            raise DecodeError(f"draft model: expected {wanted} {what}, as the model has, found {found}")
+    if engine.tokenizer is not None and draft.tokenizer is not None and not engine.tokenizer.same_ids(draft.tokenizer):
+        raise DecodeError("draft model: its tokenizer gives other ids than the model's; the two must share one")
 
 
 class StopStrings:

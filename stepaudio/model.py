@@ -100,9 +100,14 @@ class StepAudio2:
         pipeline = Pipeline() if capabilities.turns else Pipeline(build_prompt=build_turnless_prompt)
         return cls(Engine(net, words, pipeline, capabilities, incomplete), report)
 
-    def altered(self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None) -> StepAudio2:
-        """Another model that shares everything with this one but what is given; this one stays as it is."""
-        return StepAudio2(self.engine.altered(net, pipeline), self.report)
+    def altered(
+        self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None, draft: StepAudio2 | None = None
+    ) -> StepAudio2:
+        """Another model that shares everything with this one but what is given; this one stays as it is.
+
+        `draft` is a model that proposes tokens for speculate="draft"; `DecodeError` if its tokens are others.
+        """
+        return StepAudio2(self.engine.altered(net, pipeline, draft and draft.engine), self.report)
 
     @property
     def net(self) -> StepAudioNet:

@@ -155,6 +155,10 @@ class SpeechModel:
         synthesizer = Synthesizer.load(folder) if speak else None
         return cls(StepAudio2.load(folder, dtype=dtype), synthesizer)
 
+    def altered(self, model: StepAudio2) -> SpeechModel:
+        """The same vocoder stack behind another language model; this one stays as it is."""
+        return SpeechModel(model, self._synthesizer)
+
     @property
     def synthesizer(self) -> Synthesizer:
         """The vocoder stack; `WeightsError` if it was not loaded."""

@@ -25,6 +25,7 @@ from .choices import StopReason, alternatives
 from .constants import CHUNK_SECONDS, HOP, SAMPLE_RATE, TAIL_PADDING
 from .decoding.generate import Run
 from .decoding.options import DecodingOptions
+from .decoding.speculative import Drafts
 from .engine import Engine, PromptTokens
 from .errors import DataError
 from .files import replaced_file
@@ -72,7 +73,7 @@ class Segment:
 class Transcript:
     """What was said in a whole recording. Shows itself as a table in a notebook; `print` gives its text.
 
-    Two transcripts are equal if all but the time they took is.
+    Two transcripts are equal if all but the work they took is.
 
     Parameters
     ----------
@@ -85,6 +86,10 @@ class Transcript:
         What the work took; of recordings transcribed together, each one's share by length.
     notes : tuple of str
         What had to be assumed, such as the rate of an array that came without one.
+    first_token_seconds : float, optional
+        From when the first segment came to be encoded to its first token; None if nothing was decoded.
+    drafts : Drafts, optional
+        What speculative decoding saved, over all segments; None where it was off.
     """
 
     text: str | None
@@ -92,6 +97,8 @@ class Transcript:
     audio_seconds: float
     wall_seconds: float = field(compare=False)
     notes: tuple[str, ...] = ()
+    first_token_seconds: float | None = field(default=None, compare=False)
+    drafts: Drafts | None = field(default=None, compare=False)
 
     @property
     def real_time_factor(self) -> float:
@@ -226,8 +233,9 @@ def transcribe_recordings(
         return engine.encode_audio(engine.log_mel(s) for s in segments)
 
     def decode(segments: list[np.ndarray]) -> list[Run]:
-        encoded = (encode or hear)(segments)
-        return engine.run([engine.transcription_request(e, prompt) for e in encoded], options)
+        began = time.perf_counter()
+        mels = [engine.log_mel(s) for s in segments] if engine.draft else []
+        return engine.run(engine.transcription_requests(mels, (encode or hear)(segments), prompt, began), options)
 
     return transcribe_segments(
         recordings,
@@ -289,6 +297,7 @@ def transcribe_segments(
     """
     search = min(SEARCH, max_seconds / 2)
     done: dict[tuple[int, int], Segment] = {}
+    made: dict[tuple[int, int], Run] = {}
     wall = np.zeros(len(recordings))
     spans = []
     for r, x in enumerate(recordings):
@@ -309,13 +318,16 @@ def transcribe_segments(
             runs = decode([recordings[r][start:stop] for r, start, stop in group])
             spent, size = time.perf_counter() - began, sum(stop - start for _, start, stop in group)
             for (r, start, stop), run in zip(group, runs, strict=True):
-                done[r, start] = _segment(start, stop, run, to_text, stop_ids)
+                done[r, start], made[r, start] = _segment(start, stop, run, to_text, stop_ids), run
                 wall[r] += spent * (stop - start) / size
                 bar.update(round((stop - start) / SAMPLE_RATE))
     parts: list[list[Segment]] = [[] for _ in recordings]
+    runs_of: list[list[Run]] = [[] for _ in recordings]
     for r, start in sorted(done):
         parts[r].append(done[r, start])
-    return [_join(part, len(x), spent) for part, x, spent in zip(parts, recordings, wall, strict=True)]
+        if (r, start) in made:
+            runs_of[r].append(made[r, start])
+    return [_join(*found) for found in zip(parts, runs_of, map(len, recordings), wall, strict=True)]
 
 
 def _bar(seconds: float, progress: bool | None) -> tqdm:
@@ -339,9 +351,12 @@ def _segment(start: int, stop: int, run: Run, to_text: ToText, stop_ids: frozens
     )
 
 
-def _join(segments: list[Segment], n_samples: int, wall: float) -> Transcript:
+def _join(segments: list[Segment], runs: list[Run], n_samples: int, wall: float) -> Transcript:
     text = None if any(s.text is None for s in segments) else join_texts(s.text or "" for s in segments)
-    return Transcript(text, tuple(segments), n_samples / SAMPLE_RATE, float(wall))
+    first = runs[0].first_seconds if runs else None
+    drafts = [run.drafts for run in runs if run.drafts]
+    saved = sum(drafts, Drafts()) if drafts else None
+    return Transcript(text, tuple(segments), n_samples / SAMPLE_RATE, float(wall), (), first, saved)
 
 
 def timed(transcript: Transcript, wall_seconds: float) -> Transcript:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.find import checkpoint_folder
-from ..choices import CacheKind, LoopAction, Positions, Resampler, SpeechDetector
-from ..constants import MAX_CACHE_LEN, MAX_TOKENS
+from ..checkpoints.hub_name import HubName
+from ..choices import CacheKind, LoopAction, Positions, Resampler, Speculation, SpeechDetector, hint
+from ..constants import DRAFT_TOKENS, MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
 from ..errors import ConfigError
 from .parser import Parser, add_choice, add_option, number, whole
@@ -79,6 +81,14 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         verb, "--on-loop", choices=LoopAction.values(), shown="that of --sampling",
         help="what is done about a repetition loop; escape raises the penalties from there",
     )  # fmt: skip
+    speed = verb.add_argument_group("speculative decoding")
+    add_option(
+        speed, "--speculate", type=_proposer, metavar="lookup|MODEL", shown="off",
+        help="propose tokens that came before, or let a smaller model propose them; the tokens stay the same",
+    )  # fmt: skip
+    add_option(
+        speed, "--draft-tokens", type=whole, default=DRAFT_TOKENS, metavar="N", help="most tokens proposed at a time"
+    )
     rules = verb.add_argument_group("sampling")
     add_choice(rules, "--sampling", choices=PRESETS, default=sampling, help="preset that the next options change")
     for name, kind, metavar, text in RULES:
@@ -127,8 +137,37 @@ def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> Deco
         on_loop=options.on_loop,
         stop=options.stop,
         batch=getattr(options, "batch", None),
+        speculate=_speculation(options.speculate),
+        draft_tokens=options.draft_tokens,
         **rules,
     )
+
+
+def _proposer(word: str) -> str:
+    """A word of --speculate: a choice, or a model that lies somewhere or may be fetched."""
+    known = (Speculation.LOOKUP.value, Speculation.OFF.value)
+    if word not in known and HubName.of(word) is None and not Path(word).exists():
+        expected = f"expected lookup, off, or a folder or name of a model, found {word!r}"
+        raise argparse.ArgumentTypeError(expected + hint(word, known))
+    return word
+
+
+def _speculation(word: str | None) -> Speculation:
+    """What --speculate means: a word that is no choice is a draft model."""
+    word = word or Speculation.OFF
+    return Speculation(word) if word in (Speculation.OFF, Speculation.LOOKUP) else Speculation.DRAFT
+
+
+def with_draft(model: StepAudio2, options: argparse.Namespace) -> StepAudio2:
+    """The model with the draft model that --speculate names, if it names one."""
+    from ..model import StepAudio2
+
+    if _speculation(options.speculate) != Speculation.DRAFT:
+        return model
+    folder = checkpoint_folder(options.speculate)
+    with busy("loading the draft model"):
+        draft = StepAudio2.load(folder, tokenizer=None if model.tokenizer is None else "beside")
+    return model.altered(draft=draft)
 
 
 def transcription_from(options: argparse.Namespace) -> dict[str, Any]:
@@ -167,7 +206,8 @@ def load_model(options: argparse.Namespace) -> StepAudio2:
 
     folder = checkpoint_folder(options.model)  # may have to be fetched, which says so itself
     with busy("loading the model"):
-        return StepAudio2.load(folder, tokenizer=None if options.no_tokenizer else "beside")
+        model = StepAudio2.load(folder, tokenizer=None if options.no_tokenizer else "beside")
+    return with_draft(model, options)
 
 
 def recording(name: str):

@@ -23,7 +23,7 @@ from ..reading import read_text
 from ..resources import VOICES, voice_clip
 from ..targets import Target, check_targets
 from ..text.scripts import join_texts
-from .options import STANDARD, add_decoding, add_model, add_resampler, decoding_from, recording
+from .options import STANDARD, add_decoding, add_model, add_resampler, decoding_from, recording, with_draft
 from .parser import Parser, add_choice, add_force, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .sound import Account, is_ours, written
@@ -149,6 +149,7 @@ def _translate(options: argparse.Namespace) -> int:
     folder = checkpoint_folder(options.model)
     with busy("loading the model"):
         model = SpeechModel.load(folder, speak=False)
+    model = model.altered(with_draft(model.model, options))
     with busy("translating"):
         found = model.translate(source, options.to, speech)
     text = (found.text or "").strip()
@@ -214,7 +215,8 @@ def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, Speech
         _require(options.model, needed)
     folder = _check_output(options, (MODEL, TOKEN2WAV), *([options.file] if "file" in options else []))
     with busy("loading the model"):
-        return SpeechModel.load(folder), speech
+        model = SpeechModel.load(folder)
+    return model.altered(with_draft(model.model, options)), speech
 
 
 def _require(model: str | None, task: str) -> None:

@@ -6,96 +6,41 @@ of generating in this package consumes `generate`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
 
 from ..backend.ops import log_sum_exp
-from ..choices import LoopAction, StopReason
+from ..choices import LoopAction, Speculation, StopReason
 from ..errors import DecodeError
 from ..models.kv_cache import FullCache
 from ..models.speech_lm import StepAudioNet
-from ..models.tap import Tap, named
+from ..models.tap import Tap
 from .loop_detector import Loop, LoopDetector
 from .options import RunOptions
+from .prefill import prefill
 from .sampler import Sampler
-
-PREFILL = 512  # positions per prefill step: bounds the score matrices
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt, ready for the decoder.
-
-    Parameters
-    ----------
-    tokens : sequence of int
-        Token ids of the prompt.
-    embeddings : mx.array, (n, D)
-        The same as embeddings, with audio embeddings written in.
-    spans : sequence of (start, length)
-        Where its audio embeddings are, for a cache that pins them.
-    """
-
-    tokens: Sequence[int]
-    embeddings: mx.array
-    spans: tuple[tuple[int, int], ...] = ()
-
-
-class Alternative(NamedTuple):
-    """One of the most probable tokens of a step: its id, and its probability before any rule, 0 to 1."""
-
-    token: int
-    probability: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One token of one sequence of the batch.
-
-    Parameters
-    ----------
-    row : int
-        Number of the sequence in the batch.
-    index : int
-        Number of the token in its run, from 0.
-    token : int
-        Token id.
-    logprob : float
-        Natural log-probability under the model's own distribution, before any rule.
-    stop : StopReason, optional
-        Why the run ends here: "eos", "length", "stop string" or "loop".
-    loop : Loop, optional
-        The repetition loop that the newest tokens form just now.
-    kv_bytes : int
-        Bytes that the cache holds.
-    top : tuple of Alternative
-        The most probable tokens before any rule, the best first; empty unless `DecodingOptions.top` asks for some.
-    """
-
-    row: int
-    index: int
-    token: int
-    logprob: float
-    stop: StopReason | None = None
-    loop: Loop | None = None
-    kv_bytes: int = 0
-    top: tuple[Alternative, ...] = ()
+from .speculative import DraftModel, Drafts, Lookup, Proposer, agreement
+from .steps import Alternative, Request, Step
 
 
 class _Row:
     """What the host keeps of one sequence: its number, detector, stop function and count."""
 
-    def __init__(self, number: int, options: RunOptions):
+    def __init__(self, number: int, options: RunOptions, began: float | None):
+        self.began = time.perf_counter() if began is None else began
         self.number, self.index, self.options = number, 0, options
         self.detector = None if options.loop_action == LoopAction.OFF else LoopDetector()
         self.ends = options.should_stop() if options.should_stop else None
         self.escaped = 0.0  # repeats of the block when the adaptive penalty began; twice that ends the run
 
-    def judge(self, token: int, logprob: float, kv_bytes: int, top: tuple[Alternative, ...]) -> Step:
+    def judge(
+        self, token: int, logprob: float, kv_bytes: int, top: tuple[Alternative, ...], drafts: Drafts | None = None
+    ) -> Step:
         loop = self.detector.push(token) if self.detector else None
         o, stop = self.options, None
         if token in o.stop_ids:
@@ -106,9 +51,17 @@ class _Row:
             stop = StopReason.LOOP
         elif self.index + 1 >= o.max_tokens:
             stop = StopReason.LENGTH
-        step = Step(self.number, self.index, token, logprob, stop, loop, kv_bytes, top)
+        seconds = time.perf_counter() - self.began
+        step = Step(self.number, self.index, token, logprob, stop, loop, kv_bytes, top, seconds, drafts)
         self.index += 1
         return step
+
+    def must_escape(self, step: Step) -> bool:
+        """Whether the adaptive penalty begins with this step."""
+        begins = bool(step.loop) and self.options.loop_action == LoopAction.ESCAPE and not self.escaped
+        if step.loop and begins:
+            self.escaped = step.loop.repeats
+        return begins
 
 
 def generate(
@@ -134,17 +87,24 @@ def generate(
     Raises
     ------
     DecodeError
-        An empty prompt, or a batch that could reach the cache limit.
+        An empty prompt, or a batch that could reach the cache limit; speculative decoding with a tap, or by a draft
+        model that a request lacks.
     """
     if not requests:
+        return
+    if options.speculate != Speculation.OFF:
+        _check_speculation(requests, options, tap)
+        for i, request in enumerate(requests):
+            _check(net, [request], options, i)
+            yield from _speculate(net, request, i, options)
         return
     _check(net, requests, options)
     cache = _cache(net, requests, options)
     prompts = [list(map(int, r.tokens)) for r in requests]
     sampler = Sampler(options.rules, prompts, options.audio_range, options.loop_action == LoopAction.ESCAPE)
-    rows = [_Row(i, options) for i in range(len(requests))]
+    rows = [_Row(i, options, r.began) for i, r in enumerate(requests)]
     live = list(rows)
-    logits = _prefill(net, _left_padded(requests), cache, tap)
+    logits = prefill(net, _left_padded(requests), cache, tap)
     pending = _choose(sampler, logits, options.top)
     while True:
         more = _any_may_go_on(live)
@@ -154,8 +114,7 @@ def generate(
         for row, step in steps:
             if step.stop:
                 live.remove(row)
-            elif step.loop and options.loop_action == LoopAction.ESCAPE and not row.escaped:
-                row.escaped = step.loop.repeats
+            elif row.must_escape(step):
                 sampler.escape(rows.index(row))
         if not live or ahead is None:
             return
@@ -166,6 +125,71 @@ def generate(
             ahead = ahead.keep_rows(keep)
             rows = list(live)
         pending = ahead
+
+
+def _speculate(net: StepAudioNet, request: Request, number: int, options: RunOptions) -> Iterator[Step]:
+    """Decode one prompt, several proposed tokens to a pass: the same steps as plain decoding gives."""
+    cache = _cache(net, [request], options)
+    prompt = list(map(int, request.tokens))
+    sampler = Sampler(options.rules, [prompt], options.audio_range, options.loop_action == LoopAction.ESCAPE)
+    row, proposer = _Row(number, options, request.began), _proposer(net, request, options)
+    escape_at, drafts = options.max_tokens, Drafts()
+    proposed: list[int] = []
+    logits = prefill(net, request.embeddings[None], cache)
+    while True:
+        base = row.index
+        sampler = sampler.continued(proposed, [base + i >= escape_at for i in range(len(proposed) + 1)])
+        chosen = _choose(sampler, logits, options.top)
+        found = [values for _, values in _on_host([row] * (len(proposed) + 1), chosen, cache.nbytes)]
+        tokens = [values[0] for values in found]
+        agreed = agreement(proposed, tokens)
+        taken, done = agreed + 1, 0
+        drafts += Drafts(proposed=len(proposed), passes=1)
+        while done < taken:
+            drafts += Drafts(accepted=int(done < agreed), tokens=1)
+            step = row.judge(*found[done], drafts=drafts)
+            yield step
+            done += 1
+            if step.stop:
+                return
+            if row.must_escape(step):  # plain decoding has queued one more token by then
+                escape_at = row.index + 1
+                taken = min(taken, done + 1)
+        if proposed:
+            cache.settle(taken)
+        sampler.keep_rows([taken - 1])
+        proposer.learn(tokens[:taken])
+        most = min(options.draft_tokens, options.max_tokens - row.index - 1)
+        most = min(most, cache.room(most + 1) - 1)
+        escaping = [row.index + i >= escape_at for i in range(most)]
+        proposed = _up_to_the_end(proposer.propose(sampler, escaping), options) if most > 0 else []
+        if proposed:
+            cache.hold()
+        x = net.model.embed_tokens(mx.array([[tokens[taken - 1], *proposed]]))
+        logits = net.logits(x, cache)[0].astype(mx.float32) if proposed else net.next_logits(x, cache)
+
+
+def _proposer(net: StepAudioNet, request: Request, options: RunOptions) -> Proposer:
+    if options.speculate == Speculation.LOOKUP or request.draft is None:
+        return Lookup(list(map(int, request.tokens)))
+    draft, own = request.draft
+    return DraftModel(draft, own.embeddings, _cache(draft, [own], options, net.config.max_cache_len))
+
+
+def _up_to_the_end(proposed: list[int], options: RunOptions) -> list[int]:
+    """The proposed tokens, without what would come behind an end mark."""
+    end = next((i for i, token in enumerate(proposed) if token in options.stop_ids), len(proposed))
+    return proposed[: end + 1]
+
+
+def _check_speculation(requests: Sequence[Request], options: RunOptions, tap: Tap | None) -> None:
+    if tap is not None:
+        raise DecodeError("a tap sees tokens that speculative decoding takes back: watch with speculate='off'")
+    if options.speculate == Speculation.DRAFT and any(r.draft is None for r in requests):
+        raise DecodeError(
+            "speculate='draft': the model has no draft model; give it one with model.altered(draft=...), or use "
+            "speculate='lookup'"
+        )
 
 
 def fits_one_batch(lengths: Sequence[int], options: RunOptions, default_len: int) -> bool:
@@ -180,8 +204,8 @@ def fits_one_batch(lengths: Sequence[int], options: RunOptions, default_len: int
     return limit is None or max(lengths) + options.max_tokens <= limit
 
 
-def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions) -> None:
-    for i, r in enumerate(requests):
+def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, first: int = 0) -> None:
+    for i, r in enumerate(requests, first):
         if len(r.tokens) == 0 or r.embeddings.shape[0] != len(r.tokens):
             raise DecodeError(
                 f"request {i}: {len(r.tokens)} prompt tokens and {r.embeddings.shape[0]} embeddings; expected the same "
@@ -200,10 +224,10 @@ def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions) 
         )
 
 
-def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions):
+def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, limit: int | None = None):
     n_layers = net.config.text_config.num_hidden_layers
     if len(requests) == 1:
-        return options.policy.build(n_layers, net.model.rope, net.config.max_cache_len, requests[0].spans)
+        return options.policy.build(n_layers, net.model.rope, limit or net.config.max_cache_len, requests[0].spans)
     longest = max(len(r.tokens) for r in requests)
     pad = np.array([longest - len(r.tokens) for r in requests])
     return FullCache(n_layers, net.model.rope, pad, options.policy.bits)
@@ -212,18 +236,6 @@ def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions):
 def _left_padded(requests: Sequence[Request]) -> mx.array:
     longest = max(r.embeddings.shape[0] for r in requests)
     return mx.stack([mx.pad(r.embeddings, [(longest - r.embeddings.shape[0], 0), (0, 0)]) for r in requests])
-
-
-def _prefill(net: StepAudioNet, x: mx.array, cache, tap: Tap | None) -> mx.array:
-    """Feed the whole prompt in steps that the cache allows; logits (B, V) after its last position."""
-    done, n = 0, x.shape[1]
-    while True:
-        take = min(cache.room(n - done), PREFILL)
-        part, done = x[:, done : done + take], done + take
-        if done >= n:
-            return net.next_logits(part, cache, tap)
-        net.model(part, cache, named(tap, "decoder."))
-        mx.eval(cache.arrays)
 
 
 class _Chosen(NamedTuple):
@@ -291,6 +303,10 @@ class Run:
         The last one, as it was when it had grown longest.
     kv_bytes : int
         Bytes that the cache held at the end.
+    first_seconds, seconds : float
+        From when work on the request began to the first token, and to the last; runs of a batch wait for each other.
+    drafts : Drafts, optional
+        What speculative decoding saved; None where it was off.
     """
 
     tokens: tuple[int, ...] = ()
@@ -298,6 +314,9 @@ class Run:
     stop: StopReason | None = None
     loop: Loop | None = None
     kv_bytes: int = 0
+    first_seconds: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    drafts: Drafts | None = field(default=None, compare=False)
 
     @property
     def mean_logprob(self) -> float:
@@ -312,7 +331,11 @@ def collect(steps: Iterator[Step], n_rows: int) -> list[Run]:
         kept[step.row].append(step)
     runs = []
     for row in kept:
-        loops = [s.loop for s in row if s.loop]
-        run = Run(tuple(s.token for s in row), tuple(s.logprob for s in row), row[-1].stop if row else None)
-        runs.append(replace(run, loop=loops[-1] if loops else None, kv_bytes=row[-1].kv_bytes if row else 0))
+        if not row:
+            runs.append(Run())
+            continue
+        loops, last = [s.loop for s in row if s.loop], row[-1]
+        run = Run(tuple(s.token for s in row), tuple(s.logprob for s in row), last.stop)
+        run = replace(run, loop=loops[-1] if loops else None, kv_bytes=last.kv_bytes)
+        runs.append(replace(run, first_seconds=row[0].seconds, seconds=last.seconds, drafts=last.drafts))
     return runs

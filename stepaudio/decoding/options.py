@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TypedDict, Unpack, cast
 
-from ..choices import MAX_COUNT, CacheKind, LoopAction, Positions, hint, is_count, shown
-from ..constants import MAX_TOKENS
+from ..choices import MAX_COUNT, CacheKind, LoopAction, Positions, Speculation, hint, is_count, shown
+from ..constants import DRAFT_TOKENS, MAX_TOKENS
 from ..errors import DecodeError
 from ..models.kv_cache import CachePolicy
 from .sampling import PENALTY_FIELDS, SAMPLING_FIELDS, Sampling
@@ -34,6 +34,11 @@ class DecodingOptions:
         Segments decoded together; None lets the backend decide. The tokens do not depend on it.
     top : int >= 0
         How many of the most probable tokens each `Step` lists with their probabilities.
+    speculate : Speculation or its name
+        "off", "lookup" or "draft": who proposes tokens, which the decoder then checks several at a time. The tokens
+        of the run stay what they are; the segments of a batch are decoded one after another.
+    draft_tokens : int >= 1
+        Most tokens that are proposed at a time.
 
     Raises
     ------
@@ -48,6 +53,8 @@ class DecodingOptions:
     stop: Sequence[str] = ()
     batch: int | None = None
     top: int = 0
+    speculate: Speculation | str = Speculation.OFF
+    draft_tokens: int = DRAFT_TOKENS
 
     def __post_init__(self):
         def put(name: str, value: object) -> None:  # frozen, but words become records here
@@ -62,6 +69,8 @@ class DecodingOptions:
         if not all(isinstance(s, str) and s for s in self.stop):
             raise DecodeError(f"stop: expected a list of non-empty strings, found {shown(self.stop)}")
         put("stop", tuple(self.stop))
+        put("speculate", Speculation.of(self.speculate, "speculate"))
+        _at_least(self.draft_tokens, 1, "draft_tokens")
         _at_least(self.max_tokens, 1, "max_tokens")
         _at_least(self.top, 0, "top")
         if self.batch is not None:
@@ -115,6 +124,8 @@ class DecodingKeywords(TypedDict, total=False):
     stop: Sequence[str]
     batch: int | None
     top: int
+    speculate: Speculation | str
+    draft_tokens: int
     temperature: float
     top_k: int
     top_p: float

@@ -6,13 +6,14 @@ Knows token ids and the tokenizer, no nets and no sound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from ..choices import StopReason
 from ..text.tokenizer import Detokenizer, Tokenizer
 from .generate import Run
 from .loop_detector import Loop
+from .speculative import Drafts
 
 TEXT, CODES, PADDING, MARKER = "text", "codes", "padding", "marker"
 
@@ -65,6 +66,10 @@ class Generation:
         Bytes that the cache held at the end.
     pieces : tuple of Piece
         The tokens by kind, without a gap.
+    first_token_seconds, seconds : float
+        From when work on the prompt began to the first token, and to the last.
+    drafts : Drafts, optional
+        What speculative decoding saved; None where it was off.
     """
 
     tokens: tuple[int, ...]
@@ -75,6 +80,9 @@ class Generation:
     loop: Loop | None = None
     kv_bytes: int = 0
     pieces: tuple[Piece, ...] = ()
+    first_token_seconds: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    drafts: Drafts | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> str:
@@ -98,7 +106,8 @@ def answer_of(run: Run, tokenizer: Tokenizer) -> Generation:
     text = tokenizer.decode([t for t in tokens if t < tokenizer.text_limit], skip_special=True)
     codes = tuple(code for piece in pieces for code in piece.codes)
     stop = run.stop or StopReason.LENGTH
-    return Generation(tuple(tokens), text, codes, stop, run.mean_logprob, run.loop, run.kv_bytes, pieces)
+    found = Generation(tuple(tokens), text, codes, stop, run.mean_logprob, run.loop, run.kv_bytes, pieces)
+    return replace(found, first_token_seconds=run.first_seconds, seconds=run.seconds, drafts=run.drafts)
 
 
 def interleave(tokens: Sequence[int], tokenizer: Tokenizer) -> tuple[Piece, ...]:

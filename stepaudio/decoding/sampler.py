@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import mlx.core as mx
 import numpy as np
 
@@ -58,6 +60,26 @@ class History:
     def keep_rows(self, rows: mx.array) -> None:
         """Drop all sequences of the batch but these."""
         self.ids, self.length = self.ids[rows], self.length[rows]
+
+    def continued(self, rows: list[list[int]]) -> History:
+        """Of one sequence, a history for each way to go on with it: row i has the ids `rows[i]` behind it."""
+        longest = max(map(len, rows))
+        new = History(0)
+        new.ids, new.length, new.bound = self.ids, self.length, self.bound + longest
+        while new.bound + 1 >= new.ids.shape[1]:
+            new.ids = mx.concatenate([new.ids, mx.full(new.ids.shape, -1, dtype=mx.int32)], axis=1)
+        if not longest:
+            new.ids, new.length = mx.repeat(new.ids, len(rows), axis=0), mx.repeat(new.length, len(rows), axis=0)
+            return new
+        table = np.full((len(rows), longest), -1, dtype=np.int32)
+        for row, ids in zip(table, rows, strict=True):
+            row[: len(ids)] = ids
+        counts = mx.array([len(ids) for ids in rows], dtype=mx.int32)
+        behind = mx.arange(new.ids.shape[1])[None, :] - new.length[:, None]  # (1, N): how far behind its end
+        said = mx.array(table)[:, mx.clip(behind[0], 0, longest - 1)]
+        new.ids = mx.where((behind >= 0) & (behind < counts[:, None]), said, new.ids)
+        new.length = new.length + counts
+        return new
 
 
 class Sampler:
@@ -138,6 +160,23 @@ class Sampler:
             self._keys[row], key = mx.random.split(self._keys[row])
             noise.append(mx.random.gumbel((logits.shape[1],), key=key))
         return mx.argmax(logits + mx.stack(noise), axis=-1)
+
+    def continued(self, proposed: list[int], escaping: list[bool]) -> Sampler:
+        """Of one sequence, a sampler whose row i chooses as this one will once the first i proposed ids were chosen.
+
+        proposed : n ids. escaping : for each of the n + 1 rows, whether it has the escape penalties.
+        """
+        new = copy(self)
+        ways = [proposed[:i] for i in range(len(proposed) + 1)]
+        new._histories = {
+            kind: history.continued([[t for t in way if self._is_audio(t) == (kind == "audio")] for way in ways])
+            for kind, history in self._histories.items()
+        }
+        new._escaping = np.array(escaping)
+        new._keys = list(self._keys)
+        for _ in proposed:
+            new._keys.append(mx.random.split(new._keys[-1])[0] if self.sampling.temperature else new._keys[-1])
+        return new
 
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all sequences of the batch but these."""

@@ -20,8 +20,9 @@ from ..backend.process import enter
 from ..errors import ConfigError
 from ..schema import MAX_LAYERS, require, require_positive, shown
 from .attention import attend
-from .kv_cache import KVCache, Rope
+from .kv_cache import KVCache
 from .kv_store import bits_of_head
+from .rope import Rope
 from .tap import Tap, emit, named
 
 

@@ -5,6 +5,9 @@ One protocol, used by attention without asking which kind it has:
     update(i, q, k, v)   rotate, store and return (q, k, v, mask) for layer i
     advance()            the new positions are now part of the past
     slots                after `plan`: which absolute position each of the L slots holds that this pass reads
+A cache of a run can also take positions on trial, which speculative decoding does:
+    hold()               what comes from here on evicts nothing
+    settle(n)            the first n positions since then stay, and evict what they evict; the others never were
 Axes: B sequences of a batch, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no
 text.
 
@@ -21,34 +24,13 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 import numpy as np
 
-from ..backend.ops import rope
 from ..choices import MAX_COUNT, CacheKind, Positions, is_count, shown
 from ..constants import MAX_CACHE_LEN
 from ..errors import DecodeError
 from .kv_store import Store, bits_of_head
+from .rope import Rope, Turns
 
 KV_BITS = (8, 4)
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding (Su et al. 2021), halves convention as Qwen2. `dims` = channels of a head."""
-
-    dims: int
-    base: float
-
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
-        """Rotate (B, H, n, D) at consecutive positions from `offset` on."""
-        return rope(x, self.dims, self.base, offset)
-
-    def at(self, x: mx.array, positions: np.ndarray) -> mx.array:
-        """Rotate (B, H, n, D) at any n positions."""
-        half = self.dims // 2
-        frequency = self.base ** (-np.arange(half) / half)
-        angle = np.asarray(positions)[:, None] * frequency
-        cos, sin = mx.array(np.cos(angle).astype(np.float32)), mx.array(np.sin(angle).astype(np.float32))
-        a, b = x[..., :half].astype(mx.float32), x[..., half:].astype(mx.float32)
-        return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
 class KVCache(Protocol):
@@ -125,7 +107,7 @@ class FullCache:
         self._keys = [Store(how) for _ in range(n_layers)]
         self._values = [Store(how) for _ in range(n_layers)]
         self._pad = None if pad is None or not np.any(pad) else mx.array(np.asarray(pad, dtype=np.int32))
-        self.offset = 0
+        self.offset = self._settled = 0
 
     def room(self, n: int) -> int:
         """How many of `n` new positions may come in one step: all."""
@@ -155,6 +137,14 @@ class FullCache:
     def advance(self) -> None:
         """Count the new positions as past."""
         self.offset += self._n
+
+    def hold(self) -> None:
+        """Take the positions that come now on trial."""
+        self._settled = self.offset
+
+    def settle(self, n: int) -> None:
+        """Keep the first `n` positions that came on trial; what the buffers hold behind them is written over."""
+        self.offset = self._settled + n
 
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all sequences of the batch but these."""
@@ -201,6 +191,8 @@ class WindowCache:
         self.held = np.zeros(0, dtype=np.int64)  # absolute position in each slot
         self.slots = self.held  # of the pass that is going on
         self.offset = 0
+        self._settled: int | None = None  # slots that were held when positions began to come on trial
+        self._turns = Turns(rope)
 
     def _is_kept(self, positions: np.ndarray) -> np.ndarray:
         return np.isin(positions, self._kept)
@@ -220,7 +212,7 @@ class WindowCache:
         """Prepare for n new positions."""
         new = np.arange(self.offset, self.offset + n)
         self._n = n
-        if n == 1:
+        if n == 1 and self._settled is None:
             self._plan_one(new)
         else:
             self._plan_many(new)
@@ -233,50 +225,80 @@ class WindowCache:
         self._after = self.held.copy() if full else np.append(self.held, -1)
         self._after[self._slot] = new[0]
         self.slots = self._after
-        self._ranks = np.argsort(np.argsort(self._after))
         self._mask = None
+        if self._reindex:
+            self._turns.to(np.argsort(np.argsort(self._after)))
 
     def _plan_many(self, new: np.ndarray) -> None:
         """Prefill: everything held and everything new, seen through the rule; then only the survivors stay."""
         both = self.slots = np.concatenate([self.held, new])
-        loose = ~self._is_kept(both)
-        order = np.cumsum(~self._is_kept(np.arange(self.offset + self._n)))  # how many loose positions up to each
+        loose, order = ~self._is_kept(both), self._order(self.offset + self._n)
         recent = order[new][:, None] - order[both][None, :] < self._window
         seen = (both[None, :] <= new[:, None]) & (~loose[None, :] | recent)
         self._mask = mx.array(cast(Any, seen))[None, None]
-        alive = ~loose | (order[new[-1]] - order[both] < self._window)
+        alive = self._alive(both, new[-1]) if self._settled is None else np.ones(len(both), bool)
         self._survivors = None if alive.all() else mx.array(np.flatnonzero(alive))
         self._after = both[alive]
-        self._ranks = np.argsort(np.argsort(both))
+        if self._reindex:
+            self._turns.to(np.argsort(np.argsort(both)))
+
+    def _order(self, n: int) -> np.ndarray:
+        """How many positions that may be evicted there are up to each of the first `n`."""
+        return np.cumsum(~self._is_kept(np.arange(n)))
+
+    def _alive(self, positions: np.ndarray, newest: int) -> np.ndarray:
+        """Which of these positions are still held once `newest` has come."""
+        order = self._order(newest + 1)
+        return self._is_kept(positions) | (order[newest] - order[positions] < self._window)
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
         """Rotate, store, and return queries, keys and values by slot, and the mask."""
         if not self._reindex:
             q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         keys, values = self._keys[layer], self._values[layer]
-        if self._n == 1:
+        if self._n == 1 and self._settled is None:
             keys.write(k, self._slot, self.max_len)
             values.write(v, self._slot, self.max_len)
             n = len(self._after)
             k, v = keys.read(n), values.read(n)
             if self._reindex:
-                q, k = self._rope(q, n - 1), self._rope.at(k, self._ranks)
+                q, k = self._rope(q, n - 1), self._turns(k)
             return q, k, v, self._mask
         n = len(self.held)
-        keys.extend(k, n)
-        values.extend(v, n)
+        if self._settled is None:
+            keys.extend(k, n)
+            values.extend(v, n)
+        else:  # on trial: nothing moves, so that what is taken back only has to be forgotten
+            keys.write(k, n, self.max_len + self._n)
+            values.write(v, n, self.max_len + self._n)
         k, v = keys.read(n + self._n), values.read(n + self._n)
         if self._survivors is not None:
             keys.keep(self._survivors)
             values.keep(self._survivors)
         if self._reindex:  # `room` saw to it that nothing is evicted during this step: ranks stay as they are
-            q, k = self._rope(q, len(self.held)), self._rope.at(k, self._ranks)
+            q, k = self._rope(q, n), self._turns(k)
         return q, k, v, self._mask
 
     def advance(self) -> None:
         """Count the new positions as past; what was evicted is no longer held."""
         self.held = self._after
         self.offset += self._n
+
+    def hold(self) -> None:
+        """Take the positions that come now on trial: until `settle` they stand beside all that is held."""
+        self._settled = len(self.held)
+
+    def settle(self, n: int) -> None:
+        """Keep the first `n` positions that came on trial, and evict what has to go for them."""
+        before, self._settled = cast(int, self._settled), None
+        self.offset -= len(self.held) - before - n
+        positions = self.held[: before + n]
+        alive = self._alive(positions, self.offset - 1)
+        self.held = positions[alive]
+        if not alive.all():
+            stay = mx.array(np.flatnonzero(alive))
+            for store in (*self._keys, *self._values):
+                store.keep(stay)
 
     @property
     def nbytes(self) -> int:

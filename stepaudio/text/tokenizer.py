@@ -224,6 +224,11 @@ class Tokenizer:
     tts_pad = property(lambda self: self.id("<tts_pad>"), doc="Fills a spoken answer when its text is done.")
     text_limit = property(lambda self: self.audio_start, doc="Ids below it are text, as the reference splits them.")
     first_audio_code = property(lambda self: self.id("<audio_0>"), doc="The id of code 0.")
+
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether every token has the same id in both."""
+        return self is other or self._backend.get_vocab() == other._backend.get_vocab()
+
     special_ids = property(lambda self: self._special, doc="Ids that `skip_special` drops.")
 
     @property

@@ -87,6 +87,8 @@ def test_choices_come_from_the_enums():
     (["bench", "--token2wave"], "--token2wave; did you mean '--token2wav'?"),
     (["info", "now"], "unrecognized arguments: now\n"), ([], "expected a COMMAND: transcribe, "),
     (["--versoin"], "--versoin; did you mean '--version'?"), 
+    (["transcribe", "a.wav", "--speculate", "lokup"], "found 'lokup'; did you mean 'lookup'?"),
+    (["evaluate", "--speculate", "nowhere/at/all"], "folder or name of a model, found 'nowhere/at/all'"),
     (["transcribe", "a.wav", "--top-k", "many"], "--top-k: expected a whole number, found 'many'"),
 ])  # fmt: skip
 def test_wrong_words_are_refused_with_what_was_meant(capsys, argv, said):

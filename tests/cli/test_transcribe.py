@@ -22,7 +22,8 @@ def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
     assert (status, err, len(out)) == (0, "", 2)
     found = json.loads(out[0])
     assert list(found) == [
-        "file", "text", "segments", "audio_seconds", "wall_seconds", "notes", "skipped", "skipped_seconds"
+        "file", "text", "segments", "audio_seconds", "wall_seconds", "notes", "first_token_seconds", "drafts",
+        "skipped", "skipped_seconds",
     ]  # fmt: skip
     wanted = tiny_model.transcribe(wav, max_tokens=6)
     assert found["file"] == str(wav) and found["text"] == wanted.text and found["audio_seconds"] == 1
@@ -30,6 +31,23 @@ def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
     assert (segment["start"], segment["end"], segment["stop"]) == (0, 1, wanted.segments[0].stop)
     assert tuple(segment["tokens"]) == wanted.segments[0].tokens and segment["mean_logprob"] < 0
     assert run("transcribe", "--json", wav, *FEW)[1][0].split('"wall')[0] == out[0].split('"wall')[0]
+
+
+def test_speculative_decoding_writes_the_same(run, wav, tiny_checkpoint):
+    plain = json.loads(run("transcribe", wav, "--max-tokens", "20", "--vad", "off")[1][0])
+    for who in ("lookup", "off", tiny_checkpoint):
+        status, out, err = run(
+            "transcribe", wav, "--max-tokens", "20", "--vad", "off", "--speculate", who, "--draft-tokens", "3"
+        )
+        found = json.loads(out[0])
+        assert (status, err, found["text"]) == (0, "", plain["text"])
+        assert (found["drafts"] is None) == (who == "off") and found["first_token_seconds"] > 0
+    assert found["drafts"]["accepted"] == found["drafts"]["proposed"] > 0  # the draft was the model itself
+
+
+def test_an_impossible_count_of_draft_tokens(run, wav):
+    status, _, err = run("transcribe", wav, "--speculate", "lookup", "--draft-tokens", "0")
+    assert status == 2 and "draft_tokens: expected a whole number of at least 1" in one_line(err)
 
 
 def test_plain_text(run, wav, tiny_model):

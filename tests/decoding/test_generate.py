@@ -8,10 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from decoded import CIRCLE, COUNTING, GREEDY, NET, OUT, POLICIES, SAMPLINGS, STUCK, prompts, request, run
 from reference import chain_net, decoder_reference, golden_net, tiny_net
 from safetensors.numpy import load_file
 
-from stepaudio.decoding import generate as loop_module
+from stepaudio.decoding import prefill as prefill_module
 from stepaudio.decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
 from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Penalties, Sampling
@@ -20,16 +21,6 @@ from stepaudio.models.kv_cache import CachePolicy, FullCache
 
 TENSORS = load_file(Path(__file__).parents[1] / "assets" / "llm.safetensors")
 GOLDEN = golden_net(TENSORS)
-NET = tiny_net(seed=7, scale=4)  # attention decides, so that tokens differ between caches
-GREEDY = Sampling.greedy()
-
-
-def request(net, ids, spans=()) -> Request:
-    return Request(list(map(int, ids)), net.embed(np.array(ids))[0], spans)
-
-
-def run(net, ids, sampling=GREEDY, spans=(), **options) -> Run:
-    return collect(generate(net, [request(net, ids, spans)], RunOptions(sampling, **options)), 1)[0]
 
 
 # ------------------------------------------------------------------------------- the reference's tokens
@@ -67,16 +58,6 @@ def test_greedy_ids_after_audio_equal_the_reference(k):
 # ------------------------------------------------------------------------------- a reference without a cache
 
 
-POLICIES = {
-    "full": (CachePolicy("full"), (), None),
-    "window": (CachePolicy("window", 19), (), 19),
-    "sinks": (CachePolicy("sinks", 19), range(4), 19),
-    "sinks re-indexed": (CachePolicy("sinks", 19, positions="reindexed"), range(4), 19),
-    "pinned": (CachePolicy("pinned", 19), [*range(4), *range(9, 16)], 19),
-    "pinned re-indexed": (CachePolicy("pinned", 19, 2, "reindexed"), [0, 1, *range(9, 16)], 19),
-}
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()], ids=["greedy", "planned"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("n_prompt", [17, 41])
@@ -110,7 +91,7 @@ def test_limit_of_the_config_is_the_default():
 def test_prefill_in_chunks_equals_whole(monkeypatch, chunk, cache):
     prompt = np.random.default_rng(1).integers(0, 48, 41)
     whole = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
-    monkeypatch.setattr(loop_module, "PREFILL", chunk)
+    monkeypatch.setattr(prefill_module, "PREFILL", chunk)
     chunked = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
     assert chunked.tokens == whole.tokens and np.allclose(chunked.logprobs, whole.logprobs, atol=1e-4)
 
@@ -129,20 +110,6 @@ def test_no_step_is_computed_in_vain(monkeypatch):
 
 
 # ------------------------------------------------------------------------------- batch = single
-
-
-def prompts(n: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(3)
-    return [rng.integers(0, 48, k) for k in rng.integers(1, 40, n)]
-
-
-SAMPLINGS = {
-    "greedy": GREEDY,
-    "planned": Sampling(),
-    "sampled": Sampling.greedy(temperature=1.0, top_k=20, seed=5),
-    "planned and sampled": Sampling(temperature=0.8, top_p=0.95, seed=1),
-    "chat": Sampling.reference("chat"),
-}
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
@@ -172,12 +139,6 @@ def test_rows_leave_the_batch_once_half_has_ended(monkeypatch):
 
 
 # ------------------------------------------------------------------------------- why a run stops
-
-
-COUNTING = {i: {i + 1: 5.0} for i in range(31)} | {31: {0: 5.0}}
-CIRCLE = {i: {i + 1: 9.0, 10: 4.0} for i in (3, 4)} | {5: {3: 9.0, 10: 4.0}}  # 3 4 5 3 4 5 …, or out to 10
-OUT = {i: {i + 1: 5.0} for i in range(10, 31)}
-STUCK = {7: {7: 9.0, 10: 4.0}}
 
 
 def test_eos_and_length():

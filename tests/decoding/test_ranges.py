@@ -12,7 +12,8 @@ from stepaudio.decoding.options import merge_options
 from stepaudio.decoding.sampler import Sampler
 from stepaudio.decoding.sampling import COLDEST, HOTTEST, STRONGEST, Penalties, Sampling
 from stepaudio.errors import ConfigError, DecodeError
-from stepaudio.models.kv_cache import CachePolicy, Rope
+from stepaudio.models.kv_cache import CachePolicy
+from stepaudio.models.rope import Rope
 from stepaudio.models.token2wav.dit import DitConfig
 from stepaudio.models.token2wav.flow import FlowOptions
 from stepaudio.models.token2wav.flow_matching import CfmConfig

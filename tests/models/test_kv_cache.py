@@ -13,7 +13,8 @@ from stepaudio.decoding.generate import Request, generate
 from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import DecodeError
-from stepaudio.models.kv_cache import CachePolicy, FullCache, NoCache, Rope
+from stepaudio.models.kv_cache import CachePolicy, FullCache, NoCache
+from stepaudio.models.rope import Rope, Turns
 
 NET = tiny_net(seed=1, scale=1.6)
 TOLERANCE = 1e-4  # of the root mean square of the logits; float32 against float64
@@ -164,11 +165,11 @@ def test_full_cache_grows_in_blocks():
 def test_rope_at_any_positions_equals_the_fused_kernel():
     rope = Rope(8, 10_000.0)
     x = mx.array(np.random.default_rng(0).normal(size=(2, 3, 6, 8)).astype(np.float32))
+    turns = Turns(rope)
     for offset in (0, 1, 700, 16_000):
-        assert np.abs(np.array(rope(x, offset) - rope.at(x, np.arange(offset, offset + 6)))).max() < 3e-3 * (
-            1 if offset > 1000 else 1e-1
-        )
-    assert rope.at(x.astype(mx.bfloat16), np.arange(6)).dtype == mx.bfloat16
+        turns.to(np.arange(offset, offset + 6))
+        assert np.abs(np.array(rope(x, offset) - turns(x))).max() < 3e-3 * (1 if offset > 1000 else 1e-1)
+    assert turns(x.astype(mx.bfloat16)).dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize(
