@@ -83,7 +83,7 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
     )  # fmt: skip
     speed = verb.add_argument_group("speculative decoding")
     add_option(
-        speed, "--speculate", type=_proposer, metavar="lookup|MODEL", shown="off",
+        speed, "--speculate", type=_proposer, metavar="{lookup,MODEL}", shown="off",
         help="propose tokens that came before, or let a smaller model propose them; the tokens stay the same",
     )  # fmt: skip
     add_option(

@@ -33,7 +33,7 @@ def test_every_single_value_reaches_its_record():
         "temperature": 0.7, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 9, "repetition": 1.5, "frequency": 0.3,
         "presence": 0.2, "no_repeat_ngram": 5, "window": 7, "include_prompt": True, "max_cache_len": 77, "sinks": 2,
         "positions": "reindexed", "max_tokens": 5, "on_loop": "off", "stop": ("a",), "batch": 3, "top": 2,
-        "sampling": "greedy", "cache": "window", "kv_bits": 8,
+        "sampling": "greedy", "cache": "window", "kv_bits": 8, "speculate": "lookup", "draft_tokens": 7,
     }  # fmt: skip
     assert set(values) == set(KEYWORDS) == set(DecodingKeywords.__annotations__)
     base = DecodingOptions()

@@ -105,10 +105,8 @@ def test_stops_within_a_pass():
             {"max_tokens": 9, "should_stop": ends_after_four}, {"max_tokens": 9, "top": 3},
         ):  # fmt: skip
             for k in (1, 3, 20):
-                check_same(
-                    guessed(net, [0, 1, 2, 0], draft, draft_tokens=k, **options),
-                    run(net, [0, 1, 2, 0], GREEDY, (), **options),
-                )
+                got = guessed(net, [0, 1, 2, 0], draft, draft_tokens=k, **options)
+                check_same(got, run(net, [0, 1, 2, 0], GREEDY, (), **options))
     assert seen == [1, 2, 3, 4]  # a stop function sees no token that was taken back, and none behind the end
 
 
