@@ -12,7 +12,7 @@ from ..checkpoints.hub_name import HubName
 from ..choices import CacheKind, LoopAction, Positions, Resampler, Speculation, SpeechDetector, hint
 from ..constants import DRAFT_TOKENS, MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
-from ..errors import ConfigError
+from ..errors import AudioError, ConfigError
 from .parser import Parser, add_choice, add_option, number, whole
 from .progress import busy
 
@@ -211,5 +211,9 @@ def load_model(options: argparse.Namespace) -> StepAudio2:
 
 
 def recording(name: str):
-    """The recording that a word of the command line names: standard input for "-"."""
-    return sys.stdin.buffer if name == STANDARD else name
+    """The recording that a word of the command line names: standard input for "-"; `AudioError` if that is closed."""
+    if name != STANDARD:
+        return name
+    if sys.stdin is None:
+        raise AudioError("standard input: is closed, so there is nothing to read; use < FILE, or name the file")
+    return sys.stdin.buffer

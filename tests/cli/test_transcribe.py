@@ -158,6 +158,14 @@ def test_standard_input_that_is_no_sound(tiny_checkpoint):
         assert done.returncode == 1 and said in done.stderr and b"Traceback" not in done.stderr
 
 
+def test_standard_input_that_is_closed(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # what Python makes of it
+    status, _, err = run("transcribe", "-", "--text")
+    assert status == 1 and "".join(err).strip() == (
+        "stepaudio: standard input: is closed, so there is nothing to read; use < FILE, or name the file"
+    )
+
+
 def test_silence(run, tmp_path):
     sf.write(tmp_path / "q.wav", np.zeros(32_000), 16_000)
     status, out, _ = run("transcribe", tmp_path / "q.wav")
