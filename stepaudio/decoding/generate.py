@@ -20,7 +20,7 @@ from ..errors import DecodeError
 from ..models.kv_cache import FullCache
 from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap
-from .loop_detector import Loop, LoopDetector
+from .loop_detector import EARLY, Loop, LoopDetector
 from .options import RunOptions
 from .prefill import prefill
 from .sampler import Sampler
@@ -35,6 +35,8 @@ class _Row:
         self.began = time.perf_counter() if began is None else began
         self.number, self.index, self.options = number, 0, options
         self.detector = None if options.loop_action == LoopAction.OFF else LoopDetector()
+        self.early = LoopDetector(**EARLY) if options.loop_action == LoopAction.ESCAPE else None
+        self.begins: Loop | None = None  # the block for which an adaptive penalty begins
         self.ends = options.should_stop() if options.should_stop else None
         self.escaped = 0.0  # repeats of the block when the adaptive penalty began; twice that ends the run
 
@@ -42,6 +44,7 @@ class _Row:
         self, token: int, logprob: float, kv_bytes: int, top: tuple[Alternative, ...], drafts: Drafts | None = None
     ) -> Step:
         loop = self.detector.push(token) if self.detector else None
+        self.begins = self.early.push(token) if self.early else None
         o, stop = self.options, None
         if token in o.stop_ids:
             stop = StopReason.EOS
@@ -56,12 +59,12 @@ class _Row:
         self.index += 1
         return step
 
-    def must_escape(self, step: Step) -> bool:
-        """Whether the adaptive penalty begins with this step."""
-        begins = bool(step.loop) and self.options.loop_action == LoopAction.ESCAPE and not self.escaped
-        if step.loop and begins:
-            self.escaped = step.loop.repeats
-        return begins
+    def must_escape(self) -> bool:
+        """Whether the adaptive penalty begins with the step just judged."""
+        if self.begins is None or self.escaped:
+            return False
+        self.escaped = self.begins.repeats
+        return True
 
 
 def generate(
@@ -114,7 +117,7 @@ def generate(
         for row, step in steps:
             if step.stop:
                 live.remove(row)
-            elif row.must_escape(step):
+            elif row.must_escape():
                 sampler.escape(rows.index(row))
         if not live or ahead is None:
             return
@@ -152,7 +155,7 @@ def _speculate(net: StepAudioNet, request: Request, number: int, options: RunOpt
             done += 1
             if step.stop:
                 return
-            if row.must_escape(step):  # plain decoding has queued one more token by then
+            if row.must_escape():  # plain decoding has queued one more token by then
                 escape_at = row.index + 1
                 taken = min(taken, done + 1)
         if proposed:

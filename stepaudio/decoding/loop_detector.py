@@ -8,6 +8,8 @@ import numpy as np
 
 from ..errors import DecodeError
 
+EARLY = {"min_repeats": 3, "min_ids": 24}  # thresholds at which an adaptive penalty begins: before a loop is one
+
 
 @dataclass(frozen=True)
 class Loop:
