@@ -184,7 +184,10 @@ def _median(power: np.ndarray) -> np.ndarray:
     """The running median of 0.1 s, of the same shape; the ends repeat."""
     half = MEDIAN_FRAMES // 2
     padded = np.pad(power, ((half, half), (0, 0)), mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_FRAMES, axis=0), axis=-1)
+    windows, found = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_FRAMES, axis=0), np.empty_like(power)
+    for start in range(0, len(power), BLOCK_FRAMES):  # the median copies what it is given
+        found[start : start + BLOCK_FRAMES] = np.median(windows[start : start + BLOCK_FRAMES], axis=-1)
+    return found
 
 
 def silero_spans(samples: np.ndarray, rate: int = SAMPLE_RATE) -> list[tuple[int, int]]:
