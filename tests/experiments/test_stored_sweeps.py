@@ -94,3 +94,20 @@ def test_the_default_costs_less_than_half_a_point_on_continuous_speech(length):
     assert len(plain) >= 40 and cost["planned"].high <= 0.005
     assert cost["both, last 16"].low > 0 and cost["literal"].low > (0.001 if length == "windows_3s" else 0.08)
     assert not any(r["loops"] for r in of(rows, "planned", ""))
+
+
+def test_either_half_of_the_clips_chooses_the_window_of_the_default():
+    """The widest window whose estimated cost is below half a point in all lengths that have it."""
+    pytest.importorskip("pyarrow", reason="stored tables need the extra `notebook`")
+    speech = ("prose", "dictation", "lists", "minute", "sentence")
+    tables = [read_table(SWEEPS / f"{name}.parquet").rows for name in ("windows_3s", "windows_20s", "windows_60s")]
+    for half in (0, 1):
+        fits = []
+        for window in ("both, last 4", "planned", "both, last 16", "literal"):
+            costs = []
+            for rows in tables:
+                chosen = set(sorted({r["clip"] for r in of(rows, "none", speech)})[half::2])
+                ruled, plain = ([r for r in of(rows, s, speech) if r["clip"] in chosen] for s in (window, "none"))
+                costs += [paired_difference(ruled, plain, "loop_free_wer").estimate] if ruled else []
+            fits += [window] * (max(costs) <= 0.005)
+        assert fits[-1] == "planned"
