@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .checkpoints.load import validate_weights
     from .choices import CacheKind, LoopAction, Positions, StopReason
     from .decoding.options import DecodingOptions
+    from .decoding.prompt_cache import PromptCache
     from .decoding.sampling import Penalties, Sampling
     from .errors import StepAudioError
     from .evaluation.scores import evaluate
@@ -67,6 +68,7 @@ _NAMES = {
     "SpeechModel": "speech_model",
     "SpeechOptions": "speech_model",
     "DecodingOptions": "decoding.options",
+    "PromptCache": "decoding.prompt_cache",
     "Sampling": "decoding.sampling",
     "Penalties": "decoding.sampling",
     "CachePolicy": "models.kv_cache",
@@ -88,7 +90,8 @@ _MODULES = (
 )  # fmt: skip
 
 __all__ = [
-    "CacheKind", "CachePolicy", "DecodingOptions", "LoopAction", "Penalties", "Positions", "Sampling", "Segment",
+    "CacheKind", "CachePolicy", "DecodingOptions", "LoopAction", "Penalties", "Positions", "PromptCache", "Sampling",
+    "Segment",
     "SpeechModel", "SpeechOptions", "StepAudio2", "StepAudioError", "StopReason", "Transcript", "Voice", "__version__",
     "audio", "backend", "bench", "checkpoints", "choices", "decoding", "errors", "evaluate", "evaluation",
     "experiments", "interp", "load", "models", "parity", "resources", "synthesis", "text", "train", "validate_weights",

@@ -27,14 +27,17 @@ from .constants import n_audio_embeddings
 from .decoding.generate import Request, Run, Step, collect, fits_one_batch, generate
 from .decoding.options import DecodingOptions, RunOptions
 from .decoding.outputs import Generation, answer_of
-from .errors import AudioError, DecodeError, PromptError, WeightsError
+from .decoding.prompt_cache import PromptCache, digest, encoded_once, identity_of, prefixes_of
+from .decoding.speculative import check_draft
+from .decoding.stop_strings import StopStrings
+from .errors import AudioError, PromptError, WeightsError
 from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Pipeline
 from .text.chat_template import SPOKEN, AudioSlot, Message, Prompt
 from .text.prompts import asr_turns
-from .text.tokenizer import Detokenizer, Tokenizer
+from .text.tokenizer import Tokenizer
 
 PromptTokens = tuple[Sequence[int], Sequence[int]]  # before and after the audio, where there is no tokenizer
 
@@ -55,6 +58,8 @@ class Engine:
         What the weights lack. If given, the engine can be looked at but does not run.
     draft : Engine, optional
         A draft model for speculative decoding, which reads every prompt too.
+    prompt_cache : PromptCache, optional
+        Where audio embeddings and turns of prompts are kept and found again.
     """
 
     def __init__(
@@ -65,19 +70,32 @@ class Engine:
         capabilities: Capabilities | None = None,
         incomplete: str | None = None,
         draft: Engine | None = None,
+        prompt_cache: PromptCache | None = None,
     ):
         self.net, self.tokenizer, self.incomplete = net, tokenizer, incomplete
         self.pipeline, self.capabilities = pipeline or Pipeline(), capabilities or Capabilities()
         self.draft = draft
         if draft is not None:
-            _check_draft(self, draft)
+            draft.require_weights()
+            check_draft(self.config, self.tokenizer, draft.config, draft.tokenizer)
+        self.prompt_cache = prompt_cache
+        if prompt_cache is not None:
+            prompt_cache.belong_to(identity_of(net))
 
     def altered(
-        self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None, draft: Engine | None = None
+        self,
+        net: StepAudioNet | None = None,
+        pipeline: Pipeline | None = None,
+        draft: Engine | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> Engine:
-        """Another engine that shares everything with this one but what is given; this one stays as it is."""
+        """Another engine that shares everything with this one but what is given; this one stays as it is.
+
+        Another net leaves the prompt cache behind.
+        """
+        kept = self.prompt_cache if net is None and prompt_cache is None else prompt_cache
         net, pipeline, draft = net or self.net, pipeline or self.pipeline, draft or self.draft
-        return Engine(net, self.tokenizer, pipeline, self.capabilities, self.incomplete, draft)
+        return Engine(net, self.tokenizer, pipeline, self.capabilities, self.incomplete, draft, kept)
 
     @property
     def config(self) -> StepAudioConfig:
@@ -112,6 +130,8 @@ class Engine:
 
         One padded batch on a GPU; on the CPU one after another, which keeps the work in the processor's cache.
         """
+        if self.prompt_cache is not None:
+            return [encoded_once(self.prompt_cache, self.net, mel) for mel in mels]
         if not on_cpu():
             return self.net.encode_audio(list(mels), independent=True)
         encoded = []
@@ -168,9 +188,16 @@ class Engine:
             s for s in prompt.slots if s.length
         )  # a remainder too short for an embedding keeps only its markers
         chosen = [mels[s.clip][s.piece] for s in slots]
-        encoded = self.net.encode_audio(chosen, independent=False, tap=tap) if slots else []
+        prefixes, prompt = None, replace(prompt, slots=slots)
+        if self.prompt_cache is not None and tap is None:
+            frames = max((mel.shape[1] for mel in chosen), default=0)
+            encoded = [encoded_once(self.prompt_cache, self.net, mel, frames) for mel in chosen]
+            keys = [digest(slot.start, slot.length, frames, mel) for slot, mel in zip(slots, chosen, strict=True)]
+            prefixes = prefixes_of(prompt.tokens, [s.start for s in slots], keys, self.stop_ids(), self.prompt_cache)
+        else:
+            encoded = self.net.encode_audio(chosen, independent=False, tap=tap) if slots else []
         drafted = self.draft.net.encode_audio(chosen, independent=False) if self.draft and slots else []
-        return self._request(replace(prompt, slots=slots), encoded, drafted, began)
+        return replace(self._request(prompt, encoded, drafted, began), prefixes=prefixes)
 
     def transcription_requests(
         self, mels: Sequence[np.ndarray], encoded: Sequence[mx.array], prompt: str | PromptTokens, began: float
@@ -298,37 +325,6 @@ class Engine:
                 f"the checkpoint is incomplete and will not run on random weights: {self.incomplete}. "
                 "Load it whole, or pass allow_random=True if random weights are what you want"
             )
-
-
-def _check_draft(engine: Engine, draft: Engine) -> None:
-    """Raise `DecodeError` unless the two have the same tokens and the same audio rows."""
-    draft.require_weights()
-    ours, theirs = engine.config, draft.config
-    pairs = (
-        ("tokens of the vocabulary", ours.text_config.vocab_size, theirs.text_config.vocab_size),
-        ("mel bands", ours.audio_encoder_config.n_mels, theirs.audio_encoder_config.n_mels),
-        ("stride of the adapter", ours.audio_encoder_config.adapter_stride, theirs.audio_encoder_config.adapter_stride),
-    )
-    for what, wanted, found in pairs:
-        if wanted != found:
-            raise DecodeError(f"draft model: expected {wanted} {what}, as the model has, found {found}")
-    if engine.tokenizer is not None and draft.tokenizer is not None and not engine.tokenizer.same_ids(draft.tokenizer):
-        raise DecodeError("draft model: its tokenizer gives other ids than the model's; the two must share one")
-
-
-class StopStrings:
-    """Tells when the text so far ends in one of the strings; a string may span several tokens."""
-
-    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]):
-        self._text, self._detokenizer = "", Detokenizer(tokenizer)
-        self._strings, self._longest = tuple(strings), max(map(len, strings))
-
-    def __call__(self, token: int) -> bool:
-        """Take the next token; whether the text now holds one of the strings."""
-        new = self._detokenizer.push(token)
-        window = self._text + new
-        self._text = window[-self._longest :]
-        return any(s in window for s in self._strings)
 
 
 def message_list(messages) -> Sequence:

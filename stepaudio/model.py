@@ -22,6 +22,7 @@ from .choices import Resampler
 from .decoding.generate import Request, Step
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation
+from .decoding.prompt_cache import PromptCache
 from .decoding.thought import Thought
 from .engine import Engine, PromptTokens, is_conversation, is_list_of_recordings, spoken_turns, with_audio
 from .errors import DecodeError
@@ -101,13 +102,24 @@ class StepAudio2:
         return cls(Engine(net, words, pipeline, capabilities, incomplete), report)
 
     def altered(
-        self, net: StepAudioNet | None = None, pipeline: Pipeline | None = None, draft: StepAudio2 | None = None
+        self,
+        net: StepAudioNet | None = None,
+        pipeline: Pipeline | None = None,
+        draft: StepAudio2 | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> StepAudio2:
         """Another model that shares everything with this one but what is given; this one stays as it is.
 
-        `draft` is a model that proposes tokens for speculate="draft"; `DecodeError` if its tokens are others.
+        Parameters
+        ----------
+        net, pipeline
+            Instead of its own.
+        draft : StepAudio2, optional
+            A model that proposes tokens for speculate="draft"; `DecodeError` if its tokens are others.
+        prompt_cache : PromptCache, optional
+            Where audio embeddings and turns of prompts are kept and found again; `DataError` if it is of another model.
         """
-        return StepAudio2(self.engine.altered(net, pipeline, draft and draft.engine), self.report)
+        return StepAudio2(self.engine.altered(net, pipeline, draft and draft.engine, prompt_cache), self.report)
 
     @property
     def net(self) -> StepAudioNet:

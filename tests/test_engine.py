@@ -7,7 +7,8 @@ import tiny
 
 from stepaudio.checkpoints.capabilities import Capabilities
 from stepaudio.decoding.options import DecodingOptions
-from stepaudio.engine import Engine, StopStrings, is_conversation, message_list, with_audio
+from stepaudio.decoding.stop_strings import StopStrings
+from stepaudio.engine import Engine, is_conversation, message_list, with_audio
 from stepaudio.errors import PromptError, WeightsError
 from stepaudio.text.chat_template import Message
 from stepaudio.text.prompts import ASR_SYSTEM, asr_turns

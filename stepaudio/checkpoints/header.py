@@ -61,14 +61,26 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
     """
     path = Path(path)
     raw, file_bytes = _header_bytes(path)
-    entries = parse_object(raw, f"{path}: the header", WeightsError, BROKEN)
-    metadata = entries.pop("__metadata__", None)  # mlx writes null where it has none
-    if metadata is not None and not _maps_strings(metadata):
-        raise WeightsError(f"{path}: __metadata__ must map strings to strings; the header is broken")
+    entries, _ = _parsed(path, raw)
     data_start = 8 + len(raw)
     infos = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     _check_ranges(path, infos.values(), data_start, file_bytes)
     return infos
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What the writer of a safetensors file said of it; `WeightsError` as `read_header`, as far as it reads."""
+    path = Path(path)
+    return _parsed(path, _header_bytes(path)[0])[1]
+
+
+def _parsed(path: Path, raw: bytes) -> tuple[dict, dict[str, str]]:
+    """The entries of a header, and its metadata."""
+    entries = parse_object(raw, f"{path}: the header", WeightsError, BROKEN)
+    metadata = entries.pop("__metadata__", None)  # mlx writes null where it has none
+    if metadata is not None and not _maps_strings(metadata):
+        raise WeightsError(f"{path}: __metadata__ must map strings to strings; the header is broken")
+    return entries, metadata or {}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, TensorInfo]:

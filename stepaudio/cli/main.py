@@ -61,7 +61,10 @@ def _run(argv: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         require_mlx()
-        return options.run(options)
+        status = options.run(options)
+        if (last := getattr(options, "at_the_end", None)) is not None:
+            last()
+        return status
 
 
 def _failure(error: OSError | ImportError | MemoryError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..choices import CacheKind, LoopAction, Positions, Resampler, Speculation, 
 from ..constants import DRAFT_TOKENS, MAX_CACHE_LEN, MAX_TOKENS
 from ..decoding.sampling import PRESETS
 from ..errors import AudioError, ConfigError
+from ..targets import Target, check_targets
 from .parser import Parser, add_choice, add_option, number, whole
 from .progress import busy
 
@@ -81,7 +83,7 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         verb, "--on-loop", choices=LoopAction.values(), shown="that of --sampling",
         help="what is done about a repetition loop; escape raises the penalties from there",
     )  # fmt: skip
-    speed = verb.add_argument_group("speculative decoding")
+    speed = verb.add_argument_group("speed")
     add_option(
         speed, "--speculate", type=_proposer, metavar="{lookup,MODEL}", shown="off",
         help="propose tokens that came before, or let a smaller model propose them; the tokens stay the same",
@@ -89,6 +91,10 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
     add_option(
         speed, "--draft-tokens", type=whole, default=DRAFT_TOKENS, metavar="N", help="most tokens proposed at a time"
     )
+    add_option(
+        speed, "--prompt-cache", metavar="FILE", shown="none",
+        help="keep what was computed of prompts and recordings in a file, for the next time",
+    )  # fmt: skip
     rules = verb.add_argument_group("sampling")
     add_choice(rules, "--sampling", choices=PRESETS, default=sampling, help="preset that the next options change")
     for name, kind, metavar, text in RULES:
@@ -158,10 +164,24 @@ def _speculation(word: str | None) -> Speculation:
     return Speculation(word) if word in (Speculation.OFF, Speculation.LOOKUP) else Speculation.DRAFT
 
 
+def with_prompts(model: StepAudio2, options: argparse.Namespace) -> StepAudio2:
+    """The model with the prompt cache of --prompt-cache, which is written when the command has ended."""
+    from ..decoding.prompt_cache import PromptCache
+
+    if options.prompt_cache is None:
+        return model
+    path = Path(options.prompt_cache)
+    check_targets([Target("--prompt-cache", path, "a prompt cache", PromptCache.is_ours)], [])
+    cache = PromptCache.load(path) if path.exists() and path.stat().st_size else PromptCache()
+    options.at_the_end = partial(cache.save, path)
+    return model.altered(prompt_cache=cache)
+
+
 def with_draft(model: StepAudio2, options: argparse.Namespace) -> StepAudio2:
-    """The model with the draft model that --speculate names, if it names one."""
+    """The model with the prompt cache and the draft model that the options name, if they do."""
     from ..model import StepAudio2
 
+    model = with_prompts(model, options)
     if _speculation(options.speculate) != Speculation.DRAFT:
         return model
     folder = checkpoint_folder(options.speculate)

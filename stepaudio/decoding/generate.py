@@ -23,6 +23,7 @@ from ..models.tap import Tap
 from .loop_detector import EARLY, Loop, LoopDetector
 from .options import RunOptions
 from .prefill import prefill
+from .prompt_cache import read_prompt
 from .sampler import Sampler
 from .speculative import DraftModel, Drafts, Lookup, Proposer, agreement
 from .steps import Alternative, Request, Step
@@ -107,7 +108,7 @@ def generate(
     sampler = Sampler(options.rules, prompts, options.audio_range, options.loop_action == LoopAction.ESCAPE)
     rows = [_Row(i, options, r.began) for i, r in enumerate(requests)]
     live = list(rows)
-    logits = prefill(net, _left_padded(requests), cache, tap)
+    logits = _read(net, requests, cache, options, tap)
     pending = _choose(sampler, logits, options.top)
     while True:
         more = _any_may_go_on(live)
@@ -138,7 +139,7 @@ def _speculate(net: StepAudioNet, request: Request, number: int, options: RunOpt
     row, proposer = _Row(number, options, request.began), _proposer(net, request, options)
     escape_at, drafts = options.max_tokens, Drafts()
     proposed: list[int] = []
-    logits = prefill(net, request.embeddings[None], cache)
+    logits = _read(net, [request], cache, options)
     while True:
         base = row.index
         sampler = sampler.continued(proposed, [base + i >= escape_at for i in range(len(proposed) + 1)])
@@ -234,6 +235,17 @@ def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, 
     longest = max(len(r.tokens) for r in requests)
     pad = np.array([longest - len(r.tokens) for r in requests])
     return FullCache(n_layers, net.model.rope, pad, options.policy.bits)
+
+
+def _read(
+    net: StepAudioNet, requests: Sequence[Request], cache, options: RunOptions, tap: Tap | None = None
+) -> mx.array:
+    """Feed the prompts; logits (B, V) after their last positions."""
+    if len(requests) > 1:
+        return prefill(net, _left_padded(requests), cache, tap)
+    (request,) = requests
+    policy = f"{options.policy} {options.policy.limit(net.config.max_cache_len)} {request.spans}"
+    return read_prompt(net, request.embeddings[None], cache, policy, request.prefixes, tap)
 
 
 def _left_padded(requests: Sequence[Request]) -> mx.array:

@@ -15,7 +15,9 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from ..models.speech_lm import StepAudioNet
+from ..errors import DecodeError
+from ..models.speech_lm import StepAudioConfig, StepAudioNet
+from ..text.tokenizer import Tokenizer
 from .prefill import prefill
 from .sampler import Sampler
 
@@ -153,6 +155,23 @@ class DraftModel:
 
     def _embedded(self, tokens: mx.array) -> mx.array:
         return self._net.model.embed_tokens(tokens)
+
+
+def check_draft(
+    config: StepAudioConfig, tokenizer: Tokenizer | None, draft: StepAudioConfig, draft_tokenizer: Tokenizer | None
+) -> None:
+    """Raise `DecodeError` unless a draft model has the model's tokens and its audio rows."""
+    ours, theirs = config.audio_encoder_config, draft.audio_encoder_config
+    pairs = (
+        ("tokens of the vocabulary", config.text_config.vocab_size, draft.text_config.vocab_size),
+        ("mel bands", ours.n_mels, theirs.n_mels),
+        ("as the stride of the adapter", ours.adapter_stride, theirs.adapter_stride),
+    )
+    for what, wanted, found in pairs:
+        if wanted != found:
+            raise DecodeError(f"draft model: expected {wanted} {what}, as the model has, found {found}")
+    if tokenizer is not None and draft_tokenizer is not None and not tokenizer.same_ids(draft_tokenizer):
+        raise DecodeError("draft model: its tokenizer gives other ids than the model's; the two must share one")
 
 
 def agreement(proposed: Sequence[int], chosen: Sequence[int]) -> int:

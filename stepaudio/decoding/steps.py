@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..choices import StopReason
 from ..models.speech_lm import StepAudioNet
 from .loop_detector import Loop
+from .prompt_cache import Prefixes
 from .speculative import Drafts
 
 
@@ -28,6 +29,8 @@ class Request:
         Where its audio embeddings are, for a cache that pins them.
     draft : (StepAudioNet, Request), optional
         A draft model, and the same prompt as it has it.
+    prefixes : Prefixes, optional
+        Its beginnings, to be read from a prompt cache or kept in it; without effect in a batch.
     began : float, optional
         When work on it began, by `time.perf_counter`; None for when it comes to be decoded.
     """
@@ -36,6 +39,7 @@ class Request:
     embeddings: mx.array
     spans: tuple[tuple[int, int], ...] = ()
     draft: tuple[StepAudioNet, Request] | None = None
+    prefixes: Prefixes | None = None
     began: float | None = None
 
 

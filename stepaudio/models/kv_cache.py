@@ -27,7 +27,7 @@ import numpy as np
 from ..choices import MAX_COUNT, CacheKind, Positions, is_count, shown
 from ..constants import MAX_CACHE_LEN
 from ..errors import DecodeError
-from .kv_store import Store, bits_of_head
+from .kv_store import Layers, bits_of_head
 from .rope import Rope, Turns
 
 KV_BITS = (8, 4)
@@ -96,16 +96,15 @@ def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
     return (seen | (key == query)[None])[:, None]
 
 
-class FullCache:
+class FullCache(Layers):
     """Keeps everything; grows in blocks. The only kind that holds a batch of prompts of unlike length.
 
     `pad` (B,): unused positions at the left of each sequence, for prompts of different length in one batch.
     """
 
     def __init__(self, n_layers: int, rope: Rope, pad: np.ndarray | None = None, bits: int | None = None):
-        self._rope, how = rope, bits_of_head(bits, rope.dims)
-        self._keys = [Store(how) for _ in range(n_layers)]
-        self._values = [Store(how) for _ in range(n_layers)]
+        super().__init__(n_layers, bits_of_head(bits, rope.dims))
+        self._rope = rope
         self._pad = None if pad is None or not np.any(pad) else mx.array(np.asarray(pad, dtype=np.int32))
         self.offset = self._settled = 0
 
@@ -149,7 +148,7 @@ class FullCache:
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all sequences of the batch but these."""
         index = mx.array(rows)
-        for store in (*self._keys, *self._values):
+        for store in self.stores:
             store.keep_rows(index)
         self._pad = None if self._pad is None else self._pad[index]
 
@@ -158,18 +157,17 @@ class FullCache:
         """Absolute positions that can still be attended to."""
         return np.arange(self.offset)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(a.nbytes for a in self.arrays)
+    def state(self) -> dict[str, mx.array]:
+        """All that it holds, for `restore`."""
+        return {**self.copied(), "offset": mx.array([self.offset])}
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        """The buffers, to be evaluated."""
-        return [a for store in (*self._keys, *self._values) for a in store.arrays]
+    def restore(self, state: dict[str, mx.array]) -> None:
+        """Go on from the state of a cache of the same kind and size."""
+        self.put_back(state)
+        self.offset = int(np.array(state["offset"])[0])
 
 
-class WindowCache:
+class WindowCache(Layers):
     """Keeps chosen positions for ever and, beside them, the most recent others: never more than `max_len`.
 
     Position p sees position j <= p if j is in `kept`, or j is among the last `max_len - len(kept)` positions
@@ -185,9 +183,8 @@ class WindowCache:
         if self._window < 1:
             n = len(self._kept)
             raise DecodeError(too_many_kept(max_len, n))
-        self._rope, how = rope, bits_of_head(bits, rope.dims)
-        self._keys = [Store(how) for _ in range(n_layers)]
-        self._values = [Store(how) for _ in range(n_layers)]
+        super().__init__(n_layers, bits_of_head(bits, rope.dims))
+        self._rope = rope
         self.held = np.zeros(0, dtype=np.int64)  # absolute position in each slot
         self.slots = self.held  # of the pass that is going on
         self.offset = 0
@@ -297,18 +294,17 @@ class WindowCache:
         self.held = positions[alive]
         if not alive.all():
             stay = mx.array(np.flatnonzero(alive))
-            for store in (*self._keys, *self._values):
+            for store in self.stores:
                 store.keep(stay)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(a.nbytes for a in self.arrays)
+    def state(self) -> dict[str, mx.array]:
+        """All that it holds, for `restore`."""
+        return {**self.copied(), "offset": mx.array([self.offset]), "held": mx.array(self.held.astype(np.int32))}
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        """The buffers, to be evaluated."""
-        return [a for store in (*self._keys, *self._values) for a in store.arrays]
+    def restore(self, state: dict[str, mx.array]) -> None:
+        """Go on from the state of a cache of the same kind and size."""
+        self.put_back(state)
+        self.offset, self.held = int(np.array(state["offset"])[0]), np.array(state["held"]).astype(np.int64)
 
 
 def too_many_kept(limit: int, n: int) -> str:

@@ -74,6 +74,39 @@ class Store:
         return sum(buffer.nbytes for buffer in self.arrays)
 
 
+class Layers:
+    """Keys and values of every layer: what caches of all kinds hold."""
+
+    def __init__(self, n_layers: int, bits: Bits | None = None):
+        self._keys = [Store(bits) for _ in range(n_layers)]
+        self._values = [Store(bits) for _ in range(n_layers)]
+
+    @property
+    def stores(self) -> list[Store]:
+        """The keys of all layers, then the values."""
+        return [*self._keys, *self._values]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(a.nbytes for a in self.arrays)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The buffers, to be evaluated."""
+        return [a for store in self.stores for a in store.arrays]
+
+    def copied(self) -> dict[str, mx.array]:
+        """The buffers by the number of their store and of their part; what is written later does not reach them."""
+        return {f"{i}.{j}": mx.array(a) for i, store in enumerate(self.stores) for j, a in enumerate(store.arrays)}
+
+    def put_back(self, state: dict[str, mx.array]) -> None:
+        """Hold what `copied` gave of a cache of the same kind and size."""
+        for i, store in enumerate(self.stores):
+            parts = sorted(name for name in state if name.partition(".")[0] == str(i))
+            store.arrays = [mx.array(state[name]) for name in parts]
+
+
 def write(buffer: mx.array | None, new: mx.array, start: int, limit: int | None = None) -> mx.array:
     """`buffer` with `new` (B, H, n, …) at positions start…, grown by a block where it is too short."""
     end = start + new.shape[2]

@@ -144,7 +144,7 @@ class StepAudioNet(nn.Module):
         return self.model.norm.weight.dtype
 
     def encode_audio(
-        self, mels: Sequence[np.ndarray], independent: bool = True, tap: Tap | None = None
+        self, mels: Sequence[np.ndarray], independent: bool = True, tap: Tap | None = None, frames: int = 0
     ) -> list[mx.array]:
         """Audio embeddings of several log mels, computed as one zero-padded batch.
 
@@ -152,6 +152,7 @@ class StepAudioNet(nn.Module):
         ----------
         mels : arrays (n_mels, T_i), log-mel scale of the reference front end.
         independent : as in `AudioEncoder`; false for clips that share one prompt, as the reference runs them.
+        frames : mel frames to pad to at least: those of the longest clip, where clips are encoded one after another.
 
         Returns
         -------
@@ -172,7 +173,7 @@ class StepAudioNet(nn.Module):
                     f"log mel {i}: {mel.shape[1]} frames are too few for one prompt row; expected 5 or more"
                 )
         lengths = [mel.shape[1] for mel in mels]
-        batch = np.zeros((len(mels), config.n_mels, max(lengths)), dtype=np.float32)
+        batch = np.zeros((len(mels), config.n_mels, max(*lengths, frames)), dtype=np.float32)
         for row, mel in zip(batch, mels, strict=True):
             row[:, : mel.shape[1]] = mel
         x_len = mx.array(np.array(lengths, dtype=np.int32) - 2)

@@ -14,6 +14,7 @@ from commands import FEW, as_process, one_line, unreadable
 from safetensors.numpy import load_file, save_file
 
 from stepaudio.constants import CHUNK_SECONDS
+from stepaudio.decoding.prompt_cache import PromptCache
 from stepaudio.text.prompts import asr_prompt
 
 
@@ -43,6 +44,33 @@ def test_speculative_decoding_writes_the_same(run, wav, tiny_checkpoint):
         assert (status, err, found["text"]) == (0, "", plain["text"])
         assert (found["drafts"] is None) == (who == "off") and found["first_token_seconds"] > 0
     assert found["drafts"]["accepted"] == found["drafts"]["proposed"] > 0  # the draft was the model itself
+
+
+def test_a_prompt_cache_is_written_and_read(run, wav, tmp_path):
+    path, same = tmp_path / "kept", ("--max-tokens", "8", "--vad", "off")
+    first = json.loads(run("transcribe", wav, *same, "--prompt-cache", path)[1][0])
+    kept = path.read_bytes()
+    assert len(PromptCache.load(path)) == 1
+    status, out, err = run("transcribe", wav, wav, *same, "--prompt-cache", path)
+    assert (status, err) == (0, "") and {json.loads(line)["text"] for line in out} == {first["text"]}
+    assert path.read_bytes() == kept
+
+
+def test_a_prompt_cache_that_is_none(run, wav, tmp_path):
+    """Nothing that is not a prompt cache of this model is read or replaced."""
+    words, broken, foreign = tmp_path / "words.txt", tmp_path / "broken", tmp_path / "foreign"
+    words.write_text("mine")
+    store = PromptCache()
+    store.belong_to("another")
+    broken.write_bytes(store.save(foreign).read_bytes()[:-1])
+    for path, said in (
+        (words, "is not a prompt cache"), (broken, "broken"), (foreign, "another model"),
+        (tmp_path / "no" / "folder", "no such folder"), (wav, "is not a prompt cache"),
+    ):  # fmt: skip
+        before = path.read_bytes() if path.exists() else None
+        status, out, err = run("transcribe", wav, "--prompt-cache", path)
+        assert status == 2 and not out and said in one_line(err) and str(path) in err
+        assert before == (path.read_bytes() if path.exists() else None)
 
 
 def test_an_impossible_count_of_draft_tokens(run, wav):
