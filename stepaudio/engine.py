@@ -21,6 +21,7 @@ import numpy as np
 from .audio.sources import is_file
 from .audio.vad import Detector, speech_spans
 from .backend.device import info, on_cpu
+from .backend.memory import limit_buffers
 from .checkpoints.capabilities import Capabilities
 from .choices import Resampler
 from .constants import n_audio_embeddings
@@ -72,6 +73,7 @@ class Engine:
         draft: Engine | None = None,
         prompt_cache: PromptCache | None = None,
     ):
+        limit_buffers()
         self.net, self.tokenizer, self.incomplete = net, tokenizer, incomplete
         self.pipeline, self.capabilities = pipeline or Pipeline(), capabilities or Capabilities()
         self.draft = draft

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .audio.segment import cut_points
 from .audio.vad import Detector, speech_spans
 from .backend.device import on_cpu
+from .backend.memory import MemoryUse, free_buffers, memory_use
 from .choices import StopReason, alternatives
 from .constants import CHUNK_SECONDS, HOP, SAMPLE_RATE, TAIL_PADDING
 from .decoding.generate import Run
@@ -90,6 +91,8 @@ class Transcript:
         From when the first segment came to be encoded to its first token; None if nothing was decoded.
     drafts : Drafts, optional
         What speculative decoding saved, over all segments; None where it was off.
+    memory : MemoryUse, optional
+        Bytes when all was done; keys and values are those of the batch that held most.
     """
 
     text: str | None
@@ -99,6 +102,7 @@ class Transcript:
     notes: tuple[str, ...] = ()
     first_token_seconds: float | None = field(default=None, compare=False)
     drafts: Drafts | None = field(default=None, compare=False)
+    memory: MemoryUse | None = field(default=None, compare=False)
 
     @property
     def real_time_factor(self) -> float:
@@ -251,7 +255,12 @@ def transcribe_recordings(
 
 def batch_size(options: DecodingOptions) -> int:
     """Segments that are decoded together."""
-    return options.batch or (CPU_BATCH if on_cpu() else GPU_BATCH)
+    return batch_size_of(options.batch)
+
+
+def batch_size_of(asked: int | None) -> int:
+    """The number asked for, or else that of the backend."""
+    return asked if asked is not None else CPU_BATCH if on_cpu() else GPU_BATCH
 
 
 # ---------------------------------------------------------------- without one
@@ -316,6 +325,7 @@ def transcribe_segments(
         for i in range(0, len(spans), batch):
             group, began = spans[i : i + batch], time.perf_counter()
             runs = decode([recordings[r][start:stop] for r, start, stop in group])
+            free_buffers()  # the next batch has other lengths, for which they are of no use
             spent, size = time.perf_counter() - began, sum(stop - start for _, start, stop in group)
             for (r, start, stop), run in zip(group, runs, strict=True):
                 done[r, start], made[r, start] = _segment(start, stop, run, to_text, stop_ids), run
@@ -327,7 +337,9 @@ def transcribe_segments(
         parts[r].append(done[r, start])
         if (r, start) in made:
             runs_of[r].append(made[r, start])
-    return [_join(*found) for found in zip(parts, runs_of, map(len, recordings), wall, strict=True)]
+    use = memory_use(max((run.kv_bytes for run in made.values()), default=0))
+    joined = (_join(*found) for found in zip(parts, runs_of, map(len, recordings), wall, strict=True))
+    return [replace(one, memory=use) for one in joined]
 
 
 def _bar(seconds: float, progress: bool | None) -> tqdm:

@@ -107,7 +107,7 @@ def default_dtype():
 
 
 def info() -> dict:
-    """What `stepaudio info` prints: versions, backend, BLAS, default dtype."""
+    """What `stepaudio info` prints: versions, backend, BLAS, default dtype, bytes that MLX has."""
     import mlx.core as mx
 
     versions = {}
@@ -124,6 +124,7 @@ def info() -> dict:
         "device": str(mx.default_device()),
         "blas": library,
         "dtype": str(default_dtype()).removeprefix("mlx.core."),
+        "memory": {"active": mx.get_active_memory(), "cached": mx.get_cache_memory(), "peak": mx.get_peak_memory()},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
