@@ -24,7 +24,7 @@ from ..checkpoints.packed import WEIGHT, PackedTensor, quantisable, read_tensors
 from ..checkpoints.recipe import Recipe
 from ..checkpoints.siblings import sibling_of
 from ..constants import CHUNK_SECONDS, SAMPLE_RATE, n_audio_embeddings, n_mel_frames
-from ..decoding.generate import PREFILL
+from ..decoding.prefill import PREFILL
 from ..errors import ConfigError, WeightsError
 from ..models.decoder import TextConfig
 from ..models.encoder import AudioEncoderConfig

@@ -123,3 +123,14 @@ def test_kinds_are_as_before_without_bits():
         and Setting.of({"cache": {"bits": 8}}).to_dict()["cache"]["bits"] == 8
     )
     assert merge_options(cache="window", kv_bits=4).policy == CachePolicy("window", bits=4)
+
+
+@pytest.mark.parametrize("cache", ["full", "sinks"])
+def test_speculation_gives_the_same_tokens(cache):
+    request = Request([1, 2, 3, 4] * 5, NET.embed(np.array([1, 2, 3, 4] * 5))[0])
+    kept = {"sampling": "greedy", "on_loop": "off", "cache": cache, "kv_bits": 8, "max_tokens": 60}
+    runs = [
+        collect(generate(NET, [request], RunOptions.of(merge_options(**kept, speculate=s), frozenset())), 1)[0]
+        for s in ("off", "lookup")
+    ]
+    assert runs[0].tokens == runs[1].tokens and len(runs[0].tokens) == 60
