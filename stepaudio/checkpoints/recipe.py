@@ -21,10 +21,10 @@ from .header import listed
 
 WORDS: dict[str, str] = {  # component -> pattern of its layers
     "encoder": "encoder.blocks.*", "adapter": "adapter.*", "decoder": "model.layers.*", "head": "lm_head",
-    "embeddings": "model.embed_tokens", "flow": "flow.*",
+    "embeddings": "model.embed_tokens",
 }  # fmt: skip
-UNASKED = ("encoder.positional_embedding", "flow.*")  # kept unless a rule names them
-VOCODER = ("vocoder", "hift")
+UNASKED = ("encoder.positional_embedding",)  # kept unless a rule names it
+SPEAKING = ("flow", "vocoder", "token2wav", "hift", "tokenizer", "speaker")  # components that keep their bits
 OFF = "off"
 FORMS = "8, 4/32 (bits/group), off, or one of the modes mxfp4, mxfp8, nvfp4"
 
@@ -33,7 +33,7 @@ FORMS = "8, 4/32 (bits/group), off, or one of the modes mxfp4, mxfp8, nvfp4"
 class Recipe:
     """`default` is for every layer that no rule fits, None to leave those as they are; of several rules the last holds.
 
-    A rule is a component ("encoder", "adapter", "decoder", "head", "embeddings", "flow") or a pattern of layers, in
+    A rule is a component ("encoder", "adapter", "decoder", "head", "embeddings") or a pattern of layers, in
     which `*` and `?` stand for any text, and what its layers get, None for nothing.
     """
 
@@ -57,9 +57,10 @@ class Recipe:
     def with_rule(self, pattern: str, value: object, path: str | None = None) -> Recipe:
         """With one more rule; `path` opens messages. Raises as `from_file`."""
         path = path or pattern
-        if pattern in VOCODER:
+        if pattern in SPEAKING:
             raise ConfigError(
-                f"{path}: the vocoder is made of convolutions, which MLX has no fewer bits for; leave it out"
+                f"{path}: token2wav keeps its bits: its vocoder is made of convolutions, which MLX has no fewer bits "
+                "for, and of its other nets quantised files are not read; leave it out"
             )
         return replace(self, rules=(*self.rules, (pattern, _bits(value, path, self.default))))
 
