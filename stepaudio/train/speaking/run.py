@@ -189,9 +189,16 @@ def train(options: Options) -> None:
 
 
 def _least_held_out(log: Path) -> float:
-    """The lowest loss on held-out codes in the log of a run."""
-    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    return min((line[CHOOSES] for line in lines if CHOOSES in line), default=math.inf)
+    """The lowest loss on held-out codes in the log of a run; a line that a killed run left torn counts for nothing."""
+    least = math.inf
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get(CHOOSES), float):
+            least = min(least, found[CHOOSES])
+    return least
 
 
 def score(loss: decoder.Loss, params: dict, batches: Callable[[int], dict[str, np.ndarray]]) -> dict[str, float]:

@@ -82,8 +82,10 @@ def test_a_run_learns_and_its_model_speaks(tmp_path, start, codec):
     model = stepaudio.load(out / "model")
     answer = model.generate_text([{"role": "human", "content": "the cat"}], max_tokens=3)
     assert len(answer.tokens) <= 3
+    with open(out / "log.jsonl", "a") as log:
+        log.write('{"step": 12, "held_out_\n')  # as a killed run leaves it
     main([*common, "--steps", "13", "--log-every", "1", "--resume"])
-    again = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    again = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines() if line.endswith("}")]
     assert again[-1] == again[-1] | {"event": "end", "step": 13}
 
 
@@ -101,7 +103,7 @@ def test_the_model_that_predicts_held_out_codes_best_is_kept(tmp_path, start, co
     main([*command(folder, start, codec, out), *sizes])
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [line["held_out_codes"] for line in log if "held_out_codes" in line]
-    assert len(losses) > 2 and min(losses) < losses[-1]
+    assert len(losses) > 2 and not losses[-1] <= np.nanmin(losses)  # a ruined net may give no number at all
     best, last = (mx.load(str(out / name / "model.safetensors")) for name in ("best", "model"))
     assert any((best[name] != last[name]).any() for name in best)
     stepaudio.load(out / "best")
