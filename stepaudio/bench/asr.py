@@ -20,6 +20,7 @@ from ..audio.features import log_mel
 from ..audio.load import load_audio
 from ..audio.segment import cut_points, is_silent
 from ..backend import device as backend
+from ..backend.memory import memory_use
 from ..checkpoints.layout import axes_of, to_published
 from ..constants import SAMPLE_RATE
 from ..decoding.generate import Request, collect, generate
@@ -162,6 +163,11 @@ def run(
         comparison.measure(repeats)
         print(table(comparison), flush=True)
         same = compare_caches(comparison, repeats)
+        use = memory_use()
+        said = ", ".join(f"{n / 1e9:.3f} GB {what}" for n, what in (
+            (use.active, "in use"), (use.cached, "kept for reuse"), (use.peak, "at most so far"),
+        ))  # fmt: skip
+        print(f"memory: {said}", flush=True)
     finally:
         comparison.close()
     return 0 if same and not comparison.differing() else 1

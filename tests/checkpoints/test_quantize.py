@@ -141,7 +141,7 @@ def test_tensors_in_int8_with_scales_are_read_as_their_products(source, tmp_path
 
 @pytest.mark.parametrize("way", WAYS)
 def test_logits_are_those_of_the_float_model_of_the_same_values(source, tmp_path, way):
-    """The float twin: the same net with float32 matrices, each the dequantised one."""
+    """The same net with float32 matrices, each the dequantised one."""
     quantise(source, tmp_path / "out", Recipe(WAYS[way]))
     small, plain = StepAudio2.load(tmp_path / "out", dtype=mx.float32), StepAudioNet(StepAudioConfig.from_file(source))
     plain.load_weights(list(whole_parameters(small.net).items()))
