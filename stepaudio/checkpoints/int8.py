@@ -7,7 +7,7 @@ bits, so that every product is exact in float32, and values that were read are w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import WeightsError
 from .dtypes import HELD, SCALED, as_values, numpy_dtype
-from .header import TensorInfo, printable
+from .header import TensorInfo, listed, printable
 from .joined import JoinedTensor
 
 SCALE = "_scale"  # behind a tensor's name
@@ -56,6 +56,30 @@ def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def widened(numbers: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """The float32 values of int8 numbers (rows, …) and their scales (rows,)."""
     return numbers.astype(np.float32) * scale.astype(np.float32).reshape(-1, *[1] * (numbers.ndim - 1))
+
+
+def in_eight_bits(tensors: Mapping[str, mx.array], names: Collection[str]) -> dict[str, mx.array]:
+    """The tensors, rows first, with those of these names as numbers and scales.
+
+    Raises
+    ------
+    WeightsError
+        A name that is none of theirs, or values that are not finite.
+    """
+    unknown = sorted(set(names) - set(tensors))
+    if unknown:
+        raise WeightsError(f"int8: {listed(unknown)} is no tensor of this config; expected names of its layout")
+    out = {}
+    for name, array in tensors.items():
+        if name not in names:
+            out[name] = array
+            continue
+        values = np.array(array.astype(mx.float32))
+        if not np.isfinite(values).all():
+            raise WeightsError(f"int8: {name} has values that are not finite; such have no scale")
+        numbers, scale = quantised(values)
+        out |= {name: mx.array(numbers), name + SCALE: mx.array(scale)}
+    return out
 
 
 def with_scales(records: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:

@@ -8,14 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import ConfigError, WeightsError
 from ..files import move_into_place, staging_folder
 from ..models.speech_lm import StepAudioConfig
 from .dtypes import HELD
 from .header import INDEX_FILE, SINGLE_FILE, listed
-from .int8 import SCALE, quantised
+from .int8 import in_eight_bits
 from .layout import axes_of, net_layout, to_published
 from .load import check_parameters
 from .packed import read_quantization
@@ -60,7 +59,7 @@ def save_checkpoint(
         that are not finite, or the folder cannot be written.
     """
     folder = Path(folder)
-    published = _in_eight_bits(_published(config, tensors), int8)
+    published = in_eight_bits(_published(config, tensors), int8)
     shards = _split(published, max_shard_bytes)
     try:
         with staging_folder(folder, ASIDE) as aside:
@@ -84,24 +83,6 @@ def _published(config: StepAudioConfig, tensors: Mapping[str, mx.array]) -> dict
     if odd:
         raise WeightsError(f"unusable dtype: {listed(odd)}; accepted are float32, float16 and bfloat16")
     return {name: to_published(tensors[name], axes_of(StepAudioConfig, name)) for name in net_layout(config)}
-
-
-def _in_eight_bits(tensors: dict[str, mx.array], names: Collection[str]) -> dict[str, mx.array]:
-    """The tensors with those of these names as numbers and scales."""
-    unknown = sorted(set(names) - set(tensors))
-    if unknown:
-        raise WeightsError(f"int8: {listed(unknown)} is no tensor of this config; expected names of its layout")
-    out = {}
-    for name, array in tensors.items():
-        if name not in names:
-            out[name] = array
-            continue
-        values = np.array(array.astype(mx.float32))
-        if not np.isfinite(values).all():
-            raise WeightsError(f"int8: {name} has values that are not finite; such have no scale")
-        numbers, scale = quantised(values)
-        out |= {name: mx.array(numbers), name + SCALE: mx.array(scale)}
-    return out
 
 
 def _split(tensors: Mapping[str, mx.array], max_bytes: int | None) -> dict[str, list[str]]:

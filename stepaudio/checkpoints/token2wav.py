@@ -24,6 +24,7 @@ from .convert.manifest import MANIFEST, converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, published_folder
 from .dtypes import HELD
 from .header import TensorInfo, read_header
+from .int8 import widened_pairs, with_scales
 from .layout import TOKEN2WAV, Token2WavConfig, build, net_layout
 from .match import match_stored
 from .tensors import lazy_arrays
@@ -90,10 +91,10 @@ def _check_yaml(home: Path, config: Token2WavConfig) -> None:
 
 def _load(path: Path, config: Token2WavConfig, dtype: mx.Dtype) -> Any:
     """One net, filled."""
-    check_header(path, read_header(path), config)
+    check_header(path, with_scales(read_header(path)), config)
     net = build(config)
     try:
-        stored = lazy_arrays(path)
+        stored = widened_pairs(lazy_arrays(path))
         arrays = [(name, array.astype(dtype)) for name, array in stored.items()]
         for _, array in arrays:
             mx.eval(array)  # one by one, so that an interrupt is seen in between

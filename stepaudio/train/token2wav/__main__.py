@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
         together = verbs.add_parser(name, help=what)
         together.add_argument("--parts", type=Path, nargs="+", required=True)
         together.add_argument("--out", type=Path, required=True)
+        if name == "join":
+            what = "nets to store in eight bits"
+            together.add_argument("--int8", nargs="+", choices=TOKEN2WAV, default=[], help=what)
         add_force(together)
     for name in TASKS:
         _run_options(verbs.add_parser(name, help=f"train the {name}"))
@@ -84,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if net in JOINING:
         with refusals_in_one_line("stepaudio.train.token2wav"):
             written = [chosen["out"] / name for c in TOKEN2WAV for name in (file_of(c), f"{c}.json")]
-            check_outputs([*written, chosen["out"] / MANIFEST], chosen["parts"], chosen["force"], _is_a_net)
-            JOINING[net](chosen["parts"], chosen["out"])
+            check_outputs([*written, chosen["out"] / MANIFEST], chosen["parts"], chosen.pop("force"), _is_a_net)
+            JOINING[net](chosen.pop("parts"), **chosen)
         return
     if net == "flow" and (chosen["tokenizer"] is None or chosen["speaker"] is None):
         root.error("flow: needs --tokenizer and --speaker, the runs whose codes and speaker vectors it learns")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ... import __version__
-from ...checkpoints.convert.manifest import FORMAT, MANIFEST, file_of
+from ...checkpoints.convert.manifest import FORMAT, MANIFEST, file_of, read_manifest
 from ...checkpoints.header import read_header
+from ...checkpoints.int8 import in_eight_bits, widened_pairs
 from ...checkpoints.layout import CONFIGS, TOKEN2WAV, build
 from ...checkpoints.tensors import lazy_arrays
 from ...errors import DataError
@@ -96,27 +97,53 @@ def write_net(folder: Path, component: str, net: nn.Module) -> None:
         aside.write_text(json.dumps(config) + "\n", encoding="utf-8")
 
 
+def _sizes(folder: Path, component: str) -> tuple[object, Path] | None:
+    """Sizes of a net in the folder of a run or in one of all four, and the file that says them; None for none."""
+    path = folder / f"{component}.json"
+    if path.is_file():
+        return read_object(path, DataError, A_RUN), path
+    path = folder / MANIFEST
+    return (asdict(read_manifest(folder).configs[component]), path) if path.is_file() else None
+
+
+def _arrays(folder: Path, component: str) -> dict[str, mx.array]:
+    """The weights of a net, as they are stored but for those of eight bits."""
+    read_header(folder / file_of(component))
+    return widened_pairs(lazy_arrays(folder / file_of(component)))
+
+
 def read_net(folder: Path, component: str) -> nn.Module:
-    """Read a net that `write_net` wrote, in float32.
+    """Read a net that `write_net` or `join` wrote, in float32.
 
     Raises
     ------
     DataError
         There is none in the folder, or its weights are not those of its sizes.
     """
-    config, weights = read_object(folder / f"{component}.json", DataError, A_RUN), folder / file_of(component)
-    net = build(read_record(CONFIGS[component], config, str(folder / f"{component}.json")))
-    read_header(weights)
+    found = _sizes(folder, component)
+    if found is None:
+        raise DataError(f"{folder / component}.json: no such file; {A_RUN}")
+    net = build(read_record(CONFIGS[component], found[0], str(found[1])))
+    arrays = _arrays(folder, component)
     try:
-        net.load_weights([(name, value.astype(mx.float32)) for name, value in lazy_arrays(weights).items()])
+        net.load_weights([(name, value.astype(mx.float32)) for name, value in arrays.items()])
     except ValueError as error:
-        raise DataError(f"{weights}: is not of the sizes beside it ({error})") from None
+        raise DataError(f"{folder / file_of(component)}: is not of the sizes beside it ({error})") from None
     mx.eval(net.parameters())
     return net
 
 
-def join(folders: list[Path], out: Path) -> None:
+def join(folders: list[Path], out: Path, int8: Collection[str] = ()) -> None:
     """Make one folder of all four nets with a manifest, as a conversion of published files leaves it.
+
+    Parameters
+    ----------
+    folders : list of Path
+        Of runs, or made by this; a net comes from the first that holds it.
+    out : Path
+        Folder to write.
+    int8 : collection of str
+        Nets whose matrices and kernels are stored in eight bits, with a scale for each row.
 
     Raises
     ------
@@ -125,18 +152,22 @@ def join(folders: list[Path], out: Path) -> None:
     """
     parts = {}
     for component in TOKEN2WAV:
-        folder = next((f for f in folders if (f / f"{component}.json").is_file()), None)
-        if folder is None:
+        folder, found = next(((f, found) for f in folders if (found := _sizes(f, component))), (None, None))
+        if folder is None or found is None:
             raise DataError(f"{', '.join(map(str, folders))}: no {component}.json in any of them")
         out.mkdir(parents=True, exist_ok=True)
-        data = (folder / file_of(component)).read_bytes()
         with replaced_file(out / file_of(component)) as aside:
-            aside.write_bytes(data)
+            if component in int8:
+                arrays = _arrays(folder, component)
+                held = in_eight_bits(arrays, [name for name, value in arrays.items() if value.ndim > 1])
+                mx.save_safetensors(str(aside), held, {"format": "mlx", "component": component})
+            else:
+                aside.write_bytes((folder / file_of(component)).read_bytes())
         parts[component] = {
             "file": file_of(component),
-            "bytes": len(data),
+            "bytes": (out / file_of(component)).stat().st_size,
             "source": "trained",
-            "config": read_object(folder / f"{component}.json", DataError, A_RUN),
+            "config": found[0],
             "tensors": [],  # where each tensor of a published file went: there is no such file
         }
     manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": {}, "components": parts}

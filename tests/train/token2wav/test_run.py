@@ -4,11 +4,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
 from speech_corpus import HIFT, SPEAKER, TOKENIZER, some_sound, write_clips
 
-from stepaudio.checkpoints.layout import build
+from stepaudio.checkpoints.layout import TOKEN2WAV, build
+from stepaudio.checkpoints.load import validate_weights
 from stepaudio.checkpoints.random_weights import sizes
-from stepaudio.errors import DataError
+from stepaudio.checkpoints.token2wav import load_token2wav
+from stepaudio.errors import DataError, WeightsError
 from stepaudio.models.token2wav.speech_tokenizer import S3Tokenizer
 from stepaudio.synthesis.synthesizer import Synthesizer
 from stepaudio.train.token2wav import campplus, flow, run, speech_tokenizer, vocoder
@@ -82,6 +85,57 @@ def test_the_mean_of_runs_is_that_of_their_weights(tmp_path):
     run.write_net(tmp_path / "other", "flow", build(flow.size(8, 48, 32, 1, 1)))
     with pytest.raises(DataError, match="other sizes"):
         run.average([tmp_path / "a", tmp_path / "other"], tmp_path / "none")
+
+
+def eight_bits(tmp_path):
+    """Four small nets, and a folder of them in which tokenizer and flow are in eight bits, by the command."""
+    for component in TOKEN2WAV:
+        run.write_net(tmp_path / "nets", component, build(sizes("small")[component]))
+    main(["join", "--parts", str(tmp_path / "nets"), "--int8", "tokenizer", "flow", "--out", str(tmp_path / "joined")])
+    return tmp_path / "joined"
+
+
+def test_nets_in_eight_bits_are_their_products(tmp_path):
+    """Against numpy's products of what lies in the file, and within half a step of what was to be stored."""
+    folder = eight_bits(tmp_path)
+    nets, few = load_token2wav(folder), {"tokenizer", "flow"}
+    for component in TOKEN2WAV:
+        stored, before = (load_file(f / f"{component}.safetensors") for f in (folder, tmp_path / "nets"))
+        assert {name for name, value in stored.items() if value.dtype == np.int8} == {
+            name for name, value in before.items() if component in few and value.ndim > 1
+        }
+        for read in (getattr(nets, component), run.read_net(folder, component)):
+            found = dict(tree_flatten(read.parameters()))
+            assert found.keys() == before.keys()
+            for name, value in found.items():
+                wanted, half_a_step = before[name].astype(np.float32), 0.0
+                if stored[name].dtype == np.int8:
+                    scale = stored[f"{name}_scale"].reshape(-1, *[1] * (wanted.ndim - 1))
+                    half_a_step = np.abs(wanted).max(tuple(range(1, wanted.ndim)), keepdims=True) / 253
+                    np.testing.assert_array_equal(np.array(value), stored[name] * scale, err_msg=name)
+                assert (np.abs(np.array(value) - wanted) <= half_a_step).all(), name
+    report = validate_weights(folder)
+    assert report.whole and not report.unexpected
+
+
+def test_what_is_in_eight_bits_is_joined_again_as_it_is(tmp_path):
+    folder = eight_bits(tmp_path)
+    for k, more in enumerate(([], ["--int8", "tokenizer", "flow"])):
+        main(["join", "--parts", str(folder), "--out", str(tmp_path / str(k)), *more])
+        for component in TOKEN2WAV:
+            again, before = (load_file(f / f"{component}.safetensors") for f in (tmp_path / str(k), folder))
+            assert again.keys() == before.keys()
+            for name, value in before.items():
+                assert again[name].dtype == value.dtype and np.array_equal(again[name], value), name
+
+
+def test_numbers_without_scales_are_refused(tmp_path):
+    folder = eight_bits(tmp_path)
+    stored = load_file(folder / "flow.safetensors")
+    del stored["encoder_proj.weight_scale"]
+    save_file(stored, folder / "flow.safetensors")
+    with pytest.raises(WeightsError, match=r"unusable type: encoder_proj.weight \(I8\)"):
+        load_token2wav(folder)
 
 
 def test_a_speaker_encoder_goes_on_from_another(tmp_path):
