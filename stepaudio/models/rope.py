@@ -27,11 +27,11 @@ class Rope:
         return rope(x, self.dims, self.base, offset)
 
     def table(self, n: int) -> tuple[mx.array, mx.array]:
-        """Cosines and sines (n, D) of positions 0 to n-1, float32; the first half of the sines is negative."""
+        """Cosines and sines (n, 2, D/2) of positions 0 to n-1, float32; sines of the first half are negative."""
         half = self.dims // 2
         angle = np.arange(n)[:, None] * self.base ** (-np.arange(half) / half)
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        return mx.array(np.concatenate([cos, cos], axis=1)), mx.array(np.concatenate([-sin, sin], axis=1))
+        return mx.array(np.stack([cos, cos], axis=1)), mx.array(np.stack([-sin, sin], axis=1))
 
 
 class Turns:
@@ -51,6 +51,6 @@ class Turns:
 
     def __call__(self, x: mx.array) -> mx.array:
         """Rotate (B, H, n, D)."""
-        half, wide = self._rope.dims // 2, x.astype(mx.float32)
-        swapped = mx.concatenate([wide[..., half:], wide[..., :half]], axis=-1)
-        return (wide * self._cos + swapped * self._sin).astype(x.dtype)
+        halves = x.astype(mx.float32).reshape(*x.shape[:-1], 2, -1)
+        turned = halves * self._cos + halves[..., ::-1, :] * self._sin  # a view turned round, where joining would copy
+        return turned.reshape(x.shape).astype(x.dtype)
