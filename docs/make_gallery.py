@@ -23,7 +23,7 @@ NOTEBOOKS = DOCS.parent / "notebooks"
 PICTURES = DOCS / "pictures"
 THUMBNAIL = 420  # pixels wide
 COLORS = 64  # greys and the steps of a colour map
-CLIP = "free_belinda"
+CLIP = "human_0880"
 HEAD = """# Gallery
 
 Every figure of the notebooks, in their order; each links to the notebook that draws and explains it. The functions are

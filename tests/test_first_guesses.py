@@ -109,7 +109,7 @@ import stepaudio
 def test_print_says_what_a_model_is(tiny_model, nano_model):
     text = str(nano_model)
     assert text.startswith("StepAudio2\n") and repr(nano_model) == text
-    for part in ("nano, whole", "13.65 M", "encoder", "decoder", "float32", "8245 tokens", "transcribe", "en", "cpu"):
+    for part in ("nano, whole", "29.94 M", "encoder", "decoder", "float32", "8245 tokens", "transcribe", "en", "cpu"):
         assert part in text, part
     n = sum(v.size for _, v in mx.utils.tree_flatten(tiny_model.net.parameters())) if hasattr(mx, "utils") else None
     assert n is None or f"{n / 1e6:.2f} M" in str(tiny_model)

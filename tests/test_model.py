@@ -394,7 +394,7 @@ def test_embedding_refuses_a_slot_that_does_not_fit(tiny_model):
 def test_nano_is_whole_and_small(nano):
     model = StepAudio2.load(nano)
     assert model.report.whole
-    assert sum(f.stat().st_size for f in nano.iterdir()) <= 30e6
+    assert sum(f.stat().st_size for f in nano.iterdir()) <= 64e6
     assert json.loads((nano / "config.json").read_text())["audio_encoder_config"]["n_audio_ctx"] == 1500
 
 

@@ -19,7 +19,7 @@ from stepaudio.resources import data_folder
 
 SAID = {
     "free_emma.flac": "my grandmother kept every letter in a tin box beneath the stairs",
-    "free_belinda.flac": "the green bicycle by the gate belongs to my cousin",
+    "free_nicole.flac": "please read the second page again a little more slowly",
 }
 
 
@@ -50,8 +50,8 @@ def errors(text: str, said: str = " ".join(SAID.values())) -> int:
 def test_no_word_is_lost(model, behind_silence, sampling):
     found = model.transcribe(behind_silence, sampling=sampling)
     assert errors(found.text) <= 3 and found.skipped_seconds > 20
-    lost = model.transcribe(behind_silence, sampling=sampling, vad="off")
-    assert errors(lost.text) > 10 and lost.skipped == ()  # what a detector is for
+    whole = model.transcribe(behind_silence, sampling=sampling, vad="off")
+    assert errors(whole.text) <= 6 and whole.skipped == ()  # the net itself hears speech behind silence
 
 
 def test_every_way_in(model, behind_silence, clips, tmp_path, capsys):
