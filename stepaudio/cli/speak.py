@@ -53,7 +53,7 @@ def add_speaking_verbs(verbs) -> None:
 
     codes = add_verb(
         verbs, "say-codes", _say_codes, "audio codes to speech, without the language model", "CODES_FILE -o FILE",
-        ["stepaudio say-codes codes.json -o out.wav --model Step-Audio-2-mini",
+        ["stepaudio say-codes codes.json -o out.wav",
          "stepaudio say-codes codes.txt -o out.f32.wav --voice male --steps 20 --model Step-Audio-2-mini"],
         {0: "the codes were spoken", 1: "all codes were padding; nothing was written"},
     )  # fmt: skip

@@ -5,18 +5,15 @@ N codes at 25/s, T mel frames, M bands, n samples.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints.random_weights import random_token2wav
 from ..decoding.outputs import CODES, MARKER, PADDING, TEXT, Generation
 from ..errors import ConfigError, DecodeError
 from ..models.token2wav.flow import REFERENCE, FlowOptions
 from ..models.token2wav.noise import Noise, noise_frames
-from ..resources import CHECKPOINT_VARIABLE
 from ..synthesis.synthesizer import Synthesizer
 from ..synthesis.voice import Voice
 
@@ -245,19 +242,3 @@ def compare_voices(before: Voice, after: Voice) -> RoundTrip:
     cosine = before.speaker @ after.speaker / (np.linalg.norm(before.speaker) * np.linalg.norm(after.speaker))
     distance = np.abs(before.mel[:frames] - after.mel[:frames]).mean() * DB_PER_NEPER
     return RoundTrip(before, after, float((a == b).mean()), float(chance), float(cosine), float(distance))
-
-
-def load_or_draw(seed: int = 0) -> tuple[Synthesizer, str]:
-    """The token2wav of the model that `STEPAUDIO_CHECKPOINT` names, or small nets with random weights of `seed`.
-
-    Returns
-    -------
-    The synthesizer, and which of the two it is.
-
-    Raises
-    ------
-    What `Synthesizer.load` raises: a checkpoint that is named is never passed over.
-    """
-    if os.environ.get(CHECKPOINT_VARIABLE):
-        return Synthesizer.load(), "the weights that STEPAUDIO_CHECKPOINT names"
-    return Synthesizer(random_token2wav("small", seed)), f"random weights of seed {seed}: this is not speech"

@@ -148,7 +148,7 @@ class Synthesizer:
         Raises
         ------
         WeightsError, ConfigError
-            No token2wav there (the bundled model has none), not converted, or not whole.
+            No token2wav there, not converted, or not whole.
         """
         return cls(load_token2wav(checkpoint_folder(path, (TOKEN2WAV,)), dtype))
 

@@ -277,15 +277,3 @@ def test_distances_are_decibels():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_allclose(streaming.wave_mel_distance_db(x, 10 * x), 20, atol=0.05)
-
-
-def test_load_or_draw(monkeypatch, speaking_checkpoint, tmp_path):
-    monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
-    made, which = speaking.load_or_draw(3)
-    assert "seed 3: this is not speech" in which and made.parts.flow.config.output_size == 80
-    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(speaking_checkpoint))
-    loaded, which = speaking.load_or_draw()
-    assert "STEPAUDIO_CHECKPOINT" in which and loaded.parts.flow.config.output_size == 4
-    monkeypatch.setenv("STEPAUDIO_CHECKPOINT", str(tmp_path))
-    with pytest.raises(WeightsError, match="no token2wav"):
-        speaking.load_or_draw()
