@@ -24,7 +24,7 @@ def test_transcribe_prints_one_object_per_file(run, wav, tiny_model):
     found = json.loads(out[0])
     assert list(found) == [
         "file", "text", "segments", "audio_seconds", "wall_seconds", "notes", "first_token_seconds", "drafts",
-        "skipped", "skipped_seconds",
+        "memory", "skipped", "skipped_seconds",
     ]  # fmt: skip
     wanted = tiny_model.transcribe(wav, max_tokens=6)
     assert found["file"] == str(wav) and found["text"] == wanted.text and found["audio_seconds"] == 1
