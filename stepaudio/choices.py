@@ -149,3 +149,15 @@ def shown(value: object) -> str:
 def is_number(value: object) -> bool:
     """Whether a value is a real number; `True` and `False` are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class EditKind(Choice):
+    """How an activation is changed; see `interp.edits`."""
+
+    REPLACE = "replace"
+    ZERO = "zero"
+    MEAN = "mean"
+    ADD = "add"
+    SCALE = "scale"
+    PATCH = "patch"
+    RESAMPLE = "resample"

@@ -19,6 +19,7 @@ FRAMES_PER_SECOND = exact_div(SAMPLE_RATE, HOP)  # 100 mel frames
 CONV_STRIDE = 2  # of the encoder's second convolution
 POOL_STRIDE = 2  # of its average pooling
 ENCODER_FRAMES_PER_SECOND = exact_div(FRAMES_PER_SECOND, CONV_STRIDE * POOL_STRIDE)  # 25
+EMBEDDINGS_PER_SECOND = ENCODER_FRAMES_PER_SECOND / 2  # 12.5 audio embeddings, as published adapters stride
 CODES_PER_SECOND = 25  # audio codes, spoken or heard
 CHUNK_SECONDS = 25  # longest segment; the reference segments audio here
 CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE  # 400 000

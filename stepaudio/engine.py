@@ -35,7 +35,7 @@ from .errors import AudioError, PromptError, WeightsError
 from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
-from .pipeline import Pipeline
+from .pipeline import Layout, Pipeline
 from .text.chat_template import SPOKEN, AudioSlot, Message, Prompt
 from .text.prompts import asr_turns
 from .text.tokenizer import Tokenizer
@@ -176,6 +176,12 @@ class Engine:
         ------
         AudioError, PromptError, WeightsError
         """
+        return self.encode_layout(self.lay_out(messages, downmix, resampler, sample_rate, vad), tap)
+
+    def lay_out(
+        self, messages, downmix="first", resampler="reference", sample_rate=None, vad: str | Detector | None = "off"
+    ) -> Layout:
+        """What `build_request` does before the net has anything to do."""
         self.require_weights()
         began = time.perf_counter()
         turns = [Message.of(m) for m in message_list(messages)]
@@ -186,11 +192,15 @@ class Engine:
         mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
         n_rows = [[n_audio_embeddings(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
-        slots = tuple(
-            s for s in prompt.slots if s.length
-        )  # a remainder too short for an embedding keeps only its markers
-        chosen = [mels[s.clip][s.piece] for s in slots]
-        prefixes, prompt = None, replace(prompt, slots=slots)
+        # A remainder too short for an embedding keeps only its markers.
+        slots = tuple(s for s in prompt.slots if s.length)
+        chosen = tuple(mels[s.clip][s.piece] for s in slots)
+        return Layout(replace(prompt, slots=slots), chosen, began)
+
+    def encode_layout(self, layout: Layout, tap: Tap | None = None) -> Request:
+        """The request of a prompt that is laid out; `tap` is called with what encoder and adapter compute."""
+        prompt, chosen, began = layout.prompt, layout.mels, layout.began
+        slots, prefixes = prompt.slots, None
         if self.prompt_cache is not None and tap is None:
             frames = max((mel.shape[1] for mel in chosen), default=0)
             encoded = [encoded_once(self.prompt_cache, self.net, mel, frames) for mel in chosen]

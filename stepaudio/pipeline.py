@@ -46,3 +46,19 @@ class Pipeline:
     chunk_samples: int = CHUNK_SAMPLES
     build_prompt: Callable[..., Prompt] = build_prompt
     sampling: Callable[[Sampling], Sampling] = as_asked
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt before the net has seen any of it.
+
+    Parameters
+    ----------
+    prompt : token ids, and the places of its audio embeddings.
+    mels : (M, T_i), the log mel of each of these places.
+    began : when work on it began, by `time.perf_counter`.
+    """
+
+    prompt: Prompt
+    mels: tuple[np.ndarray, ...]
+    began: float

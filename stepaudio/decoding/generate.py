@@ -86,7 +86,7 @@ def generate(
     options : RunOptions
     tap : Tap, optional
         Called with what every pass of the decoder computes, the pass ahead of the last token included; what it
-        returns takes the place of what it was given.
+        returns takes the place of what it was given. Sequences that have ended stay in a batch that is tapped.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def generate(
                 sampler.escape(rows.index(row))
         if not live or ahead is None:
             return
-        if len(live) <= len(rows) // 2:
+        if tap is None and len(live) <= len(rows) // 2:  # a tap goes by the number of a row
             keep = [i for i, row in enumerate(rows) if row in live]
             cast(FullCache, cache).keep_rows(keep)  # the only kind that holds a batch
             sampler.keep_rows(keep)
@@ -241,16 +241,27 @@ def _read(
     net: StepAudioNet, requests: Sequence[Request], cache, options: RunOptions, tap: Tap | None = None
 ) -> mx.array:
     """Feed the prompts; logits (B, V) after their last positions."""
+    tokens = None if tap is None else _left_padded_tokens(requests)
     if len(requests) > 1:
-        return prefill(net, _left_padded(requests), cache, tap)
+        return prefill(net, _left_padded(requests), cache, tap, tokens)
     (request,) = requests
     policy = f"{options.policy} {options.policy.limit(net.config.max_cache_len)} {request.spans}"
-    return read_prompt(net, request.embeddings[None], cache, policy, request.prefixes, tap)
+    return read_prompt(net, request.embeddings[None], cache, policy, request.prefixes, tap, tokens)
 
 
 def _left_padded(requests: Sequence[Request]) -> mx.array:
     longest = max(r.embeddings.shape[0] for r in requests)
     return mx.stack([mx.pad(r.embeddings, [(longest - r.embeddings.shape[0], 0), (0, 0)]) for r in requests])
+
+
+def _left_padded_tokens(requests: Sequence[Request]) -> mx.array:
+    """(B, n) ids of the prompts, -1 where one has not begun."""
+    longest = max(len(r.tokens) for r in requests)
+    return mx.array(
+        np.stack(
+            [np.pad(np.asarray(r.tokens, np.int32), (longest - len(r.tokens), 0), constant_values=-1) for r in requests]
+        )
+    )
 
 
 class _Chosen(NamedTuple):
@@ -296,7 +307,7 @@ def _on_host(rows: list[_Row], chosen: _Chosen, kv_bytes: int) -> Iterator[tuple
 
 
 def _logits_after(net: StepAudioNet, tokens: mx.array, cache, tap: Tap | None) -> mx.array:
-    return net.next_logits(net.model.embed(tokens[:, None]), cache, tap)
+    return net.next_logits(net.model.embed(tokens[:, None]), cache, tap, tokens[:, None])
 
 
 def _any_may_go_on(live: list[_Row]) -> bool:

@@ -187,14 +187,21 @@ def prefixes_of(
 
 
 def read_prompt(
-    net: StepAudioNet, x: mx.array, cache, policy: str, prefixes: Prefixes | None, tap: Tap | None = None
+    net: StepAudioNet,
+    x: mx.array,
+    cache,
+    policy: str,
+    prefixes: Prefixes | None,
+    tap: Tap | None = None,
+    tokens: mx.array | None = None,
 ) -> mx.array:
     """Feed a prompt (1, n, D), from the longest beginning that is known; logits (1, V) after its last position.
 
     policy : what the cache keeps, as a text. A tap sees all of a prompt, so nothing is reused for it.
+    tokens : as `prefill` takes them.
     """
     if prefixes is None or tap is not None:
-        return prefill(net, x, cache, tap)
+        return prefill(net, x, cache, tap, tokens)
     marks = [(end, digest("prompt", policy, str(x.dtype), key)) for end, key in prefixes.marks if 0 < end < x.shape[1]]
     done = 0
     for end, key in reversed(marks):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..constants import EMBEDDINGS_PER_SECOND
 from ..errors import ConfigError
-from .recorder import EMBEDDINGS_PER_SECOND, Trace
+from .recorder import Trace
 
 LENS_POSITIONS = 64  # positions whose logits are made at a time: 40 MB of float32 at the published vocabulary
 

@@ -55,6 +55,7 @@ GLOSSARY: dict[str, Meaning] = {
     "adapter.conv": Meaning(("B", "R", "C"), "after the adapter's strided convolution and GELU, 12.5 per second"),
     "adapter.out": Meaning(("B", "R", "D"), "audio embeddings; may hold one more than the prompt takes"),
     "decoder.positions": Meaning(("L",), "absolute position in each cache slot of this pass; cannot be replaced"),
+    "decoder.tokens": Meaning(("B", "n"), "token ids at the new positions, -1 where a prompt has not begun; as above"),
     **_layers("decoder", "BnD", "H", "G", "K"),
     "decoder.{i}.rot_q": Meaning(("B", "H", "n", "K"), "queries after rotation"),
     "decoder.{i}.k_cache": Meaning(("B", "G", "L", "K"), "what the cache gives to this pass: rotated keys, by slot"),
@@ -63,6 +64,8 @@ GLOSSARY: dict[str, Meaning] = {
     "decoder.out": Meaning(("B", "n", "D"), "residual stream after the decoder's final norm"),
     "logits": Meaning(("B", "V"), "scores of the next token after the last position, before any rule"),
 }
+
+FIXED = ("decoder.positions", "decoder.tokens")  # given to the decoder: integers that can be read, not replaced
 
 
 def _stack(prefix: str, stream: Sequence[str], also: dict[str, Meaning]) -> dict[str, Meaning]:
@@ -238,3 +241,8 @@ def warn_of_former(name: str, current: str) -> None:
         DeprecationWarning,
         stacklevel=4,
     )
+
+
+def pattern_of(name: str) -> str:
+    """The entry of the glossary that a name with a number belongs to."""
+    return re.sub(r"\.\d+\.", ".{i}.", name)

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..audio.sources import given_rate
-from ..constants import SAMPLE_RATE
+from ..constants import EMBEDDINGS_PER_SECOND, SAMPLE_RATE
 from ..decoding.generate import Step
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from ..engine import is_conversation, with_audio
@@ -25,10 +25,11 @@ from ..models.speech_lm import StepAudioConfig
 from ..models.tap import Tap, chain
 from ..text.chat_template import Message
 from ..text.prompts import ASR_SYSTEM, asr_turns
-from .names import current_name, matching, warn_of_former
+from .editing import EditTap
+from .edits import Edits
+from .names import FIXED, current_name, matching, warn_of_former
 
 BYTE_LIMIT = 256 << 20
-EMBEDDINGS_PER_SECOND = 12.5  # of audio
 
 Reducer = Callable[[mx.array], mx.array]
 
@@ -102,7 +103,7 @@ class Recorder:
                 "last_query), generate less or raise byte_limit"
             )
         self.nbytes += size
-        whole = name == "decoder.positions"  # the only integers
+        whole = name in FIXED  # the only integers
         self._arrays[name].append(np.array(array if whole else array.astype(mx.float32)))
         self._passes[name].append(self._pass)
 
@@ -192,6 +193,7 @@ def record(
     reduce: Mapping[str, Reducer] | None = None,
     byte_limit: int = BYTE_LIMIT,
     tap: Tap | None = None,
+    edits: Edits | None = None,
     prompt: str = ASR_SYSTEM,
     sr: float | None = None,
     sample_rate: float | None = None,
@@ -205,7 +207,9 @@ def record(
     model : StepAudio2
     source : a recording to be transcribed, or a list of messages, as in `StepAudio2.stream`.
     names, reduce, byte_limit : as in `Recorder`.
-    tap : an edit: what it returns takes the place of an activation (`models.tap.emit`), and is what is recorded.
+    edits : made on the way, as `edits` makes them; what is recorded is what they have left.
+    tap : a function that changes what the edits have left: what it returns takes the place of an activation
+        (`models.tap.emit`), and is what is recorded.
     prompt, sr, sample_rate, options, **changes : as in `StepAudio2.stream`.
 
     Returns
@@ -214,7 +218,7 @@ def record(
 
     Raises
     ------
-    ConfigError, DecodeError : as `Recorder`. Others as `StepAudio2.stream`.
+    ConfigError, DecodeError : as `Recorder` and `EditTap`. Others as `StepAudio2.stream`.
 
     Examples
     --------
@@ -222,13 +226,17 @@ def record(
     >>> trace["decoder.0.pattern"][0].shape                                                  # doctest: +SKIP
     (1, 4, 72, 72)
     """
-    refuse_unknown(changes, ("names", "reduce", "byte_limit", "tap", "prompt", "sr", "sample_rate", "options"))
+    refuse_unknown(changes, ("names", "reduce", "byte_limit", "tap", "edits", "prompt", "sr", "sample_rate", "options"))
     recorder, engine = Recorder(model.config, names, reduce, byte_limit), model.engine
-    watching = chain(tap, recorder)
     asked = is_conversation(source)
     messages = source if asked else transcription(source, prompt)
     decoding = merge_options(options, "chat" if asked else "transcribe", **changes)
-    request = engine.build_request(messages, sample_rate=given_rate(sample_rate, sr), tap=watching)
+    layout = engine.lay_out(messages, sample_rate=given_rate(sample_rate, sr))
+    editing = None
+    if edits:
+        editing = EditTap(edits, model.config, [layout], decoding.max_tokens, model.pipeline.chunk_samples)
+    watching = chain(editing, tap, recorder)
+    request = engine.encode_layout(layout, watching)
     steps = tuple(engine.steps(request, decoding, watching))
     # The loop computes one token ahead; that pass belongs to none.
     recorder.keep_passes((recorder.first_choice or 0) + len(steps))

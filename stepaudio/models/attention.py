@@ -1,4 +1,4 @@
-"""Attention that a tap can see into: the fused kernel unless the pattern itself is replaced.
+"""Attention that a tap can see into: the fused kernel, but where the pattern itself is replaced.
 
 B batch, H heads, G key/value heads (G divides H), n queries, L keys, D channels of a head.
 """
@@ -33,18 +33,20 @@ def attend(
 
     The tap receives "pattern" (B, H, n, L), float32, rows summing to 1, and "z" (B, H, n, D), what each head read.
     The pattern is computed beside the kernel, and by MLX only if somebody looks at it; so watching changes no bit of
-    the result. A pattern that is replaced takes the kernel's place.
+    the result. Where a row of the pattern is replaced by another, what it reads is written out; the kernel's result
+    stands in all other rows, to the bit.
 
     Parameters
     ----------
     q : (B, H, n, D). k, v : (B, G, L, D).
     scale : of the scores. mask : as `backend.ops.softmax_attention` takes it.
     """
-    pattern = None
+    z = kernel(q, k, v, scale, mask)
     if tap is not None:
         computed = attention_pattern(q, k, scale, mask)
         pattern = emit(tap, "pattern", computed)
-        pattern = None if pattern is computed else pattern
-    z = kernel(q, k, v, scale, mask) if pattern is None else weighted_values(pattern, v)
+        if pattern is not computed:
+            same = mx.all(pattern == computed, axis=-1, keepdims=True)
+            z = mx.where(same, z, weighted_values(pattern, v))
     B, H, n, D = z.shape
     return emit(tap, "z", z).transpose(0, 2, 1, 3).reshape(B, n, H * D)

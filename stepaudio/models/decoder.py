@@ -223,14 +223,18 @@ class Decoder(nn.Module):
         """Token ids (…) -> embeddings (…, D), in the dtype of the norms, whatever the table is held in."""
         return self.embed_tokens(tokens).astype(self.norm.weight.dtype)
 
-    def __call__(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
-        """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D)."""
+    def __call__(self, x: mx.array, cache: KVCache, tap: Tap | None = None, tokens: mx.array | None = None) -> mx.array:
+        """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D).
+
+        `tokens` (B, n), the ids that `x` embeds, are for the tap alone.
+        """
         enter()
         cache.plan(x.shape[1])
         if tap is not None:
             slots = mx.array(cache.slots.astype(np.int32))
-            if emit(tap, "positions", slots) is not slots:
-                raise ConfigError("tap at positions: they belong to the cache and can be read, not replaced")
+            for name, given in (("positions", slots), ("tokens", tokens)):
+                if given is not None and emit(tap, name, given) is not given:
+                    raise ConfigError(f"tap at {name}: they are given to the decoder and can be read, not replaced")
         pieces = Pieces()
         for i, layer in enumerate(self.layers):
             x = pieces.end(layer(x, cache, i, named(tap, f"{i}.")))

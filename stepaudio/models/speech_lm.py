@@ -234,11 +234,13 @@ class StepAudioNet(nn.Module):
             x[slot.row, slot.start : slot.start + slot.length] = audio.astype(x.dtype)
         return x
 
-    def logits(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
-        """Embeddings (B, n, D) -> logits (B, n, vocabulary) for every position."""
-        return emit(tap, "logits", self.lm_head(self.model(x, cache, named(tap, "decoder."))))
+    def logits(self, x: mx.array, cache: KVCache, tap: Tap | None = None, tokens: mx.array | None = None) -> mx.array:
+        """Embeddings (B, n, D) -> logits (B, n, vocabulary) for every position; `tokens` as `Decoder` takes them."""
+        return emit(tap, "logits", self.lm_head(self.model(x, cache, named(tap, "decoder."), tokens)))
 
-    def next_logits(self, x: mx.array, cache: KVCache, tap: Tap | None = None) -> mx.array:
+    def next_logits(
+        self, x: mx.array, cache: KVCache, tap: Tap | None = None, tokens: mx.array | None = None
+    ) -> mx.array:
         """Logits (B, vocabulary) after the last position only; float32, as the reference casts before sampling."""
-        last = self.model(x, cache, named(tap, "decoder."))[:, -1]
+        last = self.model(x, cache, named(tap, "decoder."), tokens)[:, -1]
         return emit(tap, "logits", self.lm_head(last).astype(mx.float32))

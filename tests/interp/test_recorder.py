@@ -77,7 +77,7 @@ def test_every_shape_is_that_of_the_glossary(tiny_model, trace):
             new = trace.n_prompt if i == 0 else 1
             sizes = fixed | {"n": new, "L": trace.n_prompt + i}
             assert array.shape == tuple(sizes[axis] for axis in meaning.axes), (name, i)
-            assert array.dtype == (np.int32 if name == "decoder.positions" else np.float32)
+            assert array.dtype == (np.int32 if name in names.FIXED else np.float32)
 
 
 def test_attention_rows_sum_to_one(trace):

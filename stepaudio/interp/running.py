@@ -1,0 +1,151 @@
+"""Run a model with edits: one recording or several, generating, or along tokens that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import mlx.core as mx
+import numpy as np
+
+from ..audio.sources import given_rate
+from ..decoding.generate import Run, collect, fits_one_batch, generate
+from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
+from ..engine import is_conversation
+from ..errors import ConfigError
+from ..model import StepAudio2
+from ..models.kv_cache import NoCache
+from ..models.tap import Tap, chain
+from ..pipeline import Layout
+from ..text.prompts import ASR_SYSTEM
+from .activations import Activations
+from .editing import EditTap
+from .edits import Edits
+from .names import FIXED, GLOSSARY, pattern_of
+from .recorder import BYTE_LIMIT, Trace, record, transcription
+
+
+def run_with_edits(
+    model: StepAudio2,
+    sources: Sequence,
+    edits: Edits,
+    *,
+    prompt: str = ASR_SYSTEM,
+    sample_rate: float | None = None,
+    options: DecodingOptions | None = None,
+    **changes: Unpack[DecodingKeywords],
+) -> list[Run]:
+    """Transcribe recordings, or answer conversations, with edits: in one batch where the cache limit allows it.
+
+    Parameters
+    ----------
+    model : StepAudio2
+    sources : list of recordings, or of lists of messages; each is one run.
+    edits : made in every run.
+    prompt : system text for recordings.
+    sample_rate : number, optional
+        Of recordings that are arrays, in Hz; 16 kHz if not given.
+    options, **changes : as in `StepAudio2.stream`.
+
+    Returns
+    -------
+    list of Run, in the order of the sources; the same as each gets alone.
+
+    Raises
+    ------
+    ConfigError : an edit that cannot apply to one of them; nothing has run then.
+    """
+    if not isinstance(sources, (list, tuple)) or not sources or is_conversation(sources):
+        raise ConfigError("run_with_edits: expected a list of recordings or conversations, at least one")
+    engine = model.engine
+    decoding = merge_options(options, "chat" if is_conversation(sources[0]) else "transcribe", **changes)
+    layouts = [lay_out(model, source, prompt, sample_rate) for source in sources]
+    taps = [_tap(model, edits, [layout], decoding.max_tokens) for layout in layouts]
+    requests = [engine.encode_layout(layout, tap) for layout, tap in zip(layouts, taps, strict=True)]
+    run = engine.run_options(decoding)
+    if len(requests) > 1 and not fits_one_batch([len(r.tokens) for r in requests], run, model.config.max_cache_len):
+        return [collect(generate(engine.net, [r], run, tap), 1)[0] for r, tap in zip(requests, taps, strict=True)]
+    tap = _tap(model, edits, layouts, decoding.max_tokens)
+    return collect(generate(engine.net, requests, run, tap), len(requests))
+
+
+def lay_out(model: StepAudio2, source, prompt: str = ASR_SYSTEM, sample_rate: float | None = None) -> Layout:
+    """The prompt of a recording to be transcribed, or of messages."""
+    messages = source if is_conversation(source) else transcription(source, prompt)
+    return model.engine.lay_out(messages, sample_rate=given_rate(sample_rate, None))
+
+
+def _tap(model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tokens: int) -> Tap:
+    return EditTap(edits, model.config, layouts, max_tokens, model.pipeline.chunk_samples)
+
+
+def forced_logits(
+    model: StepAudio2, layout: Layout, tokens: Sequence[int], edits: Edits | None = None, tap: Tap | None = None
+) -> np.ndarray:
+    """Logits (tokens, V) that choose each of the given tokens, float32: one pass over prompt and tokens, no cache.
+
+    Parameters
+    ----------
+    layout : as `lay_out` gives it.
+    tokens : the answer along which the model is led, at least one; whatever it would have chosen.
+    edits : made on the way; step i stands before token i.
+    tap : called behind them.
+    """
+    if not len(tokens):
+        raise ConfigError("forced logits: expected at least one token, found none")
+    net = model.engine.net
+    watching = chain(_tap(model, edits or Edits(), [layout], len(tokens)), tap)
+    prompt = model.engine.encode_layout(layout, watching).embeddings
+    ids = np.array([[*layout.prompt.tokens, *tokens[:-1]]], np.int32)
+    x = mx.concatenate([prompt[None], net.embed(ids[:, len(layout.prompt.tokens) :])], axis=1)
+    logits = net.logits(x, NoCache(net.model.rope), watching, mx.array(ids))
+    return np.array(logits[0, len(layout.prompt.tokens) - 1 :].astype(mx.float32))
+
+
+def activations(
+    model: StepAudio2,
+    source,
+    names: str | Sequence[str] = ("*",),
+    *,
+    edits: Edits | None = None,
+    byte_limit: int = BYTE_LIMIT,
+    prompt: str = ASR_SYSTEM,
+    sample_rate: float | None = None,
+    options: DecodingOptions | None = None,
+    **changes: Unpack[DecodingKeywords],
+) -> Activations:
+    """Generate one answer and keep its activations by position, as a donor for `patch`, `mean` and `resample`.
+
+    Parameters
+    ----------
+    names : glob patterns over `names.GLOSSARY`.
+    Others as in `record`; the cache keeps everything.
+
+    Raises
+    ------
+    ConfigError, DecodeError : as `record`.
+    """
+    changes["cache"] = "full"
+    trace = record(
+        model, source, names, edits=edits, byte_limit=byte_limit, prompt=prompt, sample_rate=sample_rate,
+        options=options, **changes,
+    )  # fmt: skip
+    return by_position(trace)
+
+
+def by_position(trace: Trace) -> Activations:
+    """What a trace has recorded, by position. Its cache must have kept everything."""
+    found = {}
+    for name in trace.recorder.names:
+        if name in FIXED:
+            continue
+        axes, arrays = GLOSSARY[pattern_of(name)].axes, trace[name]
+        if name == "logits":
+            found[name] = np.stack(arrays, axis=1)
+        elif name.endswith(".pattern") and "n" in axes:
+            longest = max(a.shape[-1] for a in arrays)
+            wide = [np.pad(a, [(0, 0)] * 3 + [(0, longest - a.shape[-1])]) for a in arrays]
+            found[name] = np.concatenate(wide, axis=2)
+        else:
+            found[name] = np.concatenate(arrays, axis=axes.index("n")) if "n" in axes else arrays[-1]
+    return Activations(found, trace.n_prompt, trace.n_prompt + len(trace.steps) - 1)
