@@ -161,3 +161,12 @@ class EditKind(Choice):
     SCALE = "scale"
     PATCH = "patch"
     RESAMPLE = "resample"
+
+
+class Measure(Choice):
+    """What is measured of an edited run; see `interp.patching`."""
+
+    LOGIT_DIFFERENCE = "logit_difference"
+    PROBABILITY = "probability"
+    LOOP = "loop"
+    WER = "wer"

@@ -8,41 +8,69 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
+    from .donor import Activations
+    from .edits import Edits, add, mean, patch, replace, resample, scale, zero
     from .lens import AudioAttention, Lens, audio_attention, logit_lens
     from .memory import Memory, watch_memory
     from .names import GLOSSARY, activation_names
+    from .patching import HeadTable, Patched, TraceMap, ablate_heads, causal_trace, contrast, patch_between
+    from .places import Place
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
+    from .running import activations, forced_logits, lay_out, run_with_edits
     from .streaming import gap, listening_difference, streamed
     from .token2wav import interleaving, round_trip, stages
 
 __all__ = [
-    "GLOSSARY", "AudioAttention", "Lens", "Memory", "Recorder", "Trace", "activation_names", "audio_attention", "gap",
-    "head_mean", "interleaving", "last_query", "listening_difference", "logit_lens", "record", "round_trip", "stages",
-    "streamed", "transcription", "watch_memory",
+    "GLOSSARY", "Activations", "AudioAttention", "Edits", "HeadTable", "Lens", "Memory", "Patched", "Place",
+    "Recorder", "Trace", "TraceMap", "ablate_heads", "activation_names", "activations", "add", "audio_attention",
+    "causal_trace", "contrast", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
+    "listening_difference", "logit_lens", "mean", "patch", "patch_between", "record", "replace", "resample",
+    "round_trip", "run_with_edits", "scale", "stages", "streamed", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
     __name__,
     {
+        "Activations": "donor",
         "AudioAttention": "lens",
+        "Edits": "edits",
         "GLOSSARY": "names",
+        "HeadTable": "patching",
         "Lens": "lens",
         "Memory": "memory",
+        "Patched": "patching",
+        "Place": "places",
         "Recorder": "recorder",
         "Trace": "recorder",
+        "TraceMap": "patching",
+        "ablate_heads": "patching",
         "activation_names": "names",
+        "activations": "running",
+        "add": "edits",
         "audio_attention": "lens",
+        "causal_trace": "patching",
+        "contrast": "patching",
+        "forced_logits": "running",
         "gap": "streaming",
         "head_mean": "recorder",
         "interleaving": "token2wav",
         "last_query": "recorder",
+        "lay_out": "running",
         "listening_difference": "streaming",
         "logit_lens": "lens",
+        "mean": "edits",
+        "patch": "edits",
+        "patch_between": "patching",
         "record": "recorder",
+        "replace": "edits",
+        "resample": "edits",
         "round_trip": "token2wav",
+        "run_with_edits": "running",
+        "scale": "edits",
         "stages": "token2wav",
         "streamed": "streaming",
         "transcription": "recorder",
         "watch_memory": "memory",
+        "zero": "edits",
     },
 )

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..choices import EditKind
 from ..errors import ConfigError
-from .activations import Activations, digest_of
+from .donor import Activations, digest_of
 from .places import Numbers, Place, is_whole, spans
 
 EVERYWHERE = Place()

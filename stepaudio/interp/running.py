@@ -18,11 +18,11 @@ from ..models.kv_cache import NoCache
 from ..models.tap import Tap, chain
 from ..pipeline import Layout
 from ..text.prompts import ASR_SYSTEM
-from .activations import Activations
+from .donor import Activations
 from .editing import EditTap
 from .edits import Edits
 from .names import FIXED, GLOSSARY, pattern_of
-from .recorder import BYTE_LIMIT, Trace, record, transcription
+from .recorder import BYTE_LIMIT, Recorder, record, transcription
 
 
 def run_with_edits(
@@ -60,12 +60,12 @@ def run_with_edits(
     engine = model.engine
     decoding = merge_options(options, "chat" if is_conversation(sources[0]) else "transcribe", **changes)
     layouts = [lay_out(model, source, prompt, sample_rate) for source in sources]
-    taps = [_tap(model, edits, [layout], decoding.max_tokens) for layout in layouts]
+    taps = [edit_tap(model, edits, [layout], decoding.max_tokens) for layout in layouts]
     requests = [engine.encode_layout(layout, tap) for layout, tap in zip(layouts, taps, strict=True)]
     run = engine.run_options(decoding)
     if len(requests) > 1 and not fits_one_batch([len(r.tokens) for r in requests], run, model.config.max_cache_len):
         return [collect(generate(engine.net, [r], run, tap), 1)[0] for r, tap in zip(requests, taps, strict=True)]
-    tap = _tap(model, edits, layouts, decoding.max_tokens)
+    tap = edit_tap(model, edits, layouts, decoding.max_tokens)
     return collect(generate(engine.net, requests, run, tap), len(requests))
 
 
@@ -75,7 +75,8 @@ def lay_out(model: StepAudio2, source, prompt: str = ASR_SYSTEM, sample_rate: fl
     return model.engine.lay_out(messages, sample_rate=given_rate(sample_rate, None))
 
 
-def _tap(model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tokens: int) -> Tap:
+def edit_tap(model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tokens: int) -> EditTap:
+    """The edits of one run of these prompts, checked."""
     return EditTap(edits, model.config, layouts, max_tokens, model.pipeline.chunk_samples)
 
 
@@ -94,7 +95,7 @@ def forced_logits(
     if not len(tokens):
         raise ConfigError("forced logits: expected at least one token, found none")
     net = model.engine.net
-    watching = chain(_tap(model, edits or Edits(), [layout], len(tokens)), tap)
+    watching = chain(edit_tap(model, edits or Edits(), [layout], len(tokens)), tap)
     prompt = model.engine.encode_layout(layout, watching).embeddings
     ids = np.array([[*layout.prompt.tokens, *tokens[:-1]]], np.int32)
     x = mx.concatenate([prompt[None], net.embed(ids[:, len(layout.prompt.tokens) :])], axis=1)
@@ -130,22 +131,23 @@ def activations(
         model, source, names, edits=edits, byte_limit=byte_limit, prompt=prompt, sample_rate=sample_rate,
         options=options, **changes,
     )  # fmt: skip
-    return by_position(trace)
+    return by_position(trace.recorder, trace.n_prompt, trace.n_prompt + len(trace.steps) - 1)
 
 
-def by_position(trace: Trace) -> Activations:
-    """What a trace has recorded, by position. Its cache must have kept everything."""
+def by_position(recorder: Recorder, n_prompt: int, n_positions: int) -> Activations:
+    """What was recorded, by position; nothing may have been evicted on the way."""
     found = {}
-    for name in trace.recorder.names:
+    for name in recorder.names:
         if name in FIXED:
             continue
-        axes, arrays = GLOSSARY[pattern_of(name)].axes, trace[name]
+        axes, arrays = GLOSSARY[pattern_of(name)].axes, recorder[name]
         if name == "logits":
-            found[name] = np.stack(arrays, axis=1)
-        elif name.endswith(".pattern") and "n" in axes:
+            every = arrays[0].ndim == 3  # of all positions, as one pass without a cache gives them
+            found[name] = arrays[0][:, n_prompt - 1 :] if every else np.stack(arrays, axis=1)
+        elif axes[2:] == ("n", "L"):
             longest = max(a.shape[-1] for a in arrays)
             wide = [np.pad(a, [(0, 0)] * 3 + [(0, longest - a.shape[-1])]) for a in arrays]
             found[name] = np.concatenate(wide, axis=2)
         else:
             found[name] = np.concatenate(arrays, axis=axes.index("n")) if "n" in axes else arrays[-1]
-    return Activations(found, trace.n_prompt, trace.n_prompt + len(trace.steps) - 1)
+    return Activations(found, n_prompt, n_positions)

@@ -2,8 +2,8 @@
 
 Functions take a recording or arrays and return matplotlib Axes. Every axis carries its unit, titles are the caller's,
 and every figure can be read in grey. Sound and attention to it are in `audio`, filter banks in `filters`, runs in
-`runs`, weights in `weights`, synthesis in `speech`; things to click are in `widgets`. All is imported when it is first
-used, matplotlib when something is drawn.
+`runs`, patches and ablations in `patching`, weights in `weights`, synthesis in `speech`; things to click are in
+`widgets`. All is imported when it is first used, matplotlib when something is drawn.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import widgets
     from .audio import audio_attention, mel, mel_difference, waveform, waveform_and_mel
     from .filters import filterbank, filterbanks
+    from .patching import causal_map, head_map
     from .runs import dose_response, kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
     from .speech import (
         flow_noise,
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "audio_attention": "audio",
+    "causal_map": "patching",
     "change_map": "weights",
     "dose_response": "runs",
     "filterbank": "filters",
     "filterbanks": "filters",
     "flow_noise": "speech",
+    "head_map": "patching",
     "histograms": "weights",
     "interleaving": "speech",
     "kv_bytes": "runs",
@@ -55,11 +58,13 @@ _NAMES = {
 
 __all__ = [
     "audio_attention",
+    "causal_map",
     "change_map",
     "dose_response",
     "filterbank",
     "filterbanks",
     "flow_noise",
+    "head_map",
     "histograms",
     "interleaving",
     "kv_bytes",

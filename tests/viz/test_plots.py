@@ -14,6 +14,7 @@ from stepaudio.audio.save import save_audio
 from stepaudio.checkpoints.report import ComponentReport, Misshaped, WeightReport
 from stepaudio.decoding.loop_detector import Loop, find_loop
 from stepaudio.errors import AudioError, ConfigError
+from stepaudio.interp.patching import HeadTable, Patched, TraceMap
 from stepaudio.viz.audio import mel_band_edges
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="plots need the extra `notebook`")
@@ -440,3 +441,28 @@ def test_matplotlib_is_imported_only_when_something_is_drawn_and_missed_in_one_l
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert "stepaudio[notebook]" in done.stdout
+
+
+# ---- patches ----
+
+
+def test_a_causal_map_stands_in_seconds_and_layers():
+    patched = Patched(("",) * 6, "logit_difference", 3.0, 1.0, np.array([1, 1, 3, 1, 2, 0.5]), np.zeros((6, 0)))
+    found = TraceMap(("decoder.0.resid_post", "decoder.1.resid_post"), np.array([0, 0.4, 0.8, 1.0]), patched)
+    ax = viz.causal_map(found, TITLE)
+    x, y, values = mesh(ax)
+    np.testing.assert_allclose(x, [0, 0.4, 0.8, 1.0])
+    np.testing.assert_allclose(values, [[0, 0, 100], [0, 50, -25]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(found.names) and y.tolist() == [-0.5, 0.5, 1.5]
+    assert ax.get_xlabel() == "audio time (s)" and bar_of(ax).get_ylabel() == "difference restored (%)"
+    assert [t.get_position()[1] for t in ax.texts] == [1] and ax.get_title() == TITLE
+    same = Patched(("",) * 6, "wer", 1.0, 1.0, np.ones(6), np.zeros((6, 0)))
+    with pytest.raises(ConfigError, match="measure the same"):
+        viz.causal_map(TraceMap(found.names, found.edges, same), TITLE)
+
+
+def test_a_head_map_is_the_mean_over_clips():
+    lost = RNG.normal(size=(3, 2, 4))
+    ax = viz.head_map(HeadTable(("decoder.0.z", "decoder.1.z"), lost), TITLE)
+    np.testing.assert_allclose(mesh(ax)[2], lost.mean(axis=0))
+    assert ax.get_xlabel() == "head" and "nats per token" in bar_of(ax).get_ylabel()

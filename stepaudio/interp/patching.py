@@ -1,0 +1,379 @@
+"""What of a run makes the difference: patch it from another run, ablate its heads, and measure what is left.
+
+A measure is made along given tokens (logit difference, probability: one pass, no cache) or of what the edited model
+generates (repetition loop, word error rate). Method of patching: Meng et al., "Locating and Editing Factual
+Associations in GPT" (2022); Heimersheim and Nanda, "How to use and interpret activation patching" (2024).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+import numpy as np
+
+from ..choices import Measure
+from ..constants import EMBEDDINGS_PER_SECOND
+from ..decoding.generate import collect, generate
+from ..decoding.loop_detector import find_loop
+from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
+from ..engine import is_conversation
+from ..errors import ConfigError
+from ..evaluation.repetition import log_softmax
+from ..evaluation.word_errors import wer
+from ..model import StepAudio2
+from ..pipeline import Layout
+from ..text.prompts import ASR_SYSTEM
+from .donor import Activations
+from .edit_targets import HEADS
+from .edits import Edits, mean, patch, resample, zero
+from .names import GLOSSARY, activation_names, axis_sizes, matching, pattern_of
+from .recorder import BYTE_LIMIT, Recorder
+from .running import by_position, edit_tap, forced_logits, lay_out
+
+FORCED = (Measure.LOGIT_DIFFERENCE, Measure.PROBABILITY)  # measured along given tokens
+NONE = Edits()
+PLACEBO_RANGE = (2.5, 97.5)  # percentiles
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What patches from a clean run into a corrupt one have restored.
+
+    Attributes
+    ----------
+    where : (n,) what was patched, one text each.
+    measure : of the three numbers that follow.
+    clean, corrupt : of the runs without patches.
+    values : (n,) of the corrupt run with each patch.
+    placebos : (n, k) the same with activations of the clean run taken from positions drawn at random.
+    """
+
+    where: tuple[str, ...]
+    measure: Measure
+    clean: float
+    corrupt: float
+    values: np.ndarray
+    placebos: np.ndarray
+
+    @property
+    def recovered(self) -> np.ndarray:
+        """(n,) share of the difference that each patch restores: 0 nothing, 1 all; NaN where there is none."""
+        return self._share(self.values)
+
+    @property
+    def placebo_range(self) -> np.ndarray:
+        """(n, 2) of the recovered share under placebos, 2.5 and 97.5 per cent; NaN without placebos."""
+        if not self.placebos.size:
+            return np.full((len(self.values), 2), np.nan)
+        return np.percentile(self._share(self.placebos), PLACEBO_RANGE, axis=1).T
+
+    def _share(self, values: np.ndarray) -> np.ndarray:
+        whole = self.clean - self.corrupt
+        return (values - self.corrupt) / whole if whole else np.full(values.shape, np.nan)
+
+    def table(self) -> str:
+        """One line a patch: what it restores, and what placebos do."""
+        width = max(5, *(len(w) for w in self.where))
+        rows = [f"{'patch':{width}} {self.measure:>16} {'recovered':>9} {'placebos':>17}"]
+        for where, value, share, (low, high) in zip(
+            self.where, self.values, self.recovered, self.placebo_range, strict=True
+        ):
+            spread = "" if np.isnan(low) else f"{low:+8.1%} {high:+8.1%}"
+            rows.append(f"{where:{width}} {value:16.4f} {share:9.1%} {spread:>17}")
+        return "\n".join([*rows, f"clean {self.clean:.4f}, corrupt {self.corrupt:.4f}"])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two runs that differ, ready to be patched: `contrast` makes it.
+
+    Attributes
+    ----------
+    model : whose nets run.
+    layout : the corrupt prompt.
+    fault : edits that corrupt the run, if the prompt alone does not.
+    donor : activations of the clean run along `tokens`.
+    tokens : the clean answer, along which both are led.
+    step : of `tokens`, where the corrupt run would choose another; if nowhere, where its token loses most.
+    instead : what the corrupt run finds best there, the clean token left out.
+    clean_logits : (tokens, V).
+    options : of decoding, for measures of what is generated.
+    """
+
+    model: StepAudio2
+    layout: Layout
+    fault: Edits
+    donor: Activations
+    tokens: tuple[int, ...]
+    step: int
+    instead: int
+    clean_logits: np.ndarray = field(repr=False)
+    options: DecodingOptions
+
+    def clean(self, measure: Measure) -> float:
+        """The measure of the clean run."""
+        return self._along(measure, self.clean_logits) if measure in FORCED else self._of_answer(measure, self.tokens)
+
+    def corrupt(self, measure: Measure, edits: Edits = NONE) -> float:
+        """The measure of the corrupt run, with edits behind its fault."""
+        both = self.fault + edits
+        if measure in FORCED:
+            return self._along(measure, forced_logits(self.model, self.layout, self.tokens, both))
+        return self._of_answer(measure, _generated(self.model, self.layout, self.options, both))
+
+    def _along(self, measure: Measure, logits: np.ndarray) -> float:
+        at, clean = logits[self.step], self.tokens[self.step]
+        if measure == Measure.LOGIT_DIFFERENCE:
+            return float(at[clean] - at[self.instead])
+        return float(np.exp(log_softmax(at)[clean]))
+
+    def _of_answer(self, measure: Measure, tokens: Sequence[int]) -> float:
+        if measure == Measure.LOOP:
+            return float(find_loop(tokens) is not None)
+        decode = self.model.engine.decode
+        return wer(decode(self.tokens) or "", decode(tokens) or "")
+
+
+def contrast(
+    model: StepAudio2,
+    clean,
+    corrupt=None,
+    names: str | Sequence[str] = ("*",),
+    *,
+    fault: Edits = NONE,
+    corrupt_model: StepAudio2 | None = None,
+    byte_limit: int = BYTE_LIMIT,
+    prompt: str = ASR_SYSTEM,
+    sample_rate: float | None = None,
+    options: DecodingOptions | None = None,
+    **changes: Unpack[DecodingKeywords],
+) -> Contrast:
+    """Run a clean source, keep its activations, and see where a corrupt run parts from it.
+
+    Parameters
+    ----------
+    model : StepAudio2
+    clean, corrupt : recordings, or lists of messages, whose prompts have as many positions; by default the same.
+    names : activations of the clean run to keep, as patterns over `names.GLOSSARY`.
+    fault : edits that corrupt the run.
+    corrupt_model : model with the same nets and another pipeline, for example a wrong mel, which reads `corrupt`.
+    byte_limit : most bytes kept.
+    prompt, sample_rate, options, **changes : as in `record`.
+
+    Raises
+    ------
+    ConfigError
+        Nothing differs between the two, or the prompts differ in length.
+    """
+    if corrupt is None and not fault and corrupt_model is None:
+        raise ConfigError("contrast: nothing is corrupt; expected a corrupt source, a fault, or a corrupt model")
+    decoding = merge_options(options, "chat" if is_conversation(clean) else "transcribe", **changes)
+    sound = lay_out(model, clean, prompt, sample_rate)
+    layout = lay_out(corrupt_model or model, clean if corrupt is None else corrupt, prompt, sample_rate)
+    n, found = len(sound.prompt.tokens), len(layout.prompt.tokens)
+    if n != found:
+        raise ConfigError(
+            f"contrast: the prompts have {n} and {found} positions, so none means the same in both: cut the recordings "
+            "to the same length"
+        )
+    tokens = _generated(model, sound, decoding)
+    edit_tap(model, fault, [layout], len(tokens))  # refuses what cannot apply before the long part
+    recorder = Recorder(model.config, names, byte_limit=byte_limit)
+    clean_logits = forced_logits(model, sound, tokens, tap=recorder)
+    donor = by_position(recorder, n, n + len(tokens) - 1)
+    logits = forced_logits(model, layout, tokens, fault)
+    parted = np.flatnonzero(logits.argmax(axis=1) != np.array(tokens))
+    rows = np.arange(len(tokens))
+    lost = log_softmax(clean_logits)[rows, list(tokens)] - log_softmax(logits)[rows, list(tokens)]
+    step = int(parted[0] if len(parted) else lost.argmax())
+    others = logits[step].copy()
+    others[tokens[step]] = -np.inf
+    return Contrast(model, layout, fault, donor, tokens, step, int(others.argmax()), clean_logits, decoding)
+
+
+def _generated(model: StepAudio2, layout: Layout, options: DecodingOptions, edits: Edits = NONE) -> tuple[int, ...]:
+    """The tokens of one answer with edits."""
+    engine, tap = model.engine, edit_tap(model, edits, [layout], options.max_tokens) if edits else None
+    request = engine.encode_layout(layout, tap)
+    return collect(generate(engine.net, [request], engine.run_options(options), tap), 1)[0].tokens
+
+
+def patch_between(
+    model: StepAudio2,
+    clean,
+    corrupt,
+    where: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    measure: Measure | str = Measure.LOGIT_DIFFERENCE,
+    *,
+    placebos: int = 0,
+    **how: Any,
+) -> Patched:
+    """Patch a corrupt run with activations of a clean one, place by place, and measure what each restores.
+
+    Parameters
+    ----------
+    model, clean, corrupt : as in `contrast`.
+    where : places, each with the arguments of `patch`: {"names": "decoder.3.z", "heads": 1, "seconds": (0.4, 0.8)}.
+    measure : {"logit_difference", "probability", "loop", "wer"}
+        Of the clean token against what the corrupt run would choose in its stead, in logits; of the clean token, 0 to
+        1; 1 if what is generated ends in a repetition loop, else 0; word error rate against the clean answer.
+    placebos : int >= 0
+        Patches at each place with activations from positions of the clean run drawn at random, seeds from 0.
+    **how : as in `contrast`.
+
+    Returns
+    -------
+    Patched
+
+    Raises
+    ------
+    ConfigError : as `contrast`, or a place that the runs do not have; no patch has run then.
+    """
+    wanted, places = Measure.of(measure, "measure"), [where] if isinstance(where, Mapping) else list(where)
+    if not places or not all(isinstance(p, Mapping) and "names" in p for p in places) or placebos < 0:
+        raise ConfigError('patch_between: expected places with "names" each, at least one, and placebos from 0')
+    patterns = [n for p in places for n in ([p["names"]] if isinstance(p["names"], str) else p["names"])]
+    pair = contrast(model, clean, corrupt, sorted(set(patterns)), **how)
+    edits = [patch(donor=pair.donor, **place) for place in places]
+    drawn = [[resample(donors=pair.donor, seed=seed, **place) for seed in range(placebos)] for place in places]
+    most = len(pair.tokens) if wanted in FORCED else pair.options.max_tokens
+    for one in (*edits, *(d for row in drawn for d in row)):
+        edit_tap(model, pair.fault + one, [pair.layout], most)
+    values = np.array([pair.corrupt(wanted, one) for one in edits])
+    blind = np.array([[pair.corrupt(wanted, one) for one in row] for row in drawn]).reshape(len(places), placebos)
+    shown = tuple(str(one).split(" ", 1)[1].rsplit("; from", 1)[0] for one in edits)
+    return Patched(shown, wanted, pair.clean(wanted), pair.corrupt(wanted), values, blind)
+
+
+@dataclass(frozen=True)
+class TraceMap:
+    """What patching each layer at each stretch of audio restores.
+
+    Attributes
+    ----------
+    names : (layers,) activations.
+    edges : (stretches + 1,) seconds.
+    patched : the patches, layer by layer.
+    """
+
+    names: tuple[str, ...]
+    edges: np.ndarray
+    patched: Patched
+
+    @property
+    def recovered(self) -> np.ndarray:
+        """(layers, stretches) shares of the difference, 0 nothing, 1 all."""
+        return self.patched.recovered.reshape(len(self.names), -1)
+
+
+def causal_trace(
+    model: StepAudio2,
+    clean,
+    corrupt,
+    names: str | Sequence[str] = "decoder.*.resid_post",
+    measure: Measure | str = Measure.LOGIT_DIFFERENCE,
+    *,
+    seconds: float = 0.4,
+    sample_rate: float | None = None,
+    **how: Any,
+) -> TraceMap:
+    """Patch every layer at every stretch of the first recording: where in depth and time the difference passes.
+
+    Parameters
+    ----------
+    model, clean, corrupt, measure, **how : as in `patch_between`.
+    names : patterns; each activation is one layer of the map, in the order in which they are computed.
+    seconds : length of a stretch, at least 0.08 (one audio embedding).
+    """
+    if not seconds >= 1 / EMBEDDINGS_PER_SECOND:
+        raise ConfigError(f"seconds: expected at least {1 / EMBEDDINGS_PER_SECOND:g}, found {seconds:g}")
+    patterns = (names,) if isinstance(names, str) else tuple(names)
+    meant = frozenset().union(*matching(patterns, model.config).values())
+    layers = tuple(n for n in activation_names(model.config) if n in meant)
+    layout = lay_out(model, clean, how.get("prompt", ASR_SYSTEM), sample_rate)
+    embeddings = sum(slot.length for slot in layout.prompt.slots if slot.clip == 0)
+    if not embeddings:
+        raise ConfigError("causal_trace: expected a prompt with a recording, found none")
+    length = embeddings / EMBEDDINGS_PER_SECOND
+    edges = np.append(np.arange(0, length - 1e-6, seconds), length)
+    places = [{"names": name, "seconds": (float(a), float(b))} for name in layers for a, b in itertools.pairwise(edges)]
+    return TraceMap(
+        layers, edges, patch_between(model, clean, corrupt, places, measure, sample_rate=sample_rate, **how)
+    )
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """What each head is worth to the model's own answers.
+
+    Attributes
+    ----------
+    names : (layers,) activations.
+    lost : (clips, layers, heads) nats per token that the answer's log-probability falls by without the head.
+    """
+
+    names: tuple[str, ...]
+    lost: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(layers, heads) over clips."""
+        return self.lost.mean(axis=0)
+
+    def table(self) -> str:
+        """Layers down, heads across."""
+        width = max(map(len, self.names))
+        rows = [" " * width + "".join(f"{h:>8}" for h in range(self.lost.shape[2]))]
+        rows += [
+            f"{n:{width}}" + "".join(f"{x:8.3f}" for x in row) for n, row in zip(self.names, self.mean, strict=True)
+        ]
+        return "\n".join(rows)
+
+
+def ablate_heads(
+    model: StepAudio2,
+    sources: Sequence,
+    names: str = "decoder.*.z",
+    *,
+    donors: Activations | Sequence[Activations] | None = None,
+    prompt: str = ASR_SYSTEM,
+    sample_rate: float | None = None,
+    options: DecodingOptions | None = None,
+    **changes: Unpack[DecodingKeywords],
+) -> HeadTable:
+    """Silence one head after another and see what the model's own answers lose.
+
+    Parameters
+    ----------
+    model : StepAudio2
+    sources : recordings or lists of messages, at least one.
+    names : a pattern for what the heads read, of one net: "decoder.*.z" or "encoder.*.z".
+    donors : runs whose mean takes a head's place; by default zeros do.
+    prompt, sample_rate, options, **changes : as in `record`.
+
+    Raises
+    ------
+    ConfigError : no source, or names without heads.
+    """
+    layers = [n for n in activation_names(model.config) if n in matching([names], model.config)[names]]
+    axes = {GLOSSARY[pattern_of(n)].axes[1] for n in layers}
+    if len(axes) != 1 or not axes <= set(HEADS) or not isinstance(sources, (list, tuple)) or not sources:
+        raise ConfigError(f"ablate_heads: expected a list of recordings and heads of one net, found {names!r:.80}")
+    heads = range(axis_sizes(model.config)[axes.pop()])
+    silent = [[zero(n, heads=h) if donors is None else mean(n, donors, heads=h) for h in heads] for n in layers]
+    lost = []
+    for source in sources:
+        decoding = merge_options(options, "chat" if is_conversation(source) else "transcribe", **changes)
+        layout = lay_out(model, source, prompt, sample_rate)
+        tokens = list(_generated(model, layout, decoding))
+
+        def score(edits: Edits, layout: Layout = layout, tokens: list[int] = tokens) -> float:
+            logprobs = log_softmax(forced_logits(model, layout, tokens, edits))
+            return float(logprobs[np.arange(len(tokens)), tokens].mean())
+
+        whole = score(NONE)
+        lost.append([[whole - score(edits) for edits in row] for row in silent])
+    return HeadTable(tuple(layers), np.array(lost))
