@@ -31,6 +31,7 @@ class Target:
     axes: tuple[str, ...]
     heads: np.ndarray | None  # (H,) booleans
     value: np.ndarray | None  # broadcastable to the activation
+    times: str = TIMES  # letters of the axes along which positions are counted
 
     def axis(self, letters: str, which: int = 0) -> int | None:
         """Place of the first (or a later) axis whose letter is among these."""

@@ -7,7 +7,6 @@ passes: prefill in parts, one token at a time with a cache, all at once without 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +16,14 @@ from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE, n
 from ..errors import ConfigError
 from ..models.speech_lm import StepAudioConfig
 from ..pipeline import Layout
-from .edit_targets import HEADS, RATES, TIMES, Target, targets_of
+from .edit_targets import RATES, TIMES, Target, targets_of
+from .editor import Editor
 from .edits import Edits
 from .names import axis_sizes
 from .places import Place, Span, from_end, within
 
 
-class EditTap:
+class EditTap(Editor):
     """A tap that makes edits; of one run, from its first pass on.
 
     Parameters
@@ -44,18 +44,17 @@ class EditTap:
     def __init__(
         self, edits: Edits, config: StepAudioConfig, layouts: Sequence[Layout], max_tokens: int, chunk_samples: int
     ):
+        super().__init__()
         self._layouts, self._max_tokens = tuple(layouts), max_tokens
         self._chunk = chunk_samples / SAMPLE_RATE
         longest = max(len(layout.prompt.tokens) for layout in self._layouts)
         self._pads = [longest - len(layout.prompt.tokens) for layout in self._layouts]
-        self._targets: dict[str, list[Target]] = {}
         for edit in edits:
             for target in targets_of(edit, config):
                 self._check(target, config)
-                self._targets.setdefault(target.name, []).append(target)
+                self.add(target)
         self._slots = np.zeros(0, int)
         self._tokens: list[mx.array] = []  # of every pass
-        self._draws: dict[tuple, int] = {}
 
     def __call__(self, name: str, x: mx.array) -> mx.array:
         """The edited activation, or `x` itself where nothing is to be done."""
@@ -64,94 +63,16 @@ class EditTap:
         elif name == "decoder.tokens":
             begins = int(self._slots.max()) + 1 == x.shape[1]
             self._tokens = [x] if begins else [*self._tokens, x]
-        for target in self._targets.get(name, ()):
-            x = self._edited(target, x)
-        return x
+        return self.edited(name, x)
 
     # ------------------------------------------------------------ at work
 
-    def _edited(self, target: Target, x: mx.array) -> mx.array:
-        axes = ("B", "n", "V") if target.name == "logits" and x.ndim == 3 else target.axes
-        target = replace(target, axes=axes)
-        edit, at = target.edit, target.axis(TIMES)
-        positions = self._positions(target, 0, x)  # (B, n)
-        keys = self._positions(target, 1, x) if target.axis(TIMES, 1) is not None else None
-        masks = []
-        chosen: np.ndarray = self._members(target, edit.at, positions)
-        if edit.donors and edit.kind == EditKind.PATCH:
-            first, donor = self._donor_range(target)
-            chosen &= (positions >= first) & (positions < first + donor)
-        if not chosen.any():
-            return x
-        if not chosen.all():
-            masks.append(_along(mx.array(chosen), x.ndim, 0, at))
-        if edit.at.tokens is not None:
-            masks.append(_along(self._holds(edit.at.tokens, positions), x.ndim, 0, at))
-        if edit.keys is not None and keys is not None:
-            seen = self._members(target, edit.keys, keys)
-            if not seen.any():
-                return x
-            masks.append(_along(mx.array(seen), x.ndim, 0, target.axis(TIMES, 1)))
-            if edit.keys.tokens is not None:
-                masks.append(_along(self._holds(edit.keys.tokens, keys), x.ndim, 0, target.axis(TIMES, 1)))
-        if target.heads is not None:
-            masks.append(_along(mx.array(target.heads), x.ndim, target.axis(HEADS)))
-        new = self._new(target, x, positions, keys)
-        mask = None
-        for part in masks:
-            mask = part if mask is None else mask & part
-        return new if mask is None else mx.where(mask, new, x)
-
-    def _new(self, target: Target, x: mx.array, positions: np.ndarray, keys: np.ndarray | None) -> mx.array:
-        """What stands where the edit holds."""
-        kind, value = target.edit.kind, mx.array(0.0 if target.value is None else target.value)
-        if kind == EditKind.ZERO:
-            return mx.zeros_like(x)
-        if kind == EditKind.ADD:
-            return (x.astype(mx.float32) + value).astype(x.dtype)
-        if kind == EditKind.SCALE:
-            return (x.astype(mx.float32) * value).astype(x.dtype)
-        if kind in (EditKind.REPLACE, EditKind.MEAN):
-            return mx.broadcast_to(value, x.shape).astype(x.dtype)
-        rows = range(len(positions))
-        taken = [self._taken(target, row, positions[row], None if keys is None else keys[row]) for row in rows]
-        return mx.array(np.stack(taken)).astype(x.dtype)
-
-    def _taken(self, target: Target, row: int, positions: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
-        """What the donors have for one row: without the axis of the batch."""
-        edit, name, axes = target.edit, target.name, target.axes[1:]
-        arrays = [self._donated(donor, target, row) for donor in edit.donors]
-        at = next((i for i, a in enumerate(axes) if a in TIMES), None)
-        if at is None:  # logits of one position: the donor has one for each
-            at = 0
-        if edit.kind == EditKind.PATCH:
-            array = arrays[0]
-            index = np.clip(positions - edit.donors[0].first_position(name), 0, array.shape[at] - 1)
-            found = np.take(array, index, axis=at)
-            if keys is not None:
-                found = _padded(found, keys, at + 1)
-        else:
-            pool = np.concatenate(arrays, axis=at)
-            found = np.take(pool, [self._drawn(edit.seed, int(p), pool.shape[at]) for p in positions], axis=at)
-        return found[0] if "n" not in axes and name == "logits" else found
-
-    def _donated(self, donor, target: Target, row: int) -> np.ndarray:
+    def donated(self, donor, target: Target, row: int) -> np.ndarray:
         """A donor's array for one row; what it has of audio, clip by clip."""
         array = donor[target.name]
         return array[row] if target.axis("TSPR") is not None else array[0]
 
-    def _drawn(self, seed: int, position: int, n: int) -> int:
-        key = (seed, position, n)
-        if key not in self._draws:  # by seed and position alone: the same in every pass and every row
-            self._draws[key] = int(np.random.default_rng([seed, max(position, 0)]).integers(n))
-        return self._draws[key]
-
-    def _donor_range(self, target: Target) -> tuple[int, int]:
-        """First position that the donor has, and how many."""
-        donor, axis = target.edit.donors[0], target.axis(TIMES)
-        return donor.first_position(target.name), donor[target.name].shape[1 if axis is None else axis]
-
-    def _positions(self, target: Target, which: int, x: mx.array) -> np.ndarray:
+    def positions(self, target: Target, which: int, x: mx.array) -> np.ndarray:
         """(B, n) absolute positions of the entries of a time axis; below 0 what a prompt is padded with."""
         axis = target.axis(TIMES, which)
         letter, n = ("n", 1) if axis is None else (target.axes[axis], x.shape[axis])
@@ -161,7 +82,7 @@ class EditTap:
         found = self._slots if letter == "L" else np.arange(newest + 1 - n, newest + 1)
         return found[None] - np.array(self._pads)[:, None]
 
-    def _members(self, target: Target, place: Place, positions: np.ndarray) -> np.ndarray:
+    def members(self, target: Target, place: Place, positions: np.ndarray) -> np.ndarray:
         """(B, n) booleans: positions that meet what `place` says, tokens left out."""
         if target.axis("TSPR") is not None:
             spans = [self._spans_of_audio(target, place, clip) for clip in range(len(positions))]
@@ -169,7 +90,7 @@ class EditTap:
             spans = [self._spans_of_row(place, row) for row in range(len(positions))]
         return np.stack([within(p, conditions) & (p >= 0) for p, conditions in zip(positions, spans, strict=True)])
 
-    def _holds(self, tokens: Sequence[Span], positions: np.ndarray) -> mx.array:
+    def holds(self, tokens: Sequence[Span], positions: np.ndarray) -> mx.array:
         """(B, n) booleans: which positions hold one of the tokens; known on the device alone."""
         known = mx.concatenate(self._tokens, axis=1)
         column = np.clip(positions + np.array(self._pads)[:, None], 0, known.shape[1] - 1)
@@ -220,7 +141,7 @@ class EditTap:
     def _check(self, target: Target, config: StepAudioConfig) -> None:
         """Raise unless the edit can apply to every row."""
         edit, what = target.edit, f"edit {target.edit.kind} at {target.name}"
-        audio, two = target.axis("TSPR") is not None, target.axis(TIMES, 1) is not None
+        audio, two = target.axis("TSPR") is not None, target.axis(target.times, 1) is not None
         if edit.keys is not None and not two:
             raise ConfigError(f"{what}: keys: expected a pattern (*.pattern), which alone is by query and key")
         for place in (edit.at, edit.keys or Place()):
@@ -282,7 +203,7 @@ class EditTap:
 
     def _check_reach(self, place: Place, target: Target, n: int, what: str) -> None:
         """A place that is named to the last position must be one that the donor has."""
-        first, length = self._donor_range(target)
+        first, length = self.donor_range(target)
         spans = [from_end(s, n) for s in place.positions or ()]
         spans += [(a + n - 1, None if b is None else b + n - 1) for a, b in place.steps or ()]
         for a, b in spans:
@@ -298,22 +219,6 @@ class EditTap:
         for axis, found in zip(axes, array.shape, strict=True):
             if axis in sizes and sizes[axis] != found:
                 raise ConfigError(f"{what}: the donor is another model's: {found} where this one has {sizes[axis]}")
-
-
-def _along(part: mx.array, ndim: int, *axes: int | None) -> mx.array:
-    """A mask with its axes at these places of an activation with `ndim` axes; what is not there is left out."""
-    shape = [1] * ndim
-    for size, axis in zip(part.shape, axes, strict=True):
-        if axis is not None:
-            shape[axis] = size
-    return part.reshape(shape)
-
-
-def _padded(array: np.ndarray, keys: np.ndarray, axis: int) -> np.ndarray:
-    """A donor's pattern by the slots of this run; 0 where it has none."""
-    taken = np.take(array, np.clip(keys, 0, array.shape[axis] - 1), axis=axis)
-    there = (keys >= 0) & (keys < array.shape[axis])
-    return np.where(there, taken, np.float32(0)) if axis == array.ndim - 1 else taken
 
 
 def _lengths(frames: int) -> dict[str, int]:

@@ -1,0 +1,142 @@
+"""The arithmetic of edits: where they hold in an array, and what stands there instead."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+
+from ..choices import EditKind
+from .donor import Activations
+from .edit_targets import HEADS, Target
+from .places import Place, Span
+
+
+class Editor(ABC):
+    """Makes edits at the activations that they mean; which position is which, a subclass knows."""
+
+    def __init__(self):
+        self._targets: dict[str, list[Target]] = {}
+        self._draws: dict[tuple[int, int, int], int] = {}
+
+    def add(self, target: Target) -> None:
+        """Take one edit, behind those that are there."""
+        self._targets.setdefault(target.name, []).append(target)
+
+    def edited(self, name: str, x: mx.array) -> mx.array:
+        """The edited activation, or `x` itself where nothing is to be done."""
+        for target in self._targets.get(name, ()):
+            x = self._edited(target, x)
+        return x
+
+    @abstractmethod
+    def positions(self, target: Target, which: int, x: mx.array) -> np.ndarray:
+        """(B, n) position of each entry of a time axis; below 0 for padding."""
+
+    @abstractmethod
+    def members(self, target: Target, place: Place, positions: np.ndarray) -> np.ndarray:
+        """(B, n) booleans: positions that meet what `place` says, tokens left out."""
+
+    @abstractmethod
+    def holds(self, tokens: Sequence[Span], positions: np.ndarray) -> mx.array:
+        """(B, n) booleans: which positions hold one of the tokens."""
+
+    @abstractmethod
+    def donated(self, donor: Activations, target: Target, row: int) -> np.ndarray:
+        """What a donor has for one row."""
+
+    @staticmethod
+    def donor_range(target: Target) -> tuple[int, int]:
+        """First position that the donor of a patch has, and how many."""
+        donor, axis = target.edit.donors[0], target.axis(target.times)
+        return donor.first_position(target.name), donor[target.name].shape[1 if axis is None else axis]
+
+    def _edited(self, target: Target, x: mx.array) -> mx.array:
+        axes = ("B", "n", "V") if target.name == "logits" and x.ndim == 3 else target.axes
+        target = replace(target, axes=axes)
+        edit, at = target.edit, target.axis(target.times)
+        positions = self.positions(target, 0, x)  # (B, n)
+        keys = self.positions(target, 1, x) if target.axis(target.times, 1) is not None else None
+        masks = []
+        chosen: np.ndarray = self.members(target, edit.at, positions)
+        if edit.donors and edit.kind == EditKind.PATCH:
+            first, donor = self.donor_range(target)
+            chosen &= (positions >= first) & (positions < first + donor)
+        if not chosen.any():
+            return x
+        if not chosen.all():
+            masks.append(_along(mx.array(chosen), x.ndim, 0, at))
+        if edit.at.tokens is not None:
+            masks.append(_along(self.holds(edit.at.tokens, positions), x.ndim, 0, at))
+        if edit.keys is not None and keys is not None:
+            seen = self.members(target, edit.keys, keys)
+            if not seen.any():
+                return x
+            masks.append(_along(mx.array(seen), x.ndim, 0, target.axis(target.times, 1)))
+            if edit.keys.tokens is not None:
+                masks.append(_along(self.holds(edit.keys.tokens, keys), x.ndim, 0, target.axis(target.times, 1)))
+        if target.heads is not None:
+            masks.append(_along(mx.array(target.heads), x.ndim, target.axis(HEADS)))
+        new = self._new(target, x, positions, keys)
+        mask = None
+        for part in masks:
+            mask = part if mask is None else mask & part
+        return new if mask is None else mx.where(mask, new, x)
+
+    def _new(self, target: Target, x: mx.array, positions: np.ndarray, keys: np.ndarray | None) -> mx.array:
+        """What stands where the edit holds."""
+        kind, value = target.edit.kind, mx.array(0.0 if target.value is None else target.value)
+        if kind == EditKind.ZERO:
+            return mx.zeros_like(x)
+        if kind == EditKind.ADD:
+            return (x.astype(mx.float32) + value).astype(x.dtype)
+        if kind == EditKind.SCALE:
+            return (x.astype(mx.float32) * value).astype(x.dtype)
+        if kind in (EditKind.REPLACE, EditKind.MEAN):
+            return mx.broadcast_to(value, x.shape).astype(x.dtype)
+        rows = range(len(positions))
+        taken = [self._taken(target, row, positions[row], None if keys is None else keys[row]) for row in rows]
+        return mx.array(np.stack(taken)).astype(x.dtype)
+
+    def _taken(self, target: Target, row: int, positions: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
+        """What the donors have for one row: without the axis of the batch."""
+        edit, name, axes = target.edit, target.name, target.axes[1:]
+        arrays = [self.donated(donor, target, row) for donor in edit.donors]
+        at = next((i for i, a in enumerate(axes) if a in target.times), None)
+        if at is None:  # logits of one position: the donor has one for each
+            at = 0
+        if edit.kind == EditKind.PATCH:
+            array = arrays[0]
+            index = np.clip(positions - edit.donors[0].first_position(name), 0, array.shape[at] - 1)
+            found = np.take(array, index, axis=at)
+            if keys is not None:
+                found = _padded(found, keys, at + 1)
+        else:
+            pool = np.concatenate(arrays, axis=at)
+            found = np.take(pool, [self._drawn(edit.seed, int(p), pool.shape[at]) for p in positions], axis=at)
+        return found[0] if "n" not in axes and name == "logits" else found
+
+    def _drawn(self, seed: int, position: int, n: int) -> int:
+        key = (seed, position, n)
+        if key not in self._draws:  # by seed and position alone: the same in every pass and every row
+            self._draws[key] = int(np.random.default_rng([seed, max(position, 0)]).integers(n))
+        return self._draws[key]
+
+
+def _along(part: mx.array, ndim: int, *axes: int | None) -> mx.array:
+    """A mask with its axes at these places of an activation with `ndim` axes; what is not there is left out."""
+    shape = [1] * ndim
+    for size, axis in zip(part.shape, axes, strict=True):
+        if axis is not None:
+            shape[axis] = size
+    return part.reshape(shape)
+
+
+def _padded(array: np.ndarray, keys: np.ndarray, axis: int) -> np.ndarray:
+    """A donor's pattern by the slots of this run; 0 where it has none."""
+    taken = np.take(array, np.clip(keys, 0, array.shape[axis] - 1), axis=axis)
+    there = (keys >= 0) & (keys < array.shape[axis])
+    return np.where(there, taken, np.float32(0)) if axis == array.ndim - 1 else taken
