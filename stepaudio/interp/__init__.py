@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .places import Place
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
+    from .sound_edits import sound_with_edits
     from .streaming import gap, listening_difference, streamed
     from .token2wav import interleaving, round_trip, stages
 
@@ -25,7 +26,7 @@ __all__ = [
     "Recorder", "Trace", "TraceMap", "ablate_heads", "activation_names", "activations", "add", "audio_attention",
     "causal_trace", "contrast", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
     "listening_difference", "logit_lens", "mean", "patch", "patch_between", "record", "replace", "resample",
-    "round_trip", "run_with_edits", "scale", "stages", "streamed", "transcription", "watch_memory", "zero",
+    "round_trip", "run_with_edits", "scale", "sound_with_edits", "stages", "streamed", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -67,6 +68,7 @@ __getattr__, __dir__ = _lazy_names(
         "round_trip": "token2wav",
         "run_with_edits": "running",
         "scale": "edits",
+        "sound_with_edits": "sound_edits",
         "stages": "token2wav",
         "streamed": "streaming",
         "transcription": "recorder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ class Target:
 
 
 def targets_of(edit: Edit, config: StepAudioConfig) -> list[Target]:
-    """The edit at every activation that its patterns fit."""
+    """The edit at every activation of the speech LLM that its patterns fit."""
     names = activation_names(config)
     found: list[Target] = []
     for pattern, meant in matching(edit.names, config).items():
@@ -49,12 +50,17 @@ def targets_of(edit: Edit, config: StepAudioConfig) -> list[Target]:
                 f"edit {edit.kind} at {pattern}: it is given to the decoder and can be read, not replaced"
             )
         known = {t.name for t in found}
-        found += [_target(edit, n, names[n].axes, config) for n in names if n in meant and n not in known | set(FIXED)]
+        found += [
+            target_of(edit, n, names[n].axes, axis_sizes(config))
+            for n in names
+            if n in meant and n not in known | set(FIXED)
+        ]
     return found
 
 
-def _target(edit: Edit, name: str, axes: tuple[str, ...], config: StepAudioConfig) -> Target:
-    sizes, what = axis_sizes(config), f"edit {edit.kind} at {name}"
+def target_of(edit: Edit, name: str, axes: tuple[str, ...], sizes: Mapping[str, int], times: str = TIMES) -> Target:
+    """The edit at one activation; `sizes` of its axes, as far as they are known before a run."""
+    what = f"edit {edit.kind} at {name}"
     letter = next((a for a in axes if a in HEADS), None)
     mask = None
     if edit.heads is not None:
@@ -65,16 +71,16 @@ def _target(edit: Edit, name: str, axes: tuple[str, ...], config: StepAudioConfi
         mask = np.isin(np.arange(sizes[letter]), edit.heads)
     value = edit.value.array if edit.value is not None else None
     if edit.kind == EditKind.MEAN:
-        value = _mean_of(edit, name, axes)
+        value = _mean_of(edit, name, axes, times)
     if value is None:
-        return Target(edit, name, axes, mask, None)
-    return Target(edit, name, axes, mask, _spread(value, edit, axes, sizes, what))
+        return Target(edit, name, axes, mask, None, times)
+    return Target(edit, name, axes, mask, _spread(value, edit, axes, sizes, what), times)
 
 
-def _spread(value: np.ndarray, edit: Edit, axes: tuple[str, ...], sizes: dict[str, int], what: str) -> np.ndarray:
+def _spread(value: np.ndarray, edit: Edit, axes: tuple[str, ...], sizes: Mapping[str, int], what: str) -> np.ndarray:
     """What is written, along the axes of heads and channels of the activation."""
     heads = next((i for i, a in enumerate(axes) if a in HEADS), None)
-    channel = next((i for i, a in enumerate(axes) if a in "MCEDKV"), None)
+    channel = next((i for i, a in enumerate(axes) if a in "MCEDKV" and a in sizes), None)
     n_heads = 0 if heads is None else sizes[axes[heads]]
     named = n_heads if edit.heads is None or edit.kind == EditKind.MEAN else len(edit.heads)
     allowed: list[tuple[int, ...]] = [()]
@@ -94,13 +100,13 @@ def _spread(value: np.ndarray, edit: Edit, axes: tuple[str, ...], sizes: dict[st
     return value.reshape(shape)
 
 
-def _mean_of(edit: Edit, name: str, axes: tuple[str, ...]) -> np.ndarray:
+def _mean_of(edit: Edit, name: str, axes: tuple[str, ...], letters: str) -> np.ndarray:
     """(channels,) or (heads, channels): the mean over donors, rows and positions."""
-    times = [a for a in axes if a in TIMES]
-    if len(times) == 2 or (axes[-1] in TIMES and axes[-1] != "T"):
+    times = [a for a in axes if a in letters]
+    if len(times) == 2 or (axes[-1] in letters and axes[-1] != "T"):
         raise ConfigError(f"edit mean at {name}: it has no channels that a mean over positions would leave")
     axes = ("B", "n", "V") if name == "logits" else axes
-    over = tuple(i for i, a in enumerate(axes) if a in (*TIMES, "B"))
+    over = tuple(i for i, a in enumerate(axes) if a in (*letters, "B"))
     sums, count = 0.0, 0
     for donor in edit.donors:
         array = donor[name]
