@@ -26,7 +26,8 @@ __all__ = [
     "Recorder", "Trace", "TraceMap", "ablate_heads", "activation_names", "activations", "add", "audio_attention",
     "causal_trace", "contrast", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
     "listening_difference", "logit_lens", "mean", "patch", "patch_between", "record", "replace", "resample",
-    "round_trip", "run_with_edits", "scale", "sound_with_edits", "stages", "streamed", "transcription", "watch_memory", "zero",
+    "round_trip", "run_with_edits", "scale", "sound_with_edits", "stages", "streamed", "transcription",
+    "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(

@@ -55,7 +55,7 @@ GLOSSARY: dict[str, Meaning] = {
     "adapter.conv": Meaning(("B", "R", "C"), "after the adapter's strided convolution and GELU, 12.5 per second"),
     "adapter.out": Meaning(("B", "R", "D"), "audio embeddings; may hold one more than the prompt takes"),
     "decoder.positions": Meaning(("L",), "absolute position in each cache slot of this pass; cannot be replaced"),
-    "decoder.tokens": Meaning(("B", "n"), "token ids at the new positions, -1 where a prompt has not begun; as above"),
+    "decoder.tokens": Meaning(("B", "n"), "token ids at the new positions, -1 where a prompt has not begun; cannot be replaced"),
     **_layers("decoder", "BnD", "H", "G", "K"),
     "decoder.{i}.rot_q": Meaning(("B", "H", "n", "K"), "queries after rotation"),
     "decoder.{i}.k_cache": Meaning(("B", "G", "L", "K"), "what the cache gives to this pass: rotated keys, by slot"),
