@@ -106,10 +106,11 @@ def _mean_of(edit: Edit, name: str, axes: tuple[str, ...], letters: str) -> np.n
     if len(times) == 2 or (axes[-1] in letters and axes[-1] != "T"):
         raise ConfigError(f"edit mean at {name}: it has no channels that a mean over positions would leave")
     axes = ("B", "n", "V") if name == "logits" else axes
-    over = tuple(i for i, a in enumerate(axes) if a in (*letters, "B"))
-    sums, count = 0.0, 0
+    over = tuple(i - 1 for i, a in enumerate(axes) if a in letters)
+    sums, count = np.float64(0), 0
     for donor in edit.donors:
-        array = donor[name]
-        sums = sums + array.sum(axis=over, dtype=np.float64)
-        count += int(np.prod([array.shape[i] for i in over]))
+        for row in range(len(donor[name])):
+            own = donor.own(name, row, axes)
+            sums = sums + own.sum(axis=over, dtype=np.float64)
+            count += int(np.prod([own.shape[i] for i in over]))
     return np.asarray(sums / count, np.float32)

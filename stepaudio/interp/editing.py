@@ -12,14 +12,15 @@ import mlx.core as mx
 import numpy as np
 
 from ..choices import EditKind
-from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE, n_audio_embeddings
+from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE
 from ..errors import ConfigError
 from ..models.speech_lm import StepAudioConfig
 from ..pipeline import Layout
+from .donor import Activations
 from .edit_targets import RATES, TIMES, Target, targets_of
 from .editor import Editor
 from .edits import Edits
-from .names import axis_sizes
+from .names import axis_sizes, frames_at
 from .places import Place, Span, from_end, within
 
 
@@ -56,6 +57,11 @@ class EditTap(Editor):
         self._slots = np.zeros(0, int)
         self._tokens: list[mx.array] = []  # of every pass
 
+    @property
+    def in_audio(self) -> bool:
+        """Whether something is edited in encoder or adapter."""
+        return any(name.startswith(("encoder.", "adapter.")) for name in self.names)
+
     def __call__(self, name: str, x: mx.array) -> mx.array:
         """The edited activation, or `x` itself where nothing is to be done."""
         if name == "decoder.positions":
@@ -67,10 +73,14 @@ class EditTap(Editor):
 
     # ------------------------------------------------------------ at work
 
-    def donated(self, donor, target: Target, row: int) -> np.ndarray:
+    def donated(self, donor: Activations, target: Target, row: int) -> np.ndarray:
         """A donor's array for one row; what it has of audio, clip by clip."""
         array = donor[target.name]
         return array[row] if target.axis("TSPR") is not None else array[0]
+
+    def pooled(self, donor: Activations, target: Target, row: int) -> list[np.ndarray]:
+        """Every segment of audio that the donor has, without padding."""
+        return [donor.own(target.name, i, target.axes) for i in range(len(donor[target.name]))]
 
     def positions(self, target: Target, which: int, x: mx.array) -> np.ndarray:
         """(B, n) absolute positions of the entries of a time axis; below 0 what a prompt is padded with."""
@@ -92,6 +102,8 @@ class EditTap(Editor):
 
     def holds(self, tokens: Sequence[Span], positions: np.ndarray) -> mx.array:
         """(B, n) booleans: which positions hold one of the tokens; known on the device alone."""
+        if not self._tokens:
+            raise ConfigError("edit by tokens: this pass came without token ids; expected them beside the embeddings")
         known = mx.concatenate(self._tokens, axis=1)
         column = np.clip(positions + np.array(self._pads)[:, None], 0, known.shape[1] - 1)
         ids = mx.take_along_axis(known, mx.array(column), axis=1)
@@ -122,7 +134,7 @@ class EditTap(Editor):
         """Each condition of a place in encoder or adapter as spans of frames of one segment."""
         layout, found = self._layouts[0], []
         letter = next(a for a in target.axes if a in RATES)
-        n, slot = _lengths(layout.mels[row].shape[1])[letter], layout.prompt.slots[row]
+        n, slot = frames_at(layout.mels[row].shape[1])[letter], layout.prompt.slots[row]
         if place.positions is not None:
             found.append([from_end(span, n) for span in place.positions])
         if place.seconds is not None:
@@ -156,7 +168,7 @@ class EditTap(Editor):
             self._check_place(place, target, what, audio)
         for donor in edit.donors:
             array = donor[target.name]
-            if audio and len(array) < len(self._layouts[0].mels):
+            if audio and edit.kind == EditKind.PATCH and len(array) < len(self._layouts[0].mels):
                 raise ConfigError(
                     f"{what}: the prompt has {len(self._layouts[0].mels)} segments of audio, the donor {len(array)}"
                 )
@@ -173,7 +185,7 @@ class EditTap(Editor):
             limit = n + self._max_tokens - 1
             if audio:
                 letter = next(a for a in target.axes if a in RATES)
-                limit = n = max((_lengths(mel.shape[1])[letter] for mel in layout.mels), default=0)
+                limit = n = max((frames_at(mel.shape[1])[letter] for mel in layout.mels), default=0)
             for a, b in place.positions or ():
                 first, last = from_end((a, b), n)
                 if first < 0 or first >= limit or (last is not None and last > limit):
@@ -219,9 +231,3 @@ class EditTap(Editor):
         for axis, found in zip(axes, array.shape, strict=True):
             if axis in sizes and sizes[axis] != found:
                 raise ConfigError(f"{what}: the donor is another model's: {found} where this one has {sizes[axis]}")
-
-
-def _lengths(frames: int) -> dict[str, int]:
-    """Frames of a clip of `frames` mel frames at every rate."""
-    S = (frames + 1) // 2
-    return {"T": frames, "S": S, "P": S // 2, "R": n_audio_embeddings(frames)}

@@ -26,6 +26,11 @@ class Editor(ABC):
         """Take one edit, behind those that are there."""
         self._targets.setdefault(target.name, []).append(target)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The activations that are edited."""
+        return tuple(self._targets)
+
     def edited(self, name: str, x: mx.array) -> mx.array:
         """The edited activation, or `x` itself where nothing is to be done."""
         for target in self._targets.get(name, ()):
@@ -46,7 +51,11 @@ class Editor(ABC):
 
     @abstractmethod
     def donated(self, donor: Activations, target: Target, row: int) -> np.ndarray:
-        """What a donor has for one row."""
+        """What a donor has at the places of one row."""
+
+    @abstractmethod
+    def pooled(self, donor: Activations, target: Target, row: int) -> list[np.ndarray]:
+        """What of a donor may be drawn for one row."""
 
     @staticmethod
     def donor_range(target: Target) -> tuple[int, int]:
@@ -104,18 +113,16 @@ class Editor(ABC):
     def _taken(self, target: Target, row: int, positions: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
         """What the donors have for one row: without the axis of the batch."""
         edit, name, axes = target.edit, target.name, target.axes[1:]
-        arrays = [self.donated(donor, target, row) for donor in edit.donors]
-        at = next((i for i, a in enumerate(axes) if a in target.times), None)
-        if at is None:  # logits of one position: the donor has one for each
-            at = 0
+        at = next((i for i, a in enumerate(axes) if a in target.times), 0)  # of logits, the donor has every position
         if edit.kind == EditKind.PATCH:
-            array = arrays[0]
-            index = np.clip(positions - edit.donors[0].first_position(name), 0, array.shape[at] - 1)
+            (donor,) = edit.donors
+            array = self.donated(donor, target, row)
+            index = np.clip(positions - donor.first_position(name), 0, array.shape[at] - 1)
             found = np.take(array, index, axis=at)
             if keys is not None:
                 found = _padded(found, keys, at + 1)
         else:
-            pool = np.concatenate(arrays, axis=at)
+            pool = np.concatenate([a for donor in edit.donors for a in self.pooled(donor, target, row)], axis=at)
             found = np.take(pool, [self._drawn(edit.seed, int(p), pool.shape[at]) for p in positions], axis=at)
         return found[0] if "n" not in axes and name == "logits" else found
 

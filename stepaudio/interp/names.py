@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from ..constants import n_audio_embeddings
 from ..errors import ConfigError
 from ..models.speech_lm import StepAudioConfig
 
@@ -55,7 +56,9 @@ GLOSSARY: dict[str, Meaning] = {
     "adapter.conv": Meaning(("B", "R", "C"), "after the adapter's strided convolution and GELU, 12.5 per second"),
     "adapter.out": Meaning(("B", "R", "D"), "audio embeddings; may hold one more than the prompt takes"),
     "decoder.positions": Meaning(("L",), "absolute position in each cache slot of this pass; cannot be replaced"),
-    "decoder.tokens": Meaning(("B", "n"), "token ids at the new positions, -1 where a prompt has not begun; cannot be replaced"),
+    "decoder.tokens": Meaning(
+        ("B", "n"), "token ids of the new positions, -1 before a prompt begins; cannot be replaced"
+    ),
     **_layers("decoder", "BnD", "H", "G", "K"),
     "decoder.{i}.rot_q": Meaning(("B", "H", "n", "K"), "queries after rotation"),
     "decoder.{i}.k_cache": Meaning(("B", "G", "L", "K"), "what the cache gives to this pass: rotated keys, by slot"),
@@ -246,3 +249,9 @@ def warn_of_former(name: str, current: str) -> None:
 def pattern_of(name: str) -> str:
     """The entry of the glossary that a name with a number belongs to."""
     return re.sub(r"\.\d+\.", ".{i}.", name)
+
+
+def frames_at(mel_frames: int) -> dict[str, int]:
+    """Length of a clip of so many mel frames along each axis of time in encoder and adapter, its own frames alone."""
+    S = (mel_frames + 1) // 2
+    return {"T": mel_frames, "S": S, "P": S // 2, "R": n_audio_embeddings(mel_frames)}

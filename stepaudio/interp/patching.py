@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
+import mlx.core as mx
 import numpy as np
 
 from ..choices import Measure
@@ -93,7 +94,7 @@ class Contrast:
     Attributes
     ----------
     model : whose nets run.
-    layout : the corrupt prompt.
+    layout, embeddings : the corrupt prompt; (n, D) before any fault.
     fault : edits that corrupt the run, if the prompt alone does not.
     donor : activations of the clean run along `tokens`.
     tokens : the clean answer, along which both are led.
@@ -105,6 +106,7 @@ class Contrast:
 
     model: StepAudio2
     layout: Layout
+    embeddings: mx.array = field(repr=False)
     fault: Edits
     donor: Activations
     tokens: tuple[int, ...]
@@ -121,7 +123,9 @@ class Contrast:
         """The measure of the corrupt run, with edits behind its fault."""
         both = self.fault + edits
         if measure in FORCED:
-            return self._along(measure, forced_logits(self.model, self.layout, self.tokens, both))
+            return self._along(
+                measure, forced_logits(self.model, self.layout, self.tokens, both, embeddings=self.embeddings)
+            )
         return self._of_answer(measure, _generated(self.model, self.layout, self.options, both))
 
     def _along(self, measure: Measure, logits: np.ndarray) -> float:
@@ -183,15 +187,17 @@ def contrast(
     edit_tap(model, fault, [layout], len(tokens))  # refuses what cannot apply before the long part
     recorder = Recorder(model.config, names, byte_limit=byte_limit)
     clean_logits = forced_logits(model, sound, tokens, tap=recorder)
-    donor = by_position(recorder, n, n + len(tokens) - 1)
-    logits = forced_logits(model, layout, tokens, fault)
+    frames = tuple(mel.shape[1] for mel in sound.mels)
+    donor = by_position(recorder, n, n + len(tokens) - 1, frames)
+    embeddings = model.engine.encode_layout(layout).embeddings
+    logits = forced_logits(model, layout, tokens, fault, embeddings=embeddings)
     parted = np.flatnonzero(logits.argmax(axis=1) != np.array(tokens))
     rows = np.arange(len(tokens))
     lost = log_softmax(clean_logits)[rows, list(tokens)] - log_softmax(logits)[rows, list(tokens)]
     step = int(parted[0] if len(parted) else lost.argmax())
     others = logits[step].copy()
     others[tokens[step]] = -np.inf
-    return Contrast(model, layout, fault, donor, tokens, step, int(others.argmax()), clean_logits, decoding)
+    return Contrast(model, layout, embeddings, fault, donor, tokens, step, int(others.argmax()), clean_logits, decoding)
 
 
 def _generated(model: StepAudio2, layout: Layout, options: DecodingOptions, edits: Edits = NONE) -> tuple[int, ...]:
@@ -237,6 +243,8 @@ def patch_between(
         raise ConfigError('patch_between: expected places with "names" each, at least one, and placebos from 0')
     patterns = [n for p in places for n in ([p["names"]] if isinstance(p["names"], str) else p["names"])]
     pair = contrast(model, clean, corrupt, sorted(set(patterns)), **how)
+    if np.isnan(pair.clean(wanted)):
+        raise ConfigError("patch_between: the clean answer has no words, so there is no word error rate against it")
     edits = [patch(donor=pair.donor, **place) for place in places]
     drawn = [[resample(donors=pair.donor, seed=seed, **place) for seed in range(placebos)] for place in places]
     most = len(pair.tokens) if wanted in FORCED else pair.options.max_tokens
@@ -368,12 +376,14 @@ def ablate_heads(
     for source in sources:
         decoding = merge_options(options, "chat" if is_conversation(source) else "transcribe", **changes)
         layout = lay_out(model, source, prompt, sample_rate)
-        tokens = list(_generated(model, layout, decoding))
-
-        def score(edits: Edits, layout: Layout = layout, tokens: list[int] = tokens) -> float:
-            logprobs = log_softmax(forced_logits(model, layout, tokens, edits))
-            return float(logprobs[np.arange(len(tokens)), tokens].mean())
-
-        whole = score(NONE)
-        lost.append([[whole - score(edits) for edits in row] for row in silent])
+        tokens = _generated(model, layout, decoding)
+        embeddings = model.engine.encode_layout(layout).embeddings
+        whole = _score(model, layout, tokens, NONE, embeddings)
+        lost.append([[whole - _score(model, layout, tokens, one, embeddings) for one in row] for row in silent])
     return HeadTable(tuple(layers), np.array(lost))
+
+
+def _score(model: StepAudio2, layout: Layout, tokens: Sequence[int], edits: Edits, embeddings: mx.array) -> float:
+    """Mean log-probability of the tokens, nats."""
+    logprobs = log_softmax(forced_logits(model, layout, tokens, edits, embeddings=embeddings))
+    return float(logprobs[np.arange(len(tokens)), list(tokens)].mean())

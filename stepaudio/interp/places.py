@@ -22,7 +22,7 @@ class Place:
     ----------
     positions : number, slice, range or numbers
         In the prompt and the answer, from 0, below 0 from the end of the prompt; in encoder and adapter, frames of the
-        activation itself.
+        activation itself, in every segment of audio.
     seconds : (start, stop), optional
         Of audio, in clip `clip`: every frame or audio embedding that the stretch touches.
     clip : int >= 0
@@ -51,6 +51,8 @@ class Place:
             object.__setattr__(self, "seconds", _stretch(self.seconds))
         if not is_whole(self.clip) or self.clip < 0:
             raise ConfigError(f"clip: expected a number from 0, found {self.clip!r:.80}")
+        if self.clip and self.seconds is None:
+            raise ConfigError(f"clip {self.clip}: expected seconds with it, which it counts from its own beginning")
 
     @property
     def everywhere(self) -> bool:

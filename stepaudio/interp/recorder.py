@@ -144,6 +144,7 @@ class Trace:
     n_prompt : positions of the prompt.
     chunk_seconds : longest segment of audio.
     recorder : what was recorded.
+    frames : mel frames of each segment of audio.
     """
 
     steps: tuple[Step, ...]
@@ -151,6 +152,7 @@ class Trace:
     n_prompt: int
     chunk_seconds: float
     recorder: Recorder
+    frames: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -241,7 +243,8 @@ def record(
     # The loop computes one token ahead; that pass belongs to none.
     recorder.keep_passes((recorder.first_choice or 0) + len(steps))
     seconds = model.pipeline.chunk_samples / SAMPLE_RATE
-    return Trace(steps, request.spans, len(request.tokens), seconds, recorder)
+    frames = tuple(mel.shape[1] for mel in layout.mels)
+    return Trace(steps, request.spans, len(request.tokens), seconds, recorder, frames)
 
 
 def transcription(source, system: str = ASR_SYSTEM) -> list[Message]:

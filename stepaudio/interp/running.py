@@ -81,7 +81,12 @@ def edit_tap(model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tok
 
 
 def forced_logits(
-    model: StepAudio2, layout: Layout, tokens: Sequence[int], edits: Edits | None = None, tap: Tap | None = None
+    model: StepAudio2,
+    layout: Layout,
+    tokens: Sequence[int],
+    edits: Edits | None = None,
+    tap: Tap | None = None,
+    embeddings: mx.array | None = None,
 ) -> np.ndarray:
     """Logits (tokens, V) that choose each of the given tokens, float32: one pass over prompt and tokens, no cache.
 
@@ -91,12 +96,16 @@ def forced_logits(
     tokens : the answer along which the model is led, at least one; whatever it would have chosen.
     edits : made on the way; step i stands before token i.
     tap : called behind them.
+    embeddings : (n, D) of the prompt without edits, which saves encoding its audio where no edit is in encoder or
+        adapter.
     """
     if not len(tokens):
         raise ConfigError("forced logits: expected at least one token, found none")
     net = model.engine.net
-    watching = chain(edit_tap(model, edits or Edits(), [layout], len(tokens)), tap)
-    prompt = model.engine.encode_layout(layout, watching).embeddings
+    editing = edit_tap(model, edits or Edits(), [layout], len(tokens))
+    watching, prompt = chain(editing, tap), embeddings
+    if prompt is None or editing.in_audio:
+        prompt = model.engine.encode_layout(layout, watching).embeddings
     ids = np.array([[*layout.prompt.tokens, *tokens[:-1]]], np.int32)
     x = mx.concatenate([prompt[None], net.embed(ids[:, len(layout.prompt.tokens) :])], axis=1)
     logits = net.logits(x, NoCache(net.model.rope), watching, mx.array(ids))
@@ -131,11 +140,11 @@ def activations(
         model, source, names, edits=edits, byte_limit=byte_limit, prompt=prompt, sample_rate=sample_rate,
         options=options, **changes,
     )  # fmt: skip
-    return by_position(trace.recorder, trace.n_prompt, trace.n_prompt + len(trace.steps) - 1)
+    return by_position(trace.recorder, trace.n_prompt, trace.n_prompt + len(trace.steps) - 1, trace.frames)
 
 
-def by_position(recorder: Recorder, n_prompt: int, n_positions: int) -> Activations:
-    """What was recorded, by position; nothing may have been evicted on the way."""
+def by_position(recorder: Recorder, n_prompt: int, n_positions: int, frames: tuple[int, ...]) -> Activations:
+    """What was recorded, by position; nothing may have been evicted on the way. `frames` as `Activations` has them."""
     found = {}
     for name in recorder.names:
         if name in FIXED:
@@ -150,4 +159,4 @@ def by_position(recorder: Recorder, n_prompt: int, n_positions: int) -> Activati
             found[name] = np.concatenate(wide, axis=2)
         else:
             found[name] = np.concatenate(arrays, axis=axes.index("n")) if "n" in axes else arrays[-1]
-    return Activations(found, n_prompt, n_positions)
+    return Activations(found, n_prompt, n_positions, frames)

@@ -99,6 +99,10 @@ class SoundEditTap(Editor):
         """A donor's array for one row."""
         return donor[target.name][row]
 
+    def pooled(self, donor: Activations, target: Target, row: int) -> list[np.ndarray]:
+        """The same: rows with and without conditions are never mixed."""
+        return [donor[target.name][row]]
+
     def _spans(self, target: Target, place: Place, n: int) -> list[list[Span]]:
         found: list[list[Span]] = []
         if place.positions is not None:

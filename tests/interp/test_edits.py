@@ -1,5 +1,7 @@
 """Edits: what a run with them computes, in every way of dividing it into passes, and what is refused before it."""
 
+from dataclasses import replace as changed
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from stepaudio.interp import edits as making
 from stepaudio.interp import names, running
 from stepaudio.interp.edits import Place
 from stepaudio.interp.recorder import record
-from stepaudio.models.kv_cache import CachePolicy
+from stepaudio.models.kv_cache import CachePolicy, FullCache
 
 GREEDY = Sampling.greedy()
 N = 6
@@ -154,6 +156,47 @@ def test_seconds_are_those_of_the_audio(tiny_model, clip):
         assert hit.tolist() == list(range(first, last)), name
 
 
+def test_step_i_is_the_pass_that_chooses_token_i(tiny_model, clip, plain):
+    """The stream behind the last layer is read by the head alone: what was chosen before stays, to the bit."""
+    for i in (0, 2):
+        trace = free(tiny_model, clip, making.replace("decoder.1.resid_post", 1.0, steps=i))
+        got = np.stack(trace["logits"], axis=1)[0]
+        np.testing.assert_array_equal(got[:i], plain["logits"][0, :i])
+        assert np.abs(got[i] - plain["logits"][0, i]).max() > 0.1
+    last = free(tiny_model, clip, making.replace("decoder.1.resid_post", 1.0, positions=-1))
+    first = free(tiny_model, clip, making.replace("decoder.1.resid_post", 1.0, steps=0))
+    np.testing.assert_array_equal(np.stack(last["logits"]), np.stack(first["logits"]))
+
+
+def test_a_token_is_found_where_it_is_read(tiny_model, clip, plain):
+    """A generated token that the prompt lacks: the pass that reads it is the first to change."""
+    trace = free(tiny_model, clip, making.Edits())
+    prompt = running.lay_out(tiny_model, clip).prompt.tokens
+    i, token = next((i, t) for i, t in enumerate(trace.tokens[:-1]) if t not in (*prompt, *trace.tokens[:i]))
+    edited = free(tiny_model, clip, making.replace("decoder.1.resid_post", 1.0, tokens=token))
+    got = np.stack(edited["logits"], axis=1)[0]
+    np.testing.assert_array_equal(got[: i + 1], plain["logits"][0, : i + 1])
+    assert np.abs(got[i + 1] - plain["logits"][0, i + 1]).max() > 0.1
+    x = tiny_model.net.embed(np.array([[1, 2, 3]]))
+    tap = running.edit_tap(tiny_model, making.zero("decoder.0.z", tokens=1), [running.lay_out(tiny_model, clip)], 1)
+    with pytest.raises(ConfigError, match="without token ids"):
+        tiny_model.net.logits(x, FullCache(2, tiny_model.net.model.rope), tap)
+
+
+def test_a_mean_leaves_out_what_a_batch_was_padded_with(tiny_model):
+    """Two segments of one recording, the second shorter: its own frames count, by hand."""
+    small = tiny_model.altered(pipeline=changed(tiny_model.pipeline, chunk_samples=16_000))
+    donor = running.activations(small, tiny.noise(1.5), "encoder.out", **HOW)
+    assert donor["encoder.out"].shape[0] == 2 and donor.frames[0] > donor.frames[1]
+    own = [donor["encoder.out"][row, : (donor.frames[row] + 1) // 2 // 2] for row in range(2)]
+    edits = making.mean("adapter.conv", running.activations(small, tiny.noise(1.5), "adapter.conv", **HOW))
+    assert (
+        record(small, tiny.noise(1.5), "adapter.conv", edits=edits, **HOW)["adapter.conv"][0].std(axis=1).max() < 1e-6
+    )
+    trace = record(small, tiny.noise(1.5), "encoder.out", edits=making.mean("encoder.out", donor), **HOW)
+    np.testing.assert_allclose(trace["encoder.out"][0][0, 0], np.concatenate(own).mean(axis=0), atol=1e-5)
+
+
 # ---- edits as values ----
 
 
@@ -210,9 +253,14 @@ REFUSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def few(tiny_model, clip):
+    """A donor with one layer and fewer tokens."""
+    return running.activations(tiny_model, clip, "decoder.0.*", sampling=GREEDY, max_tokens=4, on_loop="off")
+
+
 @pytest.mark.parametrize("message", REFUSED)
-def test_an_edit_that_cannot_apply_is_refused_before_anything_runs(tiny_model, clip, monkeypatch, message):
-    few = running.activations(tiny_model, clip, ["decoder.0.*"], sampling=GREEDY, max_tokens=4, on_loop="off")
+def test_an_edit_that_cannot_apply_is_refused_before_anything_runs(tiny_model, clip, few, monkeypatch, message):
     edits = REFUSED[message](few)
     monkeypatch.setattr(type(tiny_model.net), "encode_audio", None)
     for run in (
@@ -230,6 +278,7 @@ def test_an_edit_that_cannot_apply_is_refused_before_anything_runs(tiny_model, c
     lambda: making.zero("decoder.0.z", seconds=(1, 1)), lambda: making.zero("decoder.0.z", seconds=3),
     lambda: making.zero("decoder.0.z", seconds=(0, float("nan"))), lambda: making.zero("decoder.0.z", clip=-1),
     lambda: making.zero("decoder.0.z", heads=True), lambda: making.zero("decoder.0.z", heads=slice(1, None)),
+    lambda: making.zero("decoder.0.z", clip=1),
     lambda: making.zero([]), lambda: making.zero(3), lambda: making.zero("decoder.0.z", keys=3),
     lambda: making.add("logits", float("nan")), lambda: making.add("logits", "much"),
     lambda: making.add("logits", np.zeros((2, 2, 2))), lambda: making.add("logits", 1, layer=3),

@@ -118,3 +118,22 @@ def test_heads_by_hand(tiny_model, clip):
 def test_what_cannot_be_compared_is_refused(tiny_model, clip, call, message):
     with pytest.raises(StepAudioError, match=message):
         call(tiny_model, clip)
+
+
+def test_audio_that_no_edit_touches_is_encoded_once(tiny_model, clip, monkeypatch):
+    calls, encode = [], type(tiny_model.net).encode_audio
+    monkeypatch.setattr(type(tiny_model.net), "encode_audio", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    places = [{"names": name} for name in ORDER]
+    fault = making.scale("decoder.0.mlp_out", -1.0)
+    patching.patch_between(tiny_model, clip, None, places, fault=fault, **HOW)
+    few = len(calls)
+    patching.patch_between(tiny_model, clip, None, places + places, fault=fault, **HOW)
+    assert len(calls) == 2 * few
+    patching.patch_between(tiny_model, clip, None, [{"names": "adapter.out"}], fault=fault, **HOW)
+    assert len(calls) == 3 * few + 1
+
+
+def test_a_rate_against_an_answer_without_words_is_refused(tiny_model, clip, monkeypatch):
+    monkeypatch.setattr(tiny_model.engine, "decode", lambda tokens: "")
+    with pytest.raises(StepAudioError, match="no words"):
+        patching.patch_between(tiny_model, clip, tiny.noise(1.3, 7), {"names": "logits"}, "wer", **HOW)
