@@ -45,7 +45,7 @@ class EditTap(Editor):
     def __init__(
         self, edits: Edits, config: StepAudioConfig, layouts: Sequence[Layout], max_tokens: int, chunk_samples: int
     ):
-        super().__init__()
+        super().__init__(edits)
         self._layouts, self._max_tokens = tuple(layouts), max_tokens
         self._chunk = chunk_samples / SAMPLE_RATE
         longest = max(len(layout.prompt.tokens) for layout in self._layouts)

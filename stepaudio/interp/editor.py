@@ -10,15 +10,21 @@ import mlx.core as mx
 import numpy as np
 
 from ..choices import EditKind
+from ..errors import ConfigError
 from .donor import Activations
 from .edit_targets import HEADS, Target
+from .edits import Edits
 from .places import Place, Span
 
 
 class Editor(ABC):
     """Makes edits at the activations that they mean; which position is which, a subclass knows."""
 
-    def __init__(self):
+    def __init__(self, edits: Edits):
+        if not isinstance(edits, Edits):
+            raise ConfigError(
+                f"edits: expected what zero, patch and the others give, joined with +, found {type(edits).__name__}"
+            )
         self._targets: dict[str, list[Target]] = {}
         self._draws: dict[tuple[int, int, int], int] = {}
 

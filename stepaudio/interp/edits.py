@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..choices import EditKind
@@ -33,6 +34,8 @@ class Value:
     @classmethod
     def of(cls, given: Any, name: str) -> Value:
         """Any array of real, finite numbers."""
+        if isinstance(given, mx.array):
+            given = np.array(given.astype(mx.float32))
         try:
             array = np.array(given, dtype=np.float32)
         except (TypeError, ValueError):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Unpack
 
 import mlx.core as mx
 import numpy as np
 
-from ..choices import Measure
+from ..choices import Measure, is_count, is_number, shown
 from ..constants import EMBEDDINGS_PER_SECOND
 from ..decoding.generate import collect, generate
 from ..decoding.loop_detector import find_loop
@@ -31,6 +31,7 @@ from .donor import Activations
 from .edit_targets import HEADS
 from .edits import Edits, mean, patch, resample, zero
 from .names import GLOSSARY, activation_names, axis_sizes, matching, pattern_of
+from .places import Place
 from .recorder import BYTE_LIMIT, Recorder
 from .running import by_position, edit_tap, forced_logits, lay_out
 
@@ -239,8 +240,13 @@ def patch_between(
     ConfigError : as `contrast`, or a place that the runs do not have; no patch has run then.
     """
     wanted, places = Measure.of(measure, "measure"), [where] if isinstance(where, Mapping) else list(where)
-    if not places or not all(isinstance(p, Mapping) and "names" in p for p in places) or placebos < 0:
-        raise ConfigError('patch_between: expected places with "names" each, at least one, and placebos from 0')
+    known = {"names", "heads", "keys", *(f.name for f in fields(Place))}
+    if not places or not all(isinstance(p, Mapping) and "names" in p and set(p) <= known for p in places):
+        raise ConfigError(
+            f"patch_between: expected places, at least one, with names each and any of {', '.join(sorted(known))}"
+        )
+    if not is_count(placebos):
+        raise ConfigError(f"placebos: expected a whole number from 0, found {shown(placebos)}")
     patterns = [n for p in places for n in ([p["names"]] if isinstance(p["names"], str) else p["names"])]
     pair = contrast(model, clean, corrupt, sorted(set(patterns)), **how)
     if np.isnan(pair.clean(wanted)):
@@ -252,8 +258,8 @@ def patch_between(
         edit_tap(model, pair.fault + one, [pair.layout], most)
     values = np.array([pair.corrupt(wanted, one) for one in edits])
     blind = np.array([[pair.corrupt(wanted, one) for one in row] for row in drawn]).reshape(len(places), placebos)
-    shown = tuple(str(one).split(" ", 1)[1].rsplit("; from", 1)[0] for one in edits)
-    return Patched(shown, wanted, pair.clean(wanted), pair.corrupt(wanted), values, blind)
+    texts = tuple(str(one).split(" ", 1)[1].rsplit("; from", 1)[0] for one in edits)
+    return Patched(texts, wanted, pair.clean(wanted), pair.corrupt(wanted), values, blind)
 
 
 @dataclass(frozen=True)
@@ -296,8 +302,8 @@ def causal_trace(
     names : patterns; each activation is one layer of the map, in the order in which they are computed.
     seconds : length of a stretch, at least 0.08 (one audio embedding).
     """
-    if not seconds >= 1 / EMBEDDINGS_PER_SECOND:
-        raise ConfigError(f"seconds: expected at least {1 / EMBEDDINGS_PER_SECOND:g}, found {seconds:g}")
+    if not is_number(seconds) or not seconds >= 1 / EMBEDDINGS_PER_SECOND:
+        raise ConfigError(f"seconds: expected at least {1 / EMBEDDINGS_PER_SECOND:g}, found {shown(seconds)}")
     patterns = (names,) if isinstance(names, str) else tuple(names)
     meant = frozenset().union(*matching(patterns, model.config).values())
     layers = tuple(n for n in activation_names(model.config) if n in meant)
@@ -366,7 +372,8 @@ def ablate_heads(
     ------
     ConfigError : no source, or names without heads.
     """
-    layers = [n for n in activation_names(model.config) if n in matching([names], model.config)[names]]
+    meant = matching([names], model.config)[names] if isinstance(names, str) else frozenset()
+    layers = [n for n in activation_names(model.config) if n in meant]
     axes = {GLOSSARY[pattern_of(n)].axes[1] for n in layers}
     if len(axes) != 1 or not axes <= set(HEADS) or not isinstance(sources, (list, tuple)) or not sources:
         raise ConfigError(f"ablate_heads: expected a list of recordings and heads of one net, found {names!r:.80}")

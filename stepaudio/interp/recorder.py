@@ -235,7 +235,7 @@ def record(
     decoding = merge_options(options, "chat" if asked else "transcribe", **changes)
     layout = engine.lay_out(messages, sample_rate=given_rate(sample_rate, sr))
     editing = None
-    if edits:
+    if edits is not None:
         editing = EditTap(edits, model.config, [layout], decoding.max_tokens, model.pipeline.chunk_samples)
     watching = chain(editing, tap, recorder)
     request = engine.encode_layout(layout, watching)

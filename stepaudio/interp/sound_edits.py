@@ -70,7 +70,7 @@ class SoundEditTap(Editor):
     """
 
     def __init__(self, edits: Edits, flow: Flow, vocoder: Hift, n_prompt: int, n_codes: int, n_steps: int):
-        super().__init__()
+        super().__init__(edits)
         self._prompt, self._codes, self._up = n_prompt, n_codes, flow.up
         names = sound_names(flow, vocoder, n_steps)
         for edit in edits:

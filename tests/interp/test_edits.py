@@ -287,3 +287,15 @@ def test_an_edit_that_cannot_apply_is_refused_before_anything_runs(tiny_model, c
 def test_what_is_no_edit_is_refused_when_it_is_made(make):
     with pytest.raises(ConfigError):
         make()
+
+
+def test_what_is_no_edits_is_refused_by_a_run(tiny_model, clip):
+    one = making.zero("decoder.0.z")
+    for given in ([one], one.edits[0], {}, "zero"):
+        with pytest.raises(ConfigError, match=r"joined with \+"):
+            free(tiny_model, clip, given)
+
+
+def test_values_may_be_arrays_of_the_device():
+    vector = mx.arange(32).astype(mx.bfloat16)
+    assert making.add("decoder.out", vector) == making.add("decoder.out", np.arange(32))
