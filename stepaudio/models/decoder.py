@@ -195,7 +195,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
-        """(B, n, D) -> (B, n, D); see `interp.recorder.GLOSSARY` for what the tap receives."""
+        """(B, n, D) -> (B, n, D); see `interp.names.GLOSSARY` for what the tap receives."""
         x = emit(tap, "resid_pre", x)
         added = emit(tap, "attn_out", self.self_attn(self.input_layernorm(x), cache, layer, tap))
         x = emit(tap, "resid_mid", x + added)

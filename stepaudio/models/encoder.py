@@ -114,7 +114,7 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp_ln = nn.LayerNorm(n_state)
 
     def __call__(self, x: mx.array, mask: mx.array, tap: Tap | None = None) -> mx.array:
-        """(B, S, C) -> (B, S, C); see `interp.recorder.GLOSSARY` for what the tap receives."""
+        """(B, S, C) -> (B, S, C); see `interp.names.GLOSSARY` for what the tap receives."""
         x = emit(tap, "resid_pre", x)
         pieces = Pieces()  # of one block: at the published width, of several clips, it takes seconds on a CPU
         x = emit(tap, "resid_mid", x + emit(tap, "attn_out", self.attn(self.attn_ln(x), mask, tap)))

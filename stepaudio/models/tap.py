@@ -20,7 +20,7 @@ def emit(tap: Tap | None, name: str, x: mx.array) -> mx.array:
     ----------
     tap : called as tap(name, x). None, or `x` itself, leaves everything as it is; any other array (MLX or numpy) takes
         the place of `x` in all that follows, in the dtype of `x`.
-    name : what `x` is called, see `stepaudio.interp.recorder.GLOSSARY`.
+    name : what `x` is called, see `stepaudio.interp.names.GLOSSARY`.
 
     Raises
     ------

@@ -129,7 +129,7 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp_ln = nn.LayerNorm(C, eps=config.ln_eps)
 
     def __call__(self, x: mx.array, length: mx.array, tap: Tap | None = None) -> mx.array:
-        """(B, S, C) -> (B, S, C); see `interp.token2wav.GLOSSARY` for what the tap receives."""
+        """(B, S, C) -> (B, S, C); see `interp.names.TOKEN2WAV_GLOSSARY` for what the tap receives."""
         x = emit(tap, "resid_pre", x)
         x = emit(tap, "resid_mid", x + emit(tap, "attn_out", self.attn(self.attn_ln(x), length, tap)))
         widen, activate, narrow = self.mlp
