@@ -10,7 +10,7 @@ from stepaudio.decoding.generate import Request, collect, generate
 from stepaudio.decoding.options import RunOptions
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import ConfigError
-from stepaudio.interp.names import activation_names
+from stepaudio.interp.names import FIXED, activation_names
 from stepaudio.models.kv_cache import CachePolicy, NoCache
 from stepaudio.models.tap import chain, emit, named
 
@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(0, 48, 14)
 FRAMES = 45
 NAMES = list(activation_names(NET.config))
 ENCODED = [n for n in NAMES if n.startswith(("encoder", "adapter"))]
-DECODED = [n for n in NAMES if n.startswith(("decoder", "logits")) and n != "decoder.positions"]
+DECODED = [n for n in NAMES if n.startswith(("decoder", "logits")) and n not in FIXED]
 
 
 def off(got, want) -> float:
@@ -33,7 +33,7 @@ def mel(frames: int = FRAMES, seed: int = 1) -> np.ndarray:
 
 
 def logits(tap=None, tokens=TOKENS) -> mx.array:
-    return NET.logits(NET.embed(tokens), NoCache(NET.model.rope), tap)
+    return NET.logits(NET.embed(tokens), NoCache(NET.model.rope), tap, mx.array(tokens)[None])
 
 
 def embeddings(tap=None, x=None) -> mx.array:
@@ -152,7 +152,7 @@ def test_everything_of_a_donor_gives_the_donors_run(run):
         logits: lambda tap: logits(tap, TOKENS[::-1].copy()),
         embeddings: lambda tap: embeddings(tap, mel(seed=2)),
     }[run]
-    values = {name: x for name, x in seen(donor).items() if name != "decoder.positions"}
+    values = {name: x for name, x in seen(donor).items() if name not in FIXED}
     assert off(run(lambda name, x: values.get(name)), donor(None)) < 1e-6
     assert off(run(), donor(None)) > 0.1
 
@@ -168,10 +168,11 @@ def test_the_residual_stream_of_a_donor_is_enough(layer):
     assert off(logits(only(name, seen(donor)[name])), donor(None)) < 1e-6
 
 
-def test_positions_can_be_read_but_not_replaced():
+@pytest.mark.parametrize(("name", "given"), [("positions", np.arange(14)), ("tokens", TOKENS[None])])
+def test_positions_and_tokens_can_be_read_but_not_replaced(name, given):
     with pytest.raises(ConfigError, match="can be read, not replaced"):
-        logits(only("decoder.positions", mx.zeros((14,), mx.int32)))
-    assert seen(logits)["decoder.positions"].tolist() == list(range(14))
+        logits(only(f"decoder.{name}", mx.zeros(given.shape, mx.int32)))
+    assert np.array_equal(seen(logits)[f"decoder.{name}"], given)
 
 
 def test_a_wrong_shape_names_its_place():
