@@ -74,6 +74,11 @@ KINDS = [
     "scale seconds", "scale the mel", "scale a value cache", "scale logits", "adapter", "mean", "mean of heads",
     "patch", "patch a pattern", "patch logits", "resample", "tokens", "tokens as keys", "several",
 ]  # fmt: skip
+# Kinds whose place, values or draws differ from row to row of a batch; what is in the audio is edited clip by clip.
+BY_ROW = [
+    "zero keys of audio", "replace positions", "add to steps", "scale a value cache", "mean of heads", "patch",
+    "patch a pattern", "patch logits", "resample", "tokens as keys",
+]  # fmt: skip
 
 
 # ---- edits that must not change anything, and those that must change all ----
@@ -82,8 +87,8 @@ KINDS = [
 def test_an_identity_edit_changes_no_bit(tiny_model, clip, plain):
     every = [n for n in names.activation_names(tiny_model.config) if n not in names.FIXED]
     for name in every:
-        trace = free(tiny_model, clip, making.scale(name, 1.0) + making.add(name, 0.0))
-        np.testing.assert_array_equal(np.stack(trace["logits"], axis=1), plain["logits"], err_msg=name)
+        trace = free(tiny_model, clip, making.scale(name, 1.0) + making.add(name, 0.0), max_tokens=3)
+        np.testing.assert_array_equal(np.stack(trace["logits"], axis=1), plain["logits"][:, :3], err_msg=name)
 
 
 def test_patching_everything_gives_the_donors_run_to_the_bit(tiny_model, clip, plain, donor):
@@ -103,7 +108,7 @@ def test_cached_generation_equals_one_pass_without_a_cache(tiny_model, clip, pla
     assert np.abs(got - plain["logits"][0]).max() > 1e-2, "the edit did nothing"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BY_ROW)
 def test_a_batch_gives_what_each_gets_alone(tiny_model, clip, donor, kind):
     lengths = (1.3, 1.3) if kind == "patch logits" else (2.1, 1.7)  # a donor has logits from its own prompt's end on
     edits, clips = every_kind(donor)[kind], [clip, tiny.noise(lengths[0], 3), tiny.noise(lengths[1], 4)]
