@@ -217,6 +217,9 @@ def _pick_file(folder: Path) -> Path:
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     found = [file for file in (single, index) if is_file(file, WeightsError)]
     if len(found) > 1:
+        named = read_object(index, WeightsError, "download the index again").get("weight_map")
+        if isinstance(named, dict) and set(map(str, named.values())) == {SINGLE_FILE}:
+            return index  # some tools write an index of one file; it says nothing else, and is held to that
         raise WeightsError(
             f"{folder}: holds both {SINGLE_FILE} and {INDEX_FILE}, so it is unclear which is meant; remove one, or "
             "give the path of the file itself"

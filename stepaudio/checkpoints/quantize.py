@@ -22,20 +22,27 @@ from tqdm import tqdm
 from .. import __version__
 from ..backend.process import enter
 from ..errors import WeightsError
-from ..files import BLOCK_BYTES, move_into_place, staging_folder
+from ..files import move_into_place, staging_folder
 from ..models.quantization import Bits
 from ..models.speech_lm import CONFIG_FILE
-from ..reading import is_file, read_object
 from .capabilities import FILE as CAPABILITIES
 from .dtypes import HELD, numpy_dtype
 from .header import INDEX_FILE, SINGLE_FILE, TensorInfo
 from .int8 import SCALE, ScaledTensor
 from .joined import JoinedTensor
 from .packed import BIASES, KEY, OTHER_KEY, SCALES, WEIGHT
-from .quantize_plan import MANIFEST, SHARD_BYTES, Plan, plan_quantisation, quantization_of, stored_entries
+from .quantize_plan import (
+    MANIFEST,
+    SHARD_BYTES,
+    Plan,
+    is_listed,
+    plan_quantisation,
+    quantization_of,
+    stored_entries,
+)
 from .recipe import Recipe
 from .save import clear_stale
-from .tensor_file import TensorFile
+from .tensor_file import TensorFile, copy_stored, index_of
 
 ASIDE = ".quantising-"
 FORMAT = 1
@@ -149,11 +156,7 @@ def write_quantised(plan: Plan, out: Path) -> Quantised:
 
 def is_quantised(path: Path) -> bool:
     """Whether a file was written by `quantise`: the manifest of its folder, or of the one above, names it."""
-    for folder in (path.parent, path.parent.parent):
-        if is_file(folder / MANIFEST, WeightsError):
-            files = read_object(folder / MANIFEST, WeightsError, "name another folder").get("files")
-            return isinstance(files, list) and path.relative_to(folder).as_posix() in files
-    return False
+    return is_listed(path, MANIFEST)
 
 
 # ---- what is written ----
@@ -164,9 +167,10 @@ def _write(stream: TensorFile, name: str, info: TensorInfo, plan: Plan) -> Fate:
     bits = plan.chosen.get(layer) if name.endswith(WEIGHT) else None
     after = sum(entry.nbytes for entry in stored_entries(name, info, plan.chosen).values())
     if bits is None:
-        _copy(stream, name, info)
+        own = info.nbytes - info.scale.nbytes if isinstance(info, ScaledTensor) else info.nbytes
+        copy_stored(stream, name, info.file, info.offset, own)
         if isinstance(info, ScaledTensor):
-            _copy(stream, name + SCALE, info.scale)
+            copy_stored(stream, name + SCALE, info.scale.file, info.scale.offset, info.scale.nbytes)
         return Fate(name, KEPT, info.nbytes, after, _reason(layer, info, plan))
     moved = whole = 0.0
     for block in _rows(info):
@@ -210,18 +214,6 @@ def _bytes_of(array: mx.array) -> bytes:
     return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array).tobytes()
 
 
-def _copy(stream: TensorFile, name: str, info: TensorInfo) -> None:
-    left = info.nbytes - (info.scale.nbytes if isinstance(info, ScaledTensor) else 0)
-    with info.file.open("rb") as source:
-        source.seek(info.offset)
-        while left:
-            data = source.read(min(left, BLOCK_BYTES))
-            if not data:
-                raise WeightsError(f"{info.file}: ends within {name}; it changed meanwhile")
-            stream.write(name, data)
-            left -= len(data)
-
-
 def _manifest(plan: Plan, fates: list[Fate]) -> dict:
     """What became of every tensor, and of what it was made."""
     sources = sorted({info.file for info in plan.records.values()})
@@ -245,9 +237,7 @@ def _write_texts(aside: Path, plan: Plan, manifest: dict) -> None:
         stated = asdict(plan.capabilities)
         texts[CAPABILITIES] = {k: v for k, v in stated.items() if v is not None and k != "refusals"}
     if len(plan.shards) > 1:
-        shard_of = {name: file for file, entries in plan.shards.items() for name in entries}
-        total = sum(entry.nbytes for entries in plan.shards.values() for entry in entries.values())
-        texts[INDEX_FILE] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
+        texts[INDEX_FILE] = index_of(plan.shards)
     for name, content in texts.items():
         (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -16,7 +16,7 @@ from .capabilities import Capabilities
 from .convert.manifest import converted_folder
 from .convert.published import FOLDER, published_folder
 from .dtypes import HELD
-from .header import INDEX_FILE, SINGLE_FILE, TensorInfo, listed
+from .header import INDEX_FILE, TensorInfo, listed
 from .hub import OTHERS, TOKENIZERS
 from .hub_name import repository_of
 from .int8 import SCALE, ScaledTensor
@@ -24,7 +24,7 @@ from .layout import expected_layout
 from .packed import BIASES, SCALES, WEIGHT, PackedTensor, packed_width, quantisable, read_tensors
 from .recipe import Recipe
 from .report import compare
-from .tensor_file import Entry
+from .tensor_file import Entry, split_into_files
 
 MANIFEST = "quantised.json"
 SHARD_BYTES = 5_000_000_000  # of one file, as MLX's tools have it
@@ -96,7 +96,7 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
     for bits in dict.fromkeys(chosen.values()):
         require_backend(bits)
     entries = {name: stored_entries(name, info, chosen) for name, info in records.items()}
-    copied, notes = _beside(source)
+    copied, notes = beside_weights(source)
     file = source / (CONFIG_FILE if is_file(source / CONFIG_FILE, ConfigError) else FLAT_FILE)
     stated = Capabilities.of(source)
     return Plan(
@@ -107,7 +107,7 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
         records=records,
         chosen=chosen,
         layers=layers,
-        shards=_split(entries, shard_bytes),
+        shards=split_into_files(entries, shard_bytes),
         copied=copied,
         capabilities=None if CAPABILITIES in copied or stated == Capabilities() else stated,
         notes=notes,
@@ -131,20 +131,7 @@ def stored_entries(name: str, info: TensorInfo, chosen: Mapping[str, Bits]) -> d
     return found | {layer + SCALES: Entry(kind, groups), layer + BIASES: Entry(kind, groups)}
 
 
-def _split(entries: Mapping[str, Mapping[str, Entry]], most: int) -> dict[str, dict[str, Entry]]:
-    """File name -> its tensors, filled in order; the parts of a tensor stay together."""
-    groups: list[dict[str, Entry]] = [{}]
-    for parts in entries.values():
-        held = sum(entry.nbytes for entry in groups[-1].values())
-        if groups[-1] and held + sum(entry.nbytes for entry in parts.values()) > most:
-            groups.append({})
-        groups[-1] |= parts
-    if len(groups) == 1:
-        return {SINGLE_FILE: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
-
-
-def _beside(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def beside_weights(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Files to be copied as they are, and what is to be said of what is not."""
     names = [*(n for n in OTHERS if n not in (CONFIG_FILE, FLAT_FILE)), *(n for group in TOKENIZERS for n in group)]
     found = [name for name in names if is_file(source / name, ConfigError)]
@@ -168,3 +155,12 @@ def quantization_of(chosen: Mapping[str, Bits], layers: Mapping[str, tuple[int, 
     said = Quantization(default)
     odd = {name: chosen.get(name) for name, (_, width) in layers.items() if said.of(name, width) != chosen.get(name)}
     return Quantization(default, odd)
+
+
+def is_listed(path: Path, manifest: str) -> bool:
+    """Whether the manifest of this name in a file's folder, or in the one above, names the file."""
+    for folder in (path.parent, path.parent.parent):
+        if is_file(folder / manifest, WeightsError):
+            files = read_object(folder / manifest, WeightsError, "name another folder").get("files")
+            return isinstance(files, list) and path.relative_to(folder).as_posix() in files
+    return False

@@ -13,7 +13,10 @@ from math import prod
 from pathlib import Path
 from typing import Self
 
+from ..errors import WeightsError
+from ..files import BLOCK_BYTES
 from .dtypes import ITEM_BYTES
+from .header import SINGLE_FILE
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,35 @@ class TensorFile:
     def __exit__(self, kind, *_) -> None:
         self._stream.close()
         assert kind or not any(self._left.values()), f"{self._path}: not whole"
+
+
+def split_into_files(entries: Mapping[str, Mapping[str, Entry]], most: int) -> dict[str, dict[str, Entry]]:
+    """File name -> its tensors, filled in order up to `most` bytes; what one tensor is stored as stays together."""
+    groups: list[dict[str, Entry]] = [{}]
+    for parts in entries.values():
+        held = sum(entry.nbytes for entry in groups[-1].values())
+        if groups[-1] and held + sum(entry.nbytes for entry in parts.values()) > most:
+            groups.append({})
+        groups[-1] |= parts
+    if len(groups) == 1:
+        return {SINGLE_FILE: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def index_of(shards: Mapping[str, Mapping[str, Entry]]) -> dict[str, object]:
+    """What the index of several files says."""
+    shard_of = {name: file for file, entries in shards.items() for name in entries}
+    total = sum(entry.nbytes for entries in shards.values() for entry in entries.values())
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
+
+
+def copy_stored(stream: TensorFile, name: str, file: Path, offset: int, nbytes: int) -> None:
+    """Bytes of a stored tensor as they are. Raises `WeightsError` where the file has become shorter."""
+    with file.open("rb") as source:
+        source.seek(offset)
+        while nbytes:
+            data = source.read(min(nbytes, BLOCK_BYTES))
+            if not data:
+                raise WeightsError(f"{file}: ends within {name}; it changed meanwhile")
+            stream.write(name, data)
+            nbytes -= len(data)

@@ -104,6 +104,7 @@ def _parser() -> tuple[Parser, list[str]]:
     from .download import add_download_verb
     from .evaluate import add_evaluate_verb
     from .experiments import add_experiment_verbs
+    from .export import add_export_verb
     from .plan import add_plan_verb
     from .quantize import add_quantize_verb
     from .speak import add_speaking_verbs
@@ -124,6 +125,7 @@ def _parser() -> tuple[Parser, list[str]]:
     add_download_verb(verbs)
     add_checkpoint_verbs(verbs)
     add_quantize_verb(verbs)
+    add_export_verb(verbs)
     add_plan_verb(verbs)
     add_experiment_verbs(verbs)
     about = add_verb(

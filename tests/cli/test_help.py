@@ -38,7 +38,8 @@ def refused(capsys, *argv: str) -> str:
 
 def test_the_commands():
     assert set(VERBS) == {"transcribe", "speak", "say-codes", "respond", "translate", "evaluate", "weights", "convert",
-                          "quantize", "plan", "verify", "download", "bench", "sweep", "info", "demo"}  # fmt: skip
+                          "quantize", "export", "plan", "verify", "download", "bench", "sweep", "info",
+                          "demo"}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
