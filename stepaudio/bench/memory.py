@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,7 @@ from ..models.speech_lm import StepAudioConfig, StepAudioNet
 from ..transcribe import transcribe_recordings
 from .memory_plan import WORDS, MemoryPlan, Task
 
+BIAS = 0.02  # spread of the biases of random nets
 PROMPT = ([1] * (WORDS // 2), [2] * (WORDS // 2))  # token ids before and after the audio
 
 
@@ -37,15 +39,21 @@ class Shown:
 
 
 def random_engine(config: StepAudioConfig, dtype: mx.Dtype, recipe: Recipe | None = None, seed: int = 0) -> Engine:
-    """A net of these sizes with random weights, made matrix by matrix, and no tokenizer."""
+    """A net of these sizes with random weights, made matrix by matrix, and no tokenizer.
+
+    Matrices and kernels are normal with a variance of 1 / inputs, norms 1, biases small: signals keep their size from
+    layer to layer, so that what two programs make of them can be compared.
+    """
     enter()
     net, keys = StepAudioNet(config), mx.random.key(seed)
     chosen = {} if recipe is None else recipe.choose(layers_of(net))
     for name, array in parameters_of(net).items():
         layer = name.removesuffix(".weight")
-        scale = 0.02 if array.ndim > 1 else 1.0
+        scale = prod(array.shape[1:]) ** -0.5 if array.ndim > 1 else BIAS
         keys, key = mx.random.split(keys)
         value = (mx.random.normal(array.shape, dtype, key=key) * scale).astype(dtype)
+        if array.ndim == 1 and not name.endswith("bias"):
+            value = mx.ones(array.shape, dtype)
         net.load_weights([(name, value)], strict=False)
         if layer in chosen and name.endswith(".weight"):
             quantise_layers(net, {layer: chosen[layer]})

@@ -1,4 +1,4 @@
-"""The same model in PyTorch on the CPU, as a baseline; only the benchmark imports it.
+"""The same model in PyTorch, as a baseline and as a second opinion; only benchmarks and checks import it.
 
 transformers' Qwen2 with its key/value cache, and the encoder and adapter written in plain torch. It runs in a
 process of its own, so that the BLAS libraries and threads of the two do not interfere.
@@ -10,7 +10,8 @@ import importlib.util
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -87,11 +88,20 @@ def _serve(pipe) -> None:
 
 
 class TorchModel:
-    """Encoder, adapter and decoder in PyTorch, with weights by their published names."""
+    """Encoder, adapter and decoder in PyTorch, with weights by their published names.
 
-    def __init__(self, weights: dict[str, np.ndarray], config: dict):
+    Parameters
+    ----------
+    weights : mapping of str to float32 array, or to tensor
+        Tensors stay where and as they are, and have one type.
+    config : dict
+        `StepAudioConfig.to_dict()`.
+    """
+
+    def __init__(self, weights: Mapping[str, Any], config: dict):
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
+        from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
         text = config["text_config"]
         names = (
@@ -110,10 +120,37 @@ class TorchModel:
             tie_word_embeddings=False,
             rope_parameters={"rope_type": "default", "rope_theta": text["rope_theta"]},
         )
-        self._w = {name: torch.from_numpy(array) for name, array in weights.items()}
+        self._w = {n: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for n, a in weights.items()}
         self._audio = config["audio_encoder_config"]
-        self._llm = Qwen2ForCausalLM(qwen).eval()
-        self._llm.load_state_dict({n: a for n, a in self._w.items() if n.startswith(("model.", "lm_head."))})
+        self.device, self.dtype = self._w["model.norm.weight"].device, self._w["model.norm.weight"].dtype
+        with torch.device("meta"):  # no second copy, and no time spent on values that are replaced
+            self._llm = Qwen2ForCausalLM(qwen).eval()
+        inner = {n: a for n, a in self._w.items() if n.startswith(("model.", "lm_head."))}
+        self._llm.load_state_dict(inner, assign=True)
+        self._llm.model.rotary_emb = Qwen2RotaryEmbedding(config=qwen).to(self.device)
+
+    def embeddings(self, mel: np.ndarray, tokens: list[int], start: int):
+        """A prompt as embeddings (1, n, D), those of the audio from `start` on; and these (R, D)."""
+        import torch
+
+        audio = self.encode(torch.from_numpy(mel).to(self.device, self.dtype))
+        x = self._llm.model.embed_tokens(torch.tensor([tokens], device=self.device))
+        x[0, start : start + len(audio)] = audio
+        return x, audio
+
+    def logits(self, x):
+        """Embeddings (1, n, D) -> logits (n, vocabulary)."""
+        return self._llm(inputs_embeds=x).logits[0]
+
+    def prefill(self, x):
+        """Embeddings of a prompt -> its most probable next token (1, 1), and the cache."""
+        found = self._llm(inputs_embeds=x, use_cache=True, logits_to_keep=1)
+        return found.logits[:, -1].argmax(-1, keepdim=True), found.past_key_values
+
+    def step(self, token, cache):
+        """One token (1, 1) more: the most probable next one, and the cache."""
+        found = self._llm(token, past_key_values=cache, use_cache=True)
+        return found.logits[:, -1].argmax(-1, keepdim=True), found.past_key_values
 
     def transcribe(self, mel: np.ndarray, tokens: list[int], start: int, stop_ids: set[int], max_tokens: int) -> Answer:
         """Transcribe one clip greedily.
@@ -134,12 +171,12 @@ class TorchModel:
         clock.append(time.perf_counter())
         x = self._llm.model.embed_tokens(torch.tensor([tokens]))
         x[0, start : start + len(audio)] = audio
-        found = self._llm(inputs_embeds=x, use_cache=True, logits_to_keep=1)
-        answer = [int(found.logits[0, -1].argmax())]
+        token, cache = self.prefill(x)
+        answer = [int(token)]
         clock.append(time.perf_counter())
         while answer[-1] not in stop_ids and len(answer) < max_tokens:
-            found = self._llm(torch.tensor([answer[-1:]]), past_key_values=found.past_key_values, use_cache=True)
-            answer.append(int(found.logits[0, -1].argmax()))
+            token, cache = self.step(token, cache)
+            answer.append(int(token))
         clock.append(time.perf_counter())
         encoder, prefill, decode = np.diff(clock).tolist()
         return answer, (encoder, prefill, decode)
@@ -169,8 +206,8 @@ class TorchModel:
         x = self._conv("encoder.conv2", self._conv("encoder.conv1", mel[None], 1), 2).mT  # (1, S, C)
         S = x.shape[1]
         x = x + self._w["encoder.positional_embedding.weight"][:S]
-        frame = (T + 1) % 2 + 2 * torch.arange(S)
-        mask = torch.where(frame < T - 2, 0.0, MASKED)[None, None, None]
+        frame = (T + 1) % 2 + 2 * torch.arange(S, device=self.device)
+        mask = torch.where(frame < T - 2, 0.0, MASKED)[None, None, None].to(self.dtype)
         for i in range(self._audio["n_audio_layer"]):
             x = self._block(f"encoder.blocks.{i}", x, mask)
         x = self._norm("encoder.after_norm", avg_pool1d(x.mT, 2).mT)

@@ -61,16 +61,22 @@ def add_checkpoint_verbs(verbs) -> None:
     add_force(convert)
 
     verify = add_verb(
-        verbs, "verify", run_verify, "compare every stage with recorded outputs of the reference", "GOLDENS",
-        ["stepaudio verify goldens", "stepaudio verify goldens --tokenizer Step-Audio-2-mini --json"],
+        verbs, "verify", run_verify, "compare every stage with recorded outputs of the reference", "[GOLDENS]",
+        ["stepaudio verify goldens --tokenizer Step-Audio-2-mini --json", "stepaudio verify --published-size"],
         {0: "everything that is covered agrees", 1: "something is off, or a file could not be used"},
     )  # fmt: skip
-    verify.add_argument("goldens", metavar="GOLDENS", help="folder of NAME.json and NAME.safetensors")
+    verify.add_argument("goldens", nargs="?", metavar="GOLDENS", help="folder of NAME.json and NAME.safetensors")
     add_formats(verify, ("text", "json"), "text")
     add_option(
         verify, "--tokenizer", metavar="DIR", help="folder of the published tokenizer",
         shown="Step-Audio-2-mini beside the goldens",
     )  # fmt: skip
+    verify.add_argument(
+        "--published-size", action="store_true",
+        help="instead, random weights at the published sizes: logits against PyTorch's, which has to be installed",
+    )  # fmt: skip
+    verify.add_argument("--tiny", action="store_true", help="of --published-size: a rehearsal at small sizes")
+    add_option(verify, "--seed", type=whole, default=0, metavar="N", help="of --published-size: of all that is random")
 
 
 def run_weights(options: argparse.Namespace) -> int:
@@ -150,6 +156,10 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Compare with golden files; 1 if anything is off or unusable."""
+    if options.published_size:
+        return _verify_published_size(options)
+    if options.goldens is None or options.tiny:
+        raise ConfigError("expected GOLDENS, a folder of golden files, or --published-size (with --tiny, if wanted)")
     from ..parity.run import arithmetic, table, verify
 
     wrong, found = 0, verify(options.goldens, options.tokenizer)
@@ -167,4 +177,24 @@ def run_verify(options: argparse.Namespace) -> int:
             header = ""
     if options.format != "json":
         print(f"\n{f'{wrong} checks are off or unusable' if wrong else 'everything that is covered agrees'}")
+    return 1 if wrong else 0
+
+
+def _verify_published_size(options: argparse.Namespace) -> int:
+    """Hold random nets against PyTorch's; 1 if anything is off."""
+    if options.goldens is not None or options.tokenizer is not None:
+        raise ConfigError("--published-size: takes no files; leave GOLDENS and --tokenizer out")
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # before MLX computes: whole products of float32
+    from ..bench.agreement import compare_with_torch, table, versions
+    from ..parity.run import arithmetic
+
+    with busy("comparing"):
+        found = compare_with_torch(options.tiny, options.seed)
+    wrong = sum(not row.good for row in found)
+    if options.format == "json":
+        about = {"arithmetic": arithmetic(), "against": versions(), "tiny": options.tiny, "seed": options.seed}
+        print_json(about | {"rows": [row.to_dict() for row in found], "good": not wrong})
+    else:
+        sizes = "small sizes" if options.tiny else "the published sizes"
+        print(f"{arithmetic()}; {versions()}; random weights at {sizes}, seed {options.seed}\n\n{table(found)}")
     return 1 if wrong else 0

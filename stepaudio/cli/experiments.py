@@ -31,6 +31,18 @@ def add_experiment_verbs(verbs) -> None:
         help="token2wav instead, of --model, or of the published sizes with random initialisation",
     )  # fmt: skip
 
+    bench.add_argument(
+        "--published", action="store_true",
+        help="instead, the language model at the published sizes with random weights, beside mlx-lm and PyTorch",
+    )  # fmt: skip
+    bench.add_argument("--tiny", action="store_true", help="of --published: a rehearsal at small sizes")
+    add_option(
+        bench, "--part", action="append", default=[], metavar="NAME", shown="all of them",
+        help="of --published: load, encoder, prefill, decode, samplers, caches, batches, speculative, first-token or "
+        "bits alone; may be given several times",
+    )  # fmt: skip
+    add_formats(bench, ("text", "json"), "text")
+
     sweep = add_verb(
         verbs, "sweep", run_sweep_grid, "a grid of clips, settings, seeds and faults; resumes where it stopped",
         "GRID -o STORE",
@@ -48,6 +60,10 @@ def add_experiment_verbs(verbs) -> None:
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure; 1 if two ways of running disagree."""
+    if options.published:
+        return _bench_published(options)
+    if options.tiny or options.part or options.format == "json":
+        raise ConfigError("--tiny, --part and --json are of --published; add it, or leave them out")
     from ..bench import asr, tts
 
     if options.token2wav:
@@ -55,6 +71,21 @@ def run_bench(options: argparse.Namespace) -> int:
             raise ConfigError("--manifest: recordings to transcribe; with --token2wav there is nothing to transcribe")
         return tts.run(options.model, options.repeats)
     return asr.run(options.manifest, options.model, options.repeats)
+
+
+def _bench_published(options: argparse.Namespace) -> int:
+    """Print each line as it is measured."""
+    if options.token2wav or options.manifest is not None or options.model is not None:
+        raise ConfigError("--published: takes no model and no recordings; leave --model, --manifest, --token2wav out")
+    from ..backend.device import info
+    from ..bench import published
+
+    for row in published.run(options.part, options.tiny, options.repeats):
+        if options.format == "json":
+            print_json(row.to_dict() | {"backend": info()["backend"]})
+        else:
+            print(row, flush=True)
+    return 0
 
 
 def run_sweep_grid(options: argparse.Namespace) -> int:

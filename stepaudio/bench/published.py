@@ -1,0 +1,371 @@
+"""Speed and memory of the language model at the published sizes, with random weights, as one table.
+
+Neither depends on what weights say, so no file of a model is needed. All that a line compares takes turns within one
+run, ours beside mlx-lm and PyTorch where these are installed: on a shared machine only ratios of interleaved runs hold.
+Each line is given as soon as it is measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..backend.device import default_dtype
+from ..backend.memory import free_buffers
+from ..checkpoints.layout import parameters_of
+from ..checkpoints.load import load_weights
+from ..checkpoints.recipe import Recipe
+from ..checkpoints.save import save_checkpoint
+from ..constants import CHUNK_SECONDS, SAMPLE_RATE
+from ..decoding.generate import Request, generate
+from ..decoding.options import RunOptions, merge_options
+from ..decoding.prompt_cache import PromptCache, prefixes_of
+from ..decoding.sampling import Sampling
+from ..engine import Engine
+from ..errors import ConfigError
+from ..models.kv_cache import CachePolicy
+from ..models.quantization import Bits
+from ..models.speech_lm import StepAudioNet
+from . import peers
+from .agreement import sizes_named
+from .memory import PROMPT, random_engine
+
+OURS = "stepaudio"
+SAMPLERS: dict[str, Sampling] = {
+    "greedy": Sampling.greedy(), "planned": Sampling.planned(), "reference, chat": Sampling.reference("chat"),
+    "temperature 0.7": Sampling.greedy(temperature=0.7),
+    "temperature 0.7, top-p 0.9": Sampling.greedy(temperature=0.7, top_p=0.9),
+    "temperature 0.7, top-k 50": Sampling.greedy(temperature=0.7, top_k=50),
+    "temperature 0.7, min-p 0.05": Sampling.greedy(temperature=0.7, min_p=0.05),
+}  # fmt: skip
+CACHES: dict[str, CachePolicy] = {
+    "full": CachePolicy("full"), "sinks 4096": CachePolicy("sinks", 4096), "window 256": CachePolicy("window", 256),
+    "sinks 256": CachePolicy("sinks", 256), "sinks 256, re-indexed": CachePolicy("sinks", 256, positions="reindexed"),
+    "pinned 512": CachePolicy("pinned", 512), "full, 8 bits": CachePolicy("full", bits=8),
+    "full, 4 bits": CachePolicy("full", bits=4),
+}  # fmt: skip
+PERIOD = 20  # tokens after which the repeating text comes again
+SHARD = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: of which part, what, whose, in which unit, and the value of each repeat."""
+
+    part: str
+    what: str
+    side: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return float(np.median(self.values))
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        least, most = (round(f(self.values), 6) for f in (min, max))
+        said = {"part": self.part, "what": self.what, "side": self.side, "unit": self.unit}
+        return said | {"median": round(self.median, 6), "least": least, "most": most, "repeats": len(self.values)}
+
+    def __str__(self) -> str:
+        spread = f"{min(self.values):11.4g} … {max(self.values):.4g}" if len(self.values) > 1 else ""
+        return f"{self.part:12}{self.what:34}{self.side:11}{self.median:11.4g} {self.unit:12}{spread}".rstrip()
+
+
+class Bench:
+    """A random net of these sizes, and how often and how long things are measured."""
+
+    def __init__(self, small: bool = False, repeats: int = 3, seed: int = 0):
+        if repeats < 1:
+            raise ConfigError(f"repeats: expected at least 1, found {repeats}")
+        self.small, self.repeats, self.seed = small, repeats, seed
+        self.n_tokens = 24 if small else 256
+        self.config, self.dtype = sizes_named(small), default_dtype()
+        self.engine = random_engine(self.config, self.dtype, seed=seed)
+        self._peers: list[Any] | None = None
+
+    @property
+    def peers(self) -> list[Any]:
+        """Other programs over the same weights."""
+        if self._peers is None:
+            self._peers = peers.found(self.engine.net)
+        return self._peers
+
+    def mel(self, seconds: float) -> np.ndarray:
+        """Log mel of noise."""
+        noise = np.random.default_rng(self.seed).normal(0, 0.1, round(seconds * SAMPLE_RATE))
+        return self.engine.log_mel(noise.astype(np.float32))
+
+    def request(self, seconds: float) -> Request:
+        """To transcribe so much noise."""
+        (encoded,) = self.engine.encode_audio([self.mel(seconds)])
+        return self.engine.transcription_request(encoded, PROMPT)
+
+    def words(self, n: int) -> Request:
+        """A prompt of `n` random tokens."""
+        tokens = np.random.default_rng(self.seed).integers(0, self.config.text_config.vocab_size, n)
+        return Request(tokens.tolist(), self.engine.net.embed(tokens)[0])
+
+    def rate(self, requests: Sequence[Request], n: int = 0, net: StepAudioNet | None = None, **options) -> float:
+        """Tokens per second of all requests together."""
+        run = _run_options(n or self.n_tokens, **options)
+        ends = [time.perf_counter() for s in generate(net or self.engine.net, requests, run) if s.row == 0]
+        return len(requests) * peers.rate(ends)
+
+    def first(self, request: Request, **options) -> float:
+        """Seconds from a request to its first token."""
+        began = time.perf_counter()
+        next(generate(self.engine.net, [request], _run_options(1, **options)))
+        return time.perf_counter() - began
+
+    def rows(self, part: str, unit: str, sides: Mapping[tuple[str, str], Callable[[], float]]) -> Iterator[Row]:
+        """Let (what, side) take turns; the first round warms up and does not count."""
+        values: dict[tuple[str, str], list[float]] = {name: [] for name in sides}
+        for i in range(self.repeats + 1):
+            for name, side in sides.items():
+                value = side()
+                if i:
+                    values[name].append(value)
+        for (what, side), found in values.items():
+            yield Row(part, what, side, unit, tuple(found))
+
+
+def _run_options(n: int, **options) -> RunOptions:
+    chosen = {"sampling": "greedy", "cache": CachePolicy("full")} | options
+    return RunOptions.of(merge_options(on_loop="off", max_tokens=n, **chosen), frozenset())
+
+
+def _gb(n: int) -> tuple[float]:
+    return (n / 1e9,)
+
+
+def run(parts: Sequence[str] = (), small: bool = False, repeats: int = 3, seed: int = 0) -> Iterator[Row]:
+    """Measure, line by line.
+
+    Parameters
+    ----------
+    parts : sequence of str
+        Of `PARTS`; all of them if none is named.
+    small : bool
+        A rehearsal at small sizes.
+    repeats : int >= 1
+        After one that warms up.
+    seed : int >= 0
+        Of weights, sound and tokens.
+
+    Raises
+    ------
+    ConfigError
+        An unknown part, or no repeats.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"part: expected of {', '.join(PARTS)}, found {', '.join(map(repr, unknown))}")
+    bench = Bench(small, repeats, seed)
+    for name in parts or PARTS:
+        yield from PARTS[name](bench)
+        gc.collect()
+        free_buffers()
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def _load(bench: Bench) -> Iterator[Row]:
+    """A folder of the published layout, written here: its files are in the system's memory as far as there is room."""
+    with tempfile.TemporaryDirectory(prefix="stepaudio-bench-") as folder:
+        save_checkpoint(folder, bench.config, parameters_of(bench.engine.net), SHARD)
+        free_buffers()
+        mx.reset_peak_memory()
+        held, seconds = mx.get_active_memory(), []
+        for _ in range(bench.repeats):
+            began, net = time.perf_counter(), StepAudioNet(bench.config)
+            load_weights(net, Path(folder), bench.config)
+            mx.eval(net.parameters())
+            mx.synchronize()
+            seconds.append(time.perf_counter() - began)
+            active, peak = mx.get_active_memory() - held, mx.get_peak_memory() - held
+            del net
+            gc.collect()
+            free_buffers()
+    yield Row("load", "from a local disk", OURS, "s", tuple(seconds))
+    yield Row("load", "weights", OURS, "GB", _gb(active))
+    yield Row("load", "peak", OURS, "GB", _gb(peak))
+
+
+def _encoder(bench: Bench) -> Iterator[Row]:
+    for seconds in (1, 10, CHUNK_SECONDS):
+        mel = bench.mel(seconds)
+
+        def ours(mel=mel) -> float:
+            began = time.perf_counter()
+            mx.eval(bench.engine.encode_audio([mel]))
+            return time.perf_counter() - began
+
+        what = f"{seconds} s of sound"
+        sides: dict[tuple[str, str], Callable[[], float]] = {(what, OURS): ours}
+        for peer in bench.peers:
+            if hasattr(peer, "encode"):
+                sides[what, peer.name] = lambda peer=peer, mel=mel: peer.encode(mel)
+        yield from bench.rows("encoder", "s", sides)
+
+
+def _prefill(bench: Bench) -> Iterator[Row]:
+    for n in (64, 128) if bench.small else (512, 2048):
+        request, what = bench.words(n), f"{n} positions"
+        mx.reset_peak_memory()
+        sides = {(what, OURS): lambda n=n, request=request: n / bench.first(request)}
+        for peer in bench.peers:
+            sides[what, peer.name] = lambda n=n, peer=peer, request=request: n / peer.prefill(request.embeddings)
+        yield from bench.rows("prefill", "positions/s", sides)
+
+
+def _decode(bench: Bench) -> Iterator[Row]:
+    request = bench.request(10)
+    mx.reset_peak_memory()
+    sides = {("greedy", OURS): lambda: bench.rate([request])}
+    for peer in bench.peers:
+        n = bench.n_tokens if peer.name != peers.Torch.name else max(16, bench.n_tokens // 4)
+        sides["greedy", peer.name] = lambda peer=peer, n=n: peer.decode(request.embeddings, n)
+    yield from bench.rows("decode", "tokens/s", sides)
+    yield Row("decode", "peak", "all", "GB", _gb(mx.get_peak_memory()))
+
+
+def _samplers(bench: Bench) -> Iterator[Row]:
+    request = bench.request(10)
+    yield from bench.rows("sampler", "tokens/s", {
+        (name, OURS): lambda rules=rules: bench.rate([request], sampling=rules) for name, rules in SAMPLERS.items()
+    })  # fmt: skip
+
+
+def _caches(bench: Bench) -> Iterator[Row]:
+    request, n = bench.request(10), 2 * bench.n_tokens
+    yield from bench.rows("cache", "tokens/s", {
+        (name, OURS): lambda policy=policy: bench.rate([request], n, cache=policy) for name, policy in CACHES.items()
+    })  # fmt: skip
+
+
+def _bits(bench: Bench) -> Iterator[Row]:
+    request = bench.request(10)
+    for bits in (8, 4):
+        few = random_engine(bench.config, bench.dtype, Recipe(Bits(bits)), bench.seed)
+        again = Request(request.tokens, few.net.embed(np.array(request.tokens))[0])
+        held = sum(a.nbytes for a in parameters_of(few.net).values())
+        what = f"{bits} bits, greedy"
+        sides = {
+            ("16 bits, greedy", OURS): lambda: bench.rate([request]),
+            (what, OURS): lambda few=few, again=again: bench.rate([again], net=few.net),
+        }
+        if peers.MlxLm.installed():
+            peer = peers.MlxLm(few.net)
+            sides[what, peer.name] = lambda peer=peer, again=again: peer.decode(again.embeddings, bench.n_tokens)
+        yield Row("bits", f"{bits} bits, weights", OURS, "GB", _gb(held))
+        yield from bench.rows("bits", "tokens/s", sides)
+        del few, again, sides
+        gc.collect()
+        free_buffers()
+
+
+def _batches(bench: Bench) -> Iterator[Row]:
+    seconds, n = (2, 12) if bench.small else (CHUNK_SECONDS, bench.n_tokens // 2)
+    mel = bench.mel(seconds)
+    for size in (1, 2, 4) if bench.small else (1, 2, 4, 8, 16, 32):
+
+        def encode(size=size) -> float:
+            began = time.perf_counter()
+            mx.eval(bench.engine.encode_audio([mel] * size))
+            return time.perf_counter() - began
+
+        requests = [bench.request(seconds) for _ in range(size)]
+        mx.reset_peak_memory()
+        yield from bench.rows("batch", "s", {(f"{size} clips of {seconds} s, encoding", OURS): encode})
+        what = f"{size} clips of {seconds} s, greedy"
+        yield from bench.rows("batch", "tokens/s", {(what, OURS): lambda requests=requests: bench.rate(requests, n)})
+        yield Row("batch", f"{size} clips of {seconds} s, peak", OURS, "GB", _gb(mx.get_peak_memory()))
+
+
+def _speculative(bench: Bench) -> Iterator[Row]:
+    """Text that comes again after `PERIOD` tokens, and text that never does."""
+    for what, period in (("repeating text", PERIOD), ("text that never repeats", bench.config.text_config.vocab_size)):
+        net = successor_net(bench.engine.net, period)
+        tokens = list(range(2 * PERIOD))
+        request, passes = Request(tokens, net.embed(np.array(tokens))[0]), []
+
+        def looked_up(net=net, request=request, passes=passes) -> float:
+            began, run = time.perf_counter(), _run_options(bench.n_tokens, speculate="lookup")
+            steps = list(generate(net, [request], run))
+            if (drafts := steps[-1].drafts) is not None:
+                passes.append(drafts.tokens_per_pass)
+            return len(steps) / (time.perf_counter() - began)
+
+        def plain(net=net, request=request) -> float:
+            began = time.perf_counter()
+            n = sum(1 for _ in generate(net, [request], _run_options(bench.n_tokens)))
+            return n / (time.perf_counter() - began)
+
+        sides = {(f"{what}, plain", OURS): plain, (f"{what}, lookup", OURS): looked_up}
+        yield from bench.rows("speculative", "tokens/s", sides)
+        yield Row("speculative", f"{what}, lookup", OURS, "tokens/pass", tuple(passes[1:]))
+        del net, request, sides, plain, looked_up
+
+
+def successor_net(net: StepAudioNet, period: int) -> StepAudioNet:
+    """A net of the same cost that says after each token the next of its block of `period`, after the last the first.
+
+    What layers add is nothing, so the last state is the token's embedding; the head has the embeddings of the tokens
+    before.
+    """
+    config, own = net.config, parameters_of(net)
+    ids = np.arange(config.text_config.vocab_size)
+    first = ids // period * period
+    size = np.minimum(period, len(ids) - first)
+    before = first + (ids - first - 1) % size
+    embeddings = own["model.embed_tokens.weight"]
+    changed: dict[str, mx.array] = {"lm_head.weight": embeddings[mx.array(before)]}
+    changed |= {
+        name: mx.zeros_like(a) for name, a in own.items() if name.endswith(("o_proj.weight", "down_proj.weight"))
+    }
+    made = StepAudioNet(config)
+    made.load_weights(list((own | changed).items()))
+    return made
+
+
+def _first_token(bench: Bench) -> Iterator[Row]:
+    """A clip behind a long history, its audio embeddings and turns computed, or found in a prompt cache."""
+    seconds = 2 if bench.small else CHUNK_SECONDS
+    n, mel, end = 64 if bench.small else 2048, bench.mel(seconds), 3
+    history = [*np.random.default_rng(bench.seed).integers(4, 4000, n).tolist(), end]
+
+    def asked(engine: Engine, cache: PromptCache | None) -> float:
+        began = time.perf_counter()
+        (encoded,) = engine.encode_audio([mel])
+        request = engine.transcription_request(encoded, (history, [5, 6, 7]))
+        if cache is not None:
+            starts = [start for start, _ in request.spans]
+            request = replace(request, prefixes=prefixes_of(request.tokens, starts, ["clip"], frozenset({end}), cache))
+        next(generate(engine.net, [request], _run_options(1)))
+        return time.perf_counter() - began
+
+    kept = PromptCache(4 << 30)
+    warm = bench.engine.altered(prompt_cache=kept)
+    what = f"{n} tokens and {seconds} s of sound"
+    yield from bench.rows("first token", "s", {
+        (f"{what}, computed", OURS): lambda: asked(bench.engine, None),
+        (f"{what}, found", OURS): lambda: asked(warm, kept),
+    })  # fmt: skip
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "load": _load, "encoder": _encoder, "prefill": _prefill, "decode": _decode, "samplers": _samplers,
+    "caches": _caches, "batches": _batches, "speculative": _speculative, "first-token": _first_token, "bits": _bits,
+}  # fmt: skip
