@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -120,14 +121,19 @@ class Torch:
 
     def decode(self, x: mx.array, n: int) -> float:
         """Greedy tokens per second after a prompt of embeddings."""
-        ends: list[float] = []
+        return rate([self._wait() for _ in self._steps(x, n)])
+
+    def tokens(self, x: mx.array, n: int) -> list[int]:
+        """Greedy tokens after a prompt of embeddings."""
+        return [int(token) for token in self._steps(x, n)]
+
+    def _steps(self, x: mx.array, n: int) -> Iterator[Any]:
         with self._torch.no_grad():
             token, cache = self.model.prefill(self._given(x))
-            ends.append(self._wait())
+            yield token
             for _ in range(n - 1):
                 token, cache = self.model.step(token, cache)
-                ends.append(self._wait())
-        return rate(ends)
+                yield token
 
 
 def found(net: StepAudioNet) -> list[Any]:

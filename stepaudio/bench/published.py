@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..backend.device import default_dtype
+from ..backend.device import default_dtype, info
 from ..backend.memory import free_buffers
 from ..checkpoints.layout import parameters_of
 from ..checkpoints.load import load_weights
@@ -34,7 +35,7 @@ from ..errors import ConfigError
 from ..models.kv_cache import CachePolicy
 from ..models.quantization import Bits
 from ..models.speech_lm import StepAudioNet
-from . import peers
+from . import peers, torch_baseline
 from .agreement import sizes_named
 from .memory import PROMPT, random_engine
 
@@ -54,6 +55,7 @@ CACHES: dict[str, CachePolicy] = {
 }  # fmt: skip
 PERIOD = 20  # tokens after which the repeating text comes again
 SHARD = 5_000_000_000
+Sides = dict[tuple[str, str], Callable[[], float]]  # (what, whose) -> what measures it once
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Row:
 
     def __str__(self) -> str:
         spread = f"{min(self.values):11.4g} … {max(self.values):.4g}" if len(self.values) > 1 else ""
-        return f"{self.part:12}{self.what:34}{self.side:11}{self.median:11.4g} {self.unit:12}{spread}".rstrip()
+        return f"{self.part:13}{self.what:40}{self.side:11}{self.median:11.4g} {self.unit:12}{spread}".rstrip()
 
 
 class Bench:
@@ -118,14 +120,14 @@ class Bench:
 
     def rate(self, requests: Sequence[Request], n: int = 0, net: StepAudioNet | None = None, **options) -> float:
         """Tokens per second of all requests together."""
-        run = _run_options(n or self.n_tokens, **options)
+        run = run_options(n or self.n_tokens, **options)
         ends = [time.perf_counter() for s in generate(net or self.engine.net, requests, run) if s.row == 0]
         return len(requests) * peers.rate(ends)
 
     def first(self, request: Request, **options) -> float:
         """Seconds from a request to its first token."""
         began = time.perf_counter()
-        next(generate(self.engine.net, [request], _run_options(1, **options)))
+        next(generate(self.engine.net, [request], run_options(1, **options)))
         return time.perf_counter() - began
 
     def rows(self, part: str, unit: str, sides: Mapping[tuple[str, str], Callable[[], float]]) -> Iterator[Row]:
@@ -140,13 +142,25 @@ class Bench:
             yield Row(part, what, side, unit, tuple(found))
 
 
-def _run_options(n: int, **options) -> RunOptions:
+def run_options(n: int, **options) -> RunOptions:
+    """Greedy over a full cache unless told otherwise, and `n` tokens whatever they are."""
     chosen = {"sampling": "greedy", "cache": CachePolicy("full")} | options
     return RunOptions.of(merge_options(on_loop="off", max_tokens=n, **chosen), frozenset())
 
 
 def _gb(n: int) -> tuple[float]:
     return (n / 1e9,)
+
+
+def about(small: bool) -> str:
+    """One line: what computes, at which sizes, and which other programs are there."""
+    found, peer = info(), "mlx-lm is not installed"
+    if peers.MlxLm.installed():
+        peer = f"mlx-lm {version('mlx_lm')}"
+    torch = torch_baseline.versions() if peers.Torch.installed() else "PyTorch is not installed"
+    sizes = "small sizes" if small else "the published sizes"
+    mlx = f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}"
+    return f"{mlx}; random weights at {sizes}; {peer}; {torch}"
 
 
 def run(parts: Sequence[str] = (), small: bool = False, repeats: int = 3, seed: int = 0) -> Iterator[Row]:
@@ -213,7 +227,7 @@ def _encoder(bench: Bench) -> Iterator[Row]:
             return time.perf_counter() - began
 
         what = f"{seconds} s of sound"
-        sides: dict[tuple[str, str], Callable[[], float]] = {(what, OURS): ours}
+        sides: Sides = {(what, OURS): ours}
         for peer in bench.peers:
             if hasattr(peer, "encode"):
                 sides[what, peer.name] = lambda peer=peer, mel=mel: peer.encode(mel)
@@ -223,8 +237,7 @@ def _encoder(bench: Bench) -> Iterator[Row]:
 def _prefill(bench: Bench) -> Iterator[Row]:
     for n in (64, 128) if bench.small else (512, 2048):
         request, what = bench.words(n), f"{n} positions"
-        mx.reset_peak_memory()
-        sides = {(what, OURS): lambda n=n, request=request: n / bench.first(request)}
+        sides: Sides = {(what, OURS): lambda n=n, request=request: n / bench.first(request)}
         for peer in bench.peers:
             sides[what, peer.name] = lambda n=n, peer=peer, request=request: n / peer.prefill(request.embeddings)
         yield from bench.rows("prefill", "positions/s", sides)
@@ -233,7 +246,7 @@ def _prefill(bench: Bench) -> Iterator[Row]:
 def _decode(bench: Bench) -> Iterator[Row]:
     request = bench.request(10)
     mx.reset_peak_memory()
-    sides = {("greedy", OURS): lambda: bench.rate([request])}
+    sides: Sides = {("greedy", OURS): lambda: bench.rate([request])}
     for peer in bench.peers:
         n = bench.n_tokens if peer.name != peers.Torch.name else max(16, bench.n_tokens // 4)
         sides["greedy", peer.name] = lambda peer=peer, n=n: peer.decode(request.embeddings, n)
@@ -262,7 +275,7 @@ def _bits(bench: Bench) -> Iterator[Row]:
         again = Request(request.tokens, few.net.embed(np.array(request.tokens))[0])
         held = sum(a.nbytes for a in parameters_of(few.net).values())
         what = f"{bits} bits, greedy"
-        sides = {
+        sides: Sides = {
             ("16 bits, greedy", OURS): lambda: bench.rate([request]),
             (what, OURS): lambda few=few, again=again: bench.rate([again], net=few.net),
         }
@@ -302,7 +315,7 @@ def _speculative(bench: Bench) -> Iterator[Row]:
         request, passes = Request(tokens, net.embed(np.array(tokens))[0]), []
 
         def looked_up(net=net, request=request, passes=passes) -> float:
-            began, run = time.perf_counter(), _run_options(bench.n_tokens, speculate="lookup")
+            began, run = time.perf_counter(), run_options(bench.n_tokens, speculate="lookup")
             steps = list(generate(net, [request], run))
             if (drafts := steps[-1].drafts) is not None:
                 passes.append(drafts.tokens_per_pass)
@@ -310,10 +323,10 @@ def _speculative(bench: Bench) -> Iterator[Row]:
 
         def plain(net=net, request=request) -> float:
             began = time.perf_counter()
-            n = sum(1 for _ in generate(net, [request], _run_options(bench.n_tokens)))
+            n = sum(1 for _ in generate(net, [request], run_options(bench.n_tokens)))
             return n / (time.perf_counter() - began)
 
-        sides = {(f"{what}, plain", OURS): plain, (f"{what}, lookup", OURS): looked_up}
+        sides: Sides = {(f"{what}, plain", OURS): plain, (f"{what}, lookup", OURS): looked_up}
         yield from bench.rows("speculative", "tokens/s", sides)
         yield Row("speculative", f"{what}, lookup", OURS, "tokens/pass", tuple(passes[1:]))
         del net, request, sides, plain, looked_up
@@ -344,7 +357,7 @@ def _first_token(bench: Bench) -> Iterator[Row]:
     """A clip behind a long history, its audio embeddings and turns computed, or found in a prompt cache."""
     seconds = 2 if bench.small else CHUNK_SECONDS
     n, mel, end = 64 if bench.small else 2048, bench.mel(seconds), 3
-    history = [*np.random.default_rng(bench.seed).integers(4, 4000, n).tolist(), end]
+    history = [*np.random.default_rng(bench.seed).integers(4, bench.config.text_config.vocab_size, n).tolist(), end]
 
     def asked(engine: Engine, cache: PromptCache | None) -> float:
         began = time.perf_counter()
@@ -353,7 +366,7 @@ def _first_token(bench: Bench) -> Iterator[Row]:
         if cache is not None:
             starts = [start for start, _ in request.spans]
             request = replace(request, prefixes=prefixes_of(request.tokens, starts, ["clip"], frozenset({end}), cache))
-        next(generate(engine.net, [request], _run_options(1)))
+        next(generate(engine.net, [request], run_options(1)))
         return time.perf_counter() - began
 
     kept = PromptCache(4 << 30)

@@ -7,6 +7,7 @@ process of its own, so that the BLAS libraries and threads of the two do not int
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import time
@@ -125,6 +126,8 @@ class TorchModel:
         self.device, self.dtype = self._w["model.norm.weight"].device, self._w["model.norm.weight"].dtype
         with torch.device("meta"):  # no second copy, and no time spent on values that are replaced
             self._llm = Qwen2ForCausalLM(qwen).eval()
+        takes = inspect.signature(Qwen2ForCausalLM.forward).parameters
+        self._cache = "cache" if "cache" in takes else "past_key_values"  # transformers renamed it
         inner = {n: a for n, a in self._w.items() if n.startswith(("model.", "lm_head."))}
         self._llm.load_state_dict(inner, assign=True)
         self._llm.model.rotary_emb = Qwen2RotaryEmbedding(config=qwen).to(self.device)
@@ -144,13 +147,14 @@ class TorchModel:
 
     def prefill(self, x):
         """Embeddings of a prompt -> its most probable next token (1, 1), and the cache."""
-        found = self._llm(inputs_embeds=x, use_cache=True, logits_to_keep=1)
-        return found.logits[:, -1].argmax(-1, keepdim=True), found.past_key_values
+        return self._next(self._llm(inputs_embeds=x, use_cache=True, logits_to_keep=1))
 
     def step(self, token, cache):
         """One token (1, 1) more: the most probable next one, and the cache."""
-        found = self._llm(token, past_key_values=cache, use_cache=True)
-        return found.logits[:, -1].argmax(-1, keepdim=True), found.past_key_values
+        return self._next(self._llm(token, use_cache=True, **{self._cache: cache}))
+
+    def _next(self, found):
+        return found.logits[:, -1].argmax(-1, keepdim=True), getattr(found, self._cache)
 
     def transcribe(self, mel: np.ndarray, tokens: list[int], start: int, stop_ids: set[int], max_tokens: int) -> Answer:
         """Transcribe one clip greedily.

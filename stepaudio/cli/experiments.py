@@ -80,6 +80,8 @@ def _bench_published(options: argparse.Namespace) -> int:
     from ..backend.device import info
     from ..bench import published
 
+    if options.format == "text":
+        print(published.about(options.tiny) + "\n", flush=True)
     for row in published.run(options.part, options.tiny, options.repeats):
         if options.format == "json":
             print_json(row.to_dict() | {"backend": info()["backend"]})

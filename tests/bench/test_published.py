@@ -1,0 +1,106 @@
+"""The bench at the published sizes, at small ones: what it measures is what it says, and the sides do the same work."""
+
+import json
+
+import numpy as np
+import pytest
+from small_sizes import SIZES
+
+from stepaudio.bench import agreement, peers, published
+from stepaudio.bench.published import Bench, Row, successor_net
+from stepaudio.cli.main import main
+from stepaudio.decoding.generate import Request, collect, generate
+from stepaudio.errors import ConfigError
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.setattr(agreement, "SMALL", SIZES)
+    made = Bench(small=True, repeats=1)
+    made.n_tokens = 12
+    return made
+
+
+def ours(bench, request: Request, n: int) -> list[int]:
+    return list(collect(generate(bench.engine.net, [request], published.run_options(n)), 1)[0].tokens)
+
+
+def test_sides_take_turns_and_the_first_round_does_not_count(bench):
+    calls, bench.repeats = [], 2
+
+    def side(name):
+        return lambda: calls.append(name) or float(len(calls))
+
+    rows = list(bench.rows("part", "s", {("a", "x"): side("x"), ("a", "y"): side("y")}))
+    assert calls == ["x", "y"] * 3
+    assert [row.values for row in rows] == [(3.0, 5.0), (4.0, 6.0)]
+    assert rows[0].to_dict() == {"part": "part", "what": "a", "side": "x", "unit": "s", "median": 4.0, "least": 3.0,
+                                 "most": 5.0, "repeats": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("period", [5, 20, SIZES.text_config.vocab_size])
+def test_a_successor_net_says_the_next_token_of_its_block(bench, period):
+    net, vocab = successor_net(bench.engine.net, period), SIZES.text_config.vocab_size
+    tokens = [0, 1, 2]
+    run = published.run_options(12)
+    found = collect(generate(net, [Request(tokens, net.embed(np.array(tokens))[0])], run), 1)[0].tokens
+    assert list(found) == [(3 + i) % min(period, vocab) for i in range(12)]
+
+
+def test_mlx_lm_gives_the_same_tokens(bench):
+    if not peers.MlxLm.installed():
+        pytest.skip("needs mlx-lm, the extra `mlx-lm`")
+    request = bench.request(1.0)
+    assert peers.MlxLm(bench.engine.net).tokens(request.embeddings, 12) == ours(bench, request, 12)
+
+
+def test_pytorch_gives_the_same_tokens(bench):
+    if not peers.Torch.installed():
+        pytest.skip("torch and transformers are not installed")
+    request = bench.request(1.0)
+    assert peers.Torch(bench.engine.net).tokens(request.embeddings, 12) == ours(bench, request, 12)
+
+
+def test_every_part_gives_its_rows(bench, monkeypatch):
+    monkeypatch.setattr(published, "Bench", lambda *_: bench)
+    monkeypatch.setattr(peers, "found", lambda net: [])
+    monkeypatch.setattr(peers.MlxLm, "installed", lambda: False)
+    monkeypatch.setattr(published, "CHUNK_SECONDS", 2)
+    rows = list(published.run(small=True, repeats=1))
+    assert all(np.isfinite(row.values).all() and min(row.values) > 0 for row in rows)
+    said = {(row.part, row.what): row for row in rows}
+    assert said["speculative", "repeating text, lookup"].unit == "tokens/pass"
+    assert said["speculative", "repeating text, lookup"].median > 1.5
+    assert said["speculative", "text that never repeats, lookup"].median == 1.0
+    held = {bits: said["bits", f"{bits} bits, weights"].median for bits in (8, 4)}
+    assert held[4] < held[8] < said["load", "weights"].median
+    assert {row.part for row in rows} == {"load", "encoder", "prefill", "decode", "sampler", "cache", "batch",
+                                          "speculative", "first token", "bits"}  # fmt: skip
+
+
+def test_the_command(bench, monkeypatch, capsys):
+    monkeypatch.setattr(published, "Bench", lambda *_: bench)
+    assert main(["bench", "--published", "--tiny", "--part", "prefill", "--repeats", "1", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["part"] for row in rows} == {"prefill"} and rows[0]["side"] == "stepaudio"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--tiny"], ["--part", "load"], ["--published", "--token2wav"], ["--published", "--part", "lode"],
+     ["--published", "--repeats", "0"], ["--published", "--model", "data/nano"]],
+)  # fmt: skip
+def test_what_the_command_refuses(argv, capsys):
+    assert main(["bench", *argv]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_rate_leaves_the_first_tokens_out():
+    ends = [0.0, 10.0, *(10.0 + 0.5 * i for i in range(1, 23))]  # the second token took ten seconds
+    assert peers.rate(ends) == pytest.approx(2.0)
+
+
+def test_a_row_as_text_and_an_unknown_part():
+    assert str(Row("load", "peak", "stepaudio", "GB", (1.5,))).split() == ["load", "peak", "stepaudio", "1.5", "GB"]
+    with pytest.raises(ConfigError, match="expected of load"):
+        next(published.run(["weights"]))
