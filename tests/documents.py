@@ -2,8 +2,8 @@
 
 A page's blocks run in order in one process of Python (`run_page.py`): `python` blocks share their names, `sh` blocks go
 to bash. Everything happens in a folder that looks like the project's, where a stranger's own recordings lie too. Lines
-that would install something are looked up instead of run; a block whose first line is `# needs the published model` is
-looked up as a whole. Blocks of any other language show something and are not run.
+that would install something are looked up instead of run; a block whose first line says that it needs the published
+model, mlx-lm or PyTorch, is looked up as a whole. Blocks of any other language show something and are not run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDS_PUBLISHED = "# needs the published model"
+NEEDS = ("# needs the published model", "# needs mlx-lm", "# needs PyTorch")
 RUN = ("sh", "python")
 INSTALLS = ("make", "pip", "conda", "git", "huggingface-cli", "pre-commit")
 SECONDS = 600  # for a page; the machine may be shared
@@ -47,7 +47,7 @@ class Block:
     @property
     def runs(self) -> bool:
         """Whether it can be run with what the project brings."""
-        return self.language in RUN and not self.text.startswith(NEEDS_PUBLISHED)
+        return self.language in RUN and not self.text.startswith(NEEDS)
 
 
 def blocks(page: str, text: str) -> list[Block]:
