@@ -91,7 +91,7 @@ class Bench:
         if repeats < 1:
             raise ConfigError(f"repeats: expected at least 1, found {repeats}")
         self.small, self.repeats, self.seed = small, repeats, seed
-        self.n_tokens = 24 if small else 256
+        self.n_tokens = 24 if small else 128
         self.config, self.dtype = sizes_named(small), default_dtype()
         self.engine = random_engine(self.config, self.dtype, seed=seed)
         self._peers: list[Any] | None = None

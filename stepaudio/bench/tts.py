@@ -1,28 +1,35 @@
 """Speed and memory of token2wav: seconds of work per second of sound, whole against streamed.
 
 Without a model it runs the published sizes with random weights: time and memory do not depend on their values. Whole
-and streamed take turns, so their ratio holds on a shared machine; the other numbers depend on its load.
+and streamed take turns, and so do the reference's own nets where `step-audio2` is installed, so their ratios hold on a
+shared machine; the other numbers depend on its load.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
 
 from ..backend import device as backend
-from ..checkpoints.layout import TOKEN2WAV
+from ..checkpoints.layout import TOKEN2WAV, axes_of, to_published
 from ..checkpoints.random_weights import random_token2wav
+from ..checkpoints.weight_norm import PAIRED, weight_norm_pair
 from ..errors import ConfigError
 from ..models.parameters import named_arrays
+from ..models.token2wav.flow import Flow
+from ..models.token2wav.hift import Hift, HiftConfig
+from ..models.token2wav.noise import noise_frames
 from ..resources import voice_clip
-from ..synthesis.streaming import StreamOptions
+from ..synthesis.streaming import StreamOptions, chunked
 from ..synthesis.synthesizer import AS_REFERENCE, Synthesizer
 from ..synthesis.voice import Voice
+from .step_audio2_baseline import INSTALL, ReferenceProcess, missing
 
 N_CODES = 125  # five seconds; the estimator's cache is full from the third chunk on
 MIB = 1 << 20
@@ -106,13 +113,96 @@ def run(model: str | Path | None = None, repeats: int = 3, size: str = "publishe
     began = time.perf_counter()
     trial = Trial(synthesizer, synthesizer.voice(clip), n_codes)
     reading = time.perf_counter() - began
-    whole, streamed = [], []
-    for _ in range(repeats + 1):  # the first round warms up and does not count
-        whole.append(measured(trial.whole))
-        streamed.append(measured(trial.streamed))
+    whole, streamed, theirs = [], [], Theirs.of(trial)
+    try:
+        for _ in range(repeats + 1):  # the first round warms up and does not count
+            whole.append(measured(trial.whole))
+            streamed.append(measured(trial.streamed))
+            if theirs is not None:
+                theirs.turn(trial)
+    finally:
+        if theirs is not None:
+            theirs.process.close()
     weights = f"the {size} sizes with random weights" if model is None else str(model)
     print(report(weights, trial, reading, whole[1:], streamed[1:]))
+    print("\n".join(beside(trial, whole, streamed, theirs)))
     return 0
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """The reference's nets on the same weights, voice, codes and noise, and what each of their turns gave."""
+
+    process: ReferenceProcess
+    whole: list[dict] = field(default_factory=list)
+    streamed: list[dict] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, trial: Trial) -> Self | None:
+        """Started, or None where something is not installed."""
+        if missing():
+            return None
+        parts = trial.synthesizer.parts
+        tensors = {"flow": published_tensors(parts.flow), "hift": published_tensors(parts.hift)}
+        frames = trial.synthesizer.parts.flow.up * (len(trial.voice.codes) + len(trial.codes)) + 200
+        noise = np.array(noise_frames(0, 0, frames, parts.flow.config.output_size))
+        sizes = asdict(parts.flow.config), asdict(parts.hift.config)
+        return cls(ReferenceProcess(tensors, *sizes, noise, backend.float32_products() != "whole"))
+
+    def turn(self, trial: Trial) -> None:
+        """Once whole, once streamed."""
+        prompt = trial.voice.prompt
+        voice = np.array(prompt.codes, np.int32), np.array(prompt.mel), np.array(prompt.speaker)
+        self.whole.append(self.process.whole(voice, trial.codes[None].astype(np.int32)))
+        look_ahead = trial.synthesizer.parts.flow.look_ahead
+        chunks = list(chunked(trial.codes.tolist(), trial.options.chunk_codes, look_ahead))
+        self.streamed.append(self.process.streamed(voice, chunks))
+
+    def difference(self, trial: Trial) -> float:
+        """Norm of the difference of our mel and theirs, by the norm of theirs."""
+        ours = trial.synthesizer.parts.flow(trial.codes[None], trial.voice.prompt, 0, trial.options.flow)
+        mel = self.whole[0]["mel"].astype(np.float64)
+        return float(np.linalg.norm(np.array(ours.astype(mx.float32)) - mel) / np.linalg.norm(mel))
+
+
+def published_tensors(net: Flow | Hift) -> dict[str, np.ndarray]:
+    """Every parameter in float32, by its published name and in PyTorch's axes; kernels of weight norm as pairs."""
+    found, kind = {}, type(net.config)
+    for name, array in named_arrays(net.parameters()):
+        value = np.array(mx.contiguous(to_published(array, axes_of(kind, name))).astype(mx.float32))
+        if kind is HiftConfig and PAIRED.fullmatch(name):
+            magnitude, direction = weight_norm_pair(name, value.shape)
+            length = np.sqrt((value.astype(np.float64) ** 2).sum(axis=tuple(range(1, value.ndim)), keepdims=True))
+            found |= {magnitude: length.astype(np.float32), direction: value}
+        else:
+            found[name] = value
+    return found
+
+
+def beside(trial: Trial, whole: list[Cost], streamed: list[Cost], theirs: Theirs | None) -> list[str]:
+    """Lines that hold ours against theirs; the first turn of each warmed up."""
+    if theirs is None:
+        return [f"no rows for PyTorch: {', '.join(missing())} not installed ({INSTALL})"]
+    pairs = list(zip(whole, theirs.whole, strict=True))[1:]
+    chunks = list(zip(streamed, theirs.streamed, strict=True))[1:]
+    ratios = {
+        "time, whole": [a.wall / (b["flow"] + b["vocoder"]) for a, b in pairs],
+        "  of these, flow": [a.parts[0] / b["flow"] for a, b in pairs],
+        "  of these, vocoder": [a.parts[1] / b["vocoder"] for a, b in pairs],
+        "time, streamed, voice read before": [sum(a.parts[1:]) / sum(b["chunks"]) for a, b in chunks],
+        "reading the voice into a stream": [a.parts[0] / b["voice"] for a, b in chunks],
+    }
+    if pairs[0][1]["peak"]:
+        ratios["peak memory, whole"] = [a.peak / b["peak"] for a, b in pairs]
+        ratios["peak memory, streamed"] = [a.peak / b["peak"] for a, b in chunks]
+    title = f"ours / step-audio2 on PyTorch ({theirs.process.device}), same weights, voice, codes and noise"
+    moved = f"mels differ by {theirs.difference(trial):.1e} of their norm"
+    return ["", title, *(line(name, values) for name, values in ratios.items()), moved]
+
+
+def line(name: str, values: list[float]) -> str:
+    """Least, median and most, aligned."""
+    return f"{name:58}{min(values):8.2f} {np.median(values):8.2f} {max(values):8.2f}"
 
 
 def report(weights: str, trial: Trial, reading: float, whole: list[Cost], streamed: list[Cost]) -> str:
@@ -126,29 +216,27 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
         f"chunks of {trial.options.chunk_codes} codes; least, median, most of {len(whole)} repeats",
         "",
     ]
-
-    def row(name: str, values) -> None:
-        values = np.array(list(values))
-        rows.append(f"{name:58}{values.min():8.2f} {np.median(values):8.2f} {values.max():8.2f}")
-
-    row("whole: seconds for a second of sound", (c.wall / c.sound for c in whole))
-    row("  of these, flow", (c.parts[0] / c.sound for c in whole))
-    row("  of these, vocoder", (c.parts[1] / c.sound for c in whole))
-    row("streamed: seconds for a second of sound, voice read before", (sum(c.parts[1:]) / c.sound for c in streamed))
-    row("streamed / whole", ((b.wall - b.parts[0]) / a.wall for a, b in zip(whole, streamed, strict=True)))
-    row("reading the voice into a stream, once (s)", (c.parts[0] for c in streamed))
-    row("first chunk: seconds from its codes to its sound", (c.parts[1] for c in streamed))
-    row("slowest chunk (s)", (max(c.parts[1:]) for c in streamed))
-    row("processor seconds of all cores for a second, whole", (c.processor / c.sound for c in whole))
-    row("processor seconds of all cores, streamed, voice read too", (c.processor / c.sound for c in streamed))
-    row("  streamed / whole, of these", (b.processor / a.processor for a, b in zip(whole, streamed, strict=True)))
-    row("peak memory, whole (MiB, weights included)", (c.peak / MIB for c in whole))
-    row("peak memory, streamed (MiB, weights included)", (c.peak / MIB for c in streamed))
+    pairs = list(zip(whole, streamed, strict=True))
+    figures = {
+        "whole: seconds for a second of sound": [c.wall / c.sound for c in whole],
+        "  of these, flow": [c.parts[0] / c.sound for c in whole],
+        "  of these, vocoder": [c.parts[1] / c.sound for c in whole],
+        "streamed: seconds for a second of sound, voice read before": [sum(c.parts[1:]) / c.sound for c in streamed],
+        "streamed / whole": [(b.wall - b.parts[0]) / a.wall for a, b in pairs],
+        "reading the voice into a stream, once (s)": [c.parts[0] for c in streamed],
+        "first chunk: seconds from its codes to its sound": [c.parts[1] for c in streamed],
+        "slowest chunk (s)": [max(c.parts[1:]) for c in streamed],
+        "processor seconds of all cores for a second, whole": [c.processor / c.sound for c in whole],
+        "processor seconds of all cores, streamed, voice read too": [c.processor / c.sound for c in streamed],
+        "  streamed / whole, of these": [b.processor / a.processor for a, b in pairs],
+        "peak memory, whole (MiB, weights included)": [c.peak / MIB for c in whole],
+        "peak memory, streamed (MiB, weights included)": [c.peak / MIB for c in streamed],
+    }
+    rows += [line(name, values) for name, values in figures.items()]
     rows += [
         f"weights: {sum(held) / MIB:.0f} MiB ("
         + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(TOKEN2WAV, held, strict=True))
         + ")",
         f"making the voice from its clip took {reading / prompt:.2f} s for a second, once and cold",
-        "no row for PyTorch: the reference implementation of these nets is in no installable package",
     ]
     return "\n".join(rows)
