@@ -1,4 +1,4 @@
-"""The script that measures the published sizes: commands that exist, and what is kept of those that fail or take long."""
+"""The script that measures the published sizes: commands that exist, and what is kept of those that fail."""
 
 import importlib.util
 import json

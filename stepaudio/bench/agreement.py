@@ -104,7 +104,11 @@ def compare_with_torch(small: bool = False, seed: int = 0) -> list[Agreement]:
     del whole
     free_buffers()
     half = _ours(engine, mel, words)
-    return _held_against_torch(engine, mel, ours, half)
+    weights = torch_tensors(engine.net, torch_baseline.device())
+    del engine
+    gc.collect()
+    free_buffers()  # of one device, which PyTorch needs too
+    return _held_against_torch(weights, config, mel, ours, half)
 
 
 def _ours(engine, mel: np.ndarray, words: list[int]) -> dict[str, Any]:
@@ -121,24 +125,21 @@ def _host(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
-def _held_against_torch(engine, mel: np.ndarray, ours: dict[str, Any], half: dict[str, Any]) -> list[Agreement]:
+def _held_against_torch(
+    weights: dict[str, Any], config: StepAudioConfig, mel: np.ndarray, ours: dict[str, Any], half: dict[str, Any]
+) -> list[Agreement]:
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.no_grad(), _whole_products():
-        weights = torch_tensors(engine.net, device)
-        theirs = _theirs({n: a.float() for n, a in weights.items()}, engine.config, mel, ours["tokens"])
+        theirs = _theirs({n: a.float() for n, a in weights.items()}, config, mel, ours["tokens"])
         gc.collect()
-        found = [
-            Agreement("adapter, float32", _relative(ours["audio"], theirs["audio"]), limit=LIMIT),
-            Agreement("logits, float32", _relative(ours["logits"], theirs["logits"]), _same(ours, theirs), LIMIT),
-            Agreement("logits, bfloat16 here", _relative(half["logits"], theirs["logits"]), _same(half, theirs)),
-        ]
-        rough = _theirs(weights, engine.config, mel, ours["tokens"])
-        found.append(
-            Agreement("logits, bfloat16 in PyTorch", _relative(rough["logits"], theirs["logits"]), _same(rough, theirs))
-        )
-    return found
+        rough = _theirs(weights, config, mel, ours["tokens"])
+    return [
+        Agreement("adapter, float32", _relative(ours["audio"], theirs["audio"]), limit=LIMIT),
+        Agreement("logits, float32", _relative(ours["logits"], theirs["logits"]), _same(ours, theirs), LIMIT),
+        Agreement("logits, bfloat16 here", _relative(half["logits"], theirs["logits"]), _same(half, theirs)),
+        Agreement("logits, bfloat16 in PyTorch", _relative(rough["logits"], theirs["logits"]), _same(rough, theirs)),
+    ]
 
 
 class _whole_products:

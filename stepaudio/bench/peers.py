@@ -86,7 +86,7 @@ class Torch:
         import torch
 
         self._torch = torch
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch_baseline.device()
         tensors = torch_tensors(net, self.device)
         self.model = torch_baseline.TorchModel(tensors, net.config.to_dict())
 

@@ -34,6 +34,13 @@ def versions() -> str:
     return f"PyTorch {version('torch')}, transformers {version('transformers')}"
 
 
+def device() -> str:
+    """Where PyTorch computes: "cuda" if it can, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class TorchProcess:
     """A process that holds the model and transcribes one clip at a time.
 

@@ -9,7 +9,7 @@ request for a translation with nonsense. The file lets such a request end in an 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..errors import ConfigError, PromptError
@@ -53,6 +53,10 @@ class Capabilities:
         """Of the model that a path or a name on a hub means, as `find.checkpoint_folder`; nothing is fetched."""
         named = meant(path)
         return cls.of_folder(named) if isinstance(named, Path) else cls._of_name(named)
+
+    def to_dict(self) -> dict:
+        """As the file has it."""
+        return {k: v for k, v in asdict(self).items() if v is not None and k != "refusals"}
 
     @classmethod
     def _of_name(cls, path: Path | HubName) -> Capabilities:

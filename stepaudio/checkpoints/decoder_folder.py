@@ -25,6 +25,8 @@ from ..models.quantization import Bits, Quantization
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig
 from ..reading import is_file, is_folder, read_object
 from ..text.tokenizer import Tokenizer
+from .capabilities import FILE as CAPABILITIES
+from .capabilities import Capabilities
 from .dtypes import HELD, SCALED, as_values, numpy_dtype
 from .header import INDEX_FILE, SINGLE_FILE, TensorInfo, listed, read_checkpoint
 from .int8 import SCALE, ScaledTensor
@@ -42,7 +44,7 @@ from .packed import (
     quantisable,
     read_tensors,
 )
-from .quantize_plan import SHARD_BYTES, beside_weights, is_listed, quantization_of
+from .quantize_plan import SHARD_BYTES, beside_weights, is_listed, quantization_of, to_be_stated
 from .report import WeightReport, compare
 from .save import clear_stale
 from .tensor_file import Entry, TensorFile, copy_stored, index_of, split_into_files
@@ -57,7 +59,7 @@ SIZES = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "vocab_size",
     "rms_norm_eps", "rope_theta",
 )  # fmt: skip
-OURS = ("capabilities.json", "words.txt")  # files that mlx-lm has no use for
+OURS = (CAPABILITIES, "words.txt")  # files that mlx-lm has no use for
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Export:
     decoder: Path | None
     notes: tuple[str, ...]
     widened: bool  # all floats as float32
+    capabilities: Capabilities | None = None  # to be stated, where they are known by the name of the folder alone
 
     @property
     def shards(self) -> dict[str, dict[str, Entry]]:
@@ -99,8 +102,9 @@ class Export:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all files that will be written, the config last."""
+        own = [CAPABILITIES] if self.capabilities else []
         index = [INDEX_FILE] if len(self.shards) > 1 else []
-        return (*self.copied, *self.shards, *index, MANIFEST, CONFIG_FILE)
+        return (*self.copied, *own, *self.shards, *index, MANIFEST, CONFIG_FILE)
 
     @property
     def nbytes(self) -> int:
@@ -195,7 +199,7 @@ def plan_return(source: str | Path, decoder: str | Path) -> Export:
     ordered = {name: records[name] for name in expected_layout(config)}
     if text.end_ids and text.end_ids != _end_ids(source, config.text_config):
         notes = (*notes, f"end marks stay those of {source.name}; the decoder's folder has {sorted(text.end_ids)}")
-    return Export(source, raw, ordered, copied, decoder, notes, widened=False)
+    return Export(source, raw, ordered, copied, decoder, notes, False, to_be_stated(source, copied))
 
 
 def write_export(plan: Export, out: Path) -> dict:
@@ -227,6 +231,8 @@ def write_export(plan: Export, out: Path) -> dict:
                         if name in entries:
                             _write(stream, name, info, plan)
             texts: dict[str, object] = {CONFIG_FILE: plan.config, MANIFEST: manifest}
+            if plan.capabilities is not None:
+                texts[CAPABILITIES] = plan.capabilities.to_dict()
             if len(plan.shards) > 1:
                 texts[INDEX_FILE] = index_of(plan.shards)
             for name, content in texts.items():

@@ -234,8 +234,7 @@ def _write_texts(aside: Path, plan: Plan, manifest: dict) -> None:
     said = quantization_of(plan.chosen, plan.layers).to_dict()
     texts: dict[str, object] = {CONFIG_FILE: plan.config | {KEY: said, OTHER_KEY: said}, MANIFEST: manifest}
     if plan.capabilities is not None:
-        stated = asdict(plan.capabilities)
-        texts[CAPABILITIES] = {k: v for k, v in stated.items() if v is not None and k != "refusals"}
+        texts[CAPABILITIES] = plan.capabilities.to_dict()
     if len(plan.shards) > 1:
         texts[INDEX_FILE] = index_of(plan.shards)
     for name, content in texts.items():

@@ -98,7 +98,6 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
     entries = {name: stored_entries(name, info, chosen) for name, info in records.items()}
     copied, notes = beside_weights(source)
     file = source / (CONFIG_FILE if is_file(source / CONFIG_FILE, ConfigError) else FLAT_FILE)
-    stated = Capabilities.of(source)
     return Plan(
         source=source,
         name=repository_of(source) or source.resolve().name,
@@ -109,9 +108,15 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
         layers=layers,
         shards=split_into_files(entries, shard_bytes),
         copied=copied,
-        capabilities=None if CAPABILITIES in copied or stated == Capabilities() else stated,
+        capabilities=to_be_stated(source, copied),
         notes=notes,
     )
+
+
+def to_be_stated(source: Path, copied: tuple[str, ...]) -> Capabilities | None:
+    """What a folder of another name has to say of itself; None where a copied file says it, or nothing is to say."""
+    stated = Capabilities.of(source)
+    return None if CAPABILITIES in copied or stated == Capabilities() else stated
 
 
 def stored_entries(name: str, info: TensorInfo, chosen: Mapping[str, Bits]) -> dict[str, Entry]:

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from stepaudio.checkpoints import decoder_folder
+from stepaudio.checkpoints.capabilities import Capabilities
 from stepaudio.checkpoints.decoder_folder import MANIFEST, plan_decoder, plan_return, write_export
 from stepaudio.checkpoints.header import INDEX_FILE, SINGLE_FILE
 from stepaudio.checkpoints.int8 import SCALE
@@ -140,6 +141,13 @@ def test_eight_bits_with_scales_become_the_values_that_they_mean(tmp_path):
     assert name + SCALE not in after
     write_export(plan_return(source, tmp_path / "out"), tmp_path / "back")
     assert stored(tmp_path / "back")["encoder.blocks.0.mlp.0.weight"].dtype == np.int8
+
+
+def test_what_a_name_says_of_a_model_is_written_down(decoder, tmp_path):
+    """A base model is known by its folder's name, which the copy has not."""
+    source = quantised.write(tmp_path / "Step-Audio-2-mini-Base")
+    write_export(plan_return(source, decoder), tmp_path / "tuned")
+    assert not Capabilities.of(tmp_path / "tuned").turns and Capabilities.of(decoder).turns
 
 
 def test_several_files_have_an_index(source, tmp_path, monkeypatch):
