@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,16 +36,15 @@ def test_what_is_printed_is_kept_whatever_became_of_the_command(script, monkeypa
     }
     monkeypatch.setattr(script, "STEPS", steps)
     monkeypatch.setattr(sys, "argv", ["measure", str(tmp_path), "--tiny"])
-    real = script.subprocess.run
 
     def slow(words, stdout, stderr, timeout):
         if timeout < 2:
             stdout.write('{"half": 1}\nhalf a li')
             stdout.flush()
-            raise script.subprocess.TimeoutExpired(words, timeout)
-        return real(words, stdout=stdout, stderr=stderr, timeout=timeout)
+            raise subprocess.TimeoutExpired(words, timeout)
+        return subprocess.run(words, stdout=stdout, stderr=stderr, timeout=timeout)
 
-    monkeypatch.setattr(script.subprocess, "run", slow)
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=slow, TimeoutExpired=subprocess.TimeoutExpired))
     assert script.main() == 1
     found = json.loads((tmp_path / "published.json").read_text())["steps"]
     assert found["info"]["status"] == 0 and found["info"]["lines"][0]["backend"]
