@@ -25,6 +25,7 @@ from ..errors import BackendError
 NEEDED = ("torch", "einops", "scipy", "cosyvoice2", "flashcosyvoice")
 INSTALL = "pip install --no-deps step-audio2, and torch, einops, scipy"
 FAILED = "failed: "
+UNNAMED = ("istft", "f0_cond_channels", "final_lrelu_slope", "magnitude_clip")  # of `HiftConfig`, alone
 STEPS = 10  # of the solver
 MEL_FRAMES, HELD = 8, 3840  # mel frames, and samples of source and sound, that a chunk hands to the next
 RECENT, CACHED = 100, 1000  # frames that the estimator looks back on beyond the prompt, and room for frames
@@ -140,7 +141,8 @@ class ReferenceNets:
             decoder=solver,
         )
         pitch = ConvRNNF0Predictor(in_channels=hift["in_channels"], cond_channels=hift["f0_cond_channels"])
-        self.hift = HiFTGenerator(base_channels=hift["base_channels"], f0_predictor=pitch)
+        own = {name: value for name, value in hift.items() if name not in UNNAMED}
+        self.hift = HiFTGenerator(**own, istft_params=hift["istft"], f0_predictor=pitch)
         for name, net in (("flow", self.flow), ("hift", self.hift)):
             net.load_state_dict({n: torch.from_numpy(a) for n, a in tensors[name].items()}, strict=True)
             net.to(self.device).eval()

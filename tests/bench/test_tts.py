@@ -82,6 +82,7 @@ def test_the_command(capsys, monkeypatch, speaking_checkpoint):
 
 def test_run_on_a_converted_model_and_on_random_weights(capsys, speaking_checkpoint, monkeypatch):
     monkeypatch.setattr(tts, "voice_clip", lambda: tiny.noise(1.5))
+    monkeypatch.setattr(tts, "missing", lambda: ["step-audio2"])
     assert tts.run(speaking_checkpoint, 1, n_codes=30) == 0
     out = capsys.readouterr().out
     assert str(speaking_checkpoint) in out and "weights: 0 MiB" in out
