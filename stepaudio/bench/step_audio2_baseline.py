@@ -141,7 +141,7 @@ class ReferenceNets:
             decoder=solver,
         )
         pitch = ConvRNNF0Predictor(in_channels=hift["in_channels"], cond_channels=hift["f0_cond_channels"])
-        own = {name: value for name, value in hift.items() if name not in UNNAMED}
+        own = {n: list(v) if isinstance(v, tuple) else v for n, v in hift.items() if n not in UNNAMED}
         self.hift = HiFTGenerator(**own, istft_params=hift["istft"], f0_predictor=pitch)
         for name, net in (("flow", self.flow), ("hift", self.hift)):
             net.load_state_dict({n: torch.from_numpy(a) for n, a in tensors[name].items()}, strict=True)
