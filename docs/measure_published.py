@@ -27,7 +27,7 @@ STEPS: dict[str, tuple[int, list[str], list[str]]] = {  # name -> seconds, comma
          "--json"],
         ["--seconds", "3", "--tokens", "4", "--lengths", "3", "--dtype", "float32"],
     ),
-    "token2wav": (80, ["bench", "--token2wav"], ["--repeats", "1"]),
+    "token2wav": (80, ["bench", "--token2wav"], ["--tiny", "--repeats", "1"]),
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def add_experiment_verbs(verbs) -> None:
         "--published", action="store_true",
         help="instead, the language model at the published sizes with random weights, beside mlx-lm and PyTorch",
     )  # fmt: skip
-    bench.add_argument("--tiny", action="store_true", help="of --published: a rehearsal at small sizes")
+    bench.add_argument("--tiny", action="store_true", help="of --published and --token2wav: a rehearsal at small sizes")
     add_option(
         bench, "--part", action="append", default=[], metavar="NAME", shown="all of them",
         help="of --published: load, encoder, prefill, decode, samplers, caches, batches, speculative, first-token or "
@@ -62,14 +62,16 @@ def run_bench(options: argparse.Namespace) -> int:
     """Measure; 1 if two ways of running disagree."""
     if options.published:
         return _bench_published(options)
-    if options.tiny or options.part or options.format == "json":
-        raise ConfigError("--tiny, --part and --json are of --published; add it, or leave them out")
+    if options.part or options.format == "json":
+        raise ConfigError("--part and --json are of --published; add it, or leave them out")
+    if options.tiny and (not options.token2wav or options.model is not None):
+        raise ConfigError("--tiny: of --published, or of --token2wav without --model; add one of them, or leave it out")
     from ..bench import asr, tts
 
     if options.token2wav:
         if options.manifest is not None:
             raise ConfigError("--manifest: recordings to transcribe; with --token2wav there is nothing to transcribe")
-        return tts.run(options.model, options.repeats)
+        return tts.run(options.model, options.repeats, "small" if options.tiny else "published")
     return asr.run(options.manifest, options.model, options.repeats)
 
 

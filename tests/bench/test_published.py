@@ -87,8 +87,8 @@ def test_the_command(bench, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "argv",
-    [["--tiny"], ["--part", "load"], ["--published", "--token2wav"], ["--published", "--part", "lode"],
-     ["--published", "--repeats", "0"], ["--published", "--model", "data/nano"]],
+    [["--tiny"], ["--token2wav", "--tiny", "--model", "data/nano"], ["--part", "load"], ["--published", "--token2wav"],
+     ["--published", "--part", "lode"], ["--published", "--repeats", "0"], ["--published", "--model", "data/nano"]],
 )  # fmt: skip
 def test_what_the_command_refuses(argv, capsys):
     assert main(["bench", *argv]) == 2

@@ -74,7 +74,8 @@ def test_the_command(capsys, monkeypatch, speaking_checkpoint):
     asked = []
     monkeypatch.setattr(tts, "run", lambda *a: asked.append(a) or 0)
     assert main(["bench", "--speaking", "--model", str(speaking_checkpoint), "--repeats", "2"]) == 0
-    assert asked == [(str(speaking_checkpoint), 2)]
+    assert main(["bench", "--token2wav", "--tiny"]) == 0
+    assert asked == [(str(speaking_checkpoint), 2, "published"), (None, 3, "small")]
     assert (
         main(["bench", "--speaking", "--manifest", "x.tsv"]) == 2 and "nothing to transcribe" in capsys.readouterr().err
     )
