@@ -108,7 +108,7 @@ def _serve(pipe) -> None:
             pipe.send(getattr(nets, what)(*given))
     except EOFError:
         return
-    except Exception as error:  # of another package, told to the one who asked
+    except Exception as error:  # of another package; reported to the parent process
         text = " ".join(str(error).split())
         pipe.send(f"{FAILED}{type(error).__name__}: {text[:200]}")
 
