@@ -6,6 +6,7 @@ is told to load.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,11 +75,14 @@ class Spoken:
     """Answers and their sound, in order: one of a question, several of a long text.
 
     An answer without codes has a sound of no samples: nothing here fails because a model chose to write.
+    `first_sound_seconds` counts from when work on the first conversation began, the voice being read, to when the first
+    sound was there; None without sound. The first token's seconds are with each answer.
     """
 
     answers: tuple[Generation, ...]
     sounds: tuple[Sound, ...]
     sample_rate: int
+    first_sound_seconds: float | None = field(default=None, compare=False)
 
     @property
     def wave(self) -> np.ndarray:
@@ -112,11 +116,13 @@ class SpokenChunk:
     """What came since the chunk before. wave : (n,) float32. text : new text.
 
     answer : None, but with the last chunk of an answer (which may hold no sound) the answer.
+    seconds : from when the stream's first chunk was asked for until this one was there.
     """
 
     wave: np.ndarray
     text: str
     answer: Generation | None = None
+    seconds: float = field(default=0.0, compare=False)
 
 
 class SpeechModel:
@@ -252,17 +258,17 @@ class SpeechModel:
         """
         synthesizer = self.synthesizer
         voice = synthesizer.voice(voice, options.resampler)
+        began, first = time.perf_counter(), None
         answers = tuple(
             self.model.generate_with_audio(c, options=options.decoding, resampler=options.resampler)
             for c in conversations
         )
-        sounds = tuple(
-            synthesizer.decode(
-                a.codes, voice, noise=options.seed, source_noise=options.seed, options=options.voicing.flow
-            )
-            for a in answers
-        )
-        return Spoken(answers, sounds, synthesizer.sample_rate)
+        sounds, noise = [], {"noise": options.seed, "source_noise": options.seed}
+        for answer in answers:
+            sounds.append(synthesizer.decode(answer.codes, voice, **noise, options=options.voicing.flow))
+            if first is None and len(sounds[-1].wave):
+                first = time.perf_counter() - began
+        return Spoken(answers, tuple(sounds), synthesizer.sample_rate, first)
 
     def stream(
         self, conversations: Sequence[Conversation], voice, options: SpeechOptions = DEFAULT
@@ -280,14 +286,15 @@ class SpeechModel:
         return self._stream(conversations, state, options)
 
     def _stream(self, conversations, state: StreamState, options: SpeechOptions) -> Iterator[SpokenChunk]:
-        engine = self.model.engine
+        began, engine = time.perf_counter(), self.model.engine
         for messages in conversations:
             request = engine.build_request(messages, resampler=options.resampler)
             listener = _Listener(engine.steps(request, options.decoding), self._tokenizer())
             for chunk in self.synthesizer.stream(listener, state):
-                yield SpokenChunk(chunk.wave, listener.new_text())
+                yield SpokenChunk(chunk.wave, listener.new_text(), seconds=time.perf_counter() - began)
             answer = answer_of(collect(iter(listener.steps), 1)[0], self._tokenizer())
-            yield SpokenChunk(np.zeros(0, np.float32), listener.new_text(end=True), answer)
+            text = listener.new_text(end=True)
+            yield SpokenChunk(np.zeros(0, np.float32), text, answer, time.perf_counter() - began)
 
     def _tokenizer(self) -> Tokenizer:
         return self.model.engine.require_tokenizer()

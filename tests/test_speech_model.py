@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 
+from stepaudio import speech_model
 from stepaudio.decoding.options import DecodingOptions
 from stepaudio.decoding.outputs import Generation
 from stepaudio.decoding.sampling import Sampling
@@ -148,7 +151,7 @@ def test_an_answer_without_codes_is_a_record(model, voices):
     chunks = list(quiet.stream([quiet.question(tiny.noise(1))], voices[0], greedy))
     assert len(chunks) == 1 and chunks[0].answer == found.answers[0] and chunks[0].wave.size == 0
     assert chunks[0].text == found.answers[0].text
-    assert SpeechModel.speak(quiet, [], voices[0]).kind == "empty"
+    assert found.first_sound_seconds is None and SpeechModel.speak(quiet, [], voices[0]).kind == "empty"
 
 
 def test_one_spoken_answer_is_speech(model, voices):
@@ -174,6 +177,20 @@ def test_a_stream_says_what_the_whole_says(model, synthesizer, voices):
     streams = [synthesizer.stream(a.codes, voices[1], noise=2, source_noise=2, options=QUICK) for a in answers]
     want = np.concatenate([c.wave for s in streams for c in s])
     assert np.array_equal(np.concatenate([c.wave for c in chunks]), want)
+
+
+def test_when_the_first_token_and_the_first_sound_came(model, voices, monkeypatch):
+    """By a clock that counts how often it is read: what came is what ended its wait."""
+    conversations = model.reading("the cat", LONG)
+    monkeypatch.setattr(speech_model, "time", SimpleNamespace(perf_counter=count(10).__next__))
+    spoken = model.speak(conversations, voices[0], LONG)
+    assert spoken.first_sound_seconds == 1 and spoken.answers[0].first_token_seconds > 0
+    assert model.speak([], voices[0], LONG).first_sound_seconds is None
+    chunks = list(model.stream(conversations, voices[0], LONG))
+    assert len(chunks) > 1 and [c.seconds for c in chunks] == list(range(1, len(chunks) + 1))
+    monkeypatch.undo()
+    waits = [c.seconds for c in model.synthesizer.stream(range(60), voices[0], options=QUICK)]
+    assert len(waits) > 1 and waits[0] > 0 and waits == sorted(waits)
 
 
 def test_two_conversations_through_one_model(model, voices):

@@ -23,6 +23,7 @@ from ..backend.device import default_dtype, info
 from ..backend.memory import free_buffers
 from ..checkpoints.layout import parameters_of
 from ..checkpoints.load import load_weights
+from ..checkpoints.random_weights import random_token2wav
 from ..checkpoints.recipe import Recipe
 from ..checkpoints.save import save_checkpoint
 from ..constants import CHUNK_SECONDS, SAMPLE_RATE
@@ -35,9 +36,12 @@ from ..errors import ConfigError
 from ..models.kv_cache import CachePolicy
 from ..models.quantization import Bits
 from ..models.speech_lm import StepAudioNet
+from ..resources import voice_clip
+from ..synthesis.synthesizer import Synthesizer
 from . import peers, torch_baseline
 from .agreement import sizes_named
 from .memory import PROMPT, random_engine
+from .successor import successor_net
 
 OURS = "stepaudio"
 SAMPLERS: dict[str, Sampling] = {
@@ -332,27 +336,6 @@ def _speculative(bench: Bench) -> Iterator[Row]:
         del net, request, sides, plain, looked_up
 
 
-def successor_net(net: StepAudioNet, period: int) -> StepAudioNet:
-    """A net of the same cost that says after each token the next of its block of `period`, after the last the first.
-
-    What layers add is nothing, so the last state is the token's embedding; the head has the embeddings of the tokens
-    before.
-    """
-    config, own = net.config, parameters_of(net)
-    ids = np.arange(config.text_config.vocab_size)
-    first = ids // period * period
-    size = np.minimum(period, len(ids) - first)
-    before = first + (ids - first - 1) % size
-    embeddings = own["model.embed_tokens.weight"]
-    changed: dict[str, mx.array] = {"lm_head.weight": embeddings[mx.array(before)]}
-    changed |= {
-        name: mx.zeros_like(a) for name, a in own.items() if name.endswith(("o_proj.weight", "down_proj.weight"))
-    }
-    made = StepAudioNet(config)
-    made.load_weights(list((own | changed).items()))
-    return made
-
-
 def _first_token(bench: Bench) -> Iterator[Row]:
     """A clip behind a long history, its audio embeddings and turns computed, or found in a prompt cache."""
     seconds = 2 if bench.small else CHUNK_SECONDS
@@ -378,7 +361,29 @@ def _first_token(bench: Bench) -> Iterator[Row]:
     })  # fmt: skip
 
 
+def _first_sound(bench: Bench) -> Iterator[Row]:
+    """From a clip to the first chunk of a stream, if all that the decoder says are audio codes; the voice is read."""
+    synthesizer = Synthesizer(random_token2wav("small" if bench.small else "published", bench.seed))
+    state, flow = synthesizer.begin(synthesizer.voice(voice_clip())), synthesizer.parts.flow
+    n = state.options.chunk_codes + flow.look_ahead
+
+    def token() -> float:
+        began = time.perf_counter()
+        next(generate(bench.engine.net, [bench.request(10)], run_options(1)))
+        return time.perf_counter() - began
+
+    def sound() -> float:
+        began = time.perf_counter()
+        steps = generate(bench.engine.net, [bench.request(10)], run_options(n + 1))
+        next(synthesizer.stream((s.token % flow.config.vocab_size for s in steps), state))
+        return time.perf_counter() - began
+
+    sides: Sides = {("10 s of sound, first token", OURS): token, (f"{n} codes, their sound streamed", OURS): sound}
+    yield from bench.rows("first sound", "s", sides)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "load": _load, "encoder": _encoder, "prefill": _prefill, "decode": _decode, "samplers": _samplers,
-    "caches": _caches, "batches": _batches, "speculative": _speculative, "first-token": _first_token, "bits": _bits,
+    "caches": _caches, "batches": _batches, "speculative": _speculative, "first-token": _first_token,
+    "first-sound": _first_sound, "bits": _bits,
 }  # fmt: skip

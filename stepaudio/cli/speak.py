@@ -154,6 +154,7 @@ def _translate(options: argparse.Namespace) -> int:
         found = model.translate(source, options.to, speech)
     text = (found.text or "").strip()
     line = {"file": options.file, "to": options.to, "text": text, "stop": found.stop}
+    line["first_token_seconds"] = round(found.first_token_seconds, 3)
     if options.format == "text":
         print(text)
     else:
@@ -200,6 +201,7 @@ def _voiced(options: argparse.Namespace, model: SpeechModel, conversations, spee
         padding=sum(a.n_padding for a in answers),
         stop=[a.stop for a in answers],
         voice=voice.key,
+        first_token_seconds=next((round(a.first_token_seconds, 3) for a in answers), None),
     )
 
 

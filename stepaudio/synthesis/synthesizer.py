@@ -7,8 +7,9 @@ number of streams and voices can run through one object.
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import SupportsIndex, cast
@@ -55,13 +56,15 @@ class Sound:
 class SoundChunk:
     """The next stretch of a stream. wave : (n,) float32. start : its first sample in the stream.
 
-    n_codes and n_padding count what has been taken from the codes since the stream began.
+    n_codes and n_padding count what has been taken from the codes since the stream began. seconds : from when the
+    first chunk was asked for until this one was there, waiting for codes included.
     """
 
     wave: np.ndarray
     start: int
     n_codes: int
     n_padding: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 class _Codes:
@@ -258,11 +261,11 @@ class Synthesizer:
         return self._stream(_Codes(codes, self.parts.flow.config.vocab_size), voice)
 
     def _stream(self, codes: _Codes, state: StreamState) -> Iterator[SoundChunk]:
-        start, flow, hift = 0, self.parts.flow, self.parts.hift
+        began, start, flow, hift = time.perf_counter(), 0, self.parts.flow, self.parts.hift
         for chunk, last in chunked(codes, state.options.chunk_codes, flow.look_ahead):
             found, state = step(flow, hift, chunk, state, last)
             wave = np.array(found[0].astype(mx.float32))
-            yield SoundChunk(wave, start, codes.n_codes, codes.n_padding)
+            yield SoundChunk(wave, start, codes.n_codes, codes.n_padding, time.perf_counter() - began)
             start += len(wave)
 
     def loudest(self, options: StreamOptions = AS_REFERENCE) -> float:

@@ -75,7 +75,9 @@ def test_every_part_gives_its_rows(bench, monkeypatch):
     held = {bits: said["bits", f"{bits} bits, weights"].median for bits in (8, 4)}
     assert held[4] < held[8] < said["load", "weights"].median
     assert {row.part for row in rows} == {"load", "encoder", "prefill", "decode", "sampler", "cache", "batch",
-                                          "speculative", "first token", "bits"}  # fmt: skip
+                                          "speculative", "first token", "first sound", "bits"}  # fmt: skip
+    early, late = (row.median for row in rows if row.part == "first sound")
+    assert early < late
 
 
 def test_the_command(bench, monkeypatch, capsys):
