@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         bench,
         checkpoints,
         choices,
+        conversation,
         decoding,
         errors,
         evaluation,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from .checkpoints.load import validate_weights
     from .choices import CacheKind, LoopAction, Positions, StopReason
+    from .conversation import Conversation
     from .decoding.options import DecodingOptions
     from .decoding.prompt_cache import PromptCache
     from .decoding.sampling import Penalties, Sampling
@@ -69,6 +71,7 @@ _NAMES = {
     "SpeechOptions": "speech_model",
     "DecodingOptions": "decoding.options",
     "PromptCache": "decoding.prompt_cache",
+    "Conversation": "conversation.conversation",
     "Sampling": "decoding.sampling",
     "Penalties": "decoding.sampling",
     "CachePolicy": "models.kv_cache",
@@ -85,17 +88,17 @@ _NAMES = {
     "StepAudioError": "errors",
 }
 _MODULES = (
-    "audio", "backend", "bench", "checkpoints", "choices", "decoding", "errors", "evaluation", "experiments",
-    "interp", "models", "parity", "resources", "synthesis", "text", "train", "viz",
+    "audio", "backend", "bench", "checkpoints", "choices", "conversation", "decoding", "errors", "evaluation",
+    "experiments", "interp", "models", "parity", "resources", "synthesis", "text", "train", "viz",
 )  # fmt: skip
 
 __all__ = [
-    "CacheKind", "CachePolicy", "DecodingOptions", "LoopAction", "Penalties", "Positions", "PromptCache", "Sampling",
-    "Segment",
+    "CacheKind", "CachePolicy", "Conversation", "DecodingOptions", "LoopAction", "Penalties", "Positions",
+    "PromptCache", "Sampling", "Segment",
     "SpeechModel", "SpeechOptions", "StepAudio2", "StepAudioError", "StopReason", "Transcript", "Voice", "__version__",
-    "audio", "backend", "bench", "checkpoints", "choices", "decoding", "errors", "evaluate", "evaluation",
-    "experiments", "interp", "load", "models", "parity", "resources", "synthesis", "text", "train", "validate_weights",
-    "verify", "viz",
+    "audio", "backend", "bench", "checkpoints", "choices", "conversation", "decoding", "errors", "evaluate",
+    "evaluation", "experiments", "interp", "load", "models", "parity", "resources", "synthesis", "text", "train",
+    "validate_weights", "verify", "viz",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(__name__, _NAMES | {name: name for name in _MODULES})

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 import mlx.core as mx
@@ -53,6 +54,7 @@ class PromptCache:
         self.hits = self.misses = 0
         self._entries: OrderedDict[str, Arrays] = OrderedDict()
         self._path: str | None = None
+        self._lock = Lock()  # conversations of several threads may share one
 
     @property
     def nbytes(self) -> int:
@@ -76,22 +78,24 @@ class PromptCache:
 
     def find(self, key: str) -> Arrays | None:
         """The arrays of a key, which are used last from now on."""
-        found = self._entries.get(key)
-        if found is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-            self._entries.move_to_end(key)
-        return found
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                self._entries.move_to_end(key)
+            return found
 
     def put(self, key: str, arrays: Mapping[str, mx.array]) -> None:
         """Keep arrays, and let go of what is used least until all fits."""
-        self._entries[key] = dict(arrays)
-        self._entries.move_to_end(key)
         mx.eval(list(arrays.values()))
-        left = self.nbytes
-        while left > self.max_bytes:
-            left -= _nbytes(self._entries.popitem(last=False)[1])
+        with self._lock:
+            self._entries[key] = dict(arrays)
+            self._entries.move_to_end(key)
+            left = self.nbytes
+            while left > self.max_bytes:
+                left -= _nbytes(self._entries.popitem(last=False)[1])
 
     # ------------------------------------------------------------ files
 

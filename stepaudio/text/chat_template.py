@@ -15,6 +15,7 @@ from ..errors import PromptError, TokenizerError
 from .tokenizer import EOT, Tokenizer
 
 ROLES = ("system", "human", "assistant", "input", "tool_json_schemas")
+BOT = "<|BOT|>"
 ALIASES = {"user": "human"}
 SPOKEN = "<tts_start>"  # content of an open assistant turn that is to be spoken
 ITEMS = ("text", "token", "audio")  # types of an item; each keeps its value under its own name
@@ -32,11 +33,15 @@ class Message:
         `{"type": "audio"}`, `{"type": "token", "token": [ids]}`) one by one; None only opens the turn.
     eot : bool
         Whether `<|EOT|>` closes the turn; without meaning for None.
+    plain : bool
+        Whether special tokens written in the content are characters, as text of a stranger needs it. One exception:
+        `<tts_start>` at the end of an answer that stays open is the token.
     """
 
     role: str
     content: str | Sequence[Mapping] | None
     eot: bool = True
+    plain: bool = False
 
     def __post_init__(self):
         if not isinstance(self.role, str) or ALIASES.get(self.role, self.role) not in ROLES:
@@ -62,7 +67,7 @@ class Message:
     @property
     def header(self) -> str:
         """What opens the turn."""
-        return f"<|BOT|>{ALIASES.get(self.role, self.role)}\n"
+        return f"{BOT}{ALIASES.get(self.role, self.role)}\n"
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,10 @@ class _Writer:
         self.slots: list[AudioSlot] = []
         self.n_clips = 0
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, plain: bool = False) -> None:
         if not isinstance(text, str):
             raise PromptError(f"expected text, found {text!r:.60}")
-        self.ids += self.tokenizer.encode(text)
+        self.ids += self.tokenizer.encode_plain(text) if plain else self.tokenizer.encode(text)
 
     def tokens(self, ids: Iterable[int]) -> None:
         if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
@@ -145,7 +150,7 @@ class _Writer:
             self.ids += [t.audio_start, *[t.audio_patch] * length, t.audio_end]
         self.n_clips += 1
 
-    def item(self, item: Mapping) -> None:
+    def item(self, item: Mapping, plain: bool = False) -> None:
         kind = item.get("type") if isinstance(item, Mapping) else None
         if not isinstance(kind, str) or kind not in ITEMS or not set(item) <= {"type", kind}:
             raise PromptError(f"expected an item of type {', '.join(ITEMS)} with its value, found {item!r:.120}")
@@ -153,18 +158,28 @@ class _Writer:
             return self.audio()
         if kind not in item:
             raise PromptError(f"{kind} item: the key {kind!r} is missing")
-        return self.text(item["text"]) if kind == "text" else self.tokens(item["token"])
+        return self.text(item["text"], plain) if kind == "text" else self.tokens(item["token"])
 
     def turn(self, message: Message) -> None:
         if message.content is None:
             self.text(message.header)
         elif isinstance(message.content, str):
-            self.text(message.header + message.content + (EOT if message.eot else ""))
+            if message.plain:
+                self.plain_turn(message, message.content)
+            else:
+                self.text(message.header + message.content + (EOT if message.eot else ""))
         else:
             self.text(message.header)
             for item in message.content:
-                self.item(item)
+                self.item(item, message.plain)
             self.text(EOT if message.eot else "")
+
+    def plain_turn(self, message: Message, content: str) -> None:
+        """The tokens that one piece gives where its content spells no token: those part it in any case."""
+        opens_speech = not message.eot and content.endswith(SPOKEN)
+        self.text(BOT)
+        self.text(message.header.removeprefix(BOT) + content.removesuffix(SPOKEN if opens_speech else ""), plain=True)
+        self.text(SPOKEN if opens_speech else EOT if message.eot else "")
 
     def prompt(self) -> Prompt:
         if self.n_clips != len(self.n_rows):
@@ -191,8 +206,8 @@ def build_prompt(
 ) -> Prompt:
     """The token ids of a conversation, and where its audio goes.
 
-    Special tokens written in a text become their ids, as in the reference; a caller who passes on foreign
-    text must take them out first.
+    Special tokens written in a text become their ids, as in the reference, but for those of plain messages: for
+    foreign text.
 
     Parameters
     ----------

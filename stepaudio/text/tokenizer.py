@@ -74,6 +74,8 @@ class Tokenizer:
         self._first_audio = codes.get(0, self.n_ids)
         if any(codes.get(n) != self._first_audio + n for n in range(self.n_audio)):
             raise TokenizerError(f"expected <audio_0> to <audio_{self.n_audio - 1}> with consecutive ids; {ADVICE}")
+        self._plain = Backend(backend.model)  # the same text rules, and no token that is written by its name
+        self._plain.normalizer, self._plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
         self.id(EOT)
 
     @classmethod
@@ -173,10 +175,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; special tokens written in it become their ids, nothing is put in front or behind."""
-        try:
-            return self._backend.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeError):
-            raise TokenizerError(f"expected text without lone surrogates, found {text!r:.60}") from None
+        return _encoded(self._backend, text)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of `text` as words alone: `<|EOT|>`, `<audio_7>` or `<tool_call>` written in it are characters.
+
+        Without such names in it, the ids are those of `encode`. For text of a stranger: no control token comes of it.
+        """
+        return _encoded(self._plain, text)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of `ids`; ids without a token give '', bytes that are no UTF-8 give U+FFFD.
@@ -248,6 +254,13 @@ class Tokenizer:
         """The code 0..6560 that the id stands for; None for text, markers and audio padding."""
         speaks = self.is_audio(token_id) and not self.is_audio_padding(token_id)
         return token_id - self._first_audio if speaks else None
+
+
+def _encoded(backend: Backend, text: str) -> list[int]:
+    try:
+        return backend.encode(text, add_special_tokens=False).ids
+    except (TypeError, UnicodeError):
+        raise TokenizerError(f"expected text without lone surrogates, found {text!r:.60}") from None
 
 
 class Detokenizer:

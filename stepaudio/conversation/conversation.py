@@ -1,0 +1,302 @@
+"""`Conversation`: an immutable history, and the answers of a model to it.
+
+Every method gives another conversation and leaves this one as it is, so that a fork is a name, an interrupted answer
+changes nothing, and conversations in several threads have nothing in common but the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+from ..choices import is_count, is_whole, shown
+from ..decoding.generate import Step
+from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
+from ..decoding.prompt_cache import digest
+from ..errors import DecodeError, PromptError
+from ..model import StepAudio2
+from ..text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, open_answer
+from .answering import answer_to
+from .context import Context, context_of, prompts_of
+from .file import read_turns, write_turns
+from .recording import Recording
+from .tools import Tool, ToolStatus, make_call, schemas
+from .turns import RESULT_NOTE, Answer, Role, Turn, check_order
+
+THINK_TOKENS = 1024
+STOP, SHOW = "stop", "show"
+
+
+class Conversation:
+    """A history of turns.
+
+    Parameters
+    ----------
+    system : str, optional
+        The system text; None for none.
+    tools : iterable of callable, or str
+        Functions whose schemas the model is shown (`Tool.of` says what they must be), or the text of schemas.
+    turns : sequence of Turn, optional
+        A whole history instead of both.
+
+    Raises
+    ------
+    PromptError
+        Turns in an order that is none, or what `Tool.of` refuses.
+
+    Examples
+    --------
+    >>> talk = Conversation().ask("Give me a brief introduction to the Great Wall.")
+    >>> talk = talk.answer(model)                                                # doctest: +SKIP
+    >>> print(talk.last.text)                                                    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        system: str | None = DEFAULT_SYSTEM,
+        *,
+        tools: Iterable[Callable[..., Any] | Tool] | str = (),
+        turns: Sequence[Turn] | None = None,
+    ):
+        if turns is None:
+            turns = [] if system is None else [Turn(Role.SYSTEM, (_text(system, "system"),))]
+            shown_tools = tools if isinstance(tools, str) else schemas(tools := list(tools)) if tools else ""
+            turns += [Turn(Role.TOOLS, (shown_tools,))] if shown_tools else []
+        check_order(turns)
+        self._turns = tuple(turns)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The history, oldest first."""
+        return self._turns
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of what a model reads of all turns: two conversations with the same one get the same answers."""
+        return digest(*(turn.key for turn in self.turns))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Conversation) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def __repr__(self) -> str:
+        lines = [f"{turn.role:7} {_line(turn)}" for turn in self.turns]
+        return "\n".join(["Conversation", *(f"  {n:3}  {line}" for n, line in enumerate(lines))])
+
+    @property
+    def last(self) -> Answer:
+        """The last answer; `PromptError` if there is none."""
+        found = next((turn for turn in reversed(self.turns) if isinstance(turn, Answer)), None)
+        if found is None:
+            raise PromptError("the conversation has no answer yet: call answer(model)")
+        return found
+
+    def _with(self, *turns: Turn) -> Conversation:
+        return Conversation(turns=(*self.turns, *turns))
+
+    # ------------------------------------------------------------ what is said
+
+    def ask(self, *parts: Any, audio: Any = None, **reading: Any) -> Conversation:
+        """With a turn of the human.
+
+        Parameters
+        ----------
+        *parts : str or recording
+            In their order. A str is text, whatever is in it, and never the name of a file; anything else is a
+            recording, as `StepAudio2.transcribe` takes it (of a path, a `Path`).
+        audio : recording, optional
+            Behind the parts; here a str is a path.
+        **reading
+            `sample_rate`, `downmix` and `resampler`, as `audio.load.load_audio` has them.
+
+        Raises
+        ------
+        PromptError
+            Nothing is asked, or the last question has no answer yet.
+        AudioError
+        """
+        read = [part if isinstance(part, str) else Recording.of(part, **reading) for part in parts]
+        if audio is not None:
+            read.append(Recording.of(audio, **reading))
+        if not read:
+            raise PromptError('ask: expected a text or a recording: ask("…") or ask(audio="talk.wav")')
+        return self._with(Turn(Role.HUMAN, tuple(_text(p, "ask") if isinstance(p, str) else p for p in read)))
+
+    def say(self, text: str) -> Conversation:
+        """With a written answer that no model gave."""
+        return self._with(Answer(Role.ANSWER, (_text(text, "say"),)))
+
+    def say_tokens(self, tokens: Sequence[int], spoken: bool = True) -> Conversation:
+        """With an answer of these token ids that no model gave; a spoken one behind `<tts_start>`."""
+        if not all(is_whole(token) and token >= 0 for token in tokens):
+            raise PromptError(f"say_tokens: expected token ids, found {shown(list(tokens))}")
+        return self._with(Answer(Role.ANSWER, ("",), tuple(tokens), spoken))
+
+    def give(self, *results: str, note: str = RESULT_NOTE) -> Conversation:
+        """With the results of tools, and behind them what is to be made of them: the sentence of StepFun's example."""
+        if not results:
+            raise PromptError('give: expected the text of a result: give("…")')
+        texts = [_text(result, "give") for result in results]
+        return self._with(Turn(Role.RESULT, (*texts, *([_text(note, "note")] if note else []))))
+
+    # ------------------------------------------------------------ answers
+
+    def answer(
+        self,
+        model: StepAudio2,
+        *,
+        spoken: bool = False,
+        think: bool | None = None,
+        think_tokens: int = THINK_TOKENS,
+        tools: Iterable[Callable[..., Any] | Tool] = (),
+        rounds: int = 4,
+        seconds: float = 30.0,
+        errors: str = STOP,
+        on_step: Callable[[Step], None] | None = None,
+        options: DecodingOptions | None = None,
+        **changes: Unpack[DecodingKeywords],
+    ) -> Conversation:
+        """With the model's answer; where it calls tools, with their results and the answers to those.
+
+        Parameters
+        ----------
+        model : StepAudio2
+        spoken : bool
+            Whether the answer is opened as a spoken one; its codes are in `last.codes`.
+        think : bool, optional
+            Whether the model thinks first; by default, if it is one that was trained to.
+        think_tokens : int >= 1
+            Most tokens of the thought. One that has not ended by then is closed, and the answer follows.
+        tools : iterable of callable
+            Functions that may be called. A call of any other is answered with an error, or ends it. Without any,
+            nothing is called: what the model wished is in `last.calls`.
+        rounds : int >= 0
+            How often results are given back for another answer.
+        seconds : number > 0
+            Longest time that a call may take.
+        errors : {"stop", "show"}
+            What is done about a call that is malformed, unknown or fails: end with `last.outcomes`, or show the model
+            the error as its result.
+        on_step : callable, optional
+            Called with every step of an answer (not of a thought) as it is made.
+        options, **changes
+            As in `StepAudio2.generate_with_audio`.
+
+        Raises
+        ------
+        PromptError
+            Nothing is asked, or the model was not trained for it.
+        DecodeError, WeightsError
+        """
+        refuse_unknown(
+            changes, ("spoken", "think", "think_tokens", "tools", "rounds", "seconds", "errors", "on_step", "options")
+        )
+        merged, offered = merge_options(options, "chat", **changes), [Tool.of(tool) for tool in tools]
+        _check_limits(think_tokens, rounds, seconds, errors)
+        self._require_question()
+        self._require_task(model, spoken)
+        talk, left = self, rounds
+        while True:
+            budget = replace(merged, max_tokens=think_tokens)
+            found = answer_to(model.engine, talk.turns, merged, budget, spoken, think, on_step)
+            if not (offered and found.calls and left):
+                return talk._with(found)
+            outcomes = tuple(make_call(call, offered, seconds) for call in found.calls)
+            found, left = replace(found, outcomes=outcomes), left - 1
+            talk = talk._with(found)
+            if errors == STOP and any(o.status != ToolStatus.OK for o in outcomes):
+                return talk
+            talk = talk.give(*(outcome.shown for outcome in outcomes))
+
+    def context(
+        self,
+        model: StepAudio2,
+        *,
+        spoken: bool = False,
+        options: DecodingOptions | None = None,
+        **changes: Unpack[DecodingKeywords],
+    ) -> Context:
+        """Positions that each turn takes for the next answer, and what the cache would evict of it; print it."""
+        merged = merge_options(options, "chat", **changes)
+        return context_of(model.engine, self.turns, open_answer(spoken), merged)
+
+    def tokens(self, model: StepAudio2, spoken: bool = False) -> tuple[int, ...]:
+        """The token ids of the prompt for the next answer; nothing is encoded."""
+        prompts = prompts_of(model.engine, self.turns, open_answer(spoken))
+        return tuple(token for prompt in prompts for token in prompt.tokens)
+
+    def _require_question(self) -> None:
+        if not self.turns or self.turns[-1].role not in (Role.HUMAN, Role.RESULT):
+            raise PromptError("answer: nothing is asked; call ask(…) first")
+
+    def _require_task(self, model: StepAudio2, spoken: bool) -> None:
+        """Raise `PromptError` if the model was trained for no such conversation."""
+        capabilities = model.capabilities
+        if not capabilities.turns:
+            raise PromptError("this is a base model, whose prompts have no turns: load one that converses")
+        transcribes = bool(self.turns) and self.turns[0].text == ASR_SYSTEM
+        capabilities.require("transcribe" if transcribes else "respond")
+        if spoken:
+            capabilities.require("speak")
+
+    # ------------------------------------------------------------ other histories
+
+    def fork(self, turn: int) -> Conversation:
+        """The history up to and with this turn (negative numbers count from the end)."""
+        if not is_whole(turn) or not -len(self) <= turn < len(self):
+            raise PromptError(f"fork: expected the number of one of {len(self)} turns, found {shown(turn)}")
+        return Conversation(turns=self.turns[: turn % len(self) + 1])
+
+    def rewind(self, questions: int = 1) -> Conversation:
+        """The history before the last questions, with all that came after them gone."""
+        places = [n for n, turn in enumerate(self.turns) if turn.role == Role.HUMAN]
+        if not is_whole(questions) or not 0 <= questions <= len(places):
+            raise PromptError(f"rewind: expected 0 to {len(places)} questions, found {shown(questions)}")
+        return Conversation(turns=self.turns[: places[-questions]] if questions else self.turns)
+
+    # ------------------------------------------------------------ files
+
+    def save(self, path: str | Path) -> Path:
+        """Write the history to one file (a zip of JSON Lines and FLAC), whole or not at all; `DataError` if not."""
+        return write_turns(path, self.turns)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Conversation:
+        """Read a file that `save` wrote; `DataError` for anything else."""
+        return cls(turns=read_turns(path))
+
+
+def _check_limits(think_tokens: object, rounds: object, seconds: object, errors: object) -> None:
+    if not is_count(think_tokens, 1):
+        raise DecodeError(f"think_tokens: expected a whole number of at least 1, found {shown(think_tokens)}")
+    if not (is_whole(rounds) and isinstance(rounds, int) and 0 <= rounds <= 1000):
+        raise DecodeError(f"rounds: expected a whole number from 0 to 1000, found {shown(rounds)}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 86_400:
+        raise DecodeError(f"seconds: expected a number above 0 and at most 86400, found {shown(seconds)}")
+    if errors not in (STOP, SHOW):
+        raise DecodeError(f"errors: expected stop or show, found {shown(errors)}")
+
+
+def _text(text: object, what: str) -> str:
+    if not isinstance(text, str) or not text:
+        raise PromptError(f"{what}: expected a text, found {shown(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError(f"{what}: expected text without lone surrogates, found {shown(text)}") from None
+    return text
+
+
+def _line(turn: Turn) -> str:
+    parts = [f"({p.seconds:.1f} s of audio)" if isinstance(p, Recording) else p for p in turn.parts]
+    text = " ".join(" ".join(parts).split())
+    codes = f" ({len(turn.codes)} codes)" if isinstance(turn, Answer) and turn.codes else ""
+    return (text if len(text) <= 80 else f"{text[:79]}…") + codes
