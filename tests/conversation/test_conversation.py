@@ -94,6 +94,7 @@ def test_thinking_opens_as_recorded_and_leaves_the_history(published, chats):
     first, second = model.engine.asked
     assert [t for t in first if t != words.audio_patch] == [t for t in chat["ids"] if t != words.audio_patch]
     assert words.decode(second).endswith("<|BOT|>assistant\n\n<think>\na greeting</think>\n\n<tts_start>")
+    assert second[-1] == words.tts_start
     assert (talk.last.thought, talk.last.thought_closed) == ("a greeting", True)
     assert talk.last.tokens == tuple(said) and talk.last.codes == (5,)
     history = words.decode(talk.ask("and?").tokens(published))
