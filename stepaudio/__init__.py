@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .conversation import Conversation
     from .decoding.options import DecodingOptions
     from .decoding.prompt_cache import PromptCache
-    from .decoding.sampling import Penalties, Sampling
+    from .decoding.sampling import Contrast, Penalties, Sampling
     from .errors import StepAudioError
     from .evaluation.scores import evaluate
     from .model import StepAudio2, load
@@ -72,6 +72,7 @@ _NAMES = {
     "DecodingOptions": "decoding.options",
     "PromptCache": "decoding.prompt_cache",
     "Conversation": "conversation.conversation",
+    "Contrast": "decoding.sampling",
     "Sampling": "decoding.sampling",
     "Penalties": "decoding.sampling",
     "CachePolicy": "models.kv_cache",
@@ -93,7 +94,7 @@ _MODULES = (
 )  # fmt: skip
 
 __all__ = [
-    "CacheKind", "CachePolicy", "Conversation", "DecodingOptions", "LoopAction", "Penalties", "Positions",
+    "CacheKind", "CachePolicy", "Contrast", "Conversation", "DecodingOptions", "LoopAction", "Penalties", "Positions",
     "PromptCache", "Sampling", "Segment",
     "SpeechModel", "SpeechOptions", "StepAudio2", "StepAudioError", "StopReason", "Transcript", "Voice", "__version__",
     "audio", "backend", "bench", "checkpoints", "choices", "conversation", "decoding", "errors", "evaluate",

@@ -80,6 +80,18 @@ class Speculation(Choice):
     DRAFT = "draft"
 
 
+class Against(Choice):
+    """What a model's logits are contrasted with; see `decoding.sampling.Contrast`.
+
+    SILENCE, NOISE and SHIFT are the same model on altered audio, LAYERS are its own earlier layers.
+    """
+
+    SILENCE = "silence"
+    NOISE = "noise"
+    SHIFT = "shift"
+    LAYERS = "layers"
+
+
 class SpeechDetector(Choice):
     """What finds the silence that is not decoded; see `audio.vad`. OFF decodes everything."""
 

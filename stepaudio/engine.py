@@ -29,6 +29,7 @@ from .decoding.generate import Request, Run, Step, collect, fits_one_batch, gene
 from .decoding.options import DecodingOptions, RunOptions
 from .decoding.outputs import Generation, answer_of
 from .decoding.prompt_cache import PromptCache, digest, encoded_once, identity_of, prefixes_of
+from .decoding.sampling import Contrast
 from .decoding.speculative import check_draft
 from .decoding.stop_strings import StopStrings
 from .errors import AudioError, PromptError, WeightsError
@@ -194,8 +195,8 @@ class Engine:
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
         # A remainder too short for an embedding keeps only its markers.
         slots = tuple(s for s in prompt.slots if s.length)
-        chosen = tuple(mels[s.clip][s.piece] for s in slots)
-        return Layout(replace(prompt, slots=slots), chosen, began)
+        chosen, segments = (tuple(of[s.clip][s.piece] for s in slots) for of in (mels, clips))
+        return Layout(replace(prompt, slots=slots), chosen, segments, began)
 
     def encode_layout(self, layout: Layout, tap: Tap | None = None) -> Request:
         """The request of a prompt that is laid out; `tap` is called with what encoder and adapter compute."""
@@ -209,21 +210,42 @@ class Engine:
         else:
             encoded = self.net.encode_audio(chosen, independent=False, tap=tap) if slots else []
         drafted = self.draft.net.encode_audio(chosen, independent=False) if self.draft and slots else []
-        return replace(self._request(prompt, encoded, drafted, began), prefixes=prefixes)
+        contrasted = self._contrasted(prompt, layout.segments, partial(self.net.encode_audio, independent=False))
+        return replace(self._request(prompt, encoded, drafted, began), prefixes=prefixes, contrasted=contrasted)
 
     def transcription_requests(
-        self, mels: Sequence[np.ndarray], encoded: Sequence[mx.array], prompt: str | PromptTokens, began: float
+        self, segments: Sequence[np.ndarray], encoded: Sequence[mx.array], prompt: str | PromptTokens, began: float
     ) -> list[Request]:
         """The requests to transcribe segments, for a draft model too if there is one.
 
-        mels, encoded : of each segment. prompt : as below. began : when work on them began, by `time.perf_counter`.
+        Parameters
+        ----------
+        segments : sequence of np.ndarray
+            Samples at 16 kHz.
+        encoded : sequence of mx.array
+            Their audio embeddings.
+        prompt : str or pair of sequences of int
+            As in `transcription_request`.
+        began : float
+            When work on them began, by `time.perf_counter`.
         """
-        drafted = self.draft.encode_audio(mels) if self.draft else []
+        drafted = self.draft.encode_audio(map(self.log_mel, segments)) if self.draft else []
         made = []
-        for i, own in enumerate(encoded):
+        for i, (segment, own) in enumerate(zip(segments, encoded, strict=True)):
             built = self._transcription_prompt(own.shape[0], prompt)
-            made.append(self._request(built, [own], drafted[i : i + 1], began))
+            request = self._request(built, [own], drafted[i : i + 1], began)
+            made.append(replace(request, contrasted=self._contrasted(built, [segment], self.encode_audio)))
         return made
+
+    def _contrasted(
+        self, prompt: Prompt, segments: Sequence[np.ndarray], encode: Callable[[list[np.ndarray]], list[mx.array]]
+    ) -> Callable[[Contrast], Request] | None:
+        """What makes the request of the same prompt with altered audio, encoded by `encode`; None without audio."""
+
+        def make(contrast: Contrast) -> Request:
+            return self.embed_prompt(prompt, encode([self.log_mel(contrast.altered(x)) for x in segments]))
+
+        return make if segments else None
 
     def transcription_request(self, encoded: mx.array, prompt: str | PromptTokens) -> Request:
         """The request to transcribe one segment.

@@ -56,9 +56,11 @@ class Layout:
     ----------
     prompt : token ids, and the places of its audio embeddings.
     mels : (M, T_i), the log mel of each of these places.
+    segments : (n_i,) the samples at 16 kHz of which they are.
     began : when work on it began, by `time.perf_counter`.
     """
 
     prompt: Prompt
     mels: tuple[np.ndarray, ...]
+    segments: tuple[np.ndarray, ...]
     began: float

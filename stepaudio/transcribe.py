@@ -238,8 +238,7 @@ def transcribe_recordings(
 
     def decode(segments: list[np.ndarray]) -> list[Run]:
         began = time.perf_counter()
-        mels = [engine.log_mel(s) for s in segments] if engine.draft else []
-        return engine.run(engine.transcription_requests(mels, (encode or hear)(segments), prompt, began), options)
+        return engine.run(engine.transcription_requests(segments, (encode or hear)(segments), prompt, began), options)
 
     return transcribe_segments(
         recordings,

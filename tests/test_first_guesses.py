@@ -226,7 +226,7 @@ def test_one_value_keeps_the_same_others_wherever_it_is_given(preset, name):
     from stepaudio.decoding.options import RULE_FIELDS, merge_options
     from stepaudio.experiments.grid import Setting
 
-    assert set(VALUES) == set(RULE_FIELDS)
+    assert set(VALUES) == set(RULE_FIELDS) - {"contrast", "processors"}  # records and functions: for Python alone
     value, flag = VALUES[name], f"--{name.replace('_', '-')}"
     words = [flag] if value is True else [flag, str(value)]
     typed = decoding_from(parsed(["transcribe", "a.wav", "--sampling", preset, *words]))

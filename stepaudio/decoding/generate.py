@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +17,11 @@ import numpy as np
 from ..backend.ops import log_sum_exp
 from ..choices import LoopAction, Speculation, StopReason
 from ..errors import DecodeError
-from ..models.kv_cache import FullCache
 from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap
 from .loop_detector import EARLY, Loop, LoopDetector
 from .options import RunOptions
-from .prefill import prefill
-from .prompt_cache import read_prompt
+from .passes import Passes, build_cache, read_prompts
 from .sampler import Sampler
 from .speculative import DraftModel, Drafts, Lookup, Proposer, agreement
 from .steps import Alternative, Request, Step
@@ -44,6 +42,11 @@ class _Row:
     def judge(
         self, token: int, logprob: float, kv_bytes: int, top: tuple[Alternative, ...], drafts: Drafts | None = None
     ) -> Step:
+        if token < 0:
+            raise DecodeError(
+                f"step {self.index}: no token can be chosen: expected processors to leave a logit above -inf, and none "
+                "that is +inf or no number"
+            )
         loop = self.detector.push(token) if self.detector else None
         self.begins = self.early.push(token) if self.early else None
         o, stop = self.options, None
@@ -92,7 +95,8 @@ def generate(
     ------
     DecodeError
         An empty prompt, or a batch that could reach the cache limit; speculative decoding with a tap, or by a draft
-        model that a request lacks.
+        model that a request lacks; a contrast with audio or layers that are not there; processors whose result has
+        another shape, or leaves no token.
     """
     if not requests:
         return
@@ -103,17 +107,16 @@ def generate(
             yield from _speculate(net, request, i, options)
         return
     _check(net, requests, options)
-    cache = _cache(net, requests, options)
+    passes = Passes(net, requests, options, tap)
     prompts = [list(map(int, r.tokens)) for r in requests]
     sampler = Sampler(options.rules, prompts, options.audio_range, options.loop_action == LoopAction.ESCAPE)
     rows = [_Row(i, options, r.began) for i, r in enumerate(requests)]
     live = list(rows)
-    logits = _read(net, requests, cache, options, tap)
-    pending = _choose(sampler, logits, options.top)
+    pending = _choose(sampler, *passes.read(), top=options.top)
     while True:
         more = _any_may_go_on(live)
-        ahead = _choose(sampler, _logits_after(net, pending.tokens, cache, tap), options.top) if more else None
-        steps = [(row, row.judge(*found)) for row, found in _on_host(rows, pending, cache.nbytes) if row in live]
+        ahead = _choose(sampler, *passes.after(pending.tokens), top=options.top) if more else None
+        steps = [(row, row.judge(*found)) for row, found in _on_host(rows, pending, passes.nbytes) if row in live]
         yield from (step for _, step in steps)
         for row, step in steps:
             if step.stop:
@@ -124,7 +127,7 @@ def generate(
             return
         if tap is None and len(live) <= len(rows) // 2:  # a tap goes by the number of a row
             keep = [i for i, row in enumerate(rows) if row in live]
-            cast(FullCache, cache).keep_rows(keep)  # the only kind that holds a batch
+            passes.keep_rows(keep)
             sampler.keep_rows(keep)
             ahead = ahead.keep_rows(keep)
             rows = list(live)
@@ -133,17 +136,17 @@ def generate(
 
 def _speculate(net: StepAudioNet, request: Request, number: int, options: RunOptions) -> Iterator[Step]:
     """Decode one prompt, several proposed tokens to a pass: the same steps as plain decoding gives."""
-    cache = _cache(net, [request], options)
+    cache = build_cache(net, [request], options)
     prompt = list(map(int, request.tokens))
     sampler = Sampler(options.rules, [prompt], options.audio_range, options.loop_action == LoopAction.ESCAPE)
     row, proposer = _Row(number, options, request.began), _proposer(net, request, options)
     escape_at, drafts = options.max_tokens, Drafts()
     proposed: list[int] = []
-    logits = _read(net, [request], cache, options)
+    logits = read_prompts(net, [request], cache, options)
     while True:
         base = row.index
         sampler = sampler.continued(proposed, [base + i >= escape_at for i in range(len(proposed) + 1)])
-        chosen = _choose(sampler, logits, options.top)
+        chosen = _choose(sampler, logits, top=options.top)
         found = [values for _, values in _on_host([row] * (len(proposed) + 1), chosen, cache.nbytes)]
         tokens = [values[0] for values in found]
         agreed = agreement(proposed, tokens)
@@ -177,7 +180,7 @@ def _proposer(net: StepAudioNet, request: Request, options: RunOptions) -> Propo
     if options.speculate == Speculation.LOOKUP or request.draft is None:
         return Lookup(list(map(int, request.tokens)))
     draft, own = request.draft
-    return DraftModel(draft, own.embeddings, _cache(draft, [own], options, net.config.max_cache_len))
+    return DraftModel(draft, own.embeddings, build_cache(draft, [own], options, net.config.max_cache_len))
 
 
 def _up_to_the_end(proposed: list[int], options: RunOptions) -> list[int]:
@@ -228,42 +231,6 @@ def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, 
         )
 
 
-def _cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, limit: int | None = None):
-    n_layers = net.config.text_config.num_hidden_layers
-    if len(requests) == 1:
-        return options.policy.build(n_layers, net.model.rope, limit or net.config.max_cache_len, requests[0].spans)
-    longest = max(len(r.tokens) for r in requests)
-    pad = np.array([longest - len(r.tokens) for r in requests])
-    return FullCache(n_layers, net.model.rope, pad, options.policy.bits)
-
-
-def _read(
-    net: StepAudioNet, requests: Sequence[Request], cache, options: RunOptions, tap: Tap | None = None
-) -> mx.array:
-    """Feed the prompts; logits (B, V) after their last positions."""
-    tokens = None if tap is None else _left_padded_tokens(requests)
-    if len(requests) > 1:
-        return prefill(net, _left_padded(requests), cache, tap, tokens)
-    (request,) = requests
-    policy = f"{options.policy} {options.policy.limit(net.config.max_cache_len)} {request.spans}"
-    return read_prompt(net, request.embeddings[None], cache, policy, request.prefixes, tap, tokens)
-
-
-def _left_padded(requests: Sequence[Request]) -> mx.array:
-    longest = max(r.embeddings.shape[0] for r in requests)
-    return mx.stack([mx.pad(r.embeddings, [(longest - r.embeddings.shape[0], 0), (0, 0)]) for r in requests])
-
-
-def _left_padded_tokens(requests: Sequence[Request]) -> mx.array:
-    """(B, n) ids of the prompts, -1 where one has not begun."""
-    longest = max(len(r.tokens) for r in requests)
-    return mx.array(
-        np.stack(
-            [np.pad(np.asarray(r.tokens, np.int32), (longest - len(r.tokens), 0), constant_values=-1) for r in requests]
-        )
-    )
-
-
 class _Chosen(NamedTuple):
     """A step on the device: ids (B,) and log-probabilities (B,) of what comes next, and of the best (B, k)."""
 
@@ -278,9 +245,12 @@ class _Chosen(NamedTuple):
         return _Chosen(self.tokens[index], self.logprobs[index], top, top_logprobs)
 
 
-def _choose(sampler: Sampler, logits: mx.array, top: int) -> _Chosen:
-    """The next step, already being computed; log-probabilities are those before any rule."""
-    tokens, total = sampler(logits), log_sum_exp(logits)
+def _choose(sampler: Sampler, logits: mx.array, other: mx.array | None = None, *, top: int) -> _Chosen:
+    """The next step, already being computed; log-probabilities are those before any rule.
+
+    other : logits that these are contrasted with.
+    """
+    tokens, total = sampler(logits, other), log_sum_exp(logits)
     logprobs = mx.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - total
     if top:
         k = min(top, logits.shape[1])
@@ -304,10 +274,6 @@ def _on_host(rows: list[_Row], chosen: _Chosen, kv_bytes: int) -> Iterator[tuple
         tops = [tuple(map(Alternative, *pair)) for pair in zip(ids, odds, strict=True)]
     for row, token, logprob, top in zip(rows, tokens, logprobs, tops, strict=True):
         yield row, (token, logprob, kv_bytes, top)
-
-
-def _logits_after(net: StepAudioNet, tokens: mx.array, cache, tap: Tap | None) -> mx.array:
-    return net.next_logits(net.model.embed(tokens[:, None]), cache, tap, tokens[:, None])
 
 
 def _any_may_go_on(live: list[_Row]) -> bool:

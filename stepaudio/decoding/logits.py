@@ -5,11 +5,49 @@ Axes: B sequences of a batch, V token ids, N slots of a history.
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
+from ..backend.ops import log_sum_exp
 from .sampling import Sampling
 
 # ---------------------------------------------------------------- rules: (B, V) logits in, (B, V) logits out
+
+
+def contrasted(logits: mx.array, other: mx.array, weight: float, plausible: float) -> mx.array:
+    """Logits plus `weight` times how much likelier each id is than by the logits of another distribution.
+
+    -inf for ids that are less probable than `plausible` times the best, by their own logits.
+    """
+    own = log_softmax(logits)
+    found = logits + weight * (own - log_softmax(other))
+    if plausible:
+        found = mx.where(own < own.max(axis=-1, keepdims=True) + math.log(plausible), -mx.inf, found)
+    return found
+
+
+def furthest(logits: mx.array, others: list[mx.array]) -> mx.array:
+    """Per sequence, the one of several (B, V) whose distribution is furthest from that of the logits.
+
+    By Jensen-Shannon divergence; the first of equals.
+    """
+    if len(others) == 1:
+        return others[0]
+    own = log_softmax(logits)
+    distances = []
+    for other in others:
+        theirs = log_softmax(other)
+        middle = mx.logaddexp(own, theirs) - math.log(2)
+        terms = mx.exp(own) * (own - middle) + mx.exp(theirs) * (theirs - middle)
+        distances.append(terms.sum(axis=-1))
+    which = mx.argmax(mx.stack(distances), axis=0)
+    return mx.take_along_axis(mx.stack(others), which[None, :, None], axis=0)[0]
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Natural log-probabilities (B, V)."""
+    return logits - log_sum_exp(logits)[:, None]
 
 
 def seen_counts(history: mx.array, n_ids: int) -> mx.array:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from ..choices import MAX_COUNT, CacheKind, LoopAction, Positions, Speculation, hint, is_count, shown
 from ..constants import DRAFT_TOKENS, MAX_TOKENS
 from ..errors import DecodeError
 from ..models.kv_cache import CachePolicy
-from .sampling import PENALTY_FIELDS, SAMPLING_FIELDS, Sampling
+from .sampling import PENALTY_FIELDS, SAMPLING_FIELDS, Contrast, Sampling
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class DecodingOptions:
             raise DecodeError(f"stop: expected a list of non-empty strings, found {shown(self.stop)}")
         put("stop", tuple(self.stop))
         put("speculate", Speculation.of(self.speculate, "speculate"))
+        if self.speculate != Speculation.OFF and self.rules.contrasts:
+            raise DecodeError(
+                f"contrast with speculate={str(self.speculate)!r}: expected one of the two, since proposed tokens are "
+                "not contrasted; leave speculate at 'off'"
+            )
         _at_least(self.draft_tokens, 1, "draft_tokens")
         _at_least(self.max_tokens, 1, "max_tokens")
         _at_least(self.top, 0, "top")
@@ -131,6 +136,8 @@ class DecodingKeywords(TypedDict, total=False):
     top_p: float
     min_p: float
     seed: int
+    contrast: Contrast | None
+    processors: Sequence[Callable[..., Any]]
     repetition: float
     frequency: float
     presence: float

@@ -7,9 +7,11 @@ from copy import copy
 import mlx.core as mx
 import numpy as np
 
-from .logits import ban_repeated_ngrams, penalise, seen_counts, warp
+from ..errors import DecodeError
+from .logits import ban_repeated_ngrams, contrasted, penalise, seen_counts, warp
 from .sampling import Sampling
 
+REAL = (mx.float32, mx.float16, mx.bfloat16)  # what logits may be
 HISTORY_BLOCK = 512  # ids of a new history; it doubles, since arrays of ever new sizes leave freed memory in pieces
 
 
@@ -82,6 +84,36 @@ class History:
         return new
 
 
+class Line:
+    """Prompt and answer of each sequence for processors: `ids` (B, N), packed to the right, -1 in front."""
+
+    def __init__(self, prompts: list[list[int]]):
+        self._bound = max(map(len, prompts), default=0)
+        width = (self._bound // HISTORY_BLOCK + 1) * HISTORY_BLOCK
+        table = np.full((len(prompts), width), -1, dtype=np.int32)
+        for row, ids in zip(table, prompts, strict=True):
+            row[width - len(ids) :] = ids
+        self.ids = mx.array(table)
+
+    def push(self, ids: mx.array) -> None:
+        """Append ids (B,)."""
+        if self._bound == self.ids.shape[1]:
+            self.ids = mx.concatenate([mx.full(self.ids.shape, -1, dtype=mx.int32), self.ids], axis=1)
+        self.ids = mx.concatenate([self.ids[:, 1:], ids[:, None]], axis=1)
+        self._bound += 1
+
+    def continued(self, proposed: list[int]) -> Line:
+        """Of one sequence, row i with the first i proposed ids behind it."""
+        new, width = copy(self), self.ids.shape[1]
+        if new._bound + len(proposed) > width:
+            new.ids = mx.concatenate([mx.full(new.ids.shape, -1, dtype=mx.int32), new.ids], axis=1)
+            width *= 2
+        whole = mx.concatenate([new.ids[0], mx.array(proposed, dtype=mx.int32)])
+        new.ids = mx.stack([whole[i : i + width] for i in range(len(proposed) + 1)])
+        new._bound += len(proposed)
+        return new
+
+
 class Sampler:
     """The state of one batch: histories, random keys, and which sequences have the adaptive penalty.
 
@@ -108,6 +140,7 @@ class Sampler:
                 history.preload([[t for t in p if self._is_audio(t) == (kind == "audio")] for p in prompts])
             self._histories[kind] = history
         self._keys = [mx.random.key(sampling.seed) for _ in prompts]
+        self._line = Line(prompts) if sampling.processors else None
 
     def _is_audio(self, ids):
         return (ids >= self._audio[0]) & (ids < self._audio[1])
@@ -120,7 +153,8 @@ class Sampler:
     @property
     def arrays(self) -> list[mx.array]:
         """All that the next choice starts from. Evaluate it with each choice, or the graph grows by every token."""
-        return [*self._keys, *(a for h in self._histories.values() for a in (h.ids, h.length))]
+        line = [] if self._line is None else [self._line.ids]
+        return [*self._keys, *line, *(a for h in self._histories.values() for a in (h.ids, h.length))]
 
     def escape(self, row: int) -> None:
         """From the next choice on, use the escape penalties for this sequence of the batch."""
@@ -140,18 +174,43 @@ class Sampler:
                 logits = ban_repeated_ngrams(logits, ids, history.length, p.no_repeat_ngram)
         return logits
 
-    def __call__(self, logits: mx.array) -> mx.array:
-        """Choose ids (B,) from float32 logits (B, V) and append them to the histories."""
+    def __call__(self, logits: mx.array, other: mx.array | None = None) -> mx.array:
+        """Choose ids (B,) from float32 logits (B, V) and append them to the histories.
+
+        other : logits (B, V) that these are contrasted with. An id is -1 where processors leave nothing to choose from.
+        """
+        contrast = self.sampling.contrasts
+        if contrast is not None and other is not None:
+            logits = contrasted(logits, other, contrast.weight, contrast.plausible)
         ruled = self.rules(logits) if self._needs_history else logits
         if self._escaping.any():
             ruled = mx.where(mx.array(self._escaping)[:, None], self.rules(logits, "escape"), ruled)
+        ruled, possible = self._processed(ruled)
         greedy = self.sampling.temperature == 0
         ids = mx.argmax(ruled, axis=-1) if greedy else self._draw(warp(_from_the_best(ruled), self.sampling))
-        ids = ids.astype(mx.int32)
+        ids = ids.astype(mx.int32) if possible is None else mx.where(possible, ids.astype(mx.int32), -1)
+        if self._line is not None:
+            self._line.push(ids)
         audio = self._is_audio(ids)
         for kind, history in self._histories.items():
             history.push(ids, audio if kind == "audio" else ~audio)
         return ids
+
+    def _processed(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Logits behind the processors, and in which sequences (B,) they leave something to choose from."""
+        if self._line is None:
+            return logits, None
+        for i, processor in enumerate(self.sampling.processors):
+            found = processor(self._line.ids, logits)
+            if not isinstance(found, mx.array) or found.shape != logits.shape or found.dtype not in REAL:
+                is_array = isinstance(found, mx.array)
+                seen = f"{found.dtype} {found.shape}" if is_array else type(found).__name__
+                raise DecodeError(
+                    f"processors[{i}]: expected an mx.array of floats of the shape it was given, {logits.shape}, found "
+                    f"{seen:.80}"
+                )
+            logits = found.astype(mx.float32)
+        return logits, mx.isfinite(logits.max(axis=-1)) & ~mx.isnan(logits).any(axis=-1)
 
     def _draw(self, logits: mx.array) -> mx.array:
         """One draw per sequence, with random keys of its own: the composition of the batch must not matter."""
@@ -172,6 +231,7 @@ class Sampler:
             kind: history.continued([[t for t in way if self._is_audio(t) == (kind == "audio")] for way in ways])
             for kind, history in self._histories.items()
         }
+        new._line = None if self._line is None else self._line.continued(proposed)
         new._escaping = np.array(escaping)
         new._keys = list(self._keys)
         for _ in proposed:
@@ -182,5 +242,7 @@ class Sampler:
         """Drop all sequences of the batch but these."""
         for history in self._histories.values():
             history.keep_rows(mx.array(rows))
+        if self._line is not None:
+            self._line.ids = self._line.ids[mx.array(rows)]
         self._escaping = self._escaping[rows]
         self._keys = [self._keys[r] for r in rows]

@@ -1,18 +1,21 @@
-"""How the next token is chosen: penalties and sampling values as frozen records, with the presets.
+"""How the next token is chosen: penalties, contrast and sampling values as frozen records, with the presets.
 
-Order of the rules, as in HF transformers (`generation/utils.py`): repetition penalty, frequency and presence penalty
-(not in HF; the OpenAI definition), no-repeat n-gram; then, if a temperature is set, temperature, top-k, top-p, min-p,
-draw. `logits` holds the rules as functions of arrays, `sampler` applies them.
+Order of the rules, as in HF transformers (`generation/utils.py`): contrast, repetition penalty, frequency and presence
+penalty (not in HF; the OpenAI definition), no-repeat n-gram, the caller's own processors; then, if a temperature is
+set, temperature, top-k, top-p, min-p, draw. `logits` holds the rules as functions of arrays, `sampler` applies them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
-from ..choices import MAX_COUNT, LoopAction, alternatives, hint, is_count, is_number, is_whole, shown
+from ..choices import MAX_COUNT, Against, LoopAction, alternatives, hint, is_count, is_number, is_whole, shown
+from ..constants import SAMPLE_RATE
 from ..errors import DecodeError
 
 PRESETS = ("planned", "literal", "reference", "greedy")
@@ -80,12 +83,96 @@ def _need(ok: bool, what: str, expected: str, found) -> None:
         raise DecodeError(f"{what}: expected {expected}, found {shown(found)}")
 
 
+def _takes_two(function: object) -> bool:
+    """Whether it can be called with two arguments, as far as can be seen."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C that does not say what it takes
+        return True
+    return True
+
+
 def _number(value, what: str, expected: str, fits) -> None:
     """Refuse what is no number, or is one that does not fit. NaN fits nowhere."""
     _need(is_number(value) and bool(fits(value)), what, expected, value)
 
 
 PLANNED = Penalties(frequency=1.2, no_repeat_ngram=3, window=8)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Contrast decoding: what another distribution finds likely as well counts less.
+
+    Each logit becomes logit + weight x (log p - log q), where p is the model's distribution and q the other one. The
+    other one is the same model along the same tokens on altered audio, which doubles time and cache (Whisper-CD; for
+    images, VCD), or what its own earlier layers would say through the final norm and the head (DoLa).
+
+    Parameters
+    ----------
+    against : Against or its name
+        "silence"; "noise", white and as loud as the segment of audio it replaces; "shift", the segment `seconds` later,
+        silence before it, its end cut off; "layers".
+    weight : number, 0 … 4096
+        0 is off.
+    plausible : number, 0 … 1
+        Tokens less probable under p than so many times the best are dropped first, or else the least likely tokens
+        could win; 0 keeps all. The default is that of Li et al. 2023.
+    seconds : number > 0
+        Of "shift", which alone needs it.
+    layers : sequence of int >= 0
+        Of "layers", which alone needs them: numbers of decoder layers. Of several, each token takes the one whose
+        distribution is furthest from the model's own, by Jensen-Shannon divergence.
+    seed : int >= 0
+        Of "noise".
+
+    Raises
+    ------
+    DecodeError
+        A value outside its range, or one that `against` needs and lacks, or has no use for.
+    """
+
+    against: Against | str
+    weight: float
+    plausible: float = 0.1
+    seconds: float | None = None
+    layers: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "against", Against.of(self.against, "contrast against"))
+        fits = f"a number from 0 (off) to {STRONGEST:.0f}"
+        _number(self.weight, "contrast weight", fits, lambda w: 0 <= w <= STRONGEST)
+        _number(self.plausible, "contrast plausible", "a number from 0 to 1", lambda p: 0 <= p <= 1)
+        fits, shifts = "a number above 0 with 'shift', and None otherwise", self.against == Against.SHIFT
+        _need((self.seconds is not None) == shifts, "contrast seconds", fits, self.seconds)
+        if shifts:
+            _number(self.seconds, "contrast seconds", fits, lambda s: 0 < s <= MAX_COUNT)
+        fits = "different numbers of layers, at least one, with 'layers', and none otherwise"
+        listed = isinstance(self.layers, (list, tuple, range)) and all(is_count(i) for i in self.layers)
+        _need(listed and bool(self.layers) == self.early, "contrast layers", fits, self.layers)
+        _need(len(set(self.layers)) == len(self.layers), "contrast layers", fits, self.layers)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        _need(is_count(self.seed), "contrast seed", f"a whole number from 0 to {MAX_COUNT}", self.seed)
+
+    @property
+    def early(self) -> bool:
+        """Whether the other distribution is that of earlier layers, which needs no second run."""
+        return self.against == Against.LAYERS
+
+    def altered(self, samples: np.ndarray) -> np.ndarray:
+        """What the other run gets in the place of a segment of audio; float32 (n,) at 16 kHz, as it is itself."""
+        x = np.zeros_like(samples)
+        if self.against == Against.NOISE:
+            x = np.random.default_rng(self.seed).normal(0, np.sqrt(np.mean(samples.astype(float) ** 2)), samples.shape)
+        elif self.against == Against.SHIFT and self.seconds is not None:
+            late = min(round(self.seconds * SAMPLE_RATE), len(samples))
+            x[late:] = samples[: len(samples) - late]
+        return x.astype(samples.dtype)
 
 
 @dataclass(frozen=True)
@@ -110,6 +197,14 @@ class Sampling:
         Of the draw; the same seed gives the same tokens.
     on_loop : LoopAction or its name
         What is done about a repetition loop, unless `DecodingOptions.on_loop` says otherwise.
+    contrast : Contrast, optional
+        What the logits are contrasted with, before all other rules.
+    processors : sequence of callables
+        Rules of the caller's own, in their order, behind the penalties and before the temperature: (ids, logits) ->
+        logits. `logits` is float32 (B, V), `ids` int32 (B, N): prompt and answer of each sequence of the batch, the
+        newest token last, -1 in front of those that are shorter. Both are arrays of MLX, and so is the result, of the
+        shape of `logits`; what stays on the device costs no wait. -inf bans a token. A processor must go by its
+        arguments alone, and treat each sequence by itself: sequences that have ended leave the batch.
 
     Raises
     ------
@@ -126,6 +221,8 @@ class Sampling:
     escape: Penalties = field(default=Penalties(frequency=2.0, no_repeat_ngram=2))
     seed: int = 0
     on_loop: LoopAction | str = LoopAction.ESCAPE
+    contrast: Contrast | None = None
+    processors: Sequence[Callable[..., Any]] = ()
 
     def __post_init__(self):
         object.__setattr__(
@@ -139,6 +236,15 @@ class Sampling:
         for name in ("text", "audio", "escape"):
             _need(isinstance(getattr(self, name), Penalties), name, "Penalties", getattr(self, name))
         _need(is_whole(self.seed) and 0 <= self.seed < 2**64, "seed", "a whole number of 64 bits", self.seed)
+        _need(isinstance(self.contrast, Contrast | None), "contrast", "a Contrast or None", self.contrast)
+        listed = isinstance(self.processors, (list, tuple)) and all(map(_takes_two, self.processors))
+        _need(listed, "processors", "a list of functions (ids, logits) -> logits", self.processors)
+        object.__setattr__(self, "processors", tuple(self.processors))
+
+    @property
+    def contrasts(self) -> Contrast | None:
+        """The contrast, if it has any weight."""
+        return self.contrast if self.contrast is not None and self.contrast.weight else None
 
     @classmethod
     def planned(cls, **changes) -> Sampling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from ..choices import StopReason
 from ..models.speech_lm import StepAudioNet
 from .loop_detector import Loop
 from .prompt_cache import Prefixes
+from .sampling import Contrast
 from .speculative import Drafts
 
 
@@ -33,6 +34,8 @@ class Request:
         Its beginnings, to be read from a prompt cache or kept in it; without effect in a batch.
     began : float, optional
         When work on it began, by `time.perf_counter`; None for when it comes to be decoded.
+    contrasted : callable, optional
+        Makes the same prompt with its audio altered, for contrast decoding; None without audio.
     """
 
     tokens: Sequence[int]
@@ -41,6 +44,7 @@ class Request:
     draft: tuple[StepAudioNet, Request] | None = None
     prefixes: Prefixes | None = None
     began: float | None = None
+    contrasted: Callable[[Contrast], Request] | None = None
 
 
 class Alternative(NamedTuple):

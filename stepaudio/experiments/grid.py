@@ -23,6 +23,7 @@ from ..models.kv_cache import CachePolicy
 from ..reading import read_object
 from ..schema import read_record, read_value, require_keys
 from ..text.prompts import ASR_SYSTEM
+from .provenance import function_name
 
 NO_FAULT = "none"
 OLD_FAULTS = "defects"  # the key of `Grid.faults` in the grids of earlier sweeps
@@ -48,6 +49,8 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
         return Sampling.named(spec)
     penalties = {f.name for f in fields(Penalties)}
     spec = require_keys(_of_now(spec), {"base", *penalties, *(f.name for f in fields(Sampling))}, path)
+    if spec.get("processors"):
+        raise ConfigError(f"{path}.processors: JSON holds no functions; make the Setting in Python")
     if spec.get("seed", 0) != 0:
         raise ConfigError(f"{path}.seed: seeds belong to the grid, found {spec['seed']!r} in a setting")
     start = Sampling.named(spec.pop("base", "planned"))
@@ -81,6 +84,8 @@ class Setting:
     def __post_init__(self):
         object.__setattr__(self, "on_loop", self.options.loop_action)  # checks all five, and says what is done
         object.__setattr__(self, "sampling", replace(self.sampling, on_loop=self.on_loop))  # one meaning, one record
+        for processor in self.sampling.processors:
+            function_name(processor)  # which says if it has none
         if self.vad not in SpeechDetector.values():
             raise ConfigError(f"vad: expected {alternatives(SpeechDetector.values())}, found {self.vad!r}")
         checked_resampler(self.resampler)
@@ -104,11 +109,17 @@ class Setting:
     def to_dict(self) -> dict:
         """Every value spelled out, defaults too, so that it means the same after a default changes.
 
-        But for the bits of a cache of floats, which rows of earlier sweeps do not have.
+        But for the bits of a cache of floats, a contrast that there is not and processors that there are not, which
+        rows of earlier sweeps do not have. Processors are named, with a hash of their source.
         """
-        said = asdict(self)
+        said = asdict(replace(self, sampling=replace(self.sampling, processors=())))
         if self.cache.bits is None:
             del said["cache"]["bits"]
+        if self.sampling.contrast is None:
+            del said["sampling"]["contrast"]
+        del said["sampling"]["processors"]
+        if self.sampling.processors:
+            said["sampling"]["processors"] = [function_name(p) for p in self.sampling.processors]
         return said
 
 

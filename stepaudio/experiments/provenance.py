@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from ..backend import device as backend
 from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.header import read_checkpoint
 from ..checkpoints.hub_name import repository_of
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..files import sha256
 from ..models.speech_lm import StepAudioConfig
 
@@ -46,6 +49,28 @@ def json_hash(data: object) -> str:
     """sha256 (hex) of the canonical JSON of `data`: sorted keys, no spaces, UTF-8."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def function_name(function: Callable) -> str:
+    """What a function of the caller's is, for a table: its name, its values if it is a record, a hash of its source.
+
+    Raises
+    ------
+    ConfigError
+        A function without a name of its own or with values that its source does not show, or one without source.
+    """
+    kind = function if inspect.isfunction(function) else type(function)
+    plain = inspect.isfunction(function) and "<" not in function.__qualname__
+    if not plain and (inspect.isfunction(function) or not is_dataclass(function)):
+        raise ConfigError(
+            "processors: expected functions of a module, or frozen dataclasses that can be called, so that a table can "
+            f"name them; found {function!r:.80}"
+        )
+    try:
+        source = hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+    except (OSError, TypeError):
+        raise ConfigError(f"processors: {kind.__qualname__} has no source to be known by; expected a file") from None
+    return f"{kind.__module__}.{kind.__qualname__ if plain else repr(function)} {source[:16]}"
 
 
 def weights_hash(folder: str | Path) -> str:

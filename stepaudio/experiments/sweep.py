@@ -318,7 +318,8 @@ def _or_none(value: float) -> float | None:
 def kv_bytes(model: StepAudio2, transcript: Transcript, setting: Setting) -> int:
     """Bytes of keys and values held at the end of the longest segment: prompt and answer, up to the cache's limit.
 
-    Counted from sizes, in the dtype of the weights: what the positions cost, without the slack of a growing buffer.
+    Counted from sizes, in the dtype of the weights: what the positions cost, without the slack of a growing buffer;
+    twice where a second run is contrasted with.
     """
     limit = setting.cache.limit(model.config.max_cache_len)
     most = 0
@@ -327,5 +328,6 @@ def kv_bytes(model: StepAudio2, transcript: Transcript, setting: Setting) -> int
             rows = n_audio_embeddings(n_mel_frames(round((s.end - s.start) * SAMPLE_RATE)))
             prompt = model.pipeline.build_prompt(asr_turns(setting.prompt), model.tokenizer, [[rows]])
             most = max(most, len(prompt.tokens) + _n_given(s))
-    held = most if limit is None else min(most, limit)
+    held, contrast = most if limit is None else min(most, limit), setting.sampling.contrasts
+    held *= 1 if contrast is None or contrast.early else 2
     return held * model.config.text_config.kv_bytes_per_position(model.net.dtype.size, setting.cache.bits)

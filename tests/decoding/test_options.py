@@ -8,7 +8,7 @@ import pytest
 
 from stepaudio.choices import CacheKind, Choice, LoopAction, Positions, StopReason, alternatives, hint
 from stepaudio.decoding.options import KEYWORDS, DecodingKeywords, DecodingOptions, RunOptions, merge_options
-from stepaudio.decoding.sampling import Penalties, Sampling
+from stepaudio.decoding.sampling import Contrast, Penalties, Sampling
 from stepaudio.errors import DecodeError
 from stepaudio.models.kv_cache import CachePolicy
 
@@ -34,6 +34,7 @@ def test_every_single_value_reaches_its_record():
         "presence": 0.2, "no_repeat_ngram": 5, "window": 7, "include_prompt": True, "max_cache_len": 77, "sinks": 2,
         "positions": "reindexed", "max_tokens": 5, "on_loop": "off", "stop": ("a",), "batch": 3, "top": 2,
         "sampling": "greedy", "cache": "window", "kv_bits": 8, "speculate": "lookup", "draft_tokens": 7,
+        "contrast": Contrast("silence", 0.5), "processors": (max,),
     }  # fmt: skip
     assert set(values) == set(KEYWORDS) == set(DecodingKeywords.__annotations__)
     base = DecodingOptions()

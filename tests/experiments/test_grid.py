@@ -1,8 +1,12 @@
 """Grids: what they mean, what they refuse, and their JSON."""
 
+import hashlib
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
+import mlx.core as mx
 import pytest
 
 from stepaudio.decoding.sampling import Sampling
@@ -37,10 +41,37 @@ def test_the_resampler_is_part_of_a_setting():
         Setting.of({"resampler": "sinc"})
 
 
+def no_three(ids, logits):
+    return mx.where(mx.arange(logits.shape[1]) == 3, -mx.inf, logits)
+
+
+@dataclass(frozen=True)
+class Ban:
+    token: int
+
+    def __call__(self, ids, logits):
+        return mx.where(mx.arange(logits.shape[1]) == self.token, -mx.inf, logits)
+
+
+def test_processors_count_in_what_a_row_says_of_its_setting():
+    said = [Setting(Sampling(processors=p)).to_dict()["sampling"] for p in ((no_three,), (Ban(3),), (Ban(4),))]
+    names = [s["processors"][0] for s in said]
+    source = hashlib.sha256(inspect.getsource(no_three).encode()).hexdigest()
+    assert names[0] == f"{no_three.__module__}.no_three {source[:16]}" and "Ban(token=3)" in names[1]
+    assert len(set(names)) == 3 and json.loads(json.dumps(said)) == json.loads(json.dumps(said))
+    assert "processors" not in Setting().to_dict()["sampling"] and "contrast" not in Setting().to_dict()["sampling"]
+    for nameless in (lambda ids, logits: logits, partial(no_three), max):
+        with pytest.raises(ConfigError, match="functions of a module, or frozen dataclasses"):
+            Setting(Sampling(processors=(nameless,)))
+    with pytest.raises(ConfigError, match="JSON holds no functions"):
+        Setting.of({"sampling": {"processors": names}})
+
+
 def test_setting_comes_back_from_its_own_json():
     for spec in (
         {},
         {"sampling": {"base": "greedy", "temperature": 0.8}, "max_tokens": 40},
+        {"sampling": {"base": "greedy", "contrast": {"against": "layers", "weight": 0.5, "layers": [0, 1]}}},
         {"sampling": "reference", "cache": {"kind": "pinned", "positions": "renumbered"}},
     ):
         setting = Setting.of(spec)
