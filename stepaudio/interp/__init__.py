@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
+    from .attribution import LogitParts, logit_parts
     from .donor import Activations
     from .edits import Edits, add, mean, patch, replace, resample, scale, zero
     from .lens import AudioAttention, Lens, audio_attention, logit_lens
@@ -18,16 +19,17 @@ if TYPE_CHECKING:
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
     from .sound_edits import sound_with_edits
+    from .steering import Steering, steering_between
     from .streaming import gap, listening_difference, streamed
     from .token2wav import interleaving, round_trip, stages
 
 __all__ = [
-    "GLOSSARY", "Activations", "AudioAttention", "Edits", "HeadTable", "Lens", "Memory", "Patched", "Place",
-    "Recorder", "Trace", "TraceMap", "ablate_heads", "activation_names", "activations", "add", "audio_attention",
-    "causal_trace", "contrast", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
-    "listening_difference", "logit_lens", "mean", "patch", "patch_between", "record", "replace", "resample",
-    "round_trip", "run_with_edits", "scale", "sound_with_edits", "stages", "streamed", "transcription",
-    "watch_memory", "zero",
+    "GLOSSARY", "Activations", "AudioAttention", "Edits", "HeadTable", "Lens", "LogitParts", "Memory", "Patched",
+    "Place", "Recorder", "Steering", "Trace", "TraceMap", "ablate_heads", "activation_names", "activations", "add",
+    "audio_attention", "causal_trace", "contrast", "forced_logits", "gap", "head_mean", "interleaving", "last_query",
+    "lay_out", "listening_difference", "logit_lens", "logit_parts", "mean", "patch", "patch_between", "record",
+    "replace", "resample", "round_trip", "run_with_edits", "scale", "sound_with_edits", "stages",
+    "steering_between", "streamed", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -39,10 +41,12 @@ __getattr__, __dir__ = _lazy_names(
         "GLOSSARY": "names",
         "HeadTable": "patching",
         "Lens": "lens",
+        "LogitParts": "attribution",
         "Memory": "memory",
         "Patched": "patching",
         "Place": "places",
         "Recorder": "recorder",
+        "Steering": "steering",
         "Trace": "recorder",
         "TraceMap": "patching",
         "ablate_heads": "patching",
@@ -60,6 +64,7 @@ __getattr__, __dir__ = _lazy_names(
         "lay_out": "running",
         "listening_difference": "streaming",
         "logit_lens": "lens",
+        "logit_parts": "attribution",
         "mean": "edits",
         "patch": "edits",
         "patch_between": "patching",
@@ -71,6 +76,7 @@ __getattr__, __dir__ = _lazy_names(
         "scale": "edits",
         "sound_with_edits": "sound_edits",
         "stages": "token2wav",
+        "steering_between": "steering",
         "streamed": "streaming",
         "transcription": "recorder",
         "watch_memory": "memory",
