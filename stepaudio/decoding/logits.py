@@ -99,12 +99,11 @@ def keep_top_k(logits: mx.array, k: int) -> mx.array:
 
 def keep_top_p(logits: mx.array, p: float) -> mx.array:
     """-inf outside the smallest set of ids whose probability reaches p; the best id always stays."""
-    order = mx.argsort(logits, axis=-1)
-    cumulative = mx.cumsum(mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
-    drop = cumulative <= 1 - p
+    order = mx.argsort(logits, axis=-1)  # a partition would be no quicker: on GPUs MLX sorts for it
+    rising = mx.take_along_axis(logits, order, axis=-1)
+    drop = mx.cumsum(mx.softmax(rising, axis=-1), axis=-1) <= 1 - p
     drop = drop & (mx.arange(logits.shape[-1]) < logits.shape[-1] - 1)
-    back = mx.argsort(order, axis=-1)
-    return mx.where(mx.take_along_axis(drop, back, axis=-1), -mx.inf, logits)
+    return mx.put_along_axis(logits, order, mx.where(drop, -mx.inf, rising), axis=-1)
 
 
 def keep_min_p(logits: mx.array, p: float) -> mx.array:

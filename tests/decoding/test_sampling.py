@@ -108,6 +108,27 @@ def test_top_p_by_hand(p, kept):
     assert survivors(keep_top_p(logs(P[::-1]), p)) == [3 - k for k in kept][::-1]
 
 
+@pytest.mark.parametrize("kind", ["distinct", "bfloat16", "all tied", "top-k", "one left"])
+@pytest.mark.parametrize("p", [5e-324, 0.1, 0.9, 0.999999])
+def test_top_p_keeps_what_the_inverse_order_finds(kind, p):
+    """Every bit, ties at the edge and forbidden tokens included, as with the order inverted by a second sort."""
+    found = mx.array(np.random.default_rng(5).normal(0, 3, (3, 4001)).astype(np.float32))
+    found = {
+        "distinct": found,
+        "bfloat16": found.astype(mx.bfloat16).astype(mx.float32),
+        "all tied": mx.zeros_like(found),
+        "top-k": keep_top_k(found, 50),
+        "one left": mx.where(mx.arange(4001) == 17, found, -mx.inf),
+    }[kind]
+    order = mx.argsort(found, axis=-1)
+    share = np.array(mx.softmax(mx.take_along_axis(found, order, axis=-1), axis=-1))
+    drop = np.array(mx.cumsum(mx.array(share), axis=-1)) <= np.float32(1 - p)
+    drop[:, -1] = False
+    back = np.argsort(np.array(order), axis=-1)
+    want = np.where(np.take_along_axis(drop, back, axis=-1), -np.inf, np.array(found))
+    assert np.array_equal(np.array(keep_top_p(found, p)), want)
+
+
 @pytest.mark.parametrize(
     ("p", "kept"), [(0.05, [0, 1, 2, 3]), (0.11, [0, 1, 2]), (0.31, [0, 1]), (0.59, [0, 1]), (0.61, [0]), (1.0, [0])]
 )
