@@ -5,7 +5,8 @@
 >>> print(model.transcribe("talk.mp3").text)                  # doctest: +SKIP
 
 Everything public is imported when it is first used. What importing does: it puts a fast BLAS under MLX, which has to
-happen before MLX is imported, has the C library keep freed memory, and watches for forks of a process that used MLX.
+happen before MLX is imported, has the C library keep freed memory and MLX's CUDA caches take any number of
+shapes, and watches for forks of a process that used MLX.
 """
 
 from .cli.importing import quiet_while_importing as _quiet_while_importing
@@ -15,6 +16,7 @@ _quiet_while_importing()  # before all else: whoever presses Ctrl-C while the re
 # ruff: noqa: E402
 from typing import TYPE_CHECKING
 
+from .backend.blas import allow_any_shapes as _allow_any_shapes
 from .backend.blas import keep_freed_memory as _keep_freed_memory
 from .backend.blas import preload_blas as _preload_blas
 from .backend.device import explain_missing_packages as _explain_missing_packages
@@ -24,6 +26,7 @@ from .lazy import lazy_names as _lazy_names
 if not _explain_missing_packages():
     _preload_blas()  # must come before anything that imports mlx
     _keep_freed_memory()
+    _allow_any_shapes()
 _watch_forks()
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""A fast BLAS for the one place where MLX has none, and freed memory that is kept. Imports no mlx.
+"""What MLX must find when it is imported: a fast BLAS, kept memory, CUDA caches that only forget. Imports no mlx.
 
 The `mlx[cpu]` wheel for Linux carries the reference BLAS, about thirty times slower than the machine
 allows. Loading another CBLAS into the global symbol table before `mlx.core` is imported replaces it, which
@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 BLAS_VARIABLE = "STEPAUDIO_BLAS"  # a library path, or "none" to leave MLX as it is
+CACHE_CHECK_VARIABLE = "MLX_ENABLE_CACHE_THRASHING_CHECK"  # MLX's own; other backends do not read it
 PRODUCT = "cblas_sgemm"
 loaded: str | None = None
 
@@ -93,6 +94,16 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, (1 << 31) - 1))
+
+
+def allow_any_shapes() -> None:
+    """Let MLX's CUDA caches forget the oldest shape instead of ending the run; to be called before MLX is imported.
+
+    MLX counts every shape that a cache meets in a process's life and raises "Cache thrashing is happening" at twice the
+    cache's size: 256 lengths of audio for convolutions. The caches still keep the shapes used last, and a repeated
+    shape is as fast as before. Whoever sets `MLX_ENABLE_CACHE_THRASHING_CHECK` is obeyed.
+    """
+    os.environ.setdefault(CACHE_CHECK_VARIABLE, "0")
 
 
 def _load_cblas(path: str) -> bool:

@@ -142,3 +142,19 @@ def test_what_marks_a_child(monkeypatch):
         process.enter()
     monkeypatch.setattr(process, "_forked", False)
     process.enter()
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, "0"), ({"MLX_ENABLE_CACHE_THRASHING_CHECK": "1"}, "1")])
+def test_cuda_caches_take_any_number_of_shapes_unless_the_user_says_otherwise(asked, found):
+    """MLX reads the C library's environment, so that is where it is looked for; before mlx.core is imported."""
+    code = """
+import sys
+import stepaudio, ctypes
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+print(getenv(b"MLX_ENABLE_CACHE_THRASHING_CHECK").decode(), "mlx.core" in sys.modules)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "MLX_ENABLE_CACHE_THRASHING_CHECK"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", environment)
+        assert python(code, **asked).stdout.split() == [found, "False"]
