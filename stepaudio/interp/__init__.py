@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .lens import AudioAttention, Lens, audio_attention, logit_lens
     from .memory import Memory, watch_memory
     from .names import GLOSSARY, activation_names
-    from .patching import HeadTable, Patched, TraceMap, ablate_heads, causal_trace, contrast, patch_between
+    from .patch_estimates import PatchEstimates, estimate_patches
+    from .patching import HeadTable, Patched, TraceMap, ablate_heads, causal_trace, patch_between, run_pair
     from .places import Place
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from .token2wav import interleaving, round_trip, stages
 
 __all__ = [
-    "GLOSSARY", "Activations", "AudioAttention", "Edits", "HeadTable", "Lens", "LogitParts", "Memory", "Patched",
-    "Place", "Recorder", "Steering", "Trace", "TraceMap", "ablate_heads", "activation_names", "activations", "add",
-    "audio_attention", "causal_trace", "contrast", "forced_logits", "gap", "head_mean", "interleaving", "last_query",
-    "lay_out", "listening_difference", "logit_lens", "logit_parts", "mean", "patch", "patch_between", "record",
-    "replace", "resample", "round_trip", "run_with_edits", "scale", "sound_with_edits", "stages",
-    "steering_between", "streamed", "transcription", "watch_memory", "zero",
+    "GLOSSARY", "Activations", "AudioAttention", "Edits", "HeadTable", "Lens", "LogitParts", "Memory",
+    "PatchEstimates", "Patched", "Place", "Recorder", "Steering", "Trace", "TraceMap", "ablate_heads",
+    "activation_names", "activations", "add", "audio_attention", "causal_trace", "estimate_patches", "forced_logits",
+    "gap", "head_mean", "interleaving", "last_query", "lay_out", "listening_difference", "logit_lens", "logit_parts",
+    "mean", "patch", "patch_between", "record", "replace", "resample", "round_trip", "run_pair", "run_with_edits",
+    "scale", "sound_with_edits", "stages", "steering_between", "streamed", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -43,6 +44,7 @@ __getattr__, __dir__ = _lazy_names(
         "Lens": "lens",
         "LogitParts": "attribution",
         "Memory": "memory",
+        "PatchEstimates": "patch_estimates",
         "Patched": "patching",
         "Place": "places",
         "Recorder": "recorder",
@@ -55,7 +57,7 @@ __getattr__, __dir__ = _lazy_names(
         "add": "edits",
         "audio_attention": "lens",
         "causal_trace": "patching",
-        "contrast": "patching",
+        "estimate_patches": "patch_estimates",
         "forced_logits": "running",
         "gap": "streaming",
         "head_mean": "recorder",
@@ -72,6 +74,7 @@ __getattr__, __dir__ = _lazy_names(
         "replace": "edits",
         "resample": "edits",
         "round_trip": "token2wav",
+        "run_pair": "patching",
         "run_with_edits": "running",
         "scale": "edits",
         "sound_with_edits": "sound_edits",

@@ -89,8 +89,8 @@ class Patched:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Two runs that differ, ready to be patched: `contrast` makes it.
+class RunPair:
+    """Two runs that differ, ready to be patched: `run_pair` makes it.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Contrast:
         return wer(decode(self.tokens) or "", decode(tokens) or "")
 
 
-def contrast(
+def run_pair(
     model: StepAudio2,
     clean,
     corrupt=None,
@@ -155,7 +155,7 @@ def contrast(
     sample_rate: float | None = None,
     options: DecodingOptions | None = None,
     **changes: Unpack[DecodingKeywords],
-) -> Contrast:
+) -> RunPair:
     """Run a clean source, keep its activations, and see where a corrupt run parts from it.
 
     Parameters
@@ -174,14 +174,14 @@ def contrast(
         Nothing differs between the two, or the prompts differ in length.
     """
     if corrupt is None and not fault and corrupt_model is None:
-        raise ConfigError("contrast: nothing is corrupt; expected a corrupt source, a fault, or a corrupt model")
+        raise ConfigError("run_pair: nothing is corrupt; expected a corrupt source, a fault, or a corrupt model")
     decoding = merge_options(options, "chat" if is_conversation(clean) else "transcribe", **changes)
     sound = lay_out(model, clean, prompt, sample_rate)
     layout = lay_out(corrupt_model or model, clean if corrupt is None else corrupt, prompt, sample_rate)
     n, found = len(sound.prompt.tokens), len(layout.prompt.tokens)
     if n != found:
         raise ConfigError(
-            f"contrast: the prompts have {n} and {found} positions, so none means the same in both: cut the recordings "
+            f"run_pair: the prompts have {n} and {found} positions, so none means the same in both: cut the recordings "
             "to the same length"
         )
     tokens = _generated(model, sound, decoding)
@@ -198,7 +198,7 @@ def contrast(
     step = int(parted[0] if len(parted) else lost.argmax())
     others = logits[step].copy()
     others[tokens[step]] = -np.inf
-    return Contrast(model, layout, embeddings, fault, donor, tokens, step, int(others.argmax()), clean_logits, decoding)
+    return RunPair(model, layout, embeddings, fault, donor, tokens, step, int(others.argmax()), clean_logits, decoding)
 
 
 def _generated(model: StepAudio2, layout: Layout, options: DecodingOptions, edits: Edits = NONE) -> tuple[int, ...]:
@@ -222,14 +222,14 @@ def patch_between(
 
     Parameters
     ----------
-    model, clean, corrupt : as in `contrast`.
+    model, clean, corrupt : as in `run_pair`.
     where : places, each with the arguments of `patch`: {"names": "decoder.3.z", "heads": 1, "seconds": (0.4, 0.8)}.
     measure : {"logit_difference", "probability", "loop", "wer"}
         Of the clean token against what the corrupt run would choose in its stead, in logits; of the clean token, 0 to
         1; 1 if what is generated ends in a repetition loop, else 0; word error rate against the clean answer.
     placebos : int >= 0
         Patches at each place with activations from positions of the clean run drawn at random, seeds from 0.
-    **how : as in `contrast`.
+    **how : as in `run_pair`.
 
     Returns
     -------
@@ -237,7 +237,7 @@ def patch_between(
 
     Raises
     ------
-    ConfigError : as `contrast`, or a place that the runs do not have; no patch has run then.
+    ConfigError : as `run_pair`, or a place that the runs do not have; no patch has run then.
     """
     wanted, places = Measure.of(measure, "measure"), [where] if isinstance(where, Mapping) else list(where)
     known = {"names", "heads", "keys", *(f.name for f in fields(Place))}
@@ -248,7 +248,7 @@ def patch_between(
     if not is_count(placebos):
         raise ConfigError(f"placebos: expected a whole number from 0, found {shown(placebos)}")
     patterns = [n for p in places for n in ([p["names"]] if isinstance(p["names"], str) else p["names"])]
-    pair = contrast(model, clean, corrupt, sorted(set(patterns)), **how)
+    pair = run_pair(model, clean, corrupt, sorted(set(patterns)), **how)
     if np.isnan(pair.clean(wanted)):
         raise ConfigError("patch_between: the clean answer has no words, so there is no word error rate against it")
     edits = [patch(donor=pair.donor, **place) for place in places]

@@ -99,6 +99,18 @@ def forced_logits(
     embeddings : (n, D) of the prompt without edits, which saves encoding its audio where no edit is in encoder or
         adapter.
     """
+    return np.array(forced_pass(model, layout, tokens, edits, tap, embeddings))
+
+
+def forced_pass(
+    model: StepAudio2,
+    layout: Layout,
+    tokens: Sequence[int],
+    edits: Edits | None = None,
+    tap: Tap | None = None,
+    embeddings: mx.array | None = None,
+) -> mx.array:
+    """`forced_logits` on the device, before they are computed."""
     if not len(tokens):
         raise ConfigError("forced logits: expected at least one token, found none")
     net = model.engine.net
@@ -109,7 +121,7 @@ def forced_logits(
     ids = np.array([[*layout.prompt.tokens, *tokens[:-1]]], np.int32)
     x = mx.concatenate([prompt[None], net.embed(ids[:, len(layout.prompt.tokens) :])], axis=1)
     logits = net.logits(x, NoCache(net.model.rope), watching, mx.array(ids))
-    return np.array(logits[0, len(layout.prompt.tokens) - 1 :].astype(mx.float32))
+    return logits[0, len(layout.prompt.tokens) - 1 :].astype(mx.float32)
 
 
 def activations(
