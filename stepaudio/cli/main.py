@@ -99,6 +99,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 def _parser() -> tuple[Parser, list[str]]:
     """The parser, and the names of its commands."""
+    from .chat import add_chat_verb
     from .checkpoints import add_checkpoint_verbs
     from .demo import add_demo_verb
     from .download import add_download_verb
@@ -122,6 +123,7 @@ def _parser() -> tuple[Parser, list[str]]:
     add_transcribe_verb(verbs)
     add_evaluate_verb(verbs)
     add_speaking_verbs(verbs)
+    add_chat_verb(verbs)
     add_download_verb(verbs)
     add_checkpoint_verbs(verbs)
     add_quantize_verb(verbs)

@@ -252,7 +252,7 @@ def _voicing(options: argparse.Namespace):
     return StreamOptions(FlowOptions(options.steps, noise=options.noise), cross_fade=options.cross_fade)
 
 
-def _voice(name: str) -> str | Path:
+def voice_of(name: str) -> str | Path:
     """A file if there is one of that name, else the bundled clip of that name; looked for before a model is read."""
     if Path(name).is_file():
         return name
@@ -263,7 +263,7 @@ def _voice(name: str) -> str | Path:
 
 def _read_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice:
     with busy("reading the voice"):
-        return synthesizer.voice(_voice(options.voice), options.resampler)
+        return synthesizer.voice(voice_of(options.voice), options.resampler)
 
 
 def read_codes(path: str) -> list[int]:
@@ -287,7 +287,7 @@ def _check_output(options: argparse.Namespace, parts: tuple[str, ...], *inputs: 
         return checkpoint_folder(options.model, parts)
     check_target(options.output)
     target = Target("--output", Path(options.output), "sound as this command writes it", is_ours)
-    read = [name for name in (*inputs, _voice(options.voice)) if name != STANDARD]
+    read = [name for name in (*inputs, voice_of(options.voice)) if name != STANDARD]
     check_targets([target], read, options.force)  # before a model is fetched
     folder = checkpoint_folder(options.model, parts)
     check_targets([target], [*read, folder], options.force)

@@ -1,58 +1,112 @@
-"""One answer to a history: a thought if there is to be one, then the run, then what of it goes into the history."""
+"""The answers to a history: a thought if there is to be one, the run, the calls of tools, another run.
+
+Decides what of a run goes into the history.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from ..choices import is_count, is_number, shown
 from ..decoding.generate import Step, collect
 from ..decoding.options import DecodingOptions
 from ..decoding.outputs import Generation, answer_of
 from ..decoding.thought import END_OF_THOUGHT
 from ..engine import Engine
-from ..errors import PromptError
+from ..errors import DecodeError, PromptError
 from ..text.chat_template import SPOKEN, Message
 from ..text.prompts import open_answer
 from ..text.tokenizer import Tokenizer
-from .tools import calls_of
-from .turns import Answer, Role, Turn, within_turn
+from .tools import Tool, ToolStatus, calls_of, make_call
+from .turns import RESULT_NOTE, Answer, Role, Turn, within_turn
+
+THINK_TOKENS, ROUNDS, SECONDS = 1024, 4, 30.0
+STOP, SHOW = "stop", "show"  # what is done about a call that comes to nothing
 
 
-def answer_to(
-    engine: Engine,
-    turns: Sequence[Turn],
-    options: DecodingOptions,
-    thinking: DecodingOptions,
-    spoken: bool,
-    think: bool | None,
-    on_step: Callable[[Step], None] | None,
-) -> Answer:
-    """The answer to turns; `Conversation.answer` explains the rest. thinking : options of the thought."""
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How answers are asked for; `Conversation.answer` explains each field.
+
+    Raises
+    ------
+    DecodeError
+        A value outside its range.
+    PromptError
+        A tool that is none.
+    """
+
+    spoken: bool = False
+    think: bool | None = None
+    think_tokens: int = THINK_TOKENS
+    tools: Sequence[Callable[..., Any] | Tool] = ()
+    rounds: int = ROUNDS
+    seconds: float = SECONDS
+    errors: str = STOP
+
+    def __post_init__(self):
+        if not is_count(self.think_tokens, 1):
+            raise DecodeError(f"think_tokens: expected a whole number of at least 1, found {shown(self.think_tokens)}")
+        if not is_count(self.rounds):
+            raise DecodeError(f"rounds: expected a whole number, 0 or more, found {shown(self.rounds)}")
+        if not is_number(self.seconds) or not 0 < self.seconds <= 86_400:
+            raise DecodeError(f"seconds: expected a number above 0 and at most 86400, found {shown(self.seconds)}")
+        if self.errors not in (STOP, SHOW):
+            raise DecodeError(f"errors: expected stop or show, found {shown(self.errors)}")
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that may be called."""
+        return [Tool.of(tool) for tool in self.tools]
+
+
+def steps_to(
+    engine: Engine, turns: Sequence[Turn], asked: AnswerOptions, options: DecodingOptions
+) -> Generator[Step, None, list[Turn]]:
+    """The steps of the answer to turns, and of those that follow results of tools; returns the new turns.
+
+    A thought gives no steps.
+    """
+    offered, new, left = asked.offered, [], asked.rounds
+    while True:
+        found = yield from _one_answer(engine, [*turns, *new], asked, options)
+        if not (offered and found.calls and left):
+            return [*new, found]
+        outcomes = tuple(make_call(call, offered, asked.seconds) for call in found.calls)
+        left -= 1
+        new.append(replace(found, outcomes=outcomes))
+        if asked.errors == STOP and any(o.status != ToolStatus.OK for o in outcomes):
+            return new
+        new.append(Turn(Role.RESULT, (*(outcome.shown for outcome in outcomes), RESULT_NOTE)))
+
+
+def _one_answer(
+    engine: Engine, turns: Sequence[Turn], asked: AnswerOptions, options: DecodingOptions
+) -> Generator[Step, None, Answer]:
     tokenizer, opening = engine.require_tokenizer(), engine.capabilities.thinking
-    messages = [turn.message(tokenizer) for turn in turns]
-    if think and opening is None:
+    messages, spoken = [turn.message(tokenizer) for turn in turns], asked.spoken
+    if asked.think and opening is None:
         raise PromptError("this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do; think=False")
     thought, closed = "", True
     opened = open_answer(spoken)
-    if opening is not None and think is not False:
+    if opening is not None and asked.think is not False:
         began = Message("assistant", opening, eot=False, plain=True)
-        first = engine.answer(engine.build_request([*messages, began]), replace(thinking, stop=(END_OF_THOUGHT,)))
+        budget = replace(options, max_tokens=asked.think_tokens, stop=(END_OF_THOUGHT,))
+        first = engine.answer(engine.build_request([*messages, began]), budget)
         thought, mark, rest = first.text.partition(END_OF_THOUGHT)
         closed = bool(mark)
         text = f"{opening}{thought}{'' if closed else chr(10)}{END_OF_THOUGHT}"
         text += f"\n\n{SPOKEN}" if spoken else rest or "\n\n"
         opened, thought = Message("assistant", text, eot=False, plain=True), thought.strip()
-    steps = _watched(engine.steps(engine.build_request([*messages, opened]), options), on_step)
-    found = answer_of(collect(steps, 1)[0], tokenizer)
+    kept: list[Step] = []
+    for step in engine.steps(engine.build_request([*messages, opened]), options):
+        kept.append(step)
+        yield step
+    found = answer_of(collect(iter(kept), 1)[0], tokenizer)
     answer = _answer(found, tokenizer, spoken, thought=bool(thought))
     return replace(answer, thought=thought, thought_closed=closed)
-
-
-def _watched(steps: Iterator[Step], on_step: Callable[[Step], None] | None) -> Iterator[Step]:
-    for step in steps:
-        if on_step is not None:
-            on_step(step)
-        yield step
 
 
 def _answer(found: Generation, tokenizer: Tokenizer, spoken: bool, thought: bool) -> Answer:

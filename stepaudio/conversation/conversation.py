@@ -6,28 +6,26 @@ changes nothing, and conversations in several threads have nothing in common but
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..choices import is_count, is_whole, shown
+from ..choices import is_whole, shown
 from ..decoding.generate import Step
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from ..decoding.prompt_cache import digest
-from ..errors import DecodeError, PromptError
+from ..errors import PromptError
 from ..model import StepAudio2
 from ..text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, open_answer
-from .answering import answer_to
+from .answering import ROUNDS, SECONDS, STOP, THINK_TOKENS, AnswerOptions, steps_to
 from .context import Context, context_of, prompts_of
 from .file import read_turns, write_turns
 from .recording import Recording
-from .tools import Tool, ToolStatus, make_call, schemas
+from .tools import Tool, schemas
 from .turns import RESULT_NOTE, Answer, Role, Turn, check_order
-
-THINK_TOKENS = 1024
-STOP, SHOW = "stop", "show"
 
 
 class Conversation:
@@ -156,11 +154,10 @@ class Conversation:
         spoken: bool = False,
         think: bool | None = None,
         think_tokens: int = THINK_TOKENS,
-        tools: Iterable[Callable[..., Any] | Tool] = (),
-        rounds: int = 4,
-        seconds: float = 30.0,
+        tools: Sequence[Callable[..., Any] | Tool] = (),
+        rounds: int = ROUNDS,
+        seconds: float = SECONDS,
         errors: str = STOP,
-        on_step: Callable[[Step], None] | None = None,
         options: DecodingOptions | None = None,
         **changes: Unpack[DecodingKeywords],
     ) -> Conversation:
@@ -175,7 +172,7 @@ class Conversation:
             Whether the model thinks first; by default, if it is one that was trained to.
         think_tokens : int >= 1
             Most tokens of the thought. One that has not ended by then is closed, and the answer follows.
-        tools : iterable of callable
+        tools : sequence of callable
             Functions that may be called. A call of any other is answered with an error, or ends it. Without any,
             nothing is called: what the model wished is in `last.calls`.
         rounds : int >= 0
@@ -185,8 +182,6 @@ class Conversation:
         errors : {"stop", "show"}
             What is done about a call that is malformed, unknown or fails: end with `last.outcomes`, or show the model
             the error as its result.
-        on_step : callable, optional
-            Called with every step of an answer (not of a thought) as it is made.
         options, **changes
             As in `StepAudio2.generate_with_audio`.
 
@@ -196,25 +191,45 @@ class Conversation:
             Nothing is asked, or the model was not trained for it.
         DecodeError, WeightsError
         """
-        refuse_unknown(
-            changes, ("spoken", "think", "think_tokens", "tools", "rounds", "seconds", "errors", "on_step", "options")
-        )
-        merged, offered = merge_options(options, "chat", **changes), [Tool.of(tool) for tool in tools]
-        _check_limits(think_tokens, rounds, seconds, errors)
-        self._require_question()
-        self._require_task(model, spoken)
-        talk, left = self, rounds
-        while True:
-            budget = replace(merged, max_tokens=think_tokens)
-            found = answer_to(model.engine, talk.turns, merged, budget, spoken, think, on_step)
-            if not (offered and found.calls and left):
-                return talk._with(found)
-            outcomes = tuple(make_call(call, offered, seconds) for call in found.calls)
-            found, left = replace(found, outcomes=outcomes), left - 1
-            talk = talk._with(found)
-            if errors == STOP and any(o.status != ToolStatus.OK for o in outcomes):
-                return talk
-            talk = talk.give(*(outcome.shown for outcome in outcomes))
+        asked = AnswerOptions(spoken, think, think_tokens, tools, rounds, seconds, errors)
+        steps = self._stream(model, asked, options, changes)
+        deque(steps, maxlen=0)
+        return steps.conversation
+
+    def stream(
+        self,
+        model: StepAudio2,
+        *,
+        spoken: bool = False,
+        think: bool | None = None,
+        think_tokens: int = THINK_TOKENS,
+        tools: Sequence[Callable[..., Any] | Tool] = (),
+        rounds: int = ROUNDS,
+        seconds: float = SECONDS,
+        errors: str = STOP,
+        options: DecodingOptions | None = None,
+        **changes: Unpack[DecodingKeywords],
+    ) -> AnswerStream:
+        """The steps of the same answer as they are made; the conversation with it once they have ended.
+
+        Examples
+        --------
+        >>> steps = talk.stream(model)                                           # doctest: +SKIP
+        >>> for step in steps: ...                                               # doctest: +SKIP
+        >>> talk = steps.conversation                                            # doctest: +SKIP
+        """
+        asked = AnswerOptions(spoken, think, think_tokens, tools, rounds, seconds, errors)
+        return self._stream(model, asked, options, changes)
+
+    def _stream(
+        self, model: StepAudio2, asked: AnswerOptions, options: DecodingOptions | None, changes: DecodingKeywords
+    ) -> AnswerStream:
+        refuse_unknown(changes, (*(f.name for f in fields(AnswerOptions)), "options"))
+        merged = merge_options(options, "chat", **changes)
+        if not self.turns or self.turns[-1].role not in (Role.HUMAN, Role.RESULT):
+            raise PromptError("answer: nothing is asked; call ask(…) first")
+        self._require_task(model, asked.spoken)
+        return AnswerStream(self, steps_to(model.engine, self.turns, asked, merged))
 
     def context(
         self,
@@ -232,10 +247,6 @@ class Conversation:
         """The token ids of the prompt for the next answer; nothing is encoded."""
         prompts = prompts_of(model.engine, self.turns, open_answer(spoken))
         return tuple(token for prompt in prompts for token in prompt.tokens)
-
-    def _require_question(self) -> None:
-        if not self.turns or self.turns[-1].role not in (Role.HUMAN, Role.RESULT):
-            raise PromptError("answer: nothing is asked; call ask(…) first")
 
     def _require_task(self, model: StepAudio2, spoken: bool) -> None:
         """Raise `PromptError` if the model was trained for no such conversation."""
@@ -274,15 +285,22 @@ class Conversation:
         return cls(turns=read_turns(path))
 
 
-def _check_limits(think_tokens: object, rounds: object, seconds: object, errors: object) -> None:
-    if not is_count(think_tokens, 1):
-        raise DecodeError(f"think_tokens: expected a whole number of at least 1, found {shown(think_tokens)}")
-    if not (is_whole(rounds) and isinstance(rounds, int) and 0 <= rounds <= 1000):
-        raise DecodeError(f"rounds: expected a whole number from 0 to 1000, found {shown(rounds)}")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 86_400:
-        raise DecodeError(f"seconds: expected a number above 0 and at most 86400, found {shown(seconds)}")
-    if errors not in (STOP, SHOW):
-        raise DecodeError(f"errors: expected stop or show, found {shown(errors)}")
+class AnswerStream:
+    """Steps of an answer as they are made, once; what is left off has changed nothing."""
+
+    def __init__(self, talk: Conversation, steps: Generator[Step, None, list[Turn]]):
+        self._talk, self._steps, self._found = talk, steps, None
+
+    def __iter__(self) -> Iterator[Step]:
+        new = yield from self._steps
+        self._found = Conversation(turns=(*self._talk.turns, *new))
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation with the answer; `PromptError` before its last step was taken."""
+        if self._found is None:
+            raise PromptError("the answer has not ended: take all steps of the stream first")
+        return self._found
 
 
 def _text(text: object, what: str) -> str:

@@ -37,8 +37,8 @@ def refused(capsys, *argv: str) -> str:
 
 
 def test_the_commands():
-    assert set(VERBS) == {"transcribe", "speak", "say-codes", "respond", "translate", "evaluate", "weights", "convert",
-                          "quantize", "export", "plan", "verify", "download", "bench", "sweep", "info",
+    assert set(VERBS) == {"transcribe", "speak", "say-codes", "respond", "translate", "chat", "evaluate", "weights",
+                          "convert", "quantize", "export", "plan", "verify", "download", "bench", "sweep", "info",
                           "demo"}  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_examples_are_understood_and_statuses_named(verb):
 
 
 def test_choices_come_from_the_enums():
-    for verb in ("transcribe", "speak", "respond", "translate", "evaluate"):
+    for verb in ("transcribe", "speak", "respond", "translate", "chat", "evaluate"):
         text = helped(verb)
         for option, kind in (("cache", CacheKind), ("on-loop", LoopAction), ("positions", Positions)):
             assert f"--{option} {{{','.join(kind.values())}}}" in text

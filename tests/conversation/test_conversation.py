@@ -18,7 +18,7 @@ from stepaudio.conversation import Answer, Conversation, Recording, Role, Turn
 from stepaudio.conversation.turns import RESULT_NOTE
 from stepaudio.decoding.prompt_cache import PromptCache
 from stepaudio.engine import Engine
-from stepaudio.errors import DataError, PromptError
+from stepaudio.errors import DataError, DecodeError, PromptError
 from stepaudio.model import StepAudio2
 from stepaudio.models.speech_lm import StepAudioNet
 from stepaudio.text.prompts import ASR_SYSTEM, open_answer
@@ -319,3 +319,20 @@ def test_an_answer_never_leaves_its_turn(tiny_model):
     assert talk.tokens(tiny_model) == answered.tokens(tiny_model)
     assert list(talk.tokens(tiny_model)).count(words.bot) == 5
     assert Turn(Role.HUMAN, ("q",)) in talk.turns
+
+
+def test_a_stream_gives_the_same_answer_or_nothing(tiny_model):
+    asked = Conversation("s").ask(QUESTION)
+    steps = asked.stream(tiny_model, **GREEDY)
+    with pytest.raises(PromptError, match="not ended"):
+        _ = steps.conversation
+    tokens = [step.token for step in steps]
+    whole = asked.answer(tiny_model, **GREEDY)
+    found = whole.last.generation.tokens
+    assert steps.conversation == whole and tuple(tokens[: len(found)]) == found
+    left = asked.stream(tiny_model, **GREEDY)
+    next(iter(left))
+    with pytest.raises(PromptError, match="not ended"):
+        _ = left.conversation
+    with pytest.raises(DecodeError, match="unknown option"):
+        asked.stream(tiny_model, temprature=1)
