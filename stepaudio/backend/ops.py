@@ -9,6 +9,7 @@ The activations of `mlx.nn` are compiled. On a CPU that means a C++ compiler, an
 temporary folder that all users share: no net uses them there.
 """
 
+import math
 from typing import cast
 
 import mlx.core as mx
@@ -55,7 +56,23 @@ def leaky_relu(x: mx.array, slope: float) -> mx.array:
 
 def elu(x: mx.array) -> mx.array:
     """X where positive, else e^x - 1 (Clevert et al. 2016)."""
-    return mx.where(x > 0, x, mx.exp(mx.minimum(x, 0)) - 1) if on_cpu() else nn.elu(x)
+    return mx.where(x > 0, x, exp(mx.minimum(x, 0)) - 1) if on_cpu() else nn.elu(x)
+
+
+def exp(x: mx.array) -> mx.array:
+    """e^x; past the range of float32, arrays that are large on a CPU end near 2^127 and 2^-125."""
+    return cpu_ops.exp(x) if large(x) else mx.exp(x)
+
+
+def sine_squared(x: mx.array, rate: mx.array) -> mx.array:
+    """sin^2(rate x), in x's shape; `rate` (channels,) for the last axis of x.
+
+    Where vectors are added alone, phases are counted in half turns: one rounding more than a product in radians has,
+    so 1.2e-7 of the phase in all.
+    """
+    if large(x):
+        return cpu_ops.sine_squared(x * (rate * (1 / math.pi)))
+    return mx.square(mx.sin(x * rate))
 
 
 def silu(x: mx.array) -> mx.array:

@@ -5,19 +5,10 @@ B batch, H heads, G key/value heads (G divides H), n queries, L keys, D channels
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 
 from ..backend.ops import Mask, attention_pattern, softmax_attention, weighted_values
 from .tap import Tap, emit
-
-Kernel = Callable[[mx.array, mx.array, mx.array, float, Mask], mx.array]
-
-
-def fast_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
-    """MLX's own fused kernel on every device, in the form that `attend` takes."""
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
 def attend(
@@ -27,7 +18,6 @@ def attend(
     scale: float,
     mask: Mask,
     tap: Tap | None = None,
-    kernel: Kernel = softmax_attention,
 ) -> mx.array:
     """What each query reads, heads side by side: (B, n, H * D).
 
@@ -41,7 +31,7 @@ def attend(
     q : (B, H, n, D). k, v : (B, G, L, D).
     scale : of the scores. mask : as `backend.ops.softmax_attention` takes it.
     """
-    z = kernel(q, k, v, scale, mask)
+    z = softmax_attention(q, k, v, scale, mask)
     if tap is not None:
         computed = attention_pattern(q, k, scale, mask)
         pattern = emit(tap, "pattern", computed)

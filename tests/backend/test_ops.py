@@ -11,7 +11,18 @@ from reference import rotate
 from stepaudio.backend import cpu_ops
 from stepaudio.backend.cpu_ops import exp2
 from stepaudio.backend.device import on_cuda
-from stepaudio.backend.ops import attention_pattern, gelu, log_sum_exp, rope, silu, softmax_attention, weighted_values
+from stepaudio.backend.ops import (
+    attention_pattern,
+    elu,
+    exp,
+    gelu,
+    log_sum_exp,
+    rope,
+    silu,
+    sine_squared,
+    softmax_attention,
+    weighted_values,
+)
 
 # Dense where the functions bend, then out to where a float32 square overflows, and both zeros.
 WIDE = np.geomspace(1e-30, 1e30, 2001)
@@ -79,6 +90,43 @@ def test_exp2():
     x = x.astype(np.float32)
     got = np.array(exp2(mx.array(x)), dtype=np.float64)
     assert np.abs(got / np.exp2(x.astype(np.float64)) - 1).max() < 3e-7
+
+
+def test_exp_and_elu(form):
+    x = np.concatenate([np.linspace(-86, 86, 40_001), np.linspace(-1, 1, 2001), [0.0, -0.0]]).astype(np.float32)
+    wide = x.astype(np.float64)
+    # The exponent is rounded in float32 first, which moves the power by as much.
+    assert (np.abs(np.array(exp(mx.array(x))) / np.exp(wide) - 1) / (1 + np.abs(wide))).max() < STATED
+    assert np.abs(np.array(elu(mx.array(x))) - np.where(wide > 0, wide, np.expm1(wide))).max() < 1e-6
+    far = np.array(exp(mx.array([-1e30, -np.inf, -200.0, 1e4, np.inf])))
+    assert (far[:3] < 1e-37).all() and (far[3:] > 1e38).all()
+    assert np.isnan(np.array(exp(mx.array([np.nan])))).all()
+
+
+def phases() -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (100000, 8) and rates (8,): phases from 1e-9 to thousands, every multiple of pi/2 up to 600 among them."""
+    rates = np.array([0.05, 0.3, 1.0, 1.13, 2.0, np.pi, 7.7, 20.0], dtype=np.float32)
+    small = np.geomspace(1e-9, 8, 9_000)
+    x = np.concatenate([np.linspace(-200, 200, 81_000), np.pi / 2 * np.arange(-500, 500), small, -small])
+    return np.repeat(x[:, None], len(rates), axis=1).astype(np.float32), rates
+
+
+def test_sine_squared(form):
+    x, rates = phases()
+    phase = x.astype(np.float64) * rates
+    got = np.array(sine_squared(mx.array(x), mx.array(rates)))
+    assert got.shape == x.shape and np.abs(phase).max() > 3000
+    # float32 rounds the phase itself: once in radians, twice in half turns.
+    roundings = 6e-8 if form == "plain" else 1.8e-7
+    assert (np.abs(got - np.sin(phase) ** 2) <= 4e-7 + roundings * np.abs(phase)).all()
+
+
+def test_slope_of_sine_squared(form):
+    x, rates = phases()
+    x = x[40_000:42_000]
+    slope = mx.grad(lambda x: sine_squared(x, mx.array(rates)).sum())(mx.array(x))
+    phase = x.astype(np.float64) * rates
+    assert (np.abs(np.array(slope) / rates - np.sin(2 * phase)) <= 1e-5 + 4e-7 * np.abs(phase)).all()
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1000.0])

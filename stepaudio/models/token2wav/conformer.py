@@ -19,7 +19,7 @@ import numpy as np
 from ...backend.ops import leaky_relu, silu
 from ...backend.pieces import Pieces
 from ...schema import MAX_LAYERS, MAX_STRIDE, require, require_only, require_positive
-from ..attention import attend, fast_attention
+from ..attention import attend
 from ..tap import Tap, emit, named
 from .layers import with_past
 
@@ -174,7 +174,7 @@ class RelativeAttention(nn.Module):
         p = self._heads(self.linear_pos(positions))  # (1, H, L+n-1, D)
         scale = q.shape[-1] ** -0.5
         bias = by_distance_to_by_key((q + self.pos_bias_v[:, None]) @ p.swapaxes(-1, -2), k.shape[2]) * scale
-        y = attend(q + self.pos_bias_u[:, None], k, v, scale, bias, tap, fast_attention)
+        y = attend(q + self.pos_bias_u[:, None], k, v, scale, bias, tap)
         return self.linear_out(y), (k, v)
 
 

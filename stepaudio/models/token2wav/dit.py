@@ -16,10 +16,10 @@ import numpy as np
 
 from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
 from ...backend.device import on_cpu
-from ...backend.ops import silu
+from ...backend.ops import exp, silu
 from ...backend.pieces import Pieces
 from ...schema import MAX_LAYERS, MAX_SIZE, require, require_positive
-from ..attention import attend, fast_attention
+from ..attention import attend
 from ..tap import Tap, emit, named
 from .layers import with_past
 
@@ -102,7 +102,7 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
 def mish(x: mx.array) -> mx.array:
     """X tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
-    e = mx.exp(mx.minimum(x, 20.0))  # past 20 the quotient is 1 in float32
+    e = exp(mx.minimum(x, 20.0))  # past 20 the quotient is 1 in float32
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
 
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if past is not None:  # in front, as in the reference: trimming counts from there
             k, v = mx.concatenate([k, past.k], axis=2), mx.concatenate([v, past.v], axis=2)
-        return self.proj(attend(q, k, v, q.shape[-1] ** -0.5, None, tap, fast_attention)), k, v
+        return self.proj(attend(q, k, v, q.shape[-1] ** -0.5, None, tap)), k, v
 
 
 class Mlp(nn.Module):

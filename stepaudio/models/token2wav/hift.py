@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...backend.ops import elu, leaky_relu
+from ...backend.ops import elu, exp, leaky_relu, sine_squared
 from ...backend.pieces import Pieces
 from ...backend.process import enter
 from ...errors import DecodeError
@@ -177,8 +177,7 @@ class Snake(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, T, channels) -> the same shape."""
-        s = mx.sin(x * self.alpha)
-        return x + s * s / (self.alpha + ALPHA_FLOOR)
+        return x + sine_squared(x, self.alpha) / (self.alpha + ALPHA_FLOOR)
 
 
 class ResBlock(nn.Module):
@@ -381,5 +380,5 @@ class Hift(nn.Module):
         x = emit(tap, "before_conv_post", leaky_relu(x, c.final_lrelu_slope))
         x = emit(tap, "conv_post", self.conv_post(x))
         magnitude, phase = mx.split(x.astype(mx.float32), 2, axis=-1)
-        wave = inverse_stft(mx.exp(magnitude), mx.sin(phase), c.istft.n_fft, c.istft.hop_len, c.magnitude_clip)
+        wave = inverse_stft(exp(magnitude), mx.sin(phase), c.istft.n_fft, c.istft.hop_len, c.magnitude_clip)
         return emit(tap, "wave", mx.clip(wave, -c.audio_limit, c.audio_limit))

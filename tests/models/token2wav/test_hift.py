@@ -206,6 +206,14 @@ def test_spread_convolution_equals_mlx(kernel, dilation):
     close(net(x), mx.conv1d(x, net.weight, padding=net.padding, dilation=dilation) + net.bias)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 1, 3), (1, 1, 0), (6, 3, 1)])
+def test_convolution_of_many_frames_equals_mlx(kernel, stride, padding):
+    net = Conv1d(4, 5, kernel, stride=stride, padding=padding)
+    net.bias = mx.arange(5.0)
+    x = mx.random.normal((2, 37, 4), key=mx.random.key(0))
+    close(net(x), mx.conv1d(x, net.weight, stride=stride, padding=padding) + net.bias)
+
+
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(16, 8, 4), (11, 5, 3), (7, 3, 2), (3, 3, 0), (9, 2, 1)])
 def test_transposed_convolution_equals_mlx(kernel, stride, padding):
     net = ConvTranspose1d(4, 5, kernel, stride, padding)
