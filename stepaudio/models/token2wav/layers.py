@@ -16,7 +16,6 @@ import mlx.nn as nn
 
 from ...backend.device import on_cpu
 
-
 MANY_FRAMES = 4  # for each channel: from here on products are faster than the copies that MLX's convolution makes
 
 
