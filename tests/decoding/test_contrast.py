@@ -106,7 +106,7 @@ def test_every_cache_policy(policy):
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.8, seed=3)], ids=["greedy", "planned, drawn"])
 def test_a_batch_gives_what_each_gets_alone(contrast, sampling):
     """Ends at different times, so that sequences leave both runs."""
-    options = {"max_tokens": 30, "stop_ids": frozenset([3, 17, 40, 41])}
+    options = {"max_tokens": 16, "stop_ids": frozenset([3, 17, 40, 41])}
     requests = [two(DEEP, *pair) for pair in pairs(5)]
     together = go(DEEP, requests, contrast, sampling, **options)
     assert len({len(r.tokens) for r in together}) > 2
