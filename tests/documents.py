@@ -1,9 +1,10 @@
 """The written pages as data: their fenced blocks, links, headings and code spans, and how a page's blocks are run.
 
-A page's blocks run in order in one process of Python (`run_page.py`): `python` blocks share their names, `sh` blocks go
-to bash. Everything happens in a folder that looks like the project's, where a stranger's own recordings lie too. Lines
-that would install something are looked up instead of run; a block whose first line says that it needs the published
-model, mlx-lm or PyTorch, is looked up as a whole. Blocks of any other language show something and are not run.
+A page's blocks run in order, and all pages in one process of Python (`run_page.py`): `python` blocks of a page share
+their names, `sh` blocks go to bash. Everything happens in a folder that looks like the project's, where a stranger's
+own recordings lie too. Lines that would install something are looked up instead of run; a block whose first line says
+that it needs the published model, mlx-lm or PyTorch, is looked up as a whole. Blocks of any other language show
+something and are not run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,25 +127,51 @@ def make_folder(folder: Path) -> None:
         soundfile.write(folder / name, samples, rate)
 
 
-def run_page(page_blocks: list[Block], folder: Path) -> None:
-    """Run what runs of a page's blocks, in order. Raises `AssertionError` with what was printed."""
-    programs = folder / ".bin"
-    programs.mkdir()
-    for name, call in {"stepaudio": "-m stepaudio", "python": ""}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {call} "$@"\n')
-        (programs / name).chmod(0o755)
+class Runner:
+    """A process that runs pages, one after the other (`run_page.py`)."""
+
+    def __init__(self, folder: Path):
+        """Start it; `folder` must have a short name, for the address of a socket is in it."""
+        self._programs, address = folder / "bin", str(folder / "socket")
+        self._programs.mkdir()
+        python, client = shlex.quote(sys.executable), shlex.quote(str(ROOT / "tests" / "run_command.py"))
+        for name, call in {"stepaudio": f"-IS {client} {shlex.quote(address)}", "python": ""}.items():
+            (self._programs / name).write_text(f'#!/bin/sh\nexec {python} {call} "$@"\n')
+            (self._programs / name).chmod(0o755)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment.pop("STEPAUDIO_CHECKPOINT", None)
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "run_page.py"), address], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, page_blocks: list[Block], folder: Path) -> None:
+        """Run what runs of a page's blocks, in order. Raises `AssertionError` with what was printed."""
+        output = folder / ".printed"
+        path = f"{self._programs}{os.pathsep}{os.environ['PATH']}"
+        page = {
+            "blocks": _todo(page_blocks), "folder": str(folder), "output": str(output),
+            "environment": {"PATH": path, "MPLBACKEND": "agg"},
+        }  # fmt: skip
+        timer = threading.Timer(SECONDS, self._process.kill)
+        timer.start()
+        print(json.dumps(page), file=self._process.stdin, flush=True)
+        status = self._process.stdout.readline()
+        timer.cancel()
+        printed = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+        assert status == "0\n", f"a block failed, status {status!r}:\n{printed[-4000:]}"
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def _todo(page_blocks: list[Block]) -> list[dict]:
+    """What runs of a page, without the lines that install something."""
     todo = []
     for block in page_blocks:
         if block.runs:
             lines = [line for line in commands(block.text) if not installs(line)]
             text = "\n".join(lines) if block.language == "sh" else block.text
             todo.append({"page": block.page, "line": block.line, "language": block.language, "text": text})
-    environment = os.environ | {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg",
-    }  # fmt: skip
-    environment.pop("STEPAUDIO_CHECKPOINT", None)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "run_page.py")], input=json.dumps(todo), cwd=folder, env=environment,
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS,
-    )  # fmt: skip
-    assert done.returncode == 0, f"a block failed:\n{done.stdout[-4000:]}"
+    return todo

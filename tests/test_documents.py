@@ -4,8 +4,11 @@ import ast
 import importlib
 import inspect
 import re
+import shutil
+import tempfile
 import tomllib
 from functools import cache
+from pathlib import Path
 
 import documents
 import pytest
@@ -208,7 +211,36 @@ def test_fences_name_what_is_run():
 # ---------------------------------------------------------------- what pages show runs
 
 
+@pytest.fixture(scope="module")
+def runner():
+    with tempfile.TemporaryDirectory() as folder:
+        runner = documents.Runner(Path(folder))
+        yield runner
+        runner.close()
+
+
 @pytest.mark.parametrize("page", [p for p in EXECUTED if any(b.runs for b in blocks_of(p))])
-def test_blocks_run(page, nano, tmp_path):
+def test_blocks_run(page, runner, nano, tmp_path):
     documents.make_folder(tmp_path)
-    documents.run_page(blocks_of(page), tmp_path)
+    runner.run(blocks_of(page), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("python", "assert 1 + 1 == 3"),
+        ("python", "raise SystemExit('no')"),
+        ("sh", "false\ntrue"),
+        ("sh", "stepaudio transcribe none.wav\ntrue"),
+        ("sh", "stepaudio inform | cat"),
+        ("sh", 'test "$(cat talk.wav | stepaudio transcribe - --text)" = "$(stepaudio transcribe a.wav --text)"'),
+    ],
+)
+def test_a_block_that_fails_is_seen_and_the_next_page_runs(runner, nano, tmp_path, language, text):
+    documents.make_folder(tmp_path)
+    with pytest.raises(AssertionError, match=r"a block failed(?s:.)*page.md:3"):
+        runner.run([documents.Block("page.md", 3, language, text)], tmp_path)
+    (tmp_path / "a").mkdir()
+    shutil.copy(tmp_path / "a.wav", tmp_path / "a" / "b.wav")
+    test = 'test "$(cd a && stepaudio transcribe b.wav --text)" = "$(stepaudio transcribe - --text < a.wav)"'
+    runner.run([documents.Block("page.md", 1, "sh", test)], tmp_path)
