@@ -2,7 +2,8 @@
 # installs into it; later calls install again only after pyproject.toml or the choice of backend has changed.
 #
 #   make demo        the bundled model transcribes the bundled recordings
-#   make test        lint, then all tests, the quick ones first, then the notebooks
+#   make test        lint, then all tests but a few long ones, then the notebooks
+#   make slow        the long ones: ten hours of sound, 20 000 tokens, minutes of noise, all of the demo
 #   make notebooks   run every notebook and compare what it says with what is stored in it
 #   make fuzz        many hurt files for every reader: N=100000, goes on where it was stopped
 #   make soak        long runs with the memory watched: an hour or two on two cores, goes on where it was stopped
@@ -35,7 +36,7 @@ STAMP := .venv/.stepaudio-$(BACKEND)
 install = umask 022 && $(PY) -m pip install --quiet --disable-pip-version-check --editable \
   ".$(if $(strip $(EXTRA) $(1)),[$(subst $(space),$(comma),$(strip $(EXTRA) $(1)))])"
 
-.PHONY: venv demo test notebooks lab lint fuzz soak bench package clean
+.PHONY: venv demo test slow notebooks lab lint fuzz soak bench package clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -44,8 +45,11 @@ demo: $(STAMP)
 	@$(PY) -m stepaudio demo
 
 test: lint $(STAMP)-notebook
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest -m "not slow" $(TESTS)
 	@$(if $(strip $(TESTS)),,$(MAKE) --no-print-directory notebooks)
+
+slow: $(STAMP)-test $(STAMP)-notebook
+	@$(PY) -m pytest -m slow
 
 # What is stored in the notebooks was computed on a CPU, in float32; another backend may write other words, so there
 # they only have to run.

@@ -11,7 +11,6 @@ import stepaudio  # noqa: F401  before any test imports mlx, under which it puts
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes or gigabytes")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup starts a command
@@ -122,8 +121,3 @@ def offline(monkeypatch):
     from huggingface_hub import constants
 
     return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-def pytest_collection_modifyitems(items):
-    """Quick tests first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -270,13 +270,30 @@ def test_nano_says_nothing_on_silence(nano):
     assert StepAudio2.load(nano).transcribe(np.zeros(32_000, np.float32)).text == ""
 
 
-def test_nano_says_nothing_on_noise(nano):
-    """Of all lengths that a segment may have, white, pink and brown, loud and quiet."""
-    rng, model, segments = np.random.default_rng(2), StepAudio2.load(nano), []
-    for seconds in (1, 6, 15, 21, 24):
-        for colour in (0, 1, 2):
-            x = np.fft.rfft(rng.standard_normal(seconds * 16_000))
-            x = np.fft.irfft(x * (np.arange(len(x)) / seconds + 6.0) ** (-0.5 * colour))
-            segments += [(level * x / np.abs(x).max()).astype(np.float32) for level in (0.01, 0.8)]
-    found = model.transcribe(segments, sampling=Sampling.reference())
-    assert [t.text for t in found] == [""] * 30
+QUIET, LOUD = 0.01, 0.8
+NOISE = [(colour, level) for colour in (0, 1, 2) for level in (QUIET, LOUD)]  # white, pink, brown
+
+
+def noise_segments(seconds: int, kinds: list[tuple[int, float]]) -> list[np.ndarray]:
+    rng, segments = np.random.default_rng(seconds), []
+    for colour, level in kinds:
+        x = np.fft.rfft(rng.standard_normal(seconds * 16_000))
+        x = np.fft.irfft(x * (np.arange(len(x)) / seconds + 6.0) ** (-0.5 * colour))
+        segments.append((level * x / np.abs(x).max()).astype(np.float32))
+    return segments
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kinds"),
+    [
+        (1, NOISE),
+        (6, NOISE),
+        (15, [(0, LOUD), (2, QUIET)]),
+        (24, [(1, LOUD)]),
+        *(pytest.param(seconds, NOISE, marks=pytest.mark.slow) for seconds in (15, 21, 24)),
+    ],
+)
+def test_nano_says_nothing_on_noise(nano, seconds, kinds):
+    """Of lengths that a segment may have, white, pink and brown, loud and quiet."""
+    found = StepAudio2.load(nano).transcribe(noise_segments(seconds, kinds), sampling=Sampling.reference())
+    assert [t.text for t in found] == [""] * len(kinds)

@@ -50,7 +50,6 @@ def test_without_torch_the_table_says_so(manifest, tiny_checkpoint, short, monke
     assert "tokens equal on 3 of 3 clips" in out
 
 
-@pytest.mark.slow
 def test_torch_gives_the_same_tokens(manifest, tiny_model, short):
     if not torch_baseline.available():
         pytest.skip("torch and transformers are not installed")

@@ -2,14 +2,14 @@
 
 import re
 
+import pytest
 from commands import table
 
+from stepaudio import resources
 from stepaudio.cli.main import main
 
 
 def test_demo(run, wav, tmp_path, monkeypatch):
-    from stepaudio import resources
-
     for rows, status in (("a.wav\tyes\n", 0), ("a.wav\t\n", 0), ("none.wav\tyes\n", 1)):
         monkeypatch.setattr(resources, "speech_manifest", lambda rows=rows: table(tmp_path, "file\ttext\n" + rows))
         found, out, _ = run("demo")
@@ -17,9 +17,23 @@ def test_demo(run, wav, tmp_path, monkeypatch):
         assert any("wrote" in line or "failed" in line for line in out)
 
 
-def test_demo_on_the_bundled_model(nano, capsys, monkeypatch):
+SHORT = [
+    "human_0880.flac", "free_george_8k.flac", "free_michael_44k_stereo.flac", "word_emma.flac", "silence.flac",
+    "noise_pink.flac",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [SHORT, pytest.param(None, marks=pytest.mark.slow)], ids=["short ones", "all"])
+def test_demo_on_the_bundled_model(nano, capsys, monkeypatch, tmp_path, names):
+    """Its recordings of every rate, number of channels and kind of sound."""
     monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
+    whole = resources.speech_manifest()
+    head, *rows = whole.read_text(encoding="utf-8").splitlines()
+    rows = [f"{whole.parent}/{row}" for row in rows if names is None or row.split("\t")[0] in names]
+    assert len(rows) == (19 if names is None else len(names))
+    own = table(tmp_path, "\n".join([head, *rows, ""]))
+    monkeypatch.setattr(resources, "speech_manifest", lambda: own if names else whole)
     assert main(["demo"]) == 0
     out = capsys.readouterr().out
-    assert len(re.findall(r"^\S+\.flac +\d+\.\d s +\d+\.\d\d s +\d+ of \d+$", out, re.M)) == 19
-    assert re.search(r"^reference +\d+\.\d% +\d\.\d{3} +\d+ of 19$", out, re.M)
+    assert len(re.findall(r"^\S+\.flac +\d+\.\d s +\d+\.\d\d s +\d+ of \d+$", out, re.M)) == len(rows)
+    assert re.search(rf"^reference +\d+\.\d% +\d\.\d{{3}} +\d+ of {len(rows)}$", out, re.M)

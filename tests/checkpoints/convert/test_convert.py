@@ -518,7 +518,6 @@ def full_files(folder: Path, shared: Path, kind: str) -> dict:
     return layout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["graphs", "names"])
 def test_the_whole_published_layout(shared, tmp_path, kind):
     """605 + 328 + 102 + 937 tensors: described, reported, converted and loaded whole."""
@@ -534,7 +533,6 @@ def test_the_whole_published_layout(shared, tmp_path, kind):
     assert validate_weights(tmp_path).whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("component", ["flow", "hift"])
 def test_any_one_tensor_of_the_published_archives(shared, tmp_path, component):
     """Each removed or mis-shaped in turn, by the archive's own description."""
