@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ GRIDS = sorted(SWEEPS.glob("*.json"))
 STORED = ("clips", "long")  # folders of clips; other recordings are made anew from these
 
 
+@cache
+def rows_of(name: str) -> list[dict]:
+    """Of a stored table, read once."""
+    pytest.importorskip("pyarrow", reason="stored tables need the extra `notebook`")
+    return read_table(SWEEPS / f"{name}.parquet").rows
+
+
 def texts(folder: Path) -> dict[str, str]:
     with open(folder / "manifest.tsv", encoding="utf-8", newline="") as file:
         return {row["file"]: row["text"] for row in csv.DictReader(file, delimiter="\t")}
@@ -23,8 +31,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=GRIDS, ids=lambda p: p.stem)
 def stored(request):
-    pytest.importorskip("pyarrow", reason="stored tables need the extra `notebook`")
-    return json.loads(request.param.read_text(encoding="utf-8")), read_table(request.param.with_suffix(".parquet")).rows
+    return json.loads(request.param.read_text(encoding="utf-8")), rows_of(request.param.stem)
 
 
 def test_every_run_of_the_grid_is_there_once(stored):
@@ -85,8 +92,7 @@ def of(rows, setting, kinds):
 @pytest.mark.parametrize("length", ["windows_3s", "windows_20s", "windows_60s"])
 def test_the_default_costs_less_than_a_point_on_continuous_speech(length):
     """What docs/decoding.md says of the window: 8 tokens do, 16 and the whole run do not; nothing loops."""
-    pytest.importorskip("pyarrow", reason="stored tables need the extra `notebook`")
-    rows = read_table(SWEEPS / f"{length}.parquet").rows
+    rows = rows_of(length)
     speech = ("prose", "dictation", "lists", "minute", "sentence")
     plain = of(rows, "none", speech)
     cost = {name: paired_difference(of(rows, name, speech), plain, "loop_free_wer")
@@ -98,9 +104,8 @@ def test_the_default_costs_less_than_a_point_on_continuous_speech(length):
 
 def test_either_half_of_the_clips_chooses_the_window_of_the_default():
     """The widest window whose estimated cost is below half a point in all lengths that have it."""
-    pytest.importorskip("pyarrow", reason="stored tables need the extra `notebook`")
     speech = ("prose", "dictation", "lists", "minute", "sentence")
-    tables = [read_table(SWEEPS / f"{name}.parquet").rows for name in ("windows_3s", "windows_20s", "windows_60s")]
+    tables = [rows_of(name) for name in ("windows_3s", "windows_20s", "windows_60s")]
     for half in (0, 1):
         fits = []
         for window in ("both, last 4", "planned", "both, last 16", "literal"):

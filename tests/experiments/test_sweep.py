@@ -42,11 +42,11 @@ def worker(grid_file, store, **environment):
 # ---------------------------------------------------------------- sweeps
 
 
-def test_killed_ten_times_gives_the_same_table(grid_file, grid, tmp_path):
+def test_killed_many_times_gives_the_same_table(grid_file, grid, tmp_path):
     """SIGKILL at random moments, in runs and in writes; then the rest. Every kill must find the sweep at work."""
     store, rng = tmp_path / "killed.jsonl", random.Random(3)
     size = 0
-    for _ in range(10):
+    for _ in range(4):
         process = worker(grid_file, store)
         while not store.exists() or store.stat().st_size <= size:  # until it writes
             assert process.poll() is None, process.communicate()[1]
@@ -58,7 +58,7 @@ def test_killed_ten_times_gives_the_same_table(grid_file, grid, tmp_path):
             stream.write(b'{"run": "torn"'[: rng.randrange(14)])
         size = store.stat().st_size
     n_before = len(read_store(store))
-    assert 10 <= n_before < len(grid)
+    assert 4 <= n_before < len(grid)
     resumed = sweep_worker.sweep(grid, store)
     never_killed = sweep_worker.sweep(grid, tmp_path / "whole.jsonl")
     assert len(resumed) == len(grid) == store.read_bytes().count(b"\n")
