@@ -26,6 +26,7 @@ from .decoding.prompt_cache import PromptCache
 from .decoding.thought import Thought
 from .engine import Engine, PromptTokens, is_conversation, is_list_of_recordings, spoken_turns, with_audio
 from .errors import DecodeError
+from .models.parallel import sharded
 from .models.speech_lm import StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Pipeline
@@ -120,6 +121,23 @@ class StepAudio2:
             Where audio embeddings and turns of prompts are kept and found again; `DataError` if it is of another model.
         """
         return StepAudio2(self.engine.altered(net, pipeline, draft and draft.engine, prompt_cache), self.report)
+
+    def sharded(self, group: mx.distributed.Group | None = None) -> StepAudio2:
+        """Another model whose decoder is divided among the processes of a group (tensor parallelism).
+
+        Every process has to load the same weights and to make the same calls; each then has the whole answer.
+
+        Parameters
+        ----------
+        group : mx.distributed.Group, optional
+            By default all processes that `mlx.launch` started; alone, nothing is divided.
+
+        Raises
+        ------
+        ConfigError
+            The decoder's heads or the channels of its MLP do not divide by the number of processes.
+        """
+        return self.altered(net=sharded(self.net, group))
 
     @property
     def net(self) -> StepAudioNet:

@@ -3,8 +3,8 @@
 A page's blocks run in order, and all pages in one process of Python (`run_page.py`): `python` blocks of a page share
 their names, `sh` blocks go to bash. Everything happens in a folder that looks like the project's, where a stranger's
 own recordings lie too. Lines that would install something are looked up instead of run; a block whose first line says
-that it needs the published model, mlx-lm or PyTorch, is looked up as a whole. Blocks of any other language show
-something and are not run.
+that it needs the published model, mlx-lm, PyTorch or several processes is looked up as a whole. Blocks of any other
+language show something and are not run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDS = ("# needs the published model", "# needs mlx-lm", "# needs PyTorch")
+NEEDS = ("# needs the published model", "# needs mlx-lm", "# needs PyTorch", "# needs several processes")
 RUN = ("sh", "python")
 INSTALLS = ("make", "pip", "conda", "git", "huggingface-cli", "pre-commit")
 SECONDS = 600  # for a page; the machine may be shared

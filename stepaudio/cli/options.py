@@ -230,6 +230,27 @@ def load_model(options: argparse.Namespace) -> StepAudio2:
     return with_draft(model, options)
 
 
+def divided(model: StepAudio2, options: argparse.Namespace) -> tuple[StepAudio2, bool]:
+    """The model divided among the processes of `mlx.launch`, and whether this process is the one that speaks.
+
+    Raises
+    ------
+    ConfigError
+        No other process is there, or an option would have the processes read or keep different things.
+    """
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    if group.size() == 1:
+        raise ConfigError(
+            "--tensor-parallel: expected two processes or more, found one; start them with mlx.launch -n 2 -- "
+            "stepaudio …, and their number after -n"
+        )
+    if options.prompt_cache is not None:
+        raise ConfigError("--tensor-parallel: each process would write its own --prompt-cache; leave one of them out")
+    return model.sharded(group), group.rank() == 0
+
+
 def recording(name: str):
     """The recording that a word of the command line names: standard input for "-"; `AudioError` if that is closed."""
     if name != STANDARD:

@@ -16,10 +16,19 @@ from ..errors import AudioError, ConfigError
 from ..files import printable_name
 from ..targets import Target, check_targets
 from ..text import subtitles
-from .options import STANDARD, add_decoding, add_model, add_recording, load_model, recording, transcription_from
+from .options import (
+    STANDARD,
+    add_decoding,
+    add_model,
+    add_recording,
+    divided,
+    load_model,
+    recording,
+    transcription_from,
+)
 from .parser import add_force, add_formats, add_option, add_verb
 from .progress import busy, message
-from .streams import print_json
+from .streams import discard_output, print_json
 
 if TYPE_CHECKING:
     from ..transcribe import Transcript
@@ -50,13 +59,24 @@ def add_transcribe_verb(verbs) -> None:
     add_model(transcribe)
     add_recording(transcribe)
     add_decoding(transcribe)
+    transcribe.add_argument(
+        "--tensor-parallel", action="store_true",
+        help="divide the decoder among the processes that mlx.launch started; the first one prints",
+    )  # fmt: skip
 
 
 def run_transcribe(options: argparse.Namespace) -> int:
     """Transcribe files one after another; 1 if one of them could not be used."""
     Capabilities.of(options.model).require("transcribe")
     keywords, targets, failed = transcription_from(options), _targets(options), 0
+    if options.tensor_parallel and STANDARD in options.files:
+        raise ConfigError("--tensor-parallel: standard input reaches one process only; name a file that all can read")
     model = load_model(options)
+    if options.tensor_parallel:
+        model, first = divided(model, options)
+        if not first:
+            targets = {}
+            discard_output()
     for name in options.files:
         try:
             found = _transcribed(model, name, keywords)

@@ -154,6 +154,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, self._kv_heads * size, bias=True)
         self.o_proj = nn.Linear(self._heads * size, D, bias=False)
 
+    def keep_share(self, ranks: int) -> None:
+        """Expect projections to one of `ranks` equal shares of the heads from now on."""
+        self._heads, self._kv_heads = self._heads // ranks, self._kv_heads // ranks
+
     def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
         """(B, n, D) -> (B, n, D), with what `cache` holds of layer `layer` before the n new positions."""
         B, n, _ = x.shape
