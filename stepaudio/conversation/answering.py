@@ -19,7 +19,7 @@ from ..errors import DecodeError, PromptError
 from ..text.chat_template import SPOKEN, Message
 from ..text.prompts import open_answer
 from ..text.tokenizer import Tokenizer
-from .tools import Tool, ToolStatus, calls_of, make_call
+from .tools import Tool, ToolStatus, calls_of, make_call, tool_list
 from .turns import RESULT_NOTE, Answer, Role, Turn, within_turn
 
 THINK_TOKENS, ROUNDS, SECONDS = 1024, 4, 30.0
@@ -55,11 +55,7 @@ class AnswerOptions:
             raise DecodeError(f"seconds: expected a number above 0 and at most 86400, found {shown(self.seconds)}")
         if self.errors not in (STOP, SHOW):
             raise DecodeError(f"errors: expected stop or show, found {shown(self.errors)}")
-
-    @property
-    def offered(self) -> list[Tool]:
-        """The tools that may be called."""
-        return [Tool.of(tool) for tool in self.tools]
+        object.__setattr__(self, "tools", tuple(tool_list(self.tools)))  # frozen, but functions become tools here
 
 
 def steps_to(
@@ -69,7 +65,7 @@ def steps_to(
 
     A thought gives no steps.
     """
-    offered, new, left = asked.offered, [], asked.rounds
+    offered, new, left = tool_list(asked.tools), [], asked.rounds
     while True:
         found = yield from _one_answer(engine, [*turns, *new], asked, options)
         if not (offered and found.calls and left):

@@ -6,6 +6,7 @@ changes nothing, and conversations in several threads have nothing in common but
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..choices import is_whole, shown
+from ..choices import Resampler, is_whole, shown
 from ..decoding.generate import Step
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from ..decoding.prompt_cache import digest
@@ -61,7 +62,7 @@ class Conversation:
     ):
         if turns is None:
             turns = [] if system is None else [Turn(Role.SYSTEM, (_text(system, "system"),))]
-            shown_tools = tools if isinstance(tools, str) else schemas(tools := list(tools)) if tools else ""
+            shown_tools = tools if isinstance(tools, str) else schemas(tools)
             turns += [Turn(Role.TOOLS, (shown_tools,))] if shown_tools else []
         check_order(turns)
         self._turns = tuple(turns)
@@ -102,7 +103,14 @@ class Conversation:
 
     # ------------------------------------------------------------ what is said
 
-    def ask(self, *parts: Any, audio: Any = None, **reading: Any) -> Conversation:
+    def ask(
+        self,
+        *parts: Any,
+        audio: Any = None,
+        downmix: str = "first",
+        resampler: str = Resampler.REFERENCE,
+        sample_rate: float | None = None,
+    ) -> Conversation:
         """With a turn of the human.
 
         Parameters
@@ -112,8 +120,8 @@ class Conversation:
             recording, as `StepAudio2.transcribe` takes it (of a path, a `Path`).
         audio : recording, optional
             Behind the parts; here a str is a path.
-        **reading
-            `sample_rate`, `downmix` and `resampler`, as `audio.load.load_audio` has them.
+        downmix, resampler, sample_rate
+            How recordings are read, as `audio.load.load_audio` has it.
 
         Raises
         ------
@@ -121,6 +129,7 @@ class Conversation:
             Nothing is asked, or the last question has no answer yet.
         AudioError
         """
+        reading = {"downmix": downmix, "resampler": resampler, "sample_rate": sample_rate}
         read = [part if isinstance(part, str) else Recording.of(part, **reading) for part in parts]
         if audio is not None:
             read.append(Recording.of(audio, **reading))
@@ -134,9 +143,13 @@ class Conversation:
 
     def say_tokens(self, tokens: Sequence[int], spoken: bool = True) -> Conversation:
         """With an answer of these token ids that no model gave; a spoken one behind `<tts_start>`."""
-        if not all(is_whole(token) and token >= 0 for token in tokens):
-            raise PromptError(f"say_tokens: expected token ids, found {shown(list(tokens))}")
-        return self._with(Answer(Role.ANSWER, ("",), tuple(tokens), spoken))
+        try:
+            ids = tuple(map(operator.index, tokens))
+        except TypeError:
+            raise PromptError(f"say_tokens: expected a list of token ids, found {shown(tokens)}") from None
+        if min(ids, default=0) < 0:
+            raise PromptError(f"say_tokens: expected token ids from 0, found {min(ids)}")
+        return self._with(Answer(Role.ANSWER, ("",), ids, spoken))
 
     def give(self, *results: str, note: str = RESULT_NOTE) -> Conversation:
         """With the results of tools, and behind them what is to be made of them: the sentence of StepFun's example."""
@@ -226,6 +239,9 @@ class Conversation:
     ) -> AnswerStream:
         refuse_unknown(changes, (*(f.name for f in fields(AnswerOptions)), "options"))
         merged = merge_options(options, "chat", **changes)
+        if not isinstance(model, StepAudio2):
+            found = type(model).__name__
+            raise PromptError(f"answer: expected a StepAudio2 (of a SpeechModel its .model), found {found}")
         if not self.turns or self.turns[-1].role not in (Role.HUMAN, Role.RESULT):
             raise PromptError("answer: nothing is asked; call ask(…) first")
         self._require_task(model, asked.spoken)

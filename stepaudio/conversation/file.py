@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def read_turns(path: str | Path) -> tuple[Turn, ...]:
             reader = _Reader(file, path)
             found = tuple(reader.turn(line, n) for n, line in enumerate(lines[1:], 2) if line)
         check_order(found)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"{path}: is no whole zip file ({error!s:.120}); {EXPECTED}") from None
     except OSError as error:
         raise DataError(f"{path}: {why(error)}; {EXPECTED}") from None
@@ -91,11 +92,13 @@ def read_turns(path: str | Path) -> tuple[Turn, ...]:
 
 def _member(file: zipfile.ZipFile, path: Path, name: str, most: int) -> bytes:
     try:
-        size = file.getinfo(name).file_size
+        info = file.getinfo(name)
     except KeyError:
         raise DataError(f"{path}: has no {name}; {EXPECTED}") from None
-    if size > most:
-        raise DataError(f"{path}: {name} has {size} bytes, the most is {most}; {EXPECTED}")
+    if info.file_size > most:
+        raise DataError(f"{path}: {name} has {info.file_size} bytes, the most is {most}; {EXPECTED}")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path}: {name} is compressed in a way that is not read here; {EXPECTED}")
     with file.open(name) as stream:
         return stream.read(most)
 

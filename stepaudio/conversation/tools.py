@@ -101,12 +101,20 @@ class Tool:
         )
 
 
-def schemas(tools: Iterable[Callable[..., Any] | Tool]) -> str:
-    """The schemas of tools as the text of the turn that shows them; `PromptError` if two have one name."""
+def tool_list(tools: Iterable[Callable[..., Any] | Tool]) -> list[Tool]:
+    """Functions as tools; `PromptError` if there is no list of them, or two have one name."""
+    if callable(tools) or isinstance(tools, (str, bytes)) or not isinstance(tools, Iterable):
+        raise PromptError(f"tools: expected a list of functions, found {tools!r:.80}")
     found = [Tool.of(tool) for tool in tools]
     if len({tool.name for tool in found}) < len(found):
         raise PromptError(f"tools: two have the same name, of {', '.join(t.name for t in found)}; rename one")
-    return json.dumps([tool.schema for tool in found], ensure_ascii=False)
+    return found
+
+
+def schemas(tools: Iterable[Callable[..., Any] | Tool]) -> str:
+    """The schemas of tools as the text of the turn that shows them, "" of none; errors as `tool_list`."""
+    found = tool_list(tools)
+    return json.dumps([tool.schema for tool in found], ensure_ascii=False) if found else ""
 
 
 def _schema_of(hinted: Any, what: str) -> dict[str, Any]:
@@ -234,7 +242,7 @@ def _within(tool: Tool, call: ToolCall, seconds: float) -> ToolResult:
         try:
             text = _text_of(tool.function(**call.arguments))
             status = ToolStatus.OK
-        except Exception as error:  # whatever a tool raises is an outcome of the call
+        except BaseException as error:  # whatever a tool raises is an outcome of the call, the end of a thread too
             text, status = one_line(f"{type(error).__name__}: {error}"), ToolStatus.FAILED
         outcome.append(ToolResult(call.name, status, text))
 

@@ -154,6 +154,8 @@ def check_order(turns: Sequence[Turn]) -> None:
     """Raise `PromptError` unless each turn may stand behind the one before it."""
     before: Role | None = None
     for number, turn in enumerate(turns):
+        if not isinstance(turn, Turn):
+            raise PromptError(f"turn {number}: expected a Turn, found {turn!r:.80}; ask(…), say(…), give(…) make them")
         if before not in FOLLOWS[turn.role]:
             place = "at the beginning" if before is None else f"behind a turn of the role {before}"
             raise PromptError(

@@ -301,6 +301,48 @@ def test_a_file_that_is_none_is_one_error(tiny_model, tmp_path, change):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_file_that_a_zip_program_packed_again(tiny_model, tmp_path):
+    """It may be compressed; damage of what is compressed is found too."""
+    talk = full_talk(tiny_model)
+    path, again = talk.save(tmp_path / "talk.zip"), tmp_path / "again.zip"
+    for kind in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path) as file, zipfile.ZipFile(again, "w", kind) as out:
+            for name in file.namelist():
+                out.writestr(name, file.read(name))
+        if kind == zipfile.ZIP_LZMA:
+            with pytest.raises(DataError, match="compressed in a way"):
+                Conversation.open(again)
+            continue
+        assert Conversation.open(again) == talk
+        whole = again.read_bytes()
+        for place in range(60, 400, 20):
+            again.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            with pytest.raises(DataError):
+                Conversation.open(again)
+
+
+WRONG = {
+    "tools that are one function": lambda m: Conversation(tools=len),
+    "tools that are a number": lambda m: Conversation(tools=3),
+    "turns that are none": lambda m: Conversation(turns=["hello"]),
+    "no system text": lambda m: Conversation(""),
+    "ids that are none": lambda m: Conversation().ask("x").say_tokens([1.5]),
+    "ids below 0": lambda m: Conversation().ask("x").say_tokens([-1]),
+    "no ids": lambda m: Conversation().ask("x").say_tokens(3),
+    "a result that is no text": lambda m: Conversation().ask("x").say("y").give(3),
+    "half a character": lambda m: Conversation().ask("\ud800"),
+    "a model of another kind": lambda m: Conversation().ask("x").answer(m.engine),
+    "a model that is none": lambda m: Conversation().ask("x").answer(None),
+    "one tool for an answer": lambda m: Conversation().ask("x").answer(m, tools=len),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_none_is_one_error(tiny_model, wrong):
+    with pytest.raises(PromptError, match="expected"):
+        WRONG[wrong](tiny_model)
+
+
 def test_no_conversation_at_all(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04 broken")
     for name in ("x.zip", "absent.zip", "."):

@@ -1,8 +1,10 @@
 """Hostile text: wherever it comes from, none of it becomes a control token, a path or a call."""
 
 import json
+import shutil
 
 import pytest
+import soundfile as sf
 import tiny
 from conversing import forced
 
@@ -136,3 +138,14 @@ def test_what_a_model_repeats_is_no_call_and_no_turn(tiny_model, text):
     results = [i for i in model.engine.asked[1] if i >= limit]
     assert results.count(words.bot) == 6 and results.count(words.eot) == 5
     assert len(results) == 11 + 2  # beside the marks of turns, those of the call
+
+
+@pytest.mark.parametrize("name", [text for text in HOSTILE if "/" not in text and len(text) < 200])
+def test_a_hostile_file_name_is_in_no_prompt(tiny_model, tmp_path, name):
+    path = tmp_path / f"{name}.flac"
+    sf.write(path, tiny.noise(0.3), 16_000, subtype="PCM_16")
+    (tmp_path / "plain").mkdir()
+    plain = tmp_path / "plain" / "a.flac"
+    shutil.copy(path, plain)
+    asked = [Conversation("s").ask(audio=str(p)) for p in (path, plain)]
+    assert asked[0] == asked[1] and asked[0].tokens(tiny_model) == asked[1].tokens(tiny_model)

@@ -101,6 +101,11 @@ def fails() -> str:
     raise RuntimeError("no\nservice")
 
 
+def leaves() -> str:
+    """Leave."""
+    raise SystemExit("gone")
+
+
 def sleeps() -> str:
     """Sleep."""
     time.sleep(0.5)
@@ -117,7 +122,7 @@ def long() -> str:
     return "x" * 30_000
 
 
-TOOLS = [Tool.of(f) for f in (search, add, fails, sleeps, returns_object, long)]
+TOOLS = [Tool.of(f) for f in (search, add, fails, leaves, sleeps, returns_object, long)]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,7 @@ TOOLS = [Tool.of(f) for f in (search, add, fails, sleeps, returns_object, long)]
         (ToolCall("add", {"a": 1, "how": "left"}), "wrong arguments", "one of"),
         (ToolCall("add", {"a": 1, "more": [1, "2"]}), "wrong arguments", "more[1]: expected integer"),
         (ToolCall("fails", {}), "failed", "RuntimeError: no service"),
+        (ToolCall("leaves", {}), "failed", "SystemExit: gone"),
         (ToolCall("returns_object", {}), "failed", "TypeError"),
         (ToolCall("long", {}), "failed", "30000 characters"),
         (ToolCall("sleeps", {}), "timeout", "within 0.2 s"),

@@ -38,6 +38,7 @@ from stepaudio.checkpoints.load import validate_weights
 from stepaudio.checkpoints.tensors import read_arrays, read_values
 from stepaudio.cli.sound import is_ours
 from stepaudio.cli.speak import read_codes
+from stepaudio.conversation import Conversation
 from stepaudio.decoding.options import DecodingOptions
 from stepaudio.evaluation.manifest import read_manifest as read_clips
 from stepaudio.evaluation.scores import Evaluation
@@ -279,6 +280,16 @@ def _voice(folder: Path) -> None:
           rng.normal(size=6).astype(np.float32), "w" * 64).save(folder / "v.safetensors")  # fmt: skip
 
 
+def _talk() -> Conversation:
+    talk = Conversation("s", tools='[{"a": 1}]').ask("a", tiny.noise(0.2)).say_tokens([300, 301]).ask("b").say("c")
+    return talk.give("d").say("e")
+
+
+def _same_turns(whole: bytes, hurt: bytes, found) -> str | None:
+    """What is in the zip has checksums: what is understood at all is the whole history."""
+    return None if found == _talk().key else "another history"
+
+
 def _written(name: str, content) -> Callable[[Path], None]:
     text = content if isinstance(content, str) else json.dumps(content)
     return lambda folder: (folder / name).write_text(text, encoding="utf-8")
@@ -387,6 +398,8 @@ READERS = {
     "odd.pt": Reader(lambda f: shutil.copy(EXPORTED, f), "odd.pt", "bytes", _pt),
     "campplus.onnx": Reader(_converted, "token2wav/campplus.onnx", "bytes", _onnx),
     "voice": Reader(_voice, "v.safetensors", "safetensors", lambda f: str(Voice.load(f))),
+    "conversation": Reader(
+        lambda f: _talk().save(f / "t.zip"), "t.zip", "bytes", lambda f: Conversation.open(f).key, _same_turns),
     "grid": Reader(_written("g.json", GRID), "g.json", "json", lambda f: len(Grid.from_file(f))),
     "store": Reader(_store, "s.jsonl", "lines", lambda f: read_store(f).rows, _same_rows),
     "table": Reader(_table, "t.csv", "lines", lambda f: len(read_table(f).rows)),
