@@ -9,6 +9,7 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
+from ..choices import CacheKind
 from ..errors import DecodeError
 from ..models.kv_cache import FullCache
 from ..models.speech_lm import StepAudioNet
@@ -125,7 +126,8 @@ def read_prompts(
     if len(requests) > 1:
         return prefill(net, _left_padded(requests), cache, tap, tokens)
     (request,) = requests
-    policy = f"{options.policy} {options.policy.limit(net.config.max_cache_len)} {request.spans}"
+    spans = request.spans if options.policy.kind == CacheKind.PINNED else ()  # the others do not look at them
+    policy = f"{options.policy} {options.policy.limit(net.config.max_cache_len)} {spans}"
     return read_prompt(net, request.embeddings[None], cache, policy, request.prefixes, tap, tokens)
 
 

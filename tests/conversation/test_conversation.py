@@ -213,6 +213,22 @@ def test_fifty_turns_reuse_the_beginning(tiny_model):
     assert talk.last.generation.tokens == alone.last.generation.tokens
 
 
+@pytest.mark.parametrize("kind", ["full", "sinks", "window", "pinned"])
+def test_a_new_recording_leaves_the_beginning_known(tiny_model, kind):
+    """But where it is pinned, which leaves less of a cache to all else, before it too."""
+    cache = PromptCache()
+    model, talk = tiny_model.altered(prompt_cache=cache), Conversation()
+    asked = {"sampling": "greedy", "max_tokens": 2, "cache": kind, "max_cache_len": 100}
+    for n in range(4):
+        talk = talk.ask(tiny.noise(0.5, seed=n))
+        hits, misses = cache.hits, cache.misses
+        answered = talk.answer(model, **asked)
+        assert cache.hits - hits == n + (n > 0 and kind != "pinned")  # recordings, and all turns before
+        assert kind == "pinned" or cache.misses - misses <= 3  # recording, answer and question are new
+        assert answered.last.generation.tokens == talk.answer(tiny_model, **asked).last.generation.tokens
+        talk = answered
+
+
 # ------------------------------------------------------------------------------- context
 
 
