@@ -315,7 +315,7 @@ class Engine:
         return generate(self.net, [request], self.run_options(options), tap)
 
     def run(self, requests: Sequence[Request], options: DecodingOptions) -> list[Run]:
-        """All requests: in one batch where the cache limit allows it, else one after another."""
+        """All requests: in one batch where the cache allows it, else one after another."""
         run = self.run_options(options)
         lengths = [len(r.tokens) for r in requests]
         if len(requests) == 1 or fits_one_batch(lengths, run, self.config.max_cache_len):

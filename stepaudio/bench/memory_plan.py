@@ -224,7 +224,8 @@ def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
     limit = task.policy.limit(sizes.config.max_cache_len)
     positions = prompt + task.tokens if limit is None else min(prompt + task.tokens, limit)
     room = -(-positions // GROWTH) * GROWTH
-    room = room if limit is None else min(room, limit) if batch == 1 else room
+    if limit is not None and (batch == 1 or prompt + task.tokens > limit):  # else a batch shares a full cache
+        room = min(room, limit)
     kv = batch * room * text.kv_bytes_per_position(item, task.policy.bits)
 
     clips = segments if task.whole else batch

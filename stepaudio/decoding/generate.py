@@ -15,13 +15,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..backend.ops import log_sum_exp
-from ..choices import LoopAction, Speculation, StopReason
+from ..choices import LoopAction, Positions, Speculation, StopReason
 from ..errors import DecodeError
 from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap
 from .loop_detector import EARLY, Loop, LoopDetector
 from .options import RunOptions
-from .passes import Passes, build_cache, read_prompts
+from .passes import Passes, build_cache, read_prompts, within_limit
 from .sampler import Sampler
 from .speculative import DraftModel, Drafts, Lookup, Proposer, agreement
 from .steps import Alternative, Request, Step
@@ -84,8 +84,7 @@ def generate(
     ----------
     net : StepAudioNet
     requests : sequence of Request
-        Several share a full cache, so a batch needs a cache limit that cannot bite (`fits_one_batch`); a single one
-        takes any policy.
+        Several share a cache, which not every policy allows (`fits_one_batch`); a single one takes any.
     options : RunOptions
     tap : Tap, optional
         Called with what every pass of the decoder computes, the pass ahead of the last token included; what it
@@ -94,9 +93,9 @@ def generate(
     Raises
     ------
     DecodeError
-        An empty prompt, or a batch that could reach the cache limit; speculative decoding with a tap, or by a draft
-        model that a request lacks; a contrast with audio or layers that are not there; processors whose result has
-        another shape, or leaves no token.
+        An empty prompt, or a batch that cannot share a cache (`fits_one_batch`); speculative decoding with a tap, or by
+        a draft model that a request lacks; a contrast with audio or layers that are not there; processors whose result
+        has another shape, or leaves no token.
     """
     if not requests:
         return
@@ -106,7 +105,7 @@ def generate(
             _check(net, [request], options, i)
             yield from _speculate(net, request, i, options)
         return
-    _check(net, requests, options)
+    _check(net, requests, options, tapped=tap is not None)
     passes = Passes(net, requests, options, tap)
     prompts = [list(map(int, r.tokens)) for r in requests]
     sampler = Sampler(options.rules, prompts, options.audio_range, options.loop_action == LoopAction.ESCAPE)
@@ -136,7 +135,7 @@ def generate(
 
 def _speculate(net: StepAudioNet, request: Request, number: int, options: RunOptions) -> Iterator[Step]:
     """Decode one prompt, several proposed tokens to a pass: the same steps as plain decoding gives."""
-    cache = build_cache(net, [request], options)
+    cache = build_cache(net, request, options)
     prompt = list(map(int, request.tokens))
     sampler = Sampler(options.rules, [prompt], options.audio_range, options.loop_action == LoopAction.ESCAPE)
     row, proposer = _Row(number, options, request.began), _proposer(net, request, options)
@@ -180,7 +179,7 @@ def _proposer(net: StepAudioNet, request: Request, options: RunOptions) -> Propo
     if options.speculate == Speculation.LOOKUP or request.draft is None:
         return Lookup(list(map(int, request.tokens)))
     draft, own = request.draft
-    return DraftModel(draft, own.embeddings, build_cache(draft, [own], options, net.config.max_cache_len))
+    return DraftModel(draft, own.embeddings, build_cache(draft, own, options, net.config.max_cache_len))
 
 
 def _up_to_the_end(proposed: list[int], options: RunOptions) -> list[int]:
@@ -199,36 +198,45 @@ def _check_speculation(requests: Sequence[Request], options: RunOptions, tap: Ta
         )
 
 
-def fits_one_batch(lengths: Sequence[int], options: RunOptions, default_len: int) -> bool:
-    """Whether prompts of these lengths can share a full cache: within the cache limit, and each as if it were alone.
+def fits_one_batch(lengths: Sequence[int], options: RunOptions, default_len: int, tapped: bool = False) -> bool:
+    """Whether prompts of these lengths can share a batch, each as if it were alone.
 
     Prompts are filled up at the left, so a key stands elsewhere than alone; as a float it means the same there, but
-    with few bits it is rounded otherwise.
+    with few bits it is rounded otherwise. Where the cache limit can bite, sequences evict at steps of their own: then
+    re-indexed positions would move at other steps in each, and a tap, which goes by slots, would find others in each.
+
+    Parameters
+    ----------
+    default_len : the limit of the net's config. tapped : whether a tap is to watch.
     """
     if options.policy.bits is not None and len(set(lengths)) > 1:
         return False
-    limit = options.policy.limit(default_len)
-    return limit is None or max(lengths) + options.max_tokens <= limit
+    free = within_limit(lengths, options, default_len)
+    return free or (options.policy.positions == Positions.ABSOLUTE and not tapped)
 
 
-def _check(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, first: int = 0) -> None:
+def _check(
+    net: StepAudioNet, requests: Sequence[Request], options: RunOptions, first: int = 0, tapped: bool = False
+) -> None:
     for i, r in enumerate(requests, first):
         if len(r.tokens) == 0 or r.embeddings.shape[0] != len(r.tokens):
             raise DecodeError(
                 f"request {i}: {len(r.tokens)} prompt tokens and {r.embeddings.shape[0]} embeddings; expected the same "
                 "number, at least 1"
             )
-    if len(requests) > 1 and not fits_one_batch([len(r.tokens) for r in requests], options, net.config.max_cache_len):
-        limit = options.policy.limit(net.config.max_cache_len)
-        if options.policy.bits is not None:
-            raise DecodeError(
-                f"a batch of prompts of several lengths under kv_bits={options.policy.bits} would not give what each "
-                "gets alone: run them one by one, or leave kv_bits out"
-            )
+    lengths = [len(r.tokens) for r in requests]
+    if len(requests) == 1 or fits_one_batch(lengths, options, net.config.max_cache_len, tapped):
+        return
+    if options.policy.bits is not None and len(set(lengths)) > 1:
         raise DecodeError(
-            f"a batch shares one full cache, but a limit of {limit} "
-            "positions could be reached: run the prompts one by one, raise the limit or lower max_tokens"
+            f"a batch of prompts of several lengths under kv_bits={options.policy.bits} would not give what each "
+            "gets alone: run them one by one, or leave kv_bits out"
         )
+    why, limit = "a tap" if tapped else "re-indexed positions", options.policy.limit(net.config.max_cache_len)
+    raise DecodeError(
+        f"a batch with {why} shares one full cache, but a limit of {limit} positions could be reached: run the prompts "
+        "one by one, raise the limit or lower max_tokens"
+    )
 
 
 class _Chosen(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..choices import CacheKind
 from ..errors import DecodeError
-from ..models.kv_cache import FullCache
+from ..models.batch_cache import BatchWindowCache
+from ..models.kv_cache import FullCache, WindowCache
 from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap, chain
 from .logits import furthest
@@ -40,7 +41,8 @@ class Passes:
         self._names, self._streams = _early_streams(net, options), {}
         self._tap = chain(tap, self._keep_stream) if self._names else tap
         self._other = _contrasted(net, requests, options)
-        self._cache = build_cache(net, requests, options)
+        alone = len(requests) == 1
+        self._cache = build_cache(net, requests[0], options) if alone else build_batch_cache(net, requests, options)
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +62,7 @@ class Passes:
 
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all sequences of the batch but these."""
-        cast(FullCache, self._cache).keep_rows(rows)  # the only kind that holds a batch
+        cast(FullCache | BatchWindowCache, self._cache).keep_rows(rows)  # the kinds that hold a batch
         if self._other:
             self._other.keep_rows(rows)
 
@@ -108,14 +110,31 @@ def _contrasted(net: StepAudioNet, requests: Sequence[Request], options: RunOpti
 # ---------------------------------------------------------------- caches and prompts
 
 
-def build_cache(net: StepAudioNet, requests: Sequence[Request], options: RunOptions, limit: int | None = None):
-    """An empty cache for these prompts; `limit` stands for that of the net's config."""
-    n_layers = net.config.text_config.num_hidden_layers
-    if len(requests) == 1:
-        return options.policy.build(n_layers, net.model.rope, limit or net.config.max_cache_len, requests[0].spans)
-    longest = max(len(r.tokens) for r in requests)
-    pad = np.array([longest - len(r.tokens) for r in requests])
-    return FullCache(n_layers, net.model.rope, pad, options.policy.bits)
+def build_cache(
+    net: StepAudioNet, request: Request, options: RunOptions, limit: int | None = None
+) -> FullCache | WindowCache:
+    """An empty cache for one prompt; `limit` stands for that of the net's config."""
+    n_layers, default = net.config.text_config.num_hidden_layers, limit or net.config.max_cache_len
+    return options.policy.build(n_layers, net.model.rope, default, request.spans)
+
+
+def build_batch_cache(
+    net: StepAudioNet, requests: Sequence[Request], options: RunOptions
+) -> FullCache | BatchWindowCache:
+    """An empty cache for several prompts, which are filled up at the left."""
+    n_layers, policy, default = net.config.text_config.num_hidden_layers, options.policy, net.config.max_cache_len
+    lengths, limit = [len(r.tokens) for r in requests], policy.limit(default)
+    pad = max(lengths) - np.array(lengths)
+    if limit is None or within_limit(lengths, options, default):
+        return FullCache(n_layers, net.model.rope, pad, policy.bits)
+    kept = [policy.kept(limit, r.spans) for r in requests]
+    return BatchWindowCache(n_layers, net.model.rope, limit, kept, pad, policy.bits)
+
+
+def within_limit(lengths: Sequence[int], options: RunOptions, default_len: int) -> bool:
+    """Whether no run of prompts of these lengths can reach the cache limit, so that a full cache holds the same."""
+    limit = options.policy.limit(default_len)
+    return limit is None or max(lengths) + options.max_tokens <= limit
 
 
 def read_prompts(

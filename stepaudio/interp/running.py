@@ -63,7 +63,8 @@ def run_with_edits(
     taps = [edit_tap(model, edits, [layout], decoding.max_tokens) for layout in layouts]
     requests = [engine.encode_layout(layout, tap) for layout, tap in zip(layouts, taps, strict=True)]
     run = engine.run_options(decoding)
-    if len(requests) > 1 and not fits_one_batch([len(r.tokens) for r in requests], run, model.config.max_cache_len):
+    lengths = [len(r.tokens) for r in requests]
+    if len(requests) > 1 and not fits_one_batch(lengths, run, model.config.max_cache_len, tapped=True):
         return [collect(generate(engine.net, [r], run, tap), 1)[0] for r, tap in zip(requests, taps, strict=True)]
     tap = edit_tap(model, edits, layouts, decoding.max_tokens)
     return collect(generate(engine.net, requests, run, tap), len(requests))

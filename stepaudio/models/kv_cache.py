@@ -97,7 +97,7 @@ def left_pad_mask(pad: mx.array, offset: int, n: int) -> mx.array:
 
 
 class FullCache(Layers):
-    """Keeps everything; grows in blocks. The only kind that holds a batch of prompts of unlike length.
+    """Keeps everything; grows in blocks. Holds a batch of prompts of unlike length too.
 
     `pad` (B,): unused positions at the left of each sequence, for prompts of different length in one batch.
     """
@@ -172,7 +172,8 @@ class WindowCache(Layers):
 
     Position p sees position j <= p if j is in `kept`, or j is among the last `max_len - len(kept)` positions
     that are not. With `kept` empty this is a sliding window; with the first few positions, attention sinks;
-    with a span of audio, span pinning. A batch of one only. The rule also holds inside a prefill, through the mask.
+    with a span of audio, span pinning. A batch of one only: see `batch_cache`. The rule also holds inside a prefill,
+    through the mask.
     """
 
     def __init__(
@@ -374,10 +375,14 @@ class CachePolicy:
         limit = self.limit(default_len)
         if limit is None:
             return FullCache(n_layers, rope, bits=self.bits)
+        return WindowCache(
+            n_layers, rope, limit, self.kept(limit, spans), self.positions == Positions.REINDEXED, self.bits
+        )
+
+    def kept(self, limit: int, spans=()) -> list[int]:
+        """Positions that are never evicted; `DecodeError` if the sinks alone fill the limit."""
         sinks = 0 if self.kind == CacheKind.WINDOW else self.sinks
         if sinks >= limit:
             raise DecodeError(too_many_kept(limit, sinks))  # before anything of that size is made
-        kept = list(range(sinks))
-        if self.kind == CacheKind.PINNED:
-            kept += [p for start, length in spans for p in range(start, start + length)]
-        return WindowCache(n_layers, rope, limit, kept, self.positions == Positions.REINDEXED, self.bits)
+        pinned = spans if self.kind == CacheKind.PINNED else ()
+        return [*range(sinks), *(p for start, length in pinned for p in range(start, start + length))]

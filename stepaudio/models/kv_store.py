@@ -7,6 +7,7 @@ quantised, the newest positions included, so that a prompt gives the same in one
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import DecodeError
 from .quantization import Bits
@@ -44,6 +45,16 @@ class Store:
         held = self.arrays or [None] * len(new)
         self.arrays = [write(buffer, part, start, limit) for buffer, part in zip(held, new, strict=True)]
 
+    def put(self, x: mx.array, slots: np.ndarray, limit: int) -> None:
+        """Put (B, H, 1, D) at a position of its own in each sequence, `slots` (B,); the buffer grows as in `write`."""
+        if (slots == slots[0]).all():
+            return self.write(x, int(slots[0]), limit)
+        new, rows = self._packed(x), mx.arange(len(slots))
+        self.arrays = [grown(buffer, int(slots.max()) + 1, limit) for buffer in self.arrays]
+        for buffer, part in zip(self.arrays, new, strict=True):
+            buffer[rows, :, mx.array(slots)] = part[:, :, 0]
+        return None
+
     def extend(self, x: mx.array, held: int) -> None:
         """Put (B, H, n, D) behind the first `held` positions, without room for more."""
         new = self._packed(x)
@@ -63,6 +74,11 @@ class Store:
     def keep(self, positions: mx.array) -> None:
         """Drop all positions but these."""
         self.arrays = [buffer[..., positions, :] for buffer in self.arrays]
+
+    def keep_each(self, positions: mx.array) -> None:
+        """Drop all positions but these (B, L), which differ from sequence to sequence."""
+        index = positions[:, None, :, None]
+        self.arrays = [mx.take_along_axis(buffer, index, axis=2) for buffer in self.arrays]
 
     def keep_rows(self, rows: mx.array) -> None:
         """Drop all sequences of the batch but these."""
@@ -110,11 +126,16 @@ class Layers:
 def write(buffer: mx.array | None, new: mx.array, start: int, limit: int | None = None) -> mx.array:
     """`buffer` with `new` (B, H, n, …) at positions start…, grown by a block where it is too short."""
     end = start + new.shape[2]
-    if buffer is None or buffer.shape[2] < end:
-        length = -(-end // GROWTH) * GROWTH
-        length = max(end, min(length, limit)) if limit else length
-        shape = (*new.shape[:2], length - (0 if buffer is None else buffer.shape[2]), new.shape[3])
-        more = mx.zeros(shape, new.dtype)
-        buffer = more if buffer is None else mx.concatenate([buffer, more], axis=2)
+    buffer = grown(new[:, :, :0] if buffer is None else buffer, end, limit)
     buffer[..., start:end, :] = new
     return buffer
+
+
+def grown(buffer: mx.array, end: int, limit: int | None = None) -> mx.array:
+    """`buffer` with room for positions up to `end`: by a block, or as far as `limit`, where it is too short."""
+    if buffer.shape[2] >= end:
+        return buffer
+    length = -(-end // GROWTH) * GROWTH
+    length = max(end, min(length, limit)) if limit else length
+    more = mx.zeros((*buffer.shape[:2], length - buffer.shape[2], buffer.shape[3]), buffer.dtype)
+    return mx.concatenate([buffer, more], axis=2) if buffer.shape[2] else more

@@ -259,14 +259,14 @@ def test_refuses_prompts_that_do_not_fit_their_embeddings():
             list(generate(NET, [request(NET, [1]), bad], RunOptions()))
 
 
-def test_a_batch_must_fit_under_the_cache_limit():
+def test_a_batch_of_reindexed_positions_must_fit_under_the_cache_limit():
     assert RunOptions().max_tokens == 2048
     for lengths, max_tokens, cache, fits in (
-        ([5, 8], 8, CachePolicy("sinks", 16), True),
-        ([5, 9], 8, CachePolicy("sinks", 16), False),
+        ([5, 8], 8, CachePolicy("sinks", 16, positions="reindexed"), True),
+        ([5, 9], 8, CachePolicy("sinks", 16, positions="reindexed"), False),
         ([5, 9], 8, CachePolicy("full"), True),
-        ([5, 9], 8, CachePolicy("window"), False),
-        ([5, 8], 8, CachePolicy("window"), True),
+        ([5, 9], 8, CachePolicy("window", positions="reindexed"), False),
+        ([5, 9], 8, CachePolicy("window"), True),
     ):
         options = RunOptions(GREEDY, cache, max_tokens)
         assert fits_one_batch(lengths, options, 16) == fits
