@@ -239,7 +239,7 @@ class Chat:
                 account = Account(str(free_name(Path(self._options.output))), synthesizer.sample_rate)
                 chunks = written(chunks, account, synthesizer.loudest(state.options))
             for chunk in chunks:
-                if play is not None:
+                if play is not None and len(chunk.wave):
                     play(chunk.wave)
 
     def _become(self, talk: Conversation) -> None:

@@ -260,7 +260,7 @@ class Conversation:
         return context_of(model.engine, self.turns, open_answer(spoken), merged)
 
     def tokens(self, model: StepAudio2, spoken: bool = False) -> tuple[int, ...]:
-        """The token ids of the prompt for the next answer; nothing is encoded."""
+        """The token ids of the prompt for the next answer, one without a thought; nothing is encoded."""
         prompts = prompts_of(model.engine, self.turns, open_answer(spoken))
         return tuple(token for prompt in prompts for token in prompt.tokens)
 
