@@ -67,8 +67,8 @@ def exp(x: mx.array) -> mx.array:
 def sine_squared(x: mx.array, rate: mx.array) -> mx.array:
     """sin^2(rate x), in x's shape; `rate` (channels,) for the last axis of x.
 
-    Where vectors are added alone, phases are counted in half turns: one rounding more than a product in radians has,
-    so 1.2e-7 of the phase in all.
+    Where MLX only adds and multiplies vectors, phases are counted in half turns: two roundings more than a product in
+    radians has, so up to 1.8e-7 of the phase in all.
     """
     if large(x):
         return cpu_ops.sine_squared(x * (rate * (1 / math.pi)))

@@ -116,7 +116,7 @@ def test_sine_squared(form):
     phase = x.astype(np.float64) * rates
     got = np.array(sine_squared(mx.array(x), mx.array(rates)))
     assert got.shape == x.shape and np.abs(phase).max() > 3000
-    # float32 rounds the phase itself: once in radians, twice in half turns.
+    # float32 rounds the phase itself: once in radians, three times in half turns.
     roundings = 6e-8 if form == "plain" else 1.8e-7
     assert (np.abs(got - np.sin(phase) ** 2) <= 4e-7 + roundings * np.abs(phase)).all()
 
