@@ -183,10 +183,11 @@ def _from_parquet(path: Path) -> Table:
     _check_columns(list(frame.columns), path)
     absent = frame.isna()
     convert = {"int": int, "float": float, "str": str, "json": json.loads}
-    return Table.of(
-        {name: None if absent.at[i, name] else convert[kind](frame.at[i, name]) for name, kind in COLUMNS.items()}
-        for i in frame.index
-    )
+    columns = [
+        [None if gone else convert[kind](cell) for cell, gone in zip(frame[name], absent[name], strict=True)]
+        for name, kind in COLUMNS.items()
+    ]
+    return Table.of(dict(zip(COLUMNS, cells, strict=True)) for cells in zip(*columns, strict=True))
 
 
 def _check_columns(found: list[str], path: Path) -> None:

@@ -35,7 +35,7 @@ def test_its_sound_has_the_words_and_the_pitch_of_the_clip(synthesizer):
     for name in ("female", "male"):
         clip = voice_clip(name)
         voice = synthesizer.voice(clip)
-        sound = synthesizer.decode(voice.codes, voice, options=FlowOptions(n_steps=6))
+        sound = synthesizer.decode(voice.codes, voice, options=FlowOptions(n_steps=3))
         words = model.transcribe(sound.wave, sr=RATE, sampling="reference").text.split()
         assert len(set(words) & set(said[clip.name])) >= 0.6 * len(set(said[clip.name])), words
         pitches[name] = pitch(sound.wave), pitch(load_audio(clip, to=RATE))
