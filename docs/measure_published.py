@@ -2,6 +2,7 @@
 
     python docs/measure_published.py OUT            # eight minutes at most
     python docs/measure_published.py OUT --tiny     # a rehearsal on a CPU
+    python docs/measure_published.py OUT --table    # what lies in OUT, as tables for a page
 
 Every measurement is a command of the package in a process of its own, which may take as long as is said here and no
 longer than what is left; what it has printed by then counts. OUT gets a file for each, and `published.json` with all.
@@ -38,7 +39,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=480, help="for all of it")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal at small sizes")
     parser.add_argument("--only", action="append", choices=STEPS, help="this alone; may be given several times")
+    parser.add_argument("--table", action="store_true", help="measure nothing; print what OUT holds")
     options = parser.parse_args()
+    if options.table:
+        print(tables(json.loads((options.out / "published.json").read_text(encoding="utf-8"))))
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     began, found = time.monotonic(), {}
     for name in options.only or STEPS:
@@ -71,6 +76,60 @@ def as_json(line: str) -> object:
         return json.loads(line)
     except ValueError:
         return line
+
+
+# ---------------------------------------------------------------- what was measured, as tables
+
+
+def tables(found: dict) -> str:
+    """Each step that printed something, in Markdown; of a step that did not end well its status."""
+    shown = {"agreement": agreement, "speed": speed, "memory": memory, "token2wav": as_text}
+    parts = []
+    for name, step in found["steps"].items():
+        lines = [line for line in step.get("lines", []) if isinstance(line, dict) or shown[name] is as_text]
+        ended = "" if step["status"] == 0 else f" ({step['status']})"
+        parts += [f"### {name}{ended}", *([shown[name](lines)] if lines else [])]
+    return "\n\n".join(parts)
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def agreement(lines: list[dict]) -> str:
+    """Of `verify --published-size`."""
+    rows = [
+        [row["stage"], f"{row['relative']:.1e}", "" if row["argmax"] is None else f"{row['argmax']:.1%}"]
+        for row in lines[0]["rows"]
+    ]
+    return grid(["stage", "difference by norm", "same most probable token"], rows)
+
+
+def speed(lines: list[dict]) -> str:
+    """Of `bench --published`: a row for each figure, a column for each program; medians."""
+    sides = list(dict.fromkeys(line["side"] for line in lines))
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for line in lines:
+        rows.setdefault((line["part"], line["what"], line["unit"]), {})[line["side"]] = f"{line['median']:.3g}"
+    return grid(
+        ["part", "what", "unit", *sides],
+        [[*names, *(values.get(side, "") for side in sides)] for names, values in rows.items()],
+    )
+
+
+def memory(lines: list[dict]) -> str:
+    """Of `plan --measure`: the first of the plans, which is the one that was run, beside what was seen; in GB."""
+    plan, seen = next(iter(lines[0]["plans"].values())), lines[0]["shown"]
+    pairs = {"weights": (plan["weights"], seen["weights"]), "keys and values": (plan["kv"], seen["use"]["kv"]),
+             "peak": (plan["peak"], seen["peak"])}  # fmt: skip
+    rows = [[name, f"{a / 1e9:.3f}", f"{b / 1e9:.3f}", f"{a / b:.3f}"] for name, (a, b) in pairs.items()]
+    return grid(["", "planned, GB", "seen, GB", "planned / seen"], rows) + f"\n\ngrowth: {seen['growth']} bytes"
+
+
+def as_text(lines: list) -> str:
+    """Of `bench --token2wav`, which prints a table of its own."""
+    return "\n".join(["```", *map(str, lines), "```"])
 
 
 if __name__ == "__main__":

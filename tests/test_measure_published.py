@@ -57,3 +57,35 @@ def test_no_step_begins_without_time(script, monkeypatch, tmp_path):
     assert script.main() == 1
     found = json.loads((tmp_path / "published.json").read_text())["steps"]
     assert {step["status"] for step in found.values()} == {"no time left"} and len(found) == len(script.STEPS)
+
+
+def figure(what: str, side: str, median: float) -> dict:
+    return {"part": "decode", "what": what, "side": side, "unit": "tokens/s", "median": median}
+
+
+def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
+    compared = {"rows": [{"stage": "logits", "relative": 2.83e-6, "argmax": 1.0}, {"stage": "adapter", "relative": 1e-6,
+                                                                                   "argmax": None}]}  # fmt: skip
+    plan = {"weights": 16_630_000_000, "kv": 1_000_000, "peak": 20_000_000_000}
+    seen = {"weights": 16_630_000_000, "peak": 10_000_000_000, "use": {"kv": 2_000_000}, "growth": 0}
+    steps = {
+        "agreement": {"status": 0, "lines": [compared]},
+        "speed": {"status": "cut short", "lines": [figure("a", "stepaudio", 155.5), figure("b", "stepaudio", 7),
+                                                   figure("a", "mlx-lm", 100), "half a li"]},
+        "memory": {"status": 1, "lines": [{"plans": {"16 bits": plan, "8 bits": {}}, "shown": seen}]},
+        "token2wav": {"status": "no time left"},
+    }  # fmt: skip
+    (tmp_path / "published.json").write_text(json.dumps({"steps": steps}))
+    monkeypatch.setattr(sys, "argv", ["measure", str(tmp_path), "--table"])
+    assert script.main() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "### agreement", "", "| stage | difference by norm | same most probable token |", "| --- | --- | --- |",
+        "| logits | 2.8e-06 | 100.0% |", "| adapter | 1.0e-06 |  |", "",
+        "### speed (cut short)", "", "| part | what | unit | stepaudio | mlx-lm |", "| --- | --- | --- | --- | --- |",
+        "| decode | a | tokens/s | 156 | 100 |", "| decode | b | tokens/s | 7 |  |", "",
+        "### memory (1)", "", "|  | planned, GB | seen, GB | planned / seen |", "| --- | --- | --- | --- |",
+        "| weights | 16.630 | 16.630 | 1.000 |", "| keys and values | 0.001 | 0.002 | 0.500 |",
+        "| peak | 20.000 | 10.000 | 2.000 |", "", "growth: 0 bytes", "",
+        "### token2wav (no time left)",
+    ]  # fmt: skip
+    assert script.as_text(["a", {"b": 1}]).startswith("```\na\n")
