@@ -204,8 +204,8 @@ class SpeechModel:
         system: str = DEFAULT_SYSTEM,
         **changes: Unpack[DecodingKeywords],
     ) -> Spoken:
-        """Answer a recording in speech; options as in `synthesize`."""
-        self.model.capabilities.require("respond")
+        """Answer a recording in speech; options as in `synthesize`. A model that only repeats says it again."""
+        self.model.capabilities.require_answer()
         options = _merged(options, "chat", changes)
         return self.speak([self.thought(self.question(audio, system), options)], voice, options)
 

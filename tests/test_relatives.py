@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import tiny
 
 import stepaudio
-from stepaudio.checkpoints.capabilities import TASKS, Capabilities
+from stepaudio.checkpoints.capabilities import REPEAT, TASKS, Capabilities
 from stepaudio.checkpoints.hub_name import HubName
 from stepaudio.checkpoints.siblings import SIBLINGS, sibling_of
 from stepaudio.decoding import thought as thoughts
@@ -72,8 +73,27 @@ def test_what_one_cannot_do_is_one_line_with_its_name_and_the_reason(one):
             with pytest.raises(PromptError, match=f"cannot {task}: {one.name}: it ") as refused:
                 can.require(task)
             assert len(str(refused.value)) < 200
-        else:
+        elif task != REPEAT:  # of those known by name each that answers a recording answers it
             can.require(task)
+    if "respond" in one.refusals:
+        with pytest.raises(PromptError, match=f"cannot respond: {one.name}"):
+            can.require_answer()
+
+
+def test_a_model_that_repeats_warns_and_answers_no_text(tiny_checkpoint, tmp_path):
+    folder = named(tiny_checkpoint, tmp_path, "echo")
+    (folder / "capabilities.json").write_text(json.dumps({"tasks": ["transcribe", "repeat", "speak"]}))
+    can = Capabilities.of_folder(folder)
+    with pytest.warns(UserWarning, match="says again what is said there"):
+        can.require_answer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Capabilities(("respond", "repeat")).require_answer()
+        Capabilities().require_answer()
+    with pytest.raises(PromptError, match="cannot respond: it was trained to transcribe and repeat and speak"):
+        stepaudio.load(folder).generate_text("hello")
+    with pytest.raises(PromptError, match="cannot respond"):
+        Capabilities(("transcribe", "speak")).require_answer()
 
 
 def test_a_file_beside_the_weights_comes_before_the_name(tiny_checkpoint, tmp_path):

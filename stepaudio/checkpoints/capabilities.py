@@ -8,6 +8,7 @@ request for a translation with nonsense. The file lets such a request end in an 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from .hub_name import HubName
 from .siblings import sibling_of
 
 FILE = "capabilities.json"
-TASKS = ("transcribe", "translate", "respond", "speak")
+REPEAT = "repeat"
+TASKS = ("transcribe", "translate", "respond", REPEAT, "speak")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Capabilities:
     ----------
     tasks : tuple of str, optional
         Of `TASKS`: "transcribe" (speech to text), "translate" (speech to text or speech in another language),
-        "respond" (answer a text or a recording), "speak" (give audio codes). None for everything.
+        "respond" (answer a text or a recording), "repeat" (say again what a recording says, where "respond" would
+        answer it), "speak" (give audio codes). None for everything.
     languages : tuple of str, optional
         ISO 639 codes of the languages it understands; None if not stated.
     turns : bool
@@ -63,7 +66,8 @@ class Capabilities:
         sibling = sibling_of(path)
         if sibling is None:
             return cls()
-        tasks = tuple(task for task in TASKS if task not in sibling.refusals) if sibling.refusals else None
+        able = tuple(task for task in TASKS if task not in (REPEAT, *sibling.refusals))
+        tasks = able if sibling.refusals else None
         found = cls(tasks, turns=sibling.turns, thinking=sibling.thinking)
         object.__setattr__(found, "refusals", {t: f"{sibling.name}: {why}" for t, why in sibling.refusals.items()})
         return found
@@ -100,6 +104,13 @@ class Capabilities:
                 f"this model cannot {task}: it was trained to {self}, as its {FILE} says. Load a checkpoint that can, "
                 f"for instance the published Step-Audio 2 mini"
             )
+
+    def require_answer(self) -> None:
+        """Raise `PromptError` if it answers no recording; warn if it was only trained to say one again."""
+        if self.tasks is not None and REPEAT in self.tasks and "respond" not in self.tasks:
+            warnings.warn("this model does not answer a recording: it says again what is said there", stacklevel=3)
+        else:
+            self.require("respond")
 
     def __str__(self) -> str:
         tasks = "do any task" if self.tasks is None else " and ".join(self.tasks) or "do nothing"

@@ -222,10 +222,14 @@ def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, Speech
 
 
 def _require(model: str | None, task: str) -> None:
-    """Raise `PromptError` if the checkpoint says that it was not trained for a task."""
+    """Raise `PromptError` if the checkpoint says that it was not trained for a task; warn of an answer that is none."""
     from ..checkpoints.capabilities import Capabilities
 
-    Capabilities.of(model).require(task)
+    capabilities = Capabilities.of(model)
+    if task == "respond":
+        capabilities.require_answer()
+    else:
+        capabilities.require(task)
 
 
 def _recording(name: str) -> Any:

@@ -48,10 +48,11 @@ def digits_of_tokens(vocabulary: int, first_code: int) -> mx.array:
     return mx.array(table.reshape(vocabulary, -1))
 
 
-def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed: int) -> dict:
-    """Initial weights of a decoder of these sizes: those of `net`, more layers that change nothing yet, new codes.
+def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed: int, speaks: bool = False) -> dict:
+    """Initial weights of a decoder of these sizes: those of `net`, and more layers that change nothing yet.
 
-    `config` differs from the net's own in the number of layers alone.
+    `config` differs from the net's own in the number of layers alone. If `net` speaks, its rows of the codes stay as they
+    are, and the digits' vectors begin at zero; if not, its codes mean nothing yet and are drawn anew, by their digits.
     """
     mx.random.seed(seed)
     wide = StepAudioNet(config)
@@ -69,8 +70,10 @@ def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed
         table = _at(fresh, path)
         rows = table["weight"]
         deviation = mx.sqrt(mx.square(rows[:first] - rows[:first].mean(0)).mean())
-        digits[path[-1]] = mx.random.normal((N_DIGITS * LEVELS, rows.shape[1])) * (deviation / N_DIGITS**0.5)
-        table["weight"] = mx.concatenate([rows[:first], mx.zeros_like(rows[first:last]), rows[last:]])
+        drawn = mx.random.normal((N_DIGITS * LEVELS, rows.shape[1])) * (deviation / N_DIGITS**0.5)
+        digits[path[-1]] = mx.zeros_like(drawn) if speaks else drawn
+        codes = rows[first:last] if speaks else mx.zeros_like(rows[first:last])
+        table["weight"] = mx.concatenate([rows[:first], codes, rows[last:]])
     D = config.text_config.hidden_size
     heads = {"phonemes": nn.Linear(D, N_PHONEMES), "spoken": nn.Linear(D, tokenizer.text_limit + 1)}
     return {

@@ -14,8 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from ...backend.device import on_cpu
+from ...checkpoints.capabilities import FILE as CAPABILITIES
+from ...checkpoints.capabilities import REPEAT, Capabilities
 from ...checkpoints.load import load_weights
 from ...errors import ConfigError
+from ...files import replaced_file
 from ...models.speech_lm import StepAudioConfig, StepAudioNet
 from ...models.token2wav.speech_tokenizer import S3Tokenizer
 from ...text.tokenizer import Tokenizer
@@ -33,6 +36,7 @@ from .sound import clip_codes, clip_embeddings
 MODEL, BEST = "model", "best"
 MAX_SECONDS = 12.0
 HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of them
+TASKS = ("transcribe", REPEAT, "speak")  # what is learnt here
 CHOOSES = "held_out_codes"  # of the saved models, that with the lowest is kept beside the last one
 
 
@@ -44,7 +48,7 @@ class Options:
     hearing : folders of clips to transcribe and to say again; none stands for the narrator's.
     texts : JSONL of id, text and perhaps `say`, the same as a person would write it.
     tokenizer : run of a speech tokenizer, whose net may take `wait` seconds to appear.
-    start : model to begin with.
+    start : model to begin with; the codes of one whose capabilities.json does not say "speak" are drawn anew.
     layers : of the decoder, at least as many as there are.
     variants : of each clip to transcribe.
     tokens : of a batch.
@@ -144,7 +148,9 @@ def train(options: Options) -> None:
     load_weights(net, options.start, started, mx.float32)
     learnt, scored, store = make_examples(options, tokenizer, net)
     config = replace(started, text_config=replace(started.text_config, num_hidden_layers=options.layers))
-    params = decoder.begin(net, config, tokenizer, options.seed)
+    able = Capabilities.of_folder(options.start)
+    params = decoder.begin(net, config, tokenizer, options.seed, able.allow("speak"))
+    say(options.out, event="begin", codes="kept" if able.allow("speak") else "drawn")
     kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
     int8 = parts_in_int8(options.start) & set(kept)
     loss = decoder.Loss(StepAudioNet(config), store, tokenizer, mx.float32 if on_cpu() else mx.bfloat16, net)
@@ -171,6 +177,8 @@ def train(options: Options) -> None:
     def write(folder: Path) -> None:
         tokenizer.save(folder)
         export(kept | decoder.whole(fit.average, loss.digits), config, folder, int8)
+        with replaced_file(folder / CAPABILITIES) as aside:
+            aside.write_text(json.dumps(replace(able, tasks=TASKS).to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def save() -> None:
         nonlocal least

@@ -122,6 +122,29 @@ def test_what_is_kept_in_eight_bits_is_kept_to_the_bit(tmp_path, start, codec):
     assert not any(after[name].dtype == mx.int8 for name in after if name.startswith("model."))
 
 
+def test_a_model_that_speaks_goes_on_from_its_codes(tmp_path, start, codec):
+    """After one step of no length the rows of the codes are those of the model it began with, but for half precision.
+
+    One whose capabilities.json does not say that it speaks has its codes drawn anew. What a run writes says that it speaks.
+    """
+    folder, words = write(tmp_path / "c"), stepaudio.load(start).tokenizer
+    codes = slice(words.first_audio_code, words.first_audio_code + 6561)
+    tables = "model.embed_tokens.weight", "lm_head.weight"
+    silent = tmp_path / "silent"
+    shutil.copytree(start, silent)
+    (silent / "capabilities.json").write_text('{"tasks": ["transcribe"], "languages": ["en"]}')
+    few = ["--layers", "2", "--tokens", "256", "--variants", "1", "--steps", "1", "--rate", "0"]
+    spoke = tmp_path / "first" / "model"
+    for begin, out in ((silent, "first"), (spoke, "second"), (start, "third")):
+        main([*command(folder, begin, codec, tmp_path / out), *few])
+        before, after = (mx.load(str(at / "model.safetensors")) for at in (begin, tmp_path / out / "model"))
+        for name in tables:
+            apart = np.abs(np.array(before[name][codes], np.float32) - np.array(after[name][codes], np.float32))
+            assert (apart.max() > 0.02) if begin == silent else (apart.max() < 2e-3), (out, name)
+    said = json.loads((spoke / "capabilities.json").read_text())
+    assert said["tasks"] == ["transcribe", "repeat", "speak"] and said["languages"] == ["en"]
+
+
 def test_a_decoder_does_not_lose_layers(tmp_path, start, codec, capsys):
     folder = write(tmp_path / "c")
     with pytest.raises(SystemExit) as left:
