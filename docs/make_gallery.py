@@ -31,8 +31,8 @@ those of `stepaudio.viz`; `viz.mel("a.wav")` draws a recording of your own. Made
 
 ![A mel spectrogram with the words of its transcript above it](pictures/mel_with_words.png)
 
-The picture of the README is a bundled clip with nano's own transcript. Each word stands where the last layer of the
-decoder attends when it is chosen: in the middle of the 80 ms with the highest weight, in the mean over heads and over
+The picture of the README is a bundled clip with nano's own transcript. Each word stands where the layer of the decoder
+that gives most of its attention to audio attends when it is chosen: in the middle of the 80 ms with the highest weight, in the mean over heads and over
 the word's tokens. Nothing was aligned by hand.
 """
 
@@ -96,8 +96,8 @@ def page(found: list[Figure]) -> str:
 def mel_with_words() -> bytes:
     """The README's picture: a bundled clip, and nano's own transcript placed by nano's own attention.
 
-    Each token stands at the 80 ms of audio with the highest weight in the last layer, in the mean over its heads, at
-    the step that chose the token; a word stands at the mean of its tokens. Nothing was aligned by hand.
+    Each token stands at the 80 ms of audio with the highest weight in the layer that gives most to audio, in the mean
+    over its heads, at the step that chose the token; a word stands at the mean of its tokens. Nothing was aligned by hand.
     """
     import stepaudio
     from stepaudio import viz
@@ -108,11 +108,12 @@ def mel_with_words() -> bytes:
 
     model = stepaudio.load()
     assert model.tokenizer is not None  # the bundled model has one
-    last = f"decoder.{model.config.text_config.num_hidden_layers - 1}.pattern"
+    layers, patterns = range(model.config.text_config.num_hidden_layers), "decoder.*.pattern"
     path = next(c.file for c in read_manifest(speech_manifest()) if c.file.stem == CLIP)
-    trace = record(model, path, (last, "decoder.positions"), reduce={last: last_query}, sampling="reference")
+    trace = record(model, path, (patterns, "decoder.positions"), reduce={patterns: last_query}, sampling="reference")
+    listens = max((audio_attention(trace, layers=[layer]) for layer in layers), key=lambda found: found.share.mean())
     words: list[tuple[str, list[float]]] = []
-    for token, at in zip(trace.tokens[:-1], audio_attention(trace).peak, strict=False):
+    for token, at in zip(trace.tokens[:-1], listens.peak, strict=False):
         text = model.tokenizer.decode([token])
         if text.startswith(" ") or not words:
             words.append(("", []))

@@ -221,13 +221,21 @@ def test_a_stream_needs_somewhere_to_go(run):
 def test_what_the_bundled_model_was_not_trained_for(run, nano, monkeypatch):
     """It says so, before it is read, with a status that is not 0."""
     monkeypatch.setattr(StepAudio2, "load", lambda *a, **k: pytest.fail("the model was read"))
-    sound = ["-o", "a.wav"]
-    for argv in (["translate", "clip.wav"], ["translate", "clip.wav", *sound], ["respond", "clip.wav", *sound],
-                 ["speak", TEXT, *sound]):  # fmt: skip
+    for argv in (["translate", "clip.wav"], ["translate", "clip.wav", "-o", "a.wav"]):
         status, out, err = run(*argv, "--model", nano)
-        assert (status, out) == (2, "") and f"this model cannot {argv[0]}: it was trained to transcribe" in one_line(
-            err
-        )
+        assert (status, out) == (2, "") and "this model cannot translate: it was trained to transcribe" in one_line(err)
+
+
+def test_the_bundled_model_reads_aloud_and_says_again(run, nano):
+    """What it says is what was asked for, to a model's ears; of an answer that is none a warning is printed."""
+    said, clip = "please read the second page again a little more slowly", nano.parent / "speech" / "free_nicole.flac"
+    listens = StepAudio2.load(nano)
+    for verb, arguments, warned in (("speak", [said], False), ("respond", [clip, "--stream"], True)):
+        status, out, err = run(verb, *arguments, "-o", "a.f32.wav", "--steps", "4", "--model", nano)
+        report, heard = json.loads(out), listens.transcribe("a.f32.wav", sampling="reference").text
+        assert status == 0 and report["stop"] == ["eos"] and report["codes"] > 50, err
+        assert len(set(heard.split()) & set(said.split())) >= 7, heard
+        assert ("warning: this model does not answer a recording: it says again" in err) == warned
 
 
 def test_a_model_without_token2wav_says_what_to_do(run, tiny_checkpoint):
