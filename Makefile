@@ -1,7 +1,7 @@
 # On a machine with only Python (3.11 or newer) and make: `make demo`, `make test`. The first call makes .venv and
 # installs into it; later calls install again only after pyproject.toml or the choice of backend has changed.
 #
-#   make demo        the bundled model transcribes the bundled recordings
+#   make demo        the bundled model transcribes the bundled recordings, and reads a sentence aloud into demo.wav
 #   make test        lint, then all tests but a few long ones, then the notebooks
 #   make slow        the long ones: ten hours of sound, 20 000 tokens, minutes of noise, all of the demo
 #   make notebooks   run every notebook and compare what it says with what is stored in it

@@ -1,4 +1,4 @@
-"""`stepaudio demo`: the bundled model transcribes the bundled recordings, and the errors are counted."""
+"""`stepaudio demo`: the bundled model transcribes the bundled recordings, then reads a sentence aloud and hears it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,38 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .parser import add_verb
+from ..audio.save import check_target
+from ..targets import Target, check_targets
+from .parser import add_force, add_option, add_verb
 from .progress import busy
+from .sound import is_ours
 
 if TYPE_CHECKING:
     from ..evaluation.scores import Evaluation, Score
+    from ..model import StepAudio2
 
 PRESETS = ("reference", "planned")  # the first is shown clip by clip
 CAVEAT = """planned forbids repeats among the last 8 tokens (frequency penalty 1.2, no 3-gram twice):
 that costs words where speech repeats."""
 
 
+SENTENCE = "The window was open and the birds were singing."
+LONGEST = 400  # tokens of the sentence read aloud: an answer that does not end by itself stops here
+
+
 def add_demo_verb(verbs) -> None:
     """Add the verb to the subparsers of the command."""
-    add_verb(
-        verbs, "demo", run, "transcribe the bundled recordings with the bundled model", "",
-        ["stepaudio demo", "STEPAUDIO_CHECKPOINT=Step-Audio-2-mini stepaudio demo"],
+    demo = add_verb(
+        verbs, "demo", run, "transcribe the bundled recordings, and read a sentence aloud", "",
+        ["stepaudio demo", "STEPAUDIO_CHECKPOINT=Step-Audio-2-mini stepaudio demo -o sentence.flac"],
         {0: "every recording was transcribed", 1: "a recording could not be used"},
     )  # fmt: skip
+    add_option(demo, "-o", "--output", metavar="FILE", default="demo.wav", help="where the sentence's sound goes")
+    add_force(demo)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print texts, times and word error rates. Returns 1 if a recording could not be read."""
+    """Print texts, times and error rates, and read a sentence aloud; 1 if a recording could not be read."""
     from .. import __version__
     from ..backend.device import info
     from ..checkpoints.find import checkpoint_folder
@@ -36,6 +46,11 @@ def run(options: argparse.Namespace) -> int:
     from ..model import StepAudio2
     from ..resources import speech_manifest
 
+    why_silent = _why_silent()
+    if not why_silent:
+        check_target(options.output)
+        target = Target("--output", Path(options.output), "sound as this command writes it", is_ours)
+        check_targets([target], [checkpoint_folder()], options.force)  # before the model is read
     began = time.perf_counter()
     with busy("loading the model"):
         model = StepAudio2.load()
@@ -50,8 +65,52 @@ def run(options: argparse.Namespace) -> int:
             found[name] = evaluate(model, speech_manifest(), progress=False, sampling=name)
         if name == PRESETS[0]:
             print(clip_table(found[name]), flush=True)
-    print(f"\n{totals_table(found)}\n\n{CAVEAT}")
+    print(f"\n{totals_table(found)}\n\n{CAVEAT}\n", flush=True)
+    print(f"no sentence is read aloud: {why_silent}" if why_silent else read_aloud(model, options.output))
     return 1 if any(scores.totals()["failed"] for scores in found.values()) else 0
+
+
+def _why_silent() -> str | None:
+    """Why the model cannot read aloud, as far as its folder tells; None if it can."""
+    from ..checkpoints.capabilities import Capabilities
+    from ..checkpoints.convert.manifest import converted_folder
+    from ..checkpoints.find import checkpoint_folder
+
+    folder = checkpoint_folder()
+    if not Capabilities.of_folder(folder).allow("speak"):
+        return "the model was not trained to speak"
+    return None if converted_folder(folder) else "no converted token2wav lies beside the model"
+
+
+def read_aloud(model: StepAudio2, target: str) -> str:
+    """Have the model read a sentence into a file and transcribe that file; what was said, and what it wrote.
+
+    No file is written if the model gives no sound.
+    """
+    from ..audio.save import save_audio
+    from ..evaluation.word_errors import count_errors
+    from ..resources import voice_clip
+    from ..speech_model import SpeechModel
+    from ..synthesis.synthesizer import Synthesizer
+
+    began = time.perf_counter()
+    with busy("reading a sentence aloud"):
+        speaker = SpeechModel(model, Synthesizer.load())
+        spoken = speaker.synthesize(SENTENCE, voice_clip(), seed=0, max_tokens=LONGEST)
+    if not len(spoken.wave):
+        return f"no sound: the model wrote no audio codes for {SENTENCE!r}"
+    save_audio(target, spoken.wave, spoken.sample_rate)
+    took, seconds = time.perf_counter() - began, len(spoken.wave) / spoken.sample_rate
+    with busy("transcribing it"):
+        written = model.transcribe(target, sampling=PRESETS[0]).text or ""
+    words, errors = count_errors(SENTENCE, written)
+    return "\n".join(
+        [
+            f"read aloud into {target}: {seconds:.1f} s of sound in {took:.1f} s; {errors} of {words} words wrong",
+            f"  said   {SENTENCE}",
+            f"  wrote  {written or '(nothing)'}",
+        ]
+    )
 
 
 def clip_table(scores: Evaluation) -> str:

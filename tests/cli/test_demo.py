@@ -3,9 +3,11 @@
 import re
 
 import pytest
-from commands import table
+import soundfile as sf
+from commands import one_line, table
 
 from stepaudio import resources
+from stepaudio.cli.demo import SENTENCE
 from stepaudio.cli.main import main
 
 
@@ -15,6 +17,7 @@ def test_demo(run, wav, tmp_path, monkeypatch):
         found, out, _ = run("demo")
         assert found == status and any(line.startswith("reference ") for line in out)
         assert any("wrote" in line or "failed" in line for line in out)
+        assert out[-1] == "no sentence is read aloud: no converted token2wav lies beside the model"
 
 
 SHORT = [
@@ -33,7 +36,23 @@ def test_demo_on_the_bundled_model(nano, capsys, monkeypatch, tmp_path, names):
     assert len(rows) == (19 if names is None else len(names))
     own = table(tmp_path, "\n".join([head, *rows, ""]))
     monkeypatch.setattr(resources, "speech_manifest", lambda: own if names else whole)
-    assert main(["demo"]) == 0
+    assert main(["demo", "-o", str(tmp_path / "a.flac")]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^\S+\.flac +\d+\.\d s +\d+\.\d\d s +\d+ of \d+$", out, re.M)) == len(rows)
     assert re.search(rf"^reference +\d+\.\d% +\d\.\d{{3}} +\d+ of {len(rows)}$", out, re.M)
+    read = re.search(
+        r"^read aloud into .*a\.flac: (\d+\.\d) s of sound in .* s; (\d+) of (\d+) words wrong$", out, re.M
+    )
+    assert read and int(read[3]) == len(SENTENCE.split()) and int(read[2]) <= 2
+    found = sf.info(tmp_path / "a.flac")
+    assert found.samplerate == 24_000 and abs(found.duration - float(read[1])) < 0.06
+
+
+def test_a_file_that_is_no_sound_is_kept_and_found_before_the_work(nano, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("STEPAUDIO_CHECKPOINT", raising=False)
+    monkeypatch.setattr("stepaudio.model.StepAudio2.load", lambda *_: pytest.fail("the model was read"))
+    (tmp_path / "a.wav").write_text("notes")
+    for name in ("a.wav", "a.txt", "none/a.wav"):
+        assert main(["demo", "-o", str(tmp_path / name)]) == 2
+        one_line(capsys.readouterr().err)
+    assert (tmp_path / "a.wav").read_text() == "notes"
