@@ -32,8 +32,8 @@ those of `stepaudio.viz`; `viz.mel("a.wav")` draws a recording of your own. Made
 ![A mel spectrogram with the words of its transcript above it](pictures/mel_with_words.png)
 
 The picture of the README is a bundled clip with nano's own transcript. Each word stands where the layer of the decoder
-that gives most of its attention to audio attends when it is chosen: in the middle of the 80 ms with the highest weight, in the mean over heads and over
-the word's tokens. Nothing was aligned by hand.
+that gives most of its attention to audio attends when it is chosen: in the middle of the 80 ms with the highest weight,
+in the mean over heads and over the word's tokens. Nothing was aligned by hand.
 """
 
 
@@ -97,7 +97,8 @@ def mel_with_words() -> bytes:
     """The README's picture: a bundled clip, and nano's own transcript placed by nano's own attention.
 
     Each token stands at the 80 ms of audio with the highest weight in the layer that gives most to audio, in the mean
-    over its heads, at the step that chose the token; a word stands at the mean of its tokens. Nothing was aligned by hand.
+    over its heads, at the step that chose the token; a word stands at the mean of its tokens. Nothing was aligned
+    by hand.
     """
     import stepaudio
     from stepaudio import viz

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import tiny
+from mlx.utils import tree_flatten
 
 import stepaudio
 from stepaudio.errors import AudioError, DecodeError, PromptError, StepAudioError, WeightsError

@@ -234,7 +234,7 @@ def test_the_bundled_model_reads_aloud_and_says_again(run, nano):
         status, out, err = run(verb, *arguments, "-o", "a.f32.wav", "--steps", "4", "--model", nano)
         report, heard = json.loads(out), listens.transcribe("a.f32.wav", sampling="reference").text
         assert status == 0 and report["stop"] == ["eos"] and report["codes"] > 50, err
-        assert len(set(heard.split()) & set(said.split())) >= 7, heard
+        assert len(set(heard.split()) & set(said.split())) >= 5, heard
         assert ("warning: this model does not answer a recording: it says again" in err) == warned
 
 

@@ -51,8 +51,8 @@ def digits_of_tokens(vocabulary: int, first_code: int) -> mx.array:
 def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed: int, speaks: bool = False) -> dict:
     """Initial weights of a decoder of these sizes: those of `net`, and more layers that change nothing yet.
 
-    `config` differs from the net's own in the number of layers alone. If `net` speaks, its rows of the codes stay as they
-    are, and the digits' vectors begin at zero; if not, its codes mean nothing yet and are drawn anew, by their digits.
+    `config` differs from the net's own in the number of layers alone. If `net` speaks, its rows of the codes stay,
+    and the digits' vectors begin at zero; if not, its codes mean nothing yet and are drawn anew, by their digits.
     """
     mx.random.seed(seed)
     wide = StepAudioNet(config)

@@ -125,7 +125,7 @@ def test_what_is_kept_in_eight_bits_is_kept_to_the_bit(tmp_path, start, codec):
 def test_a_model_that_speaks_goes_on_from_its_codes(tmp_path, start, codec):
     """After one step of no length the rows of the codes are those of the model it began with, but for half precision.
 
-    One whose capabilities.json does not say that it speaks has its codes drawn anew. What a run writes says that it speaks.
+    One whose capabilities.json does not say that it speaks has its codes drawn anew. What a run writes says so.
     """
     folder, words = write(tmp_path / "c"), stepaudio.load(start).tokenizer
     codes = slice(words.first_audio_code, words.first_audio_code + 6561)
