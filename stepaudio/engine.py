@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from .audio.sources import is_file
 from .audio.vad import Detector, speech_spans
 from .backend.device import info, on_cpu
 from .backend.memory import limit_buffers
+from .checkpoints.alignment_heads import FILE as HEADS_FILE
+from .checkpoints.alignment_heads import AlignmentHeads
 from .checkpoints.capabilities import Capabilities
 from .choices import Resampler
 from .constants import n_audio_embeddings
@@ -32,7 +34,9 @@ from .decoding.prompt_cache import PromptCache, digest, encoded_once, identity_o
 from .decoding.sampling import Contrast
 from .decoding.speculative import check_draft
 from .decoding.stop_strings import StopStrings
-from .errors import AudioError, PromptError, WeightsError
+from .decoding.word_times import timed_words
+from .errors import AudioError, ConfigError, PromptError, WeightsError
+from .models.kv_cache import NoCache
 from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
@@ -62,6 +66,8 @@ class Engine:
         A draft model for speculative decoding, which reads every prompt too.
     prompt_cache : PromptCache, optional
         Where audio embeddings and turns of prompts are kept and found again.
+    alignment : AlignmentHeads, optional
+        The heads that word times are read from.
     """
 
     def __init__(
@@ -73,11 +79,12 @@ class Engine:
         incomplete: str | None = None,
         draft: Engine | None = None,
         prompt_cache: PromptCache | None = None,
+        alignment: AlignmentHeads | None = None,
     ):
         limit_buffers()
         self.net, self.tokenizer, self.incomplete = net, tokenizer, incomplete
         self.pipeline, self.capabilities = pipeline or Pipeline(), capabilities or Capabilities()
-        self.draft = draft
+        self.draft, self.alignment = draft, alignment
         if draft is not None:
             draft.require_weights()
             check_draft(self.config, self.tokenizer, draft.config, draft.tokenizer)
@@ -98,7 +105,7 @@ class Engine:
         """
         kept = self.prompt_cache if net is None and prompt_cache is None else prompt_cache
         net, pipeline, draft = net or self.net, pipeline or self.pipeline, draft or self.draft
-        return Engine(net, self.tokenizer, pipeline, self.capabilities, self.incomplete, draft, kept)
+        return Engine(net, self.tokenizer, pipeline, self.capabilities, self.incomplete, draft, kept, self.alignment)
 
     @property
     def config(self) -> StepAudioConfig:
@@ -321,6 +328,61 @@ class Engine:
         if len(requests) == 1 or fits_one_batch(lengths, run, self.config.max_cache_len):
             return collect(generate(self.net, requests, run), len(requests))
         return [collect(generate(self.net, [r], run), 1)[0] for r in requests]
+
+    def require_alignment(self) -> AlignmentHeads:
+        """The heads that word times are read from; `ConfigError` if they are not known, `PromptError` without text."""
+        self.require_tokenizer()
+        if self.alignment is None:
+            raise ConfigError(
+                f"word times: expected {HEADS_FILE} beside the weights, which says the attention heads that follow the "
+                "speech, found none; data/recipe/alignment_heads.py finds them for a model, or transcribe without words"
+            )
+        return self.alignment
+
+    def with_words(self, request: Request, run: Run, seconds: float) -> Run:
+        """A run with the times of its words, from one more pass over prompt and answer, without a cache.
+
+        Parameters
+        ----------
+        request : Request
+            Whose answer the run is; its audio is one segment.
+        run : Run
+        seconds : float
+            Length of the segment.
+        """
+        chosen = self.require_alignment()
+        if not run.tokens:
+            return replace(run, words=())
+        found = self.audio_attention(request, run.tokens, {layer for layer, _ in chosen.heads})
+        attention = np.stack([found[layer][head] for layer, head in chosen.heads])
+        tokenizer = self.require_tokenizer()
+        words = timed_words(run.tokens, run.logprobs, attention, tokenizer, chosen.filter_width, seconds)
+        return replace(run, words=words)
+
+    def audio_attention(
+        self, request: Request, tokens: Sequence[int], layers: Container[int] | None = None
+    ) -> dict[int, np.ndarray]:
+        """What the tokens of an answer give to its first segment of audio: layer -> (heads, tokens, positions).
+
+        Parameters
+        ----------
+        request : Request
+            Of the prompt.
+        tokens : sequence of int
+            The answer, at least one token.
+        layers : container of int, optional
+            Of the decoder; by default all.
+        """
+        (start, length), n, found = request.spans[0], len(request.tokens), {}
+
+        def keep(name: str, x: mx.array) -> None:
+            layer, _, rest = name.partition(".")
+            if rest == "pattern" and (layers is None or int(layer) in layers):
+                found[int(layer)] = x[0, :, n:, start : start + length]
+
+        answer = self.net.embed(np.array([tokens], np.int32))
+        self.net.model(mx.concatenate([request.embeddings[None], answer], axis=1), NoCache(self.net.model.rope), keep)
+        return {layer: np.array(pattern) for layer, pattern in found.items()}
 
     def answer(self, request: Request, options: DecodingOptions, tap: Tap | None = None) -> Generation:
         """The whole answer to one request, text and audio codes apart."""

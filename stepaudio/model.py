@@ -13,6 +13,7 @@ import mlx.core as mx
 from .audio.sources import assumptions, given_rate
 from .audio.vad import Detector
 from .backend.device import default_dtype
+from .checkpoints.alignment_heads import AlignmentHeads
 from .checkpoints.capabilities import Capabilities
 from .checkpoints.find import checkpoint_folder
 from .checkpoints.hub_name import repository_of
@@ -100,7 +101,8 @@ class StepAudio2:
         report = load_weights(net, folder, config, dtype or default_dtype(), rename)
         incomplete = report.summary if report.unfilled and not allow_random else None
         pipeline = Pipeline() if capabilities.turns else Pipeline(build_prompt=build_turnless_prompt)
-        return cls(Engine(net, words, pipeline, capabilities, incomplete), report)
+        heads = AlignmentHeads.of_folder(folder if folder.is_dir() else folder.parent, config.text_config)
+        return cls(Engine(net, words, pipeline, capabilities, incomplete, alignment=heads), report)
 
     def altered(
         self,
@@ -179,6 +181,7 @@ class StepAudio2:
         sample_rate: float | None = None,
         progress: bool | None = None,
         vad: str | Detector | None = "energy",
+        words: bool = False,
         **changes: Unpack[DecodingKeywords],
     ) -> list[Transcript]: ...
     @overload
@@ -194,6 +197,7 @@ class StepAudio2:
         sample_rate: float | None = None,
         progress: bool | None = None,
         vad: str | Detector | None = "energy",
+        words: bool = False,
         **changes: Unpack[DecodingKeywords],
     ) -> Transcript: ...
     def transcribe(
@@ -208,6 +212,7 @@ class StepAudio2:
         sample_rate: float | None = None,
         progress: bool | None = None,
         vad: str | Detector | None = "energy",
+        words: bool = False,
         **changes: Unpack[DecodingKeywords],
     ) -> Transcript | list[Transcript]:
         """What is said in a recording of any length, or in each of a list of recordings.
@@ -236,6 +241,9 @@ class StepAudio2:
             Voice activity detection: long silence at the edges and between words is not decoded, and all times remain
             those of the recording. "off" decodes everything, as the reference does. `audio.vad.speech_spans` says what
             is skipped, and what a detector of one's own is given and returns; the transcript's `skipped` says what was.
+        words : bool
+            Give each segment its `words`: text, start, end and probability of each. Costs one more pass over each
+            segment and changes no token. `ConfigError` for a model without alignment heads.
         **changes
             Short keywords on top of `options`: sampling="reference", cache="full", temperature=0.7, max_tokens=200,
             on_loop="stop" and so on; `DecodingOptions` and `Sampling` explain them.
@@ -254,14 +262,16 @@ class StepAudio2:
         >>> model.transcribe(samples, sr=44100, temperature=0.7, seed=1)        # doctest: +SKIP
         """
         began = time.perf_counter()
-        refuse_unknown(changes, ("options", "prompt", "downmix", "resampler", "sr", "sample_rate", "progress", "vad"))
+        refuse_unknown(
+            changes, ("options", "prompt", "downmix", "resampler", "sr", "sample_rate", "progress", "vad", "words")
+        )
         self.capabilities.require("transcribe")
         merged, rate = merge_options(options, "transcribe", **changes), given_rate(sr, sample_rate)
         many = is_list_of_recordings(source)
         sources = list(source) if many else [source]
         recordings = [self.pipeline.load(s, downmix=downmix, sample_rate=rate, resampler=resampler) for s in sources]
         reading = time.perf_counter() - began
-        found = transcribe_recordings(self.engine, recordings, merged, prompt, progress, vad)
+        found = transcribe_recordings(self.engine, recordings, merged, prompt, progress, vad, words=words)
         total = sum(map(len, recordings)) or 1
         found = [
             replace(timed(t, t.wall_seconds + reading * len(x) / total), notes=assumptions(s, rate))

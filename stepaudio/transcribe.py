@@ -27,6 +27,7 @@ from .constants import CHUNK_SECONDS, HOP, SAMPLE_RATE, TAIL_PADDING
 from .decoding.generate import Run
 from .decoding.options import DecodingOptions
 from .decoding.speculative import Drafts
+from .decoding.word_times import Word
 from .engine import Engine, PromptTokens
 from .errors import DataError
 from .files import replaced_file
@@ -59,6 +60,8 @@ class Segment:
         Natural logarithm, over all tokens, the end mark included.
     loop : dict, optional
         {period, onset, repeats} if the tokens repeat.
+    words : tuple of Word, optional
+        Each with text, start, end and probability; None unless asked for.
     """
 
     start: float
@@ -68,6 +71,7 @@ class Segment:
     stop: StopReason | str
     mean_logprob: float
     loop: dict | None = None
+    words: tuple[Word, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,11 @@ class Transcript:
 
     def to_dict(self) -> dict:
         """All fields as plain dicts and tuples, and what was skipped."""
-        return asdict(self) | {"skipped": self.skipped, "skipped_seconds": self.skipped_seconds}
+        found = asdict(self) | {"skipped": self.skipped, "skipped_seconds": self.skipped_seconds}
+        for segment in found["segments"]:
+            if segment["words"] is None:
+                del segment["words"]
+        return found
 
     def to_txt(self) -> str:
         """The text and a line break. `DataError` without a tokenizer, as for every format but JSON."""
@@ -137,16 +145,32 @@ class Transcript:
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def to_srt(self) -> str:
-        """SubRip subtitles, one per segment that has words."""
-        return subtitles.srt(self._lines())
+        """SubRip subtitles, one per segment that has words; with word times, one per word, "word (?)" for a doubt."""
+        timed = self._words()
+        if timed is None:
+            return subtitles.srt(self._lines())
+        return subtitles.srt((w.start, w.end, f"{w.text} (?)" if w.doubtful else w.text) for w in timed)
 
     def to_vtt(self) -> str:
-        """WebVTT subtitles, one per segment that has words."""
-        return subtitles.vtt(self._lines())
+        """WebVTT subtitles, one per segment that has words; with word times, these stand between the words.
+
+        A doubtful word is of the class "doubt".
+        """
+        if self._words() is None:
+            return subtitles.vtt(self._lines())
+        return subtitles.vtt_words(
+            (s.start, s.end, [(w.start, w.text, w.doubtful) for w in s.words or ()]) for s in self.segments
+        )
 
     def to_tsv(self) -> str:
-        """Start and end in milliseconds and text, tab-separated, one line per segment that has words."""
-        return subtitles.tsv(self._lines())
+        """Start and end in milliseconds and text, tab-separated, one line per segment that has words.
+
+        With word times, one line per word, and its probability and "?" for a doubt behind it.
+        """
+        timed = self._words()
+        if timed is None:
+            return subtitles.tsv(self._lines())
+        return subtitles.tsv_words((w.start, w.end, w.text, w.probability, w.doubtful) for w in timed)
 
     def to(self, form: str) -> str:
         """The transcript in one of `FORMATS`; "text" means "txt". Raises `DataError` for another."""
@@ -173,6 +197,11 @@ class Transcript:
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror})") from None
         return path
+
+    def _words(self) -> list[Word] | None:
+        """All words with their times; None if they were not asked for."""
+        known = [s.words for s in self.segments if s.words is not None]
+        return [word for words in known for word in words] if known else None
 
     def _lines(self) -> list[tuple[float, float, str]]:
         """(start, end, text) of the segments that have words."""
@@ -213,6 +242,7 @@ def transcribe_recordings(
     progress: bool | None = None,
     vad: str | Detector | None = "energy",
     encode: Encode | None = None,
+    words: bool = False,
 ) -> list[Transcript]:
     """Transcribe recordings together; segments of similar length share a batch.
 
@@ -228,8 +258,12 @@ def transcribe_recordings(
         As `transcribe_segments`.
     encode : callable, optional
         Segments -> their audio embeddings, for a caller that has them already; by default the engine computes them.
+    words : bool
+        Give each word its times; `ConfigError` for a model whose alignment heads are not known.
     """
     engine.require_weights()
+    if words:
+        engine.require_alignment()
     encoder = engine.config.audio_encoder_config
     most = 2 * encoder.n_audio_ctx * HOP - TAIL_PADDING  # samples whose mel frames fit the encoder's positions
 
@@ -238,7 +272,12 @@ def transcribe_recordings(
 
     def decode(segments: list[np.ndarray]) -> list[Run]:
         began = time.perf_counter()
-        return engine.run(engine.transcription_requests(segments, (encode or hear)(segments), prompt, began), options)
+        requests = engine.transcription_requests(segments, (encode or hear)(segments), prompt, began)
+        runs = engine.run(requests, options)
+        if not words:
+            return runs
+        lengths = [len(segment) / SAMPLE_RATE for segment in segments]
+        return [engine.with_words(*one) for one in zip(requests, runs, lengths, strict=True)]
 
     return transcribe_segments(
         recordings,
@@ -350,7 +389,9 @@ def _bar(seconds: float, progress: bool | None) -> tqdm:
 def _segment(start: int, stop: int, run: Run, to_text: ToText, stop_ids: frozenset[int]) -> Segment:
     ended = run.stop == StopReason.EOS and run.tokens[-1] in stop_ids
     tokens = run.tokens[:-1] if ended else run.tokens
-    text = to_text(tokens)
+    text, offset, words = to_text(tokens), start / SAMPLE_RATE, None
+    if run.words is not None:
+        words = tuple(replace(w, start=offset + w.start, end=offset + w.end) for w in run.words)
     return Segment(
         start / SAMPLE_RATE,
         stop / SAMPLE_RATE,
@@ -359,6 +400,7 @@ def _segment(start: int, stop: int, run: Run, to_text: ToText, stop_ids: frozens
         run.stop or StopReason.LENGTH,
         run.mean_logprob,
         None if run.loop is None else asdict(run.loop),
+        words,
     )
 
 

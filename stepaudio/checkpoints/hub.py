@@ -29,7 +29,15 @@ from .hub_name import MODEL, TOKEN2WAV, HubName
 from .layout import SOURCES
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"))
-OTHERS = (CONFIG_FILE, FLAT_FILE, "generation_config.json", "capabilities.json", "words.txt", "special_tokens_map.json")
+OTHERS = (
+    CONFIG_FILE,
+    FLAT_FILE,
+    "generation_config.json",
+    "capabilities.json",
+    "alignment_heads.json",
+    "words.txt",
+    "special_tokens_map.json",
+)
 LARGE = 10_000_000  # bytes from which a file is fetched in ranges
 ELSEWHERE = "or fetch it on another machine and give its folder"
 

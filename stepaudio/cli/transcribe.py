@@ -55,6 +55,9 @@ def add_transcribe_verb(verbs) -> None:
         help="folder for one file per recording, named after it",
     )  # fmt: skip
     add_force(transcribe)
+    transcribe.add_argument(
+        "--words", action="store_true", help="give every word its times and probability, and mark doubtful ones"
+    )
     transcribe.add_argument("--no-tokenizer", action="store_true", help="give token ids, no text (needs --prompt-ids)")
     add_model(transcribe)
     add_recording(transcribe)
@@ -72,6 +75,9 @@ def run_transcribe(options: argparse.Namespace) -> int:
     if options.tensor_parallel and STANDARD in options.files:
         raise ConfigError("--tensor-parallel: standard input reaches one process only; name a file that all can read")
     model = load_model(options)
+    if options.words:
+        model.engine.require_alignment()
+        keywords["words"] = True
     if options.tensor_parallel:
         model, first = divided(model, options)
         if not first:
@@ -126,6 +132,9 @@ def _targets(options: argparse.Namespace) -> dict[str, Path]:
     """Where each recording's transcript goes, if not to standard output. What cannot be is refused before any work."""
     if options.no_tokenizer and options.format != "json":
         raise ConfigError(f"--format {options.format}: there is no text with --no-tokenizer; use --format json")
+    if options.words and (options.format == "text" or options.no_tokenizer):
+        found = "--no-tokenizer" if options.no_tokenizer else "--format text"
+        raise ConfigError(f"--words: expected text and a format with times (json, srt, vtt or tsv), found {found}")
     if options.files.count(STANDARD) > 1:
         raise ConfigError("-: standard input can be read once; name it once")
     if options.output is None:

@@ -25,6 +25,7 @@ from .passes import Passes, build_cache, read_prompts, within_limit
 from .sampler import Sampler
 from .speculative import DraftModel, Drafts, Lookup, Proposer, agreement
 from .steps import Alternative, Request, Step
+from .word_times import Word
 
 
 class _Row:
@@ -307,6 +308,8 @@ class Run:
         From when work on the request began to the first token, and to the last; runs of a batch wait for each other.
     drafts : Drafts, optional
         What speculative decoding saved; None where it was off.
+    words : tuple of Word, optional
+        When each word was said, in seconds from the beginning of the segment; None unless asked for.
     """
 
     tokens: tuple[int, ...] = ()
@@ -317,6 +320,7 @@ class Run:
     first_seconds: float = field(default=0.0, compare=False)
     seconds: float = field(default=0.0, compare=False)
     drafts: Drafts | None = field(default=None, compare=False)
+    words: tuple[Word, ...] | None = None
 
     @property
     def mean_logprob(self) -> float:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .scripts import is_unspaced
+
 _TIMES = re.compile(r"\d{2,}:\d\d:\d\d[.,]\d{3} --> \d{2,}:\d\d:\d\d[.,]\d{3}")
+WORD_HEAD = "start\tend\tword\tprobability\tdoubt"
 
 Line = tuple[float, float, str]  # start and end in seconds, text
 
@@ -57,6 +60,40 @@ def tsv(lines: Iterable[Line]) -> str:
     return f"start\tend\ttext\n{rows}"
 
 
+def vtt_words(lines: Iterable[tuple[float, float, list[tuple[float, str, bool]]]]) -> str:
+    """WebVTT with the time of each word before it; each word is (start, text, doubtful), doubt being a class.
+
+    >>> print(vtt_words([(0, 1.5, [(0.25, "yes", False), (1, "no", True)])]), end="")
+    WEBVTT
+    <BLANKLINE>
+    00:00:00.000 --> 00:00:01.500
+    <00:00:00.250>yes <00:00:01.000><c.doubt>no</c>
+    <BLANKLINE>
+    """
+    cues = ""
+    for start, end, words in lines:
+        text = last = ""
+        for at, word, doubt in words:
+            blank = " " if text and not is_unspaced(last[-1:] + word[:1]) else ""
+            marked = f"<c.doubt>{_escaped(word)}</c>" if doubt else _escaped(word)
+            text, last = f"{text}{blank}<{clock(at)}>{marked}", word
+        cues += f"{clock(start)} --> {clock(end)}\n{text}\n\n" if text else ""
+    return f"WEBVTT\n\n{cues}"
+
+
+def tsv_words(words: Iterable[tuple[float, float, str, float, bool]]) -> str:
+    r"""Start and end in milliseconds, the word, its probability and a mark of doubt, tab-separated, under a head.
+
+    >>> tsv_words([(0, 1.5, "yes", 0.25, True)])
+    'start\tend\tword\tprobability\tdoubt\n0\t1500\tyes\t0.250\t?\n'
+    """
+    rows = "".join(
+        f"{round(1000 * start)}\t{round(1000 * end)}\t{' '.join(text.split())}\t{odds:.3f}\t{'?' if doubt else ''}\n"
+        for start, end, text, odds, doubt in words
+    )
+    return f"{WORD_HEAD}\n{rows}"
+
+
 def is_srt(text: str) -> bool:
     """Whether a text is nothing but numbered lines with times, as `srt` writes them."""
     cues = [cue.split("\n", 2) for cue in text.strip("\n").split("\n\n")]
@@ -72,7 +109,8 @@ def is_vtt(text: str) -> bool:
 def is_tsv(text: str) -> bool:
     """Whether a text is a table as `tsv` writes it."""
     head, *rows = text.rstrip("\n").split("\n")
-    return head == "start\tend\ttext" and all(re.fullmatch(r"\d+\t\d+\t[^\t]+", row) for row in rows)
+    kinds = {"start\tend\ttext": r"\d+\t\d+\t[^\t]+", WORD_HEAD: r"\d+\t\d+\t[^\t]+\t[01]\.\d{3}\t\??"}
+    return head in kinds and all(re.fullmatch(kinds[head], row) for row in rows)
 
 
 def clock(seconds: float, point: str = ".") -> str:
