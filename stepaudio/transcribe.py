@@ -279,7 +279,7 @@ def transcribe_recordings(
         lengths = [len(segment) / SAMPLE_RATE for segment in segments]
         return [engine.with_words(*one) for one in zip(requests, runs, lengths, strict=True)]
 
-    return transcribe_segments(
+    found = transcribe_segments(
         recordings,
         decode,
         engine.decode,
@@ -289,6 +289,12 @@ def transcribe_recordings(
         progress,
         vad,
     )
+    return [_with_silence(one) for one in found] if words else found
+
+
+def _with_silence(found: Transcript) -> Transcript:
+    """A transcript with words, none of them in what was skipped."""
+    return replace(found, segments=tuple(replace(s, words=s.words or ()) for s in found.segments))
 
 
 def batch_size(options: DecodingOptions) -> int:

@@ -12,12 +12,13 @@ import json
 import pathlib
 import random
 
-import kokoro_model
-import kokoro_synth
 import numpy as np
 import soundfile
 import torch
 from hibari.g2p import G2P
+
+import kokoro_model
+import kokoro_synth
 from kokoro_voices import RESERVED
 
 FRAME = 0.025  # seconds of a duration

@@ -177,7 +177,8 @@ def test_a_batch_gives_what_each_gives_alone(random_model):
     options = {"sr": 16_000, "words": True, "max_tokens": 30, "vad": "off"}
     together = random_model.transcribe(clips, **options)
     alone = [random_model.transcribe(clip, **options) for clip in clips]
-    for one, other in zip(*([w for t in found for s in t.segments for w in s.words] for found in (together, alone))):
+    words = [[w for t in found for s in t.segments for w in s.words] for found in (together, alone)]
+    for one, other in zip(*words, strict=True):
         assert (one.text, one.start, one.end) == (other.text, other.start, other.end)
         assert one.probability == pytest.approx(other.probability, rel=1e-4)
 
@@ -185,6 +186,11 @@ def test_a_batch_gives_what_each_gives_alone(random_model):
 def test_more_tokens_than_positions_still_have_times(random_model):
     (segment,) = random_model.transcribe(tiny.noise(0.3), sr=16_000, words=True, max_tokens=60, vad="off").segments
     assert len(segment.tokens) > 4 and all(0 <= w.start <= w.end <= 0.3 for w in segment.words)
+
+
+def test_silence_has_no_words(random_model):
+    (segment,) = random_model.transcribe(np.zeros(40_000, np.float32), sr=16_000, words=True).segments
+    assert segment.stop == "silence" and segment.words == ()
 
 
 def test_a_model_without_heads_is_one_clear_error(tiny_model):
