@@ -20,7 +20,7 @@ from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options,
 from ..decoding.prompt_cache import digest
 from ..errors import PromptError
 from ..model import StepAudio2
-from ..text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, open_answer
+from ..text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, READ_ALOUD, open_answer
 from .answering import ROUNDS, SECONDS, STOP, THINK_TOKENS, AnswerOptions, steps_to
 from .context import Context, context_of, prompts_of
 from .file import read_turns, write_turns
@@ -269,10 +269,15 @@ class Conversation:
         capabilities = model.capabilities
         if not capabilities.turns:
             raise PromptError("this is a base model, whose prompts have no turns: load one that converses")
-        transcribes = bool(self.turns) and self.turns[0].text == ASR_SYSTEM
-        capabilities.require("transcribe" if transcribes else "respond")
+        system, asked = self.turns[0].text, self.turns[-1]
         if spoken:
             capabilities.require("speak")
+        if system == ASR_SYSTEM:
+            capabilities.require("transcribe")
+        elif spoken and any(isinstance(part, Recording) for part in asked.parts):
+            capabilities.require_answer()
+        elif not (spoken and system == READ_ALOUD):
+            capabilities.require("respond")
 
     # ------------------------------------------------------------ other histories
 

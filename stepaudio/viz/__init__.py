@@ -3,7 +3,7 @@
 Functions take a recording or arrays and return matplotlib Axes. Every axis carries its unit, titles are the caller's,
 and every figure can be read in grey. Sound and attention to it are in `audio`, filter banks in `filters`, runs in
 `runs`, patches and ablations in `patching`, weights in `weights`, synthesis in `speech`; things to click are in
-`widgets`. All is imported when it is first used, matplotlib when something is drawn.
+`widgets` and `conversation`. All is imported when it is first used, matplotlib when something is drawn.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from . import widgets
     from .audio import audio_attention, mel, mel_difference, waveform, waveform_and_mel
+    from .conversation import chat
     from .filters import filterbank, filterbanks
     from .patching import causal_map, head_map
     from .runs import dose_response, kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
@@ -31,6 +32,7 @@ _NAMES = {
     "audio_attention": "audio",
     "causal_map": "patching",
     "change_map": "weights",
+    "chat": "conversation",
     "dose_response": "runs",
     "filterbank": "filters",
     "filterbanks": "filters",
@@ -60,6 +62,7 @@ __all__ = [
     "audio_attention",
     "causal_map",
     "change_map",
+    "chat",
     "dose_response",
     "filterbank",
     "filterbanks",

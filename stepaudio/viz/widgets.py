@@ -1,23 +1,19 @@
 """Things to click in a notebook: pick or upload a recording and see it, change decoding options, walk the weights.
 
-Plain functions that return an ipywidget; the one place that imports ipywidgets. A bad choice is reported inside the
-widget and never stops the kernel. Nothing is computed by importing this, and no notebook depends on a widget.
+Plain functions that return an ipywidget. A bad choice is reported inside the widget and never stops the kernel. Nothing
+is computed by importing this, and no notebook depends on a widget. `conversation.chat` is one more.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import soundfile
 from mlx.utils import tree_flatten
 
 from ..audio.segment import is_silent
@@ -26,13 +22,13 @@ from ..choices import CacheKind, LoopAction
 from ..constants import SAMPLE_RATE
 from ..decoding.loop_detector import find_loop
 from ..decoding.sampling import Penalties, Sampling
-from ..errors import ConfigError, StepAudioError
 from ..evaluation.manifest import Clip
 from ..evaluation.word_errors import count_errors, count_errors_of_beginning
 from ..model import StepAudio2
 from ..models.kv_cache import CachePolicy
 from . import style
 from .audio import waveform_and_mel
+from .panel import Panel, load_ipywidgets, paragraph, wav
 from .recordings import MAX_SECONDS, Recording, Recordings
 from .runs import token_raster
 from .weights import histograms
@@ -49,77 +45,9 @@ PRESETS = {
     "frequency penalty": Sampling.greedy().override({"frequency": 1.2}),
     "published chat": Sampling.reference("chat"),
 }
-BUSY = "<b style='color: #b2182b'>&#9203; working …</b>"
-
-
-def _ipywidgets() -> Any:
-    try:
-        import ipywidgets
-    except ImportError:
-        raise ConfigError("widgets need ipywidgets, which is not installed: install stepaudio[notebook]") from None
-    return ipywidgets
-
-
-def _picture(w: Any) -> Any:
-    """Where a figure goes: never stretched, never wider than the cell."""
-    return w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%"))
-
-
-def _paragraph(text: str) -> str:
-    return f"<p style='max-width: 46em; overflow-wrap: anywhere'>{html.escape(text)}</p>"
-
-
-class _Panel:
-    """Controls, a busy sign, a text and a figure. While work runs, the sign shows; what goes wrong becomes the text."""
-
-    def __init__(self, w: Any):
-        self.busy, self.text, self.picture = w.HTML(), w.HTML(), _picture(w)
-        self.sound = w.Audio(format="wav", autoplay=False)  # in the widgets that play something
-        self._muted = False
-
-    @property
-    def is_muted(self) -> bool:
-        """Whether values are being set by the widget itself."""
-        return self._muted
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Do the work between showing and hiding the busy sign."""
-        self.busy.value = BUSY
-        try:
-            work()
-        except StepAudioError as error:
-            self._fail(f"This does not work: {error}")
-        except Exception as error:  # a callback that raises would vanish in a log, or stop the kernel's next cell
-            self._fail(f"This failed ({type(error).__name__}: {error}); choose something else")
-        finally:
-            self.busy.value = ""
-
-    def _fail(self, text: str) -> None:
-        """Nothing of an earlier choice stays beside the message."""
-        self.text.value, self.picture.value, self.sound.value = _paragraph(text), b"", b""
-
-    def on_change(self, controls: Iterable[Any], work: Callable[[], None]) -> None:
-        """Run the work whenever one of the controls takes another value, unless `muted`."""
-        for control in controls:
-            control.observe(lambda _: None if self._muted else self.run(work), names="value")
-
-    @contextmanager
-    def muted(self):
-        """Values may be set without a run for each."""
-        before, self._muted = self._muted, True
-        try:
-            yield
-        finally:
-            self._muted = before
 
 
 # ---------------------------------------------------------------- recordings
-
-
-def _wav(samples: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(samples, -1, 1), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 def clip_viewer(clips: Sequence[Clip] | str | Path | None = None, model: StepAudio2 | None = None) -> Any:
@@ -143,19 +71,19 @@ def clip_viewer(clips: Sequence[Clip] | str | Path | None = None, model: StepAud
     DataError
         The manifest cannot be read.
     """
-    w = _ipywidgets()
-    recordings, panel = Recordings(w, clips), _Panel(w)
+    w = load_ipywidgets()
+    recordings, panel = Recordings(w, clips), Panel(w)
 
     def show() -> None:
         name, recording = recordings.chosen
         samples, _ = recording.samples()
-        panel.sound.value = _wav(samples)
+        panel.sound.value = wav(samples)
         panel.picture.value = style.png(waveform_and_mel(samples, title=style.plain(name))[0])
         lines = [f"{len(samples) / SAMPLE_RATE:.1f} s. {recording.said()}"]
         if model is not None:
             found = model.transcribe(samples, sampling=Sampling.reference(), progress=False)
             lines.append(f"Transcribed: {found.text or '(nothing)'}")
-        panel.text.value = "".join(map(_paragraph, lines))
+        panel.text.value = "".join(map(paragraph, lines))
 
     panel.on_change([recordings.menu], show)
     panel.run(show)
@@ -168,7 +96,7 @@ def clip_viewer(clips: Sequence[Clip] | str | Path | None = None, model: StepAud
 class _Options:
     """Controls of everything that a run depends on; those without effect on the present choice are disabled."""
 
-    def __init__(self, w: Any, panel: _Panel):
+    def __init__(self, w: Any, panel: Panel):
         def slider(name: str, least: float, most: float, step: float, value: float = 0) -> Any:
             bounds = {"min": least, "max": most, "step": step, "layout": w.Layout(width=COLUMN)}
             return w.FloatSlider(value, **bounds, description=name, continuous_update=False)
@@ -280,14 +208,14 @@ def decoding_explorer(
     ConfigError, DataError
         As `clip_viewer`.
     """
-    w = _ipywidgets()
-    recordings, panel = Recordings(w, clips), _Panel(w)
+    w = load_ipywidgets()
+    recordings, panel = Recordings(w, clips), Panel(w)
     options = _Options(w, panel)
 
     def show() -> None:
         _, recording = recordings.chosen
         lines, panel.picture.value = _decode(model, recording, options.sampling(), options.cache(), max_tokens)
-        panel.text.value = "".join(map(_paragraph, lines))
+        panel.text.value = "".join(map(paragraph, lines))
 
     panel.on_change([recordings.menu, options.preset, *options.controls], show)
     panel.run(show)
@@ -356,14 +284,14 @@ def weight_explorer(model: StepAudio2) -> Any:
     ConfigError
         ipywidgets or matplotlib is not installed.
     """
-    w, tensors = _ipywidgets(), dict(tree_flatten(model.net.parameters()))
-    layers, panel = _by_layer(tensors), _Panel(w)
+    w, tensors = load_ipywidgets(), dict(tree_flatten(model.net.parameters()))
+    layers, panel = _by_layer(tensors), Panel(w)
     layer = w.Select(options=list(layers), description="layer", rows=9)
     tensor = w.Select(options=layers[layer.value], description="tensor", rows=9, layout=w.Layout(width="32em"))
 
     def show() -> None:
         text, panel.picture.value = _tensor(tensor.value, tensors[tensor.value])
-        panel.text.value = _paragraph(text)
+        panel.text.value = paragraph(text)
 
     def other_layer(_: object) -> None:
         tensor.options = layers[layer.value]  # selects the first, which shows it

@@ -21,7 +21,7 @@ from stepaudio.engine import Engine
 from stepaudio.errors import DataError, DecodeError, PromptError
 from stepaudio.model import StepAudio2
 from stepaudio.models.speech_lm import StepAudioNet
-from stepaudio.text.prompts import ASR_SYSTEM, open_answer
+from stepaudio.text.prompts import ASR_SYSTEM, READ_ALOUD, open_answer
 from stepaudio.text.tokenizer import Tokenizer
 
 QUESTION = "what is the time now"
@@ -162,6 +162,13 @@ def test_what_a_model_was_not_trained_for_is_refused(tiny_model):
     assert written.last.generation.tokens
     with pytest.raises(PromptError, match="no turns"):
         Conversation().ask(QUESTION).answer(trained(turns=False))
+    speaker, recording = trained(tasks=("repeat", "speak")), Conversation().ask(audio=tiny.noise(1))
+    with pytest.warns(UserWarning, match="says again"):
+        assert recording.answer(speaker, spoken=True, **GREEDY).last.spoken
+    assert Conversation(READ_ALOUD).ask(QUESTION).answer(speaker, spoken=True, **GREEDY).last.spoken
+    for refused, spoken in ((recording, False), (Conversation().ask(QUESTION), True)):
+        with pytest.raises(PromptError, match="cannot respond"):
+            refused.answer(speaker, spoken=spoken)
 
 
 @pytest.mark.parametrize("cached", [False, True])
