@@ -98,6 +98,7 @@ def test_turns_add_up_and_are_taken_back(model, clips):
     control(found, "text").value = "what <b>is</b> this"
     control(found, "ask").click()
     first = found.conversation
+    assert not control(found, "take back").disabled
     assert [p if isinstance(p, str) else "sound" for p in first.turns[3].parts] == ["what <b>is</b> this", "sound"]
     assert first.fork(2) == begun and first.last.text.strip() == "cat" and "what <b>is</b> this" in shown(found)
     control(found, "clip").value, control(found, "text").value = conversation.NO_RECORDING, "and now"
