@@ -96,7 +96,11 @@ def test_no_file_is_large():
     sizes = {p.relative_to(ROOT): p.stat().st_size for p in tracked_files()}
     nano = sum(size for path, size in sizes.items() if path.is_relative_to("data/nano"))
     large = {p: n for p, n in sizes.items() if n > 1_000_000 and not p.is_relative_to("data/nano")}
-    assert nano <= 64_000_000 and sum(large.values()) <= 8_000_000 and {p.suffix for p in large} <= {".safetensors"}
+    assert (
+        nano <= 64_000_000
+        and sum(large.values()) <= 8_000_000
+        and {p.suffix for p in large} <= {".safetensors", ".parquet"}
+    )
 
 
 def manifest() -> list[dict]:
