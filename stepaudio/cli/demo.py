@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("reference", "planned")  # the first is shown clip by clip
 CAVEAT = """planned forbids repeats among the last 8 tokens (frequency penalty 1.2, no 3-gram twice):
-that costs words where speech repeats."""
+that can cost words where speech repeats."""
 
 
 SENTENCE = "The window was open and the birds were singing."
