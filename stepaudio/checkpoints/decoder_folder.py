@@ -9,7 +9,6 @@ computes in one. Which layers have fewer bits follows mlx-lm's rule for its fold
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from math import prod
@@ -19,7 +18,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import ConfigError, TokenizerError, WeightsError
-from ..files import move_into_place, staging_folder
+from ..files import staging_folder
 from ..models.decoder import TextConfig
 from ..models.quantization import Bits, Quantization
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig
@@ -28,7 +27,7 @@ from ..text.tokenizer import Tokenizer
 from .capabilities import FILE as CAPABILITIES
 from .capabilities import Capabilities
 from .dtypes import HELD, SCALED, as_values, numpy_dtype
-from .header import INDEX_FILE, SINGLE_FILE, TensorInfo, listed, read_checkpoint
+from .header import INDEX_FILE, TensorInfo, listed, read_checkpoint
 from .int8 import SCALE, ScaledTensor
 from .joined import JoinedTensor
 from .layout import Shape, expected_layout
@@ -44,9 +43,9 @@ from .packed import (
     quantisable,
     read_tensors,
 )
+from .planned_folder import begin, files_of, finish, nbytes_of
 from .quantize_plan import SHARD_BYTES, beside_weights, is_listed, quantization_of, to_be_stated
 from .report import WeightReport, compare
-from .save import clear_stale
 from .tensor_file import Entry, TensorFile, copy_stored, index_of, split_into_files
 
 MANIFEST = "exported.json"
@@ -102,15 +101,12 @@ class Export:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all files that will be written, the config last."""
-        own = [CAPABILITIES] if self.capabilities else []
-        index = [INDEX_FILE] if len(self.shards) > 1 else []
-        return (*self.copied, *own, *self.shards, *index, MANIFEST, CONFIG_FILE)
+        return files_of(self, MANIFEST)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files, nearly."""
-        copied = sum((self.source / name).stat().st_size for name in self.copied)
-        return copied + sum(entry.nbytes for shard in self.shards.values() for entry in shard.values())
+        return nbytes_of(self)
 
 
 def plan_decoder(source: str | Path, float32: bool = False) -> Export:
@@ -218,13 +214,7 @@ def write_export(plan: Export, out: Path) -> dict:
     manifest = _manifest(plan)
     try:
         with staging_folder(out, ASIDE) as aside:
-            free = shutil.disk_usage(aside).free
-            if plan.nbytes > free:
-                raise WeightsError(f"{out}: needs {plan.nbytes:,} bytes, {free:,} are free there; name another disk")
-            for name in plan.copied:
-                (aside / name).parent.mkdir(exist_ok=True)
-                (out / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(plan.source / name, aside / name)
+            begin(plan, aside, out)
             for file, entries in plan.shards.items():
                 with TensorFile(aside / file, entries, {"format": "mlx"}) as stream:
                     for name, info in plan.records.items():
@@ -237,8 +227,7 @@ def write_export(plan: Export, out: Path) -> dict:
                 texts[INDEX_FILE] = index_of(plan.shards)
             for name, content in texts.items():
                 (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            move_into_place(aside, out, plan.files, [CONFIG_FILE, INDEX_FILE, SINGLE_FILE])
-            clear_stale(out, plan.shards)
+            finish(plan, MANIFEST, aside, out)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{out}: the folder could not be written ({error})") from None
     return manifest

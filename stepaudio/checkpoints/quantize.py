@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,15 +21,16 @@ from tqdm import tqdm
 from .. import __version__
 from ..backend.process import enter
 from ..errors import WeightsError
-from ..files import move_into_place, staging_folder
+from ..files import staging_folder
 from ..models.quantization import Bits
 from ..models.speech_lm import CONFIG_FILE
 from .capabilities import FILE as CAPABILITIES
 from .dtypes import HELD, numpy_dtype
-from .header import INDEX_FILE, SINGLE_FILE, TensorInfo
+from .header import INDEX_FILE, TensorInfo
 from .int8 import SCALE, ScaledTensor
 from .joined import JoinedTensor
 from .packed import BIASES, KEY, OTHER_KEY, SCALES, WEIGHT
+from .planned_folder import begin, finish
 from .quantize_plan import (
     MANIFEST,
     SHARD_BYTES,
@@ -41,7 +41,6 @@ from .quantize_plan import (
     stored_entries,
 )
 from .recipe import Recipe
-from .save import clear_stale
 from .tensor_file import TensorFile, copy_stored, index_of
 
 ASIDE = ".quantising-"
@@ -128,12 +127,7 @@ def write_quantised(plan: Plan, out: Path) -> Quantised:
     """Do what a plan says. Raises `WeightsError` as `quantise`."""
     try:
         with staging_folder(out, ASIDE) as aside:
-            free = shutil.disk_usage(aside).free
-            if plan.nbytes > free:
-                raise WeightsError(f"{out}: needs {plan.nbytes:,} bytes, {free:,} are free there; name another disk")
-            for name in plan.copied:
-                (aside / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(plan.source / name, aside / name)
+            begin(plan, aside, out)
             fates: dict[str, Fate] = {}
             total = sum(info.nbytes for info in plan.records.values())
             with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
@@ -145,10 +139,7 @@ def write_quantised(plan: Plan, out: Path) -> Quantised:
                                 bar.update(info.nbytes)
             manifest = _manifest(plan, [fates[name] for name in plan.records])
             _write_texts(aside, plan, manifest)
-            for name in plan.copied:
-                (out / name).parent.mkdir(exist_ok=True)
-            move_into_place(aside, out, plan.files, [CONFIG_FILE, INDEX_FILE, SINGLE_FILE])
-            clear_stale(out, plan.shards)
+            finish(plan, MANIFEST, aside, out)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{out}: the quantised model could not be written ({error})") from None
     return Quantised(out, manifest)

@@ -16,12 +16,13 @@ from .capabilities import Capabilities
 from .convert.manifest import converted_folder
 from .convert.published import FOLDER, published_folder
 from .dtypes import HELD
-from .header import INDEX_FILE, TensorInfo, listed
+from .header import TensorInfo, listed
 from .hub import OTHERS, TOKENIZERS
 from .hub_name import repository_of
 from .int8 import SCALE, ScaledTensor
 from .layout import expected_layout
 from .packed import BIASES, SCALES, WEIGHT, PackedTensor, packed_width, quantisable, read_tensors
+from .planned_folder import files_of, nbytes_of
 from .recipe import Recipe
 from .report import compare
 from .tensor_file import Entry, split_into_files
@@ -49,15 +50,12 @@ class Plan:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all files that will be written, the config last."""
-        own = [CAPABILITIES] if self.capabilities else []
-        index = [INDEX_FILE] if len(self.shards) > 1 else []
-        return (*self.copied, *own, *self.shards, *index, MANIFEST, CONFIG_FILE)
+        return files_of(self, MANIFEST)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files, nearly."""
-        copied = sum((self.source / name).stat().st_size for name in self.copied)
-        return copied + sum(entry.nbytes for shard in self.shards.values() for entry in shard.values())
+        return nbytes_of(self)
 
 
 def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> Plan:
