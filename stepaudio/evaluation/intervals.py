@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from .limits import LoopPart, change_limits, combine, rate_limits
+from .limits import LoopPart, change_limits, combine, rate_limits, share_limits
 
 Row = Mapping[str, Any]
 # Measure -> columns of errors and of what they are out of.
@@ -129,7 +129,7 @@ def interval(rows, measure: str = "wer", *, level: float = 0.95) -> Interval:
     if measure == "loop_rate":
         events = np.array([sum(loop for *_, loop in clip) for clip in table], dtype=np.float64)
         exposure = np.array([len(clip) for clip in table], dtype=np.float64)
-        return _found(measure, events.sum() / exposure.sum(), rate_limits(events, exposure, level), level, len(table))
+        return _found(measure, events.sum() / exposure.sum(), share_limits(events, exposure, level), level, len(table))
     if measure.startswith("loop_free"):
         table = [kept for clip in table if (kept := [run for run in clip if not run[2]])]
         _need_two(len(table), "without a loop")
@@ -173,7 +173,8 @@ def paired_difference(rows_a, rows_b, measure: str = "wer", *, level: float = 0.
     pairs = [_pairs(a[clip], b[clip]) for clip in a]
     if measure == "loop_rate":
         table = [[(float(x[2]), float(y[2]), 1.0) for x, y in clip] for clip in pairs]
-        return _difference(measure, table, level)
+        found = _difference(measure, table, level)
+        return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
     words = {clip: {w for _, w, _ in (*a[clip].values(), *b[clip].values())} for clip in a}
     if other := [clip for clip, found in words.items() if len(found) > 1]:
         raise DataError(f"clip {other[0]!r} has another number of expected words on one side: are the texts the same?")

@@ -49,6 +49,17 @@ def rate_limits(
     return exact_interval(rate * effective, effective, level)
 
 
+def share_limits(events: np.ndarray, exposure: np.ndarray, level: float) -> tuple[float, float]:
+    """As `rate_limits` of events that are some of the exposure, such as runs that loop among all; never above 1.
+
+    Above a half they are those of the rest, turned round: a share of 99 in 100 is as well known as one of 1 in 100.
+    """
+    if events.sum() <= exposure.sum() / 2:
+        return rate_limits(events, exposure, level)
+    low, high = rate_limits(exposure - events, exposure, level)
+    return 1 - high, 1 - low
+
+
 def combine(parts: Iterable[Part], minus: Iterable[Part] = (), correlation: float = 0.0) -> tuple[float, float]:
     """Limits of a sum of parts less the sum of others (MOVER).
 
@@ -84,7 +95,7 @@ class LoopPart:
         """looped: errors of the looping runs of each clip. other: sizes to go by where fewer than two clips looped."""
         events = np.array([len(found) for found in looped], dtype=np.float64)
         per_run = exposure.sum() / sum(runs)
-        share, (low, high) = events.sum() / sum(runs), rate_limits(events, np.array(runs, dtype=np.float64), level)
+        share, (low, high) = events.sum() / sum(runs), share_limits(events, np.array(runs, dtype=np.float64), level)
         sizes = [float(np.mean(found)) for found in looped if found]
         value = share * float(np.mean([e for found in looped for e in found] or [0.0])) / per_run
         known = sizes if len(sizes) >= 2 else [*sizes, *other]

@@ -50,6 +50,19 @@ def test_loop_rates_are_the_exact_binomial_interval():
         assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
 
 
+@pytest.mark.parametrize("looping", [0, 1, 5, 40, 47, 48])
+def test_a_rate_of_loops_over_several_seeds_is_a_share(looping):
+    """Between 0 and 1, and that of the runs which do not loop turned round: what loops is a matter of naming."""
+    words, nothing = np.full(48, 10), np.zeros((48, 3))
+    loops = np.stack([np.arange(48) < looping, np.arange(48) <= looping, np.arange(48) < looping], axis=1)
+    runs, others = (rows("a", nothing, words, loops=kind, seeds=(0, 1, 2)) for kind in (loops, ~loops))
+    found, rest = interval(runs, "loop_rate"), interval(others, "loop_rate")
+    assert 0 <= found.low < found.estimate + 1e-12 and found.estimate - 1e-12 < found.high <= 1
+    assert (found.low, found.high) == pytest.approx((1 - rest.high, 1 - rest.low))
+    change = paired_difference(runs, others, "loop_rate")
+    assert -1 <= change.low <= change.estimate <= change.high <= 1
+
+
 def test_words_that_err_alone_count_as_words_and_clips_that_err_whole_count_as_clips():
     """One error in every other clip of ten words: near the binomial interval of 400 words. The same number of errors
     gathered in two clips: as few as the clips."""
