@@ -12,7 +12,7 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import widgets
-    from .audio import audio_attention, mel, mel_difference, waveform, waveform_and_mel
+    from .audio import audio_attention, mel, mel_difference, waveform, waveform_and_mel, word_times
     from .conversation import chat
     from .filters import filterbank, filterbanks
     from .patching import causal_map, head_map
@@ -55,6 +55,7 @@ _NAMES = {
     "weight_map": "weights",
     "wer_against_bytes": "runs",
     "wer_against_loops": "runs",
+    "word_times": "audio",
     "widgets": "widgets",
 }
 
@@ -86,6 +87,7 @@ __all__ = [
     "wer_against_bytes",
     "wer_against_loops",
     "widgets",
+    "word_times",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,58 @@ def waveform_and_mel(
     style.color_bar(drawn, [wave, image], MEL_LABEL)
     _write_labels([wave, image], labels)
     return wave, image
+
+
+def word_times(
+    source: Any,
+    rows: Mapping[str, Sequence[tuple[str, float, float]]],
+    title: str | None = None,
+    *,
+    sample_rate: float | None = None,
+    sr: float | None = None,
+) -> tuple[Any, Any]:
+    """A recording, and below it when each word was said, by one or several accounts.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or array
+        A file, or samples (n,) in [-1, 1], read as `load_audio` reads them.
+    rows : mapping of str to sequence of (str, float, float)
+        Name of the account -> its words, each with start and end in seconds.
+    title : str, optional
+        By default the name of the file.
+    sample_rate, sr : number, optional
+        Rate of an array in Hz, under either name; 16 kHz by default.
+
+    Returns
+    -------
+    (Axes, Axes)
+        Waveform, and one row of boxes an account, the first on top. The starts of the first go on as dotted lines.
+
+    Raises
+    ------
+    ConfigError
+        No account, or a word that ends before it begins.
+    """
+    style.need(len(rows) > 0, "word times: expected at least one row of words, found none")
+    for text, start, end in (word for words in rows.values() for word in words):
+        style.need(start <= end, f"word times: {text!r:.40}: expected a start before the end, found {start} to {end} s")
+    samples = _samples(source, sample_rate, sr)
+    wave, below = style.stacked(2, 2.2 + 0.45 * len(rows), (2, 0.6 * len(rows)))
+    _draw_waveform(wave, samples)
+    wave.set_title(_title(source, title, "word times"))
+    for i, words in enumerate(rows.values()):
+        for k, (text, start, end) in enumerate(words):
+            low = k % 2 * 0.3  # words are short: neighbours are written at two heights
+            below.broken_barh([(start, end - start)], (i - 0.4, 0.8), facecolor="0.92", edgecolor=style.DARK)
+            place = {"ha": "center", "va": "center", "bbox": {"facecolor": "0.92", "edgecolor": "none", "pad": 0}}
+            below.text((start + end) / 2, i - 0.15 + low, style.plain(text), fontsize=8, **place)
+    for _, start, _ in next(iter(rows.values())):
+        for ax in (wave, below):
+            ax.axvline(start, color=style.ALERT, linewidth=0.8, linestyle=":", zorder=0)
+    below.set_yticks(range(len(rows)), [style.plain(name) for name in rows])
+    below.set(xlabel="time (s)", xlim=(0, len(samples) / SAMPLE_RATE), ylim=(len(rows) - 0.5, -0.5))
+    return wave, below
 
 
 def _samples(source: Any, sample_rate: float | None, sr: float | None) -> np.ndarray:

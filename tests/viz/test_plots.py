@@ -190,6 +190,20 @@ def test_attention_to_audio_time():
     assert bar_label(ax) == "attention / highest of the token" and "token" in ax.get_ylabel() and is_grey(ax)
 
 
+def test_words_stand_at_their_times():
+    rows = {"known": [("a", 0.1, 0.3), ("b$", 0.3, 0.7)], "found": [("a", 0.08, 0.32)]}
+    wave, below = viz.word_times(np.zeros(16_000, np.float32), rows, TITLE)
+    boxes = [c.get_paths()[0].get_extents() for c in below.collections]
+    np.testing.assert_allclose([(b.x0, b.x1) for b in boxes], [(0.1, 0.3), (0.3, 0.7), (0.08, 0.32)])
+    assert [round((b.y0 + b.y1) / 2) for b in boxes] == [0, 0, 1] and below.get_ylim() == (1.5, -0.5)
+    assert [(t.get_text(), t.get_position()[0]) for t in below.texts] == [
+        ("a", pytest.approx(0.2)), (r"b\$", pytest.approx(0.5)), ("a", pytest.approx(0.2))
+    ]  # fmt: skip
+    assert [line.get_xdata()[0] for line in below.get_lines()] == [0.1, 0.3]
+    assert [t.get_text() for t in below.get_yticklabels()] == ["known", "found"] and wave.get_title() == TITLE
+    assert below.get_xlim() == wave.get_xlim() == (0, 1) and below.get_xlabel() == "time (s)" and is_grey(below)
+
+
 # ---- runs ----
 
 
@@ -413,6 +427,8 @@ def test_the_caller_may_bring_the_axes():
         lambda: viz.filterbank(hertz=(500, 100)),
         lambda: viz.mel_difference(np.zeros((3, 4)), np.zeros((2, 4)), TITLE),
         lambda: viz.audio_attention(np.zeros((2, 3)), np.zeros(3), ["one"], TITLE),
+        lambda: viz.word_times(np.zeros(1600, np.float32), {}, TITLE),
+        lambda: viz.word_times(np.zeros(1600, np.float32), {"x": [("a", 0.2, 0.1)]}, TITLE),
         lambda: viz.token_raster([], TITLE, loop=Loop(1, 0, 4)),
         lambda: viz.token_raster([1, 2], TITLE, texts=["one"]),
         lambda: viz.kv_bytes({"x": []}, TITLE),
