@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..choices import Measure, is_count, is_number, shown
-from ..constants import EMBEDDINGS_PER_SECOND
+from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE
 from ..decoding.generate import collect, generate
 from ..decoding.loop_detector import find_loop
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
@@ -308,10 +308,12 @@ def causal_trace(
     meant = frozenset().union(*matching(patterns, model.config).values())
     layers = tuple(n for n in activation_names(model.config) if n in meant)
     layout = lay_out(model, clean, how.get("prompt", ASR_SYSTEM), sample_rate)
-    embeddings = sum(slot.length for slot in layout.prompt.slots if slot.clip == 0)
-    if not embeddings:
+    parts = [(slot, mel) for slot, mel in zip(layout.prompt.slots, layout.mels, strict=True) if slot.clip == 0]
+    if not parts:
         raise ConfigError("causal_trace: expected a prompt with a recording, found none")
-    length = embeddings / EMBEDDINGS_PER_SECOND
+    slot, mel = parts[-1]
+    end = slot.piece * model.pipeline.chunk_samples / SAMPLE_RATE + mel.shape[1] / FRAMES_PER_SECOND
+    length = min(end, sum(s.length for s, _ in parts) / EMBEDDINGS_PER_SECOND)  # the last may reach beyond the sound
     edges = np.append(np.arange(0, length - 1e-6, seconds), length)
     places = [{"names": name, "seconds": (float(a), float(b))} for name in layers for a, b in itertools.pairwise(edges)]
     return TraceMap(

@@ -83,6 +83,15 @@ def test_a_fault_in_one_stretch_is_traced_to_it(tiny_model, clip):
     np.testing.assert_allclose(found.recovered[1], 0, atol=1e-3)  # too late: only the last position is read behind it
 
 
+def test_a_trace_ends_with_the_sound(tiny_model):
+    """The last audio embedding reaches beyond a recording whose length is no multiple of 80 ms."""
+    for seconds in (1.25, 1.27, 1.3):
+        fault = making.scale("adapter.out", -2.0, seconds=(1.2, seconds))
+        found = patching.causal_trace(tiny_model, tiny.noise(seconds, 3), None, "adapter.out", fault=fault, **HOW)
+        assert abs(found.edges[-1] - seconds) < 0.08
+        assert found.recovered[0, -1] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_heads_by_hand(tiny_model, clip):
     clips = [clip, tiny.noise(1.5, 3)]
     found = patching.ablate_heads(tiny_model, clips, **HOW)
