@@ -12,7 +12,7 @@ LAYERS = [
     "lazy", "errors", "choices", "constants", "reading", "schema", "files", "targets", "resources",
     "backend", "audio", "text", "models", "checkpoints", "decoding", "synthesis",
     "pipeline", "engine", "transcribe", "thinking", "model", "speech_model", "conversation",
-    "evaluation", "parity", "bench", "interp", "experiments", "viz", "train", "cli",
+    "evaluation", "parity", "interp", "bench", "experiments", "viz", "train", "cli",
 ]  # fmt: skip
 TOP = ("__init__", "__main__")  # the first loads the BLAS before anything else, the second is the command
 

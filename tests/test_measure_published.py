@@ -4,11 +4,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from stepaudio.bench.published import PARTS
 from stepaudio.cli.main import parsed
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "measure_published.py"
@@ -26,6 +28,11 @@ def script():
 def test_every_command_is_understood(script, tiny):
     for _, command, more in script.STEPS.values():
         assert parsed([*command, *(more if tiny else [])]).run
+
+
+def test_every_part_of_the_bench_is_in_one_step(script):
+    named = [word for _, command, _ in script.STEPS.values() for flag, word in pairwise(command) if flag == "--part"]
+    assert sorted(named) == sorted(PARTS)
 
 
 def test_what_is_printed_is_kept_whatever_became_of_the_command(script, monkeypatch, tmp_path):
@@ -72,6 +79,7 @@ def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
         "agreement": {"status": 0, "lines": [compared]},
         "speed": {"status": "cut short", "lines": [figure("a", "stepaudio", 155.5), figure("b", "stepaudio", 7),
                                                    figure("a", "mlx-lm", 100), "half a li"]},
+        "edits": {"status": 0, "lines": [figure("c", "stepaudio", 1.25) | {"unit": "time / plain"}]},
         "memory": {"status": 1, "lines": [{"plans": {"16 bits": plan, "8 bits": {}}, "shown": seen}]},
         "token2wav": {"status": "no time left"},
     }  # fmt: skip
@@ -83,6 +91,8 @@ def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
         "| logits | 2.8e-06 | 100.0% |", "| adapter | 1.0e-06 |  |", "",
         "### speed (cut short)", "", "| part | what | unit | stepaudio | mlx-lm |", "| --- | --- | --- | --- | --- |",
         "| decode | a | tokens/s | 156 | 100 |", "| decode | b | tokens/s | 7 |  |", "",
+        "### edits", "", "| part | what | unit | stepaudio |", "| --- | --- | --- | --- |",
+        "| decode | c | time / plain | 1.25 |", "",
         "### memory (1)", "", "|  | planned, GB | seen, GB | planned / seen |", "| --- | --- | --- | --- |",
         "| weights | 16.630 | 16.630 | 1.000 |", "| keys and values | 0.001 | 0.002 | 0.500 |",
         "| peak | 20.000 | 10.000 | 2.000 |", "", "growth: 0 bytes", "",

@@ -11,7 +11,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,14 @@ from ..errors import ConfigError
 from ..models.kv_cache import CachePolicy
 from ..models.quantization import Bits
 from ..models.speech_lm import StepAudioNet
+from ..models.tap import Tap
 from ..resources import voice_clip
 from ..synthesis.synthesizer import Synthesizer
 from . import peers, torch_baseline
 from .agreement import sizes_named
+from .edited import taps_of
 from .memory import PROMPT, random_engine
+from .rows import Row
 from .successor import successor_net
 
 OURS = "stepaudio"
@@ -60,32 +63,6 @@ CACHES: dict[str, CachePolicy] = {
 PERIOD = 20  # tokens after which the repeating text comes again
 SHARD = 5_000_000_000
 Sides = dict[tuple[str, str], Callable[[], float]]  # (what, whose) -> what measures it once
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure: of which part, what, whose, in which unit, and the value of each repeat."""
-
-    part: str
-    what: str
-    side: str
-    unit: str
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle one."""
-        return float(np.median(self.values))
-
-    def to_dict(self) -> dict:
-        """Plain JSON types."""
-        least, most = (round(f(self.values), 6) for f in (min, max))
-        said = {"part": self.part, "what": self.what, "side": self.side, "unit": self.unit}
-        return said | {"median": round(self.median, 6), "least": least, "most": most, "repeats": len(self.values)}
-
-    def __str__(self) -> str:
-        spread = f"{min(self.values):11.4g} … {max(self.values):.4g}" if len(self.values) > 1 else ""
-        return f"{self.part:13}{self.what:40}{self.side:11}{self.median:11.4g} {self.unit:12}{spread}".rstrip()
 
 
 class Bench:
@@ -122,16 +99,23 @@ class Bench:
         tokens = np.random.default_rng(self.seed).integers(0, self.config.text_config.vocab_size, n)
         return Request(tokens.tolist(), self.engine.net.embed(tokens)[0])
 
-    def rate(self, requests: Sequence[Request], n: int = 0, net: StepAudioNet | None = None, **options) -> float:
+    def rate(
+        self,
+        requests: Sequence[Request],
+        n: int = 0,
+        net: StepAudioNet | None = None,
+        tap: Tap | None = None,
+        **options,
+    ) -> float:
         """Tokens per second of all requests together."""
         run = run_options(n or self.n_tokens, **options)
-        ends = [time.perf_counter() for s in generate(net or self.engine.net, requests, run) if s.row == 0]
+        ends = [time.perf_counter() for s in generate(net or self.engine.net, requests, run, tap) if s.row == 0]
         return len(requests) * peers.rate(ends)
 
-    def first(self, request: Request, **options) -> float:
+    def first(self, request: Request, tap: Tap | None = None) -> float:
         """Seconds from a request to its first token."""
         began = time.perf_counter()
-        next(generate(self.engine.net, [request], run_options(1, **options)))
+        next(generate(self.engine.net, [request], run_options(1), tap))
         return time.perf_counter() - began
 
     def rows(self, part: str, unit: str, sides: Mapping[tuple[str, str], Callable[[], float]]) -> Iterator[Row]:
@@ -382,8 +366,29 @@ def _first_sound(bench: Bench) -> Iterator[Row]:
     yield from bench.rows("first sound", "s", sides)
 
 
+def _edits(bench: Bench) -> Iterator[Row]:
+    """The same prompt with and without edits: read, and answered; then how many times as long each edit takes."""
+    request, taps = taps_of(
+        bench.engine, bench.mel, 64 if bench.small else 512, run_options(bench.n_tokens), bench.seed
+    )
+    n = len(request.tokens)
+    works: dict[str, tuple[str, Callable[[Tap | None], float]]] = {
+        f"{n} positions": ("positions/s", lambda tap: n / bench.first(request, tap)),
+        "greedy": ("tokens/s", lambda tap: bench.rate([request], tap=tap)),
+    }
+    for work, (unit, measure) in works.items():
+        sides: Sides = {
+            (f"{work}, {name}", OURS): lambda measure=measure, made=made: measure(made()) for name, made in taps.items()
+        }
+        plain, *edited = bench.rows("edits", unit, sides)
+        yield from (plain, *edited)
+        for row in edited:
+            ratios = tuple(a / b for a, b in zip(plain.values, row.values, strict=True))
+            yield Row("edits", row.what, OURS, "time / plain", ratios)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "load": _load, "encoder": _encoder, "prefill": _prefill, "decode": _decode, "samplers": _samplers,
-    "caches": _caches, "batches": _batches, "speculative": _speculative, "first-token": _first_token,
-    "first-sound": _first_sound, "bits": _bits,
+    "caches": _caches, "bits": _bits, "batches": _batches, "speculative": _speculative, "first-token": _first_token,
+    "first-sound": _first_sound, "edits": _edits,
 }  # fmt: skip

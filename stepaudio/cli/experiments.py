@@ -38,8 +38,8 @@ def add_experiment_verbs(verbs) -> None:
     bench.add_argument("--tiny", action="store_true", help="of --published and --token2wav: a rehearsal at small sizes")
     add_option(
         bench, "--part", action="append", default=[], metavar="NAME", shown="all of them",
-        help="of --published: load, encoder, prefill, decode, samplers, caches, batches, speculative, first-token, "
-        "first-sound or bits alone; may be given several times",
+        help="of --published: load, encoder, prefill, decode, samplers, caches, bits, batches, speculative, "
+        "first-token, first-sound or edits alone; may be given several times",
     )  # fmt: skip
     add_formats(bench, ("text", "json"), "text")
 

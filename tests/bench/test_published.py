@@ -8,10 +8,13 @@ import tiny
 from small_sizes import SIZES
 
 from stepaudio.bench import agreement, peers, published
-from stepaudio.bench.published import Bench, Row, successor_net
+from stepaudio.bench.edited import taps_of
+from stepaudio.bench.published import Bench, successor_net
+from stepaudio.bench.rows import Row
 from stepaudio.cli.main import main
 from stepaudio.decoding.generate import Request, collect, generate
 from stepaudio.errors import ConfigError
+from stepaudio.models.kv_cache import NoCache
 
 
 @pytest.fixture
@@ -77,9 +80,26 @@ def test_every_part_gives_its_rows(bench, monkeypatch):
     held = {bits: said["bits", f"{bits} bits, weights"].median for bits in (8, 4)}
     assert held[4] < held[8] < said["load", "weights"].median
     assert {row.part for row in rows} == {"load", "encoder", "prefill", "decode", "sampler", "cache", "batch",
-                                          "speculative", "first token", "first sound", "bits"}  # fmt: skip
+                                          "speculative", "first token", "first sound", "bits", "edits"}  # fmt: skip
     early, late = (row.median for row in rows if row.part == "first sound")
     assert early < late
+
+
+def test_the_edits_take_effect_and_their_ratios_are_of_one_round(bench):
+    bench.repeats = 2
+    rows = list(published.PARTS["edits"](bench))
+    speeds = {row.what: row.values for row in rows if row.unit != "time / plain"}
+    for row in (row for row in rows if row.unit == "time / plain"):
+        plain = speeds[f"{row.what.partition(',')[0]}, plain"]
+        assert row.values == tuple(a / b for a, b in zip(plain, speeds[row.what], strict=True))
+    request, taps = taps_of(bench.engine, bench.mel, 64, published.run_options(12), 0)
+    assert len(request.tokens) == 64
+    net, seen = bench.engine.net, {}
+    for name, made in taps.items():
+        seen[name] = np.array(net.logits(request.embeddings[None], NoCache(net.model.rope), made()))[0]
+    assert next(iter(seen)) == "plain" and len(seen) == 5
+    moved = {name: np.abs(logits - seen["plain"]).max() for name, logits in seen.items()}
+    assert moved.pop("plain") == 0 and min(moved.values()) > 1e-2, moved
 
 
 def test_the_command(bench, monkeypatch, capsys):

@@ -1,0 +1,33 @@
+"""What a bench found: one figure, as text and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: of which part, what, whose, in which unit, and the value of each repeat."""
+
+    part: str
+    what: str
+    side: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return float(np.median(self.values))
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        least, most = (round(f(self.values), 6) for f in (min, max))
+        said = {"part": self.part, "what": self.what, "side": self.side, "unit": self.unit}
+        return said | {"median": round(self.median, 6), "least": least, "most": most, "repeats": len(self.values)}
+
+    def __str__(self) -> str:
+        spread = f"{min(self.values):11.4g} … {max(self.values):.4g}" if len(self.values) > 1 else ""
+        return f"{self.part:13}{self.what:40}{self.side:11}{self.median:11.4g} {self.unit:12}{spread}".rstrip()
