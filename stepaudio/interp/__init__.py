@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
+    from .ablation import HeadTable, ablate_heads
     from .attribution import LogitParts, logit_parts
     from .donor import Activations
     from .edits import Edits, add, mean, patch, replace, resample, scale, zero
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .memory import Memory, watch_memory
     from .names import GLOSSARY, activation_names
     from .patch_estimates import PatchEstimates, estimate_patches
-    from .patching import HeadTable, Patched, TraceMap, ablate_heads, causal_trace, patch_between, run_pair
+    from .patching import Patched, TraceMap, causal_trace, patch_between, run_pair
     from .places import Place
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
@@ -40,7 +41,7 @@ __getattr__, __dir__ = _lazy_names(
         "AudioAttention": "lens",
         "Edits": "edits",
         "GLOSSARY": "names",
-        "HeadTable": "patching",
+        "HeadTable": "ablation",
         "Lens": "lens",
         "LogitParts": "attribution",
         "Memory": "memory",
@@ -51,7 +52,7 @@ __getattr__, __dir__ = _lazy_names(
         "Steering": "steering",
         "Trace": "recorder",
         "TraceMap": "patching",
-        "ablate_heads": "patching",
+        "ablate_heads": "ablation",
         "activation_names": "names",
         "activations": "running",
         "add": "edits",

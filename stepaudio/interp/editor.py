@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -36,6 +36,10 @@ class Editor(ABC):
     def names(self) -> tuple[str, ...]:
         """The activations that are edited."""
         return tuple(self._targets)
+
+    def targets(self) -> Iterator[tuple[str, Target]]:
+        """Each edit at each activation, in order."""
+        return ((name, target) for name, of_name in self._targets.items() for target in of_name)
 
     def edited(self, name: str, x: mx.array) -> mx.array:
         """The edited activation, or `x` itself where nothing is to be done."""

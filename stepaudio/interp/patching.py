@@ -1,4 +1,4 @@
-"""What of a run makes the difference: patch it from another run, ablate its heads, and measure what is left.
+"""What of a run makes the difference: patch it from another run, and measure what is left.
 
 A measure is made along given tokens (logit difference, probability: one pass, no cache) or of what the edited model
 generates (repetition loop, word error rate). Method of patching: Meng et al., "Locating and Editing Factual
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Unpack
 
 import mlx.core as mx
@@ -17,7 +18,6 @@ import numpy as np
 
 from ..choices import Measure, is_count, is_number, shown
 from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE
-from ..decoding.generate import collect, generate
 from ..decoding.loop_detector import find_loop
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
 from ..engine import is_conversation
@@ -28,12 +28,12 @@ from ..model import StepAudio2
 from ..pipeline import Layout
 from ..text.prompts import ASR_SYSTEM
 from .donor import Activations
-from .edit_targets import HEADS
-from .edits import Edits, mean, patch, resample, zero
-from .names import GLOSSARY, activation_names, axis_sizes, matching, pattern_of
+from .edits import Edits, patch
+from .names import activation_names, matching
+from .placebos import placebo
 from .places import Place
 from .recorder import BYTE_LIMIT, Recorder
-from .running import by_position, edit_tap, forced_logits, lay_out
+from .running import by_position, edit_tap, forced_logits, generated, lay_out
 
 FORCED = (Measure.LOGIT_DIFFERENCE, Measure.PROBABILITY)  # measured along given tokens
 NONE = Edits()
@@ -50,7 +50,7 @@ class Patched:
     measure : of the three numbers that follow.
     clean, corrupt : of the runs without patches.
     values : (n,) of the corrupt run with each patch.
-    placebos : (n, k) the same with activations of the clean run taken from positions drawn at random.
+    placebos : (n, k) the same with activations of the clean run from other positions, drawn at random.
     """
 
     where: tuple[str, ...]
@@ -127,7 +127,7 @@ class RunPair:
             return self._along(
                 measure, forced_logits(self.model, self.layout, self.tokens, both, embeddings=self.embeddings)
             )
-        return self._of_answer(measure, _generated(self.model, self.layout, self.options, both))
+        return self._of_answer(measure, generated(self.model, self.layout, self.options, both))
 
     def _along(self, measure: Measure, logits: np.ndarray) -> float:
         at, clean = logits[self.step], self.tokens[self.step]
@@ -184,7 +184,7 @@ def run_pair(
             f"run_pair: the prompts have {n} and {found} positions, so none means the same in both: cut the recordings "
             "to the same length"
         )
-    tokens = _generated(model, sound, decoding)
+    tokens = generated(model, sound, decoding)
     edit_tap(model, fault, [layout], len(tokens))  # refuses what cannot apply before the long part
     recorder = Recorder(model.config, names, byte_limit=byte_limit)
     clean_logits = forced_logits(model, sound, tokens, tap=recorder)
@@ -199,13 +199,6 @@ def run_pair(
     others = logits[step].copy()
     others[tokens[step]] = -np.inf
     return RunPair(model, layout, embeddings, fault, donor, tokens, step, int(others.argmax()), clean_logits, decoding)
-
-
-def _generated(model: StepAudio2, layout: Layout, options: DecodingOptions, edits: Edits = NONE) -> tuple[int, ...]:
-    """The tokens of one answer with edits."""
-    engine, tap = model.engine, edit_tap(model, edits, [layout], options.max_tokens) if edits else None
-    request = engine.encode_layout(layout, tap)
-    return collect(generate(engine.net, [request], engine.run_options(options), tap), 1)[0].tokens
 
 
 def patch_between(
@@ -228,7 +221,7 @@ def patch_between(
         Of the clean token against what the corrupt run would choose in its stead, in logits; of the clean token, 0 to
         1; 1 if what is generated ends in a repetition loop, else 0; word error rate against the clean answer.
     placebos : int >= 0
-        Patches at each place with activations from positions of the clean run drawn at random, seeds from 0.
+        Patches at each place with activations of the clean run from other positions, as `placebos.placebo` draws them.
     **how : as in `run_pair`.
 
     Returns
@@ -237,13 +230,13 @@ def patch_between(
 
     Raises
     ------
-    ConfigError : as `run_pair`, or a place that the runs do not have; no patch has run then.
+    ConfigError : as `run_pair`, a place that the runs do not have, or no other position for placebos; before any patch.
     """
     wanted, places = Measure.of(measure, "measure"), [where] if isinstance(where, Mapping) else list(where)
-    known = {"names", "heads", "keys", *(f.name for f in fields(Place))}
-    if not places or not all(isinstance(p, Mapping) and "names" in p and set(p) <= known for p in places):
+    allowed = {"names", "heads", "keys", *(f.name for f in fields(Place))}
+    if not places or not all(isinstance(p, Mapping) and "names" in p and set(p) <= allowed for p in places):
         raise ConfigError(
-            f"patch_between: expected places, at least one, with names each and any of {', '.join(sorted(known))}"
+            f"patch_between: expected places, at least one, with names each and any of {', '.join(sorted(allowed))}"
         )
     if not is_count(placebos):
         raise ConfigError(f"placebos: expected a whole number from 0, found {shown(placebos)}")
@@ -252,14 +245,17 @@ def patch_between(
     if np.isnan(pair.clean(wanted)):
         raise ConfigError("patch_between: the clean answer has no words, so there is no word error rate against it")
     edits = [patch(donor=pair.donor, **place) for place in places]
-    drawn = [[resample(donors=pair.donor, seed=seed, **place) for seed in range(placebos)] for place in places]
     most = len(pair.tokens) if wanted in FORCED else pair.options.max_tokens
-    for one in (*edits, *(d for row in drawn for d in row)):
-        edit_tap(model, pair.fault + one, [pair.layout], most)
+    taps = [edit_tap(model, one, [pair.layout], most) for one in edits]
+    known = (*pair.layout.prompt.tokens, *pair.tokens)
+    draws = [partial(placebo, place, pair.donor, tap, known) for place, tap in zip(places, taps, strict=True)]
+    for draw in draws if placebos else ():
+        draw(0)  # whether there is anything to draw does not depend on the seed
     values = np.array([pair.corrupt(wanted, one) for one in edits])
-    blind = np.array([[pair.corrupt(wanted, one) for one in row] for row in drawn]).reshape(len(places), placebos)
+    blind = np.array([[pair.corrupt(wanted, draw(seed)) for seed in range(placebos)] for draw in draws])
     texts = tuple(str(one).split(" ", 1)[1].rsplit("; from", 1)[0] for one in edits)
-    return Patched(texts, wanted, pair.clean(wanted), pair.corrupt(wanted), values, blind)
+    ends = pair.clean(wanted), pair.corrupt(wanted)
+    return Patched(texts, wanted, *ends, values, blind.reshape(len(places), placebos))
 
 
 @dataclass(frozen=True)
@@ -319,80 +315,3 @@ def causal_trace(
     return TraceMap(
         layers, edges, patch_between(model, clean, corrupt, places, measure, sample_rate=sample_rate, **how)
     )
-
-
-@dataclass(frozen=True)
-class HeadTable:
-    """What each head is worth to the model's own answers.
-
-    Attributes
-    ----------
-    names : (layers,) activations.
-    lost : (clips, layers, heads) nats per token that the answer's log-probability falls by without the head.
-    """
-
-    names: tuple[str, ...]
-    lost: np.ndarray
-
-    @property
-    def mean(self) -> np.ndarray:
-        """(layers, heads) over clips."""
-        return self.lost.mean(axis=0)
-
-    def table(self) -> str:
-        """Layers down, heads across."""
-        width = max(map(len, self.names))
-        rows = [" " * width + "".join(f"{h:>8}" for h in range(self.lost.shape[2]))]
-        rows += [
-            f"{n:{width}}" + "".join(f"{x:8.3f}" for x in row) for n, row in zip(self.names, self.mean, strict=True)
-        ]
-        return "\n".join(rows)
-
-
-def ablate_heads(
-    model: StepAudio2,
-    sources: Sequence,
-    names: str = "decoder.*.z",
-    *,
-    donors: Activations | Sequence[Activations] | None = None,
-    prompt: str = ASR_SYSTEM,
-    sample_rate: float | None = None,
-    options: DecodingOptions | None = None,
-    **changes: Unpack[DecodingKeywords],
-) -> HeadTable:
-    """Silence one head after another and see what the model's own answers lose.
-
-    Parameters
-    ----------
-    model : StepAudio2
-    sources : recordings or lists of messages, at least one.
-    names : a pattern for what the heads read, of one net: "decoder.*.z" or "encoder.*.z".
-    donors : runs whose mean takes a head's place; by default zeros do.
-    prompt, sample_rate, options, **changes : as in `record`.
-
-    Raises
-    ------
-    ConfigError : no source, or names without heads.
-    """
-    meant = matching([names], model.config)[names] if isinstance(names, str) else frozenset()
-    layers = [n for n in activation_names(model.config) if n in meant]
-    axes = {GLOSSARY[pattern_of(n)].axes[1] for n in layers}
-    if len(axes) != 1 or not axes <= set(HEADS) or not isinstance(sources, (list, tuple)) or not sources:
-        raise ConfigError(f"ablate_heads: expected a list of recordings and heads of one net, found {names!r:.80}")
-    heads = range(axis_sizes(model.config)[axes.pop()])
-    silent = [[zero(n, heads=h) if donors is None else mean(n, donors, heads=h) for h in heads] for n in layers]
-    lost = []
-    for source in sources:
-        decoding = merge_options(options, "chat" if is_conversation(source) else "transcribe", **changes)
-        layout = lay_out(model, source, prompt, sample_rate)
-        tokens = _generated(model, layout, decoding)
-        embeddings = model.engine.encode_layout(layout).embeddings
-        whole = _score(model, layout, tokens, NONE, embeddings)
-        lost.append([[whole - _score(model, layout, tokens, one, embeddings) for one in row] for row in silent])
-    return HeadTable(tuple(layers), np.array(lost))
-
-
-def _score(model: StepAudio2, layout: Layout, tokens: Sequence[int], edits: Edits, embeddings: mx.array) -> float:
-    """Mean log-probability of the tokens, nats."""
-    logprobs = log_softmax(forced_logits(model, layout, tokens, edits, embeddings=embeddings))
-    return float(logprobs[np.arange(len(tokens)), list(tokens)].mean())

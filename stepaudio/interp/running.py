@@ -81,6 +81,15 @@ def edit_tap(model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tok
     return EditTap(edits, model.config, layouts, max_tokens, model.pipeline.chunk_samples)
 
 
+def generated(
+    model: StepAudio2, layout: Layout, options: DecodingOptions, edits: Edits | None = None
+) -> tuple[int, ...]:
+    """The tokens of one answer, with edits."""
+    engine, tap = model.engine, edit_tap(model, edits, [layout], options.max_tokens) if edits else None
+    request = engine.encode_layout(layout, tap)
+    return collect(generate(engine.net, [request], engine.run_options(options), tap), 1)[0].tokens
+
+
 def forced_logits(
     model: StepAudio2,
     layout: Layout,

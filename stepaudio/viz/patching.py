@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..interp.patching import HeadTable, TraceMap
+from ..interp.ablation import HeadTable
+from ..interp.patching import TraceMap
 from . import style
 
 

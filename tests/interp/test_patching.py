@@ -7,8 +7,8 @@ import tiny
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import StepAudioError
 from stepaudio.experiments.faulty_mel import WrongMel
+from stepaudio.interp import ablation, names, patching, placebos, running
 from stepaudio.interp import edits as making
-from stepaudio.interp import patching, running
 
 HOW = {"sampling": Sampling.greedy(), "max_tokens": 5, "on_loop": "off"}
 ORDER = [f"decoder.{i}.{name}" for i in range(2) for name in ("resid_pre", "resid_mid", "resid_post")]
@@ -49,6 +49,74 @@ def test_a_placebo_at_the_same_place_restores_less(tiny_model, clip):
     np.testing.assert_allclose(found.placebo_range, np.quantile(shares, (0.025, 0.975), axis=1).T)
     again = patching.patch_between(tiny_model, clip, tiny.noise(1.3, 7), place, placebos=8, **HOW)
     np.testing.assert_array_equal(found.placebos, again.placebos)
+
+
+PLACES = {
+    "one position": {"names": "decoder.1.resid_post", "steps": 0},
+    "a stretch of audio": {"names": "decoder.0.resid_post", "seconds": (0.2, 0.7)},
+    "a head of a stretch": {"names": "decoder.0.z", "heads": 1, "seconds": (0.2, 0.7)},
+    "keys in the cache": {"names": "decoder.1.k_cache", "seconds": (0.2, 0.7)},
+    "frames of the encoder": {"names": "encoder.0.resid_post", "seconds": (0.2, 0.7)},
+    "logits": {"names": "logits", "steps": (1, 2)},
+    "a token": {"names": "decoder.0.resid_post", "tokens": range(300)},
+    "everything": {"names": "encoder.mel"},
+    "everything in the decoder": {"names": "decoder.0.resid_post"},
+}
+
+
+def computed(model, clip, name, pair, edits=None):
+    """One activation along the clean answer, with edits: an array for each position."""
+    seen = []
+    running.forced_logits(
+        model,
+        running.lay_out(model, clip),
+        pair.tokens,
+        edits,
+        lambda n, x: seen.append(np.array(x)) if n == name else None,
+    )
+    axes = ("B", "n", "V") if name == "logits" else names.GLOSSARY[names.pattern_of(name)].axes
+    return list(np.moveaxis(seen[0][0], next(i for i, a in enumerate(axes) if a in "TSPRnL") - 1, 0))
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_a_placebo_never_puts_what_the_patch_puts(tiny_model, clip, what):
+    """Whatever is drawn stands elsewhere in the clean run, where the patch puts nothing if there is such a place."""
+    place, other = PLACES[what], tiny.noise(1.3, 7)
+    name, heads = place["names"], slice(place.get("heads"), place.get("heads", -1) + 1 or None)
+    pair = patching.run_pair(tiny_model, clip, other, name, **HOW)
+    patch = making.patch(donor=pair.donor, **place)
+    tap = running.edit_tap(tiny_model, patch, [pair.layout], 5)
+    clean, corrupt = computed(tiny_model, clip, name, pair), computed(tiny_model, other, name, pair)
+    marked = computed(tiny_model, other, name, pair, making.replace(value=1e3, **place))
+    patched = {i for i, entry in enumerate(marked) if np.all(entry[heads] == 1e3)}
+    left = set(range(len(clean))) - patched
+    assert patched and (left or "everything" in what)
+    for seed in range(8):
+        edits = placebos.placebo(place, pair.donor, tap, (*pair.layout.prompt.tokens, *pair.tokens), seed)
+        for i, new in enumerate(computed(tiny_model, other, name, pair, edits)):
+            if i in patched:
+                source = {j for j, one in enumerate(clean) if np.array_equal(one[heads], new[heads])}
+                assert source & (left or patched) and i not in source, (seed, i)
+            else:
+                assert np.array_equal(new, corrupt[i]), (seed, i)
+
+
+def test_silence_has_no_placebo_but_what_is_not_silent(tiny_model):
+    """Frames of silence are alike: another one of them would be the treatment."""
+    clean = np.concatenate([np.zeros(16_000, np.float32), tiny.noise(0.3)])
+    pair = patching.run_pair(tiny_model, clean, tiny.noise(1.3, 7), "encoder.mel", **HOW)
+    place = {"names": "encoder.mel", "seconds": (0.2, 0.5)}
+    tap = running.edit_tap(tiny_model, making.patch(donor=pair.donor, **place), [pair.layout], 5)
+    silent = pair.donor["encoder.mel"][0][:, 30]
+    for seed in range(5):
+        edits = placebos.placebo(place, pair.donor, tap, (), seed)
+        put = computed(tiny_model, tiny.noise(1.3, 7), "encoder.mel", pair, edits)
+        assert not any(np.array_equal(frame, silent) for frame in put[20:50])
+    with pytest.raises(StepAudioError, match="nothing else to put at position"):
+        patching.patch_between(
+            tiny_model, np.zeros(16_000, np.float32), tiny.noise(1.0), {"names": "encoder.mel", "positions": range(40)},
+            placebos=1, **HOW,
+        )  # fmt: skip
 
 
 def test_measures_of_what_is_generated(tiny_model, clip):
@@ -94,7 +162,7 @@ def test_a_trace_ends_with_the_sound(tiny_model):
 
 def test_heads_by_hand(tiny_model, clip):
     clips = [clip, tiny.noise(1.5, 3)]
-    found = patching.ablate_heads(tiny_model, clips, **HOW)
+    found = ablation.ablate_heads(tiny_model, clips, **HOW)
     assert found.lost.shape == (2, 2, 4) and found.table().count("\n") == 2
     layout = running.lay_out(tiny_model, clips[1])
     tokens = running.run_with_edits(tiny_model, [clips[1]], making.Edits(), **HOW)[0].tokens
@@ -110,7 +178,7 @@ def test_heads_by_hand(tiny_model, clip):
 
     assert found.lost[1, 1, 2] == pytest.approx(score(None) - score(silent), abs=1e-4)
     donor = running.activations(tiny_model, clip, "encoder.*.z", **HOW)
-    assert patching.ablate_heads(tiny_model, [clip], "encoder.*.z", donors=donor, **HOW).lost.shape == (1, 1, 2)
+    assert ablation.ablate_heads(tiny_model, [clip], "encoder.*.z", donors=donor, **HOW).lost.shape == (1, 1, 2)
 
 
 @pytest.mark.parametrize("call, message", [
@@ -120,12 +188,13 @@ def test_heads_by_hand(tiny_model, clip):
     (lambda m, c: patching.patch_between(m, c, c, {"heads": 1}, **HOW), "names"),
     (lambda m, c: patching.patch_between(m, c, c, {"names": "logits", "donor": 1}, **HOW), "names"),
     (lambda m, c: patching.patch_between(m, c, c, {"names": "logits"}, placebos="2", **HOW), "placebos"),
+    (lambda m, c: patching.patch_between(m, c, c, {"names": "decoder.0.pattern"}, placebos=1, **HOW), "axis of time"),
     (lambda m, c: patching.causal_trace(m, c, c, seconds="1", **HOW), "seconds"),
-    (lambda m, c: patching.ablate_heads(m, [c], 3, **HOW), "heads of one net"),
+    (lambda m, c: ablation.ablate_heads(m, [c], 3, **HOW), "heads of one net"),
     (lambda m, c: patching.patch_between(m, c, c, {"names": "decoder.0.z"}, "loss", **HOW), "measure"),
     (lambda m, c: patching.patch_between(m, c, c, {"names": "decoder.0.z", "heads": 9}, **HOW), "head 9"),
-    (lambda m, c: patching.ablate_heads(m, c, **HOW), "list of recordings"),
-    (lambda m, c: patching.ablate_heads(m, [c], "decoder.*.mlp_out", **HOW), "heads of one net"),
+    (lambda m, c: ablation.ablate_heads(m, c, **HOW), "list of recordings"),
+    (lambda m, c: ablation.ablate_heads(m, [c], "decoder.*.mlp_out", **HOW), "heads of one net"),
     (lambda m, c: patching.causal_trace(m, c, c, seconds=0.01, **HOW), "at least 0.08"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_refused(tiny_model, clip, call, message):
