@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from .attribution import LogitParts, logit_parts
     from .donor import Activations
     from .edits import Edits, add, mean, patch, replace, resample, scale, zero
+    from .frames import Frames, audio_frames
     from .lens import AudioAttention, Lens, audio_attention, logit_lens
     from .memory import Memory, watch_memory
     from .names import GLOSSARY, activation_names
     from .patch_estimates import PatchEstimates, estimate_patches
     from .patching import Patched, TraceMap, causal_trace, patch_between, run_pair
     from .places import Place
+    from .probe_rows import ProbeData, probe_data
+    from .probes import Probes, train_probes
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
     from .sound_edits import sound_with_edits
@@ -26,12 +29,13 @@ if TYPE_CHECKING:
     from .token2wav import interleaving, round_trip, stages
 
 __all__ = [
-    "GLOSSARY", "Activations", "AudioAttention", "Edits", "HeadTable", "Lens", "LogitParts", "Memory",
-    "PatchEstimates", "Patched", "Place", "Recorder", "Steering", "Trace", "TraceMap", "ablate_heads",
-    "activation_names", "activations", "add", "audio_attention", "causal_trace", "estimate_patches", "forced_logits",
-    "gap", "head_mean", "interleaving", "last_query", "lay_out", "listening_difference", "logit_lens", "logit_parts",
-    "mean", "patch", "patch_between", "record", "replace", "resample", "round_trip", "run_pair", "run_with_edits",
-    "scale", "sound_with_edits", "stages", "steering_between", "streamed", "transcription", "watch_memory", "zero",
+    "GLOSSARY", "Activations", "AudioAttention", "Edits", "Frames", "HeadTable", "Lens", "LogitParts", "Memory",
+    "PatchEstimates", "Patched", "Place", "ProbeData", "Probes", "Recorder", "Steering", "Trace", "TraceMap",
+    "ablate_heads", "activation_names", "activations", "add", "audio_attention", "audio_frames", "causal_trace",
+    "estimate_patches", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
+    "listening_difference", "logit_lens", "logit_parts", "mean", "patch", "patch_between", "probe_data", "record",
+    "replace", "resample", "round_trip", "run_pair", "run_with_edits", "scale", "sound_with_edits", "stages",
+    "steering_between", "streamed", "train_probes", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -40,6 +44,7 @@ __getattr__, __dir__ = _lazy_names(
         "Activations": "donor",
         "AudioAttention": "lens",
         "Edits": "edits",
+        "Frames": "frames",
         "GLOSSARY": "names",
         "HeadTable": "ablation",
         "Lens": "lens",
@@ -48,6 +53,8 @@ __getattr__, __dir__ = _lazy_names(
         "PatchEstimates": "patch_estimates",
         "Patched": "patching",
         "Place": "places",
+        "ProbeData": "probe_rows",
+        "Probes": "probes",
         "Recorder": "recorder",
         "Steering": "steering",
         "Trace": "recorder",
@@ -57,6 +64,7 @@ __getattr__, __dir__ = _lazy_names(
         "activations": "running",
         "add": "edits",
         "audio_attention": "lens",
+        "audio_frames": "frames",
         "causal_trace": "patching",
         "estimate_patches": "patch_estimates",
         "forced_logits": "running",
@@ -71,6 +79,7 @@ __getattr__, __dir__ = _lazy_names(
         "mean": "edits",
         "patch": "edits",
         "patch_between": "patching",
+        "probe_data": "probe_rows",
         "record": "recorder",
         "replace": "edits",
         "resample": "edits",
@@ -82,6 +91,7 @@ __getattr__, __dir__ = _lazy_names(
         "stages": "token2wav",
         "steering_between": "steering",
         "streamed": "streaming",
+        "train_probes": "probes",
         "transcription": "recorder",
         "watch_memory": "memory",
         "zero": "edits",

@@ -2,8 +2,8 @@
 
 Functions take a recording or arrays and return matplotlib Axes. Every axis carries its unit, titles are the caller's,
 and every figure can be read in grey. Sound and attention to it are in `audio`, filter banks in `filters`, runs in
-`runs`, patches and ablations in `patching`, weights in `weights`, synthesis in `speech`; things to click are in
-`widgets` and `conversation`. All is imported when it is first used, matplotlib when something is drawn.
+`runs`, patches and ablations in `patching`, probes in `probes`, weights in `weights`, synthesis in `speech`; things to
+click are in `widgets` and `conversation`. All is imported when it is first used, matplotlib when something is drawn.
 """
 
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .conversation import chat
     from .filters import filterbank, filterbanks
     from .patching import causal_map, head_map
+    from .probes import probe_scores
     from .runs import dose_response, kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
     from .speech import (
         flow_noise,
@@ -46,6 +47,7 @@ _NAMES = {
     "mel_distance": "speech",
     "memory": "runs",
     "pitch_and_source": "speech",
+    "probe_scores": "probes",
     "stream_timeline": "speech",
     "synthesis_stages": "speech",
     "token_raster": "runs",
@@ -77,6 +79,7 @@ __all__ = [
     "mel_distance",
     "memory",
     "pitch_and_source",
+    "probe_scores",
     "stream_timeline",
     "synthesis_stages",
     "token_raster",

@@ -14,7 +14,9 @@ from stepaudio.audio.save import save_audio
 from stepaudio.checkpoints.report import ComponentReport, Misshaped, WeightReport
 from stepaudio.decoding.loop_detector import Loop, find_loop
 from stepaudio.errors import AudioError, ConfigError
+from stepaudio.evaluation.intervals import Interval
 from stepaudio.interp.patching import HeadTable, Patched, TraceMap
+from stepaudio.interp.probes import Probes
 from stepaudio.viz.audio import mel_band_edges
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="plots need the extra `notebook`")
@@ -482,3 +484,27 @@ def test_a_head_map_is_the_mean_over_clips():
     ax = viz.head_map(HeadTable(("decoder.0.z", "decoder.1.z"), lost), TITLE)
     np.testing.assert_allclose(mesh(ax)[2], lost.mean(axis=0))
     assert ax.get_xlabel() == "head" and "nats per token" in bar_of(ax).get_ylabel()
+
+
+# ---- probes ----
+
+
+def test_probe_scores_stand_over_their_controls():
+    scores = tuple(Interval("accuracy", e, e - 0.1, e + 0.05, 0.95, 9) for e in (0.5, 0.9))
+    controls = np.array([[0.2, 0.4], [0.1, 0.3]])
+    names = ("encoder.0.resid_post", "adapter.out")
+    found = Probes(names, scores, controls, scores, 0.25, np.zeros((2, 4)), 9, 4)
+    ax = viz.probe_scores(found, TITLE)
+    (probe, *_), mean, guess = (
+        ax.containers[0].lines,
+        *(line for line in ax.get_lines() if line.get_linestyle() in ("--", ":")),
+    )
+    np.testing.assert_allclose(probe.get_ydata(), [50, 90])
+    np.testing.assert_allclose(mean.get_ydata(), [30, 20])
+    np.testing.assert_allclose(guess.get_ydata(), [25, 25])
+    bars = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], [[40, 55], [80, 95]])
+    band = ax.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((10, 40))
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(names) and ax.get_ylabel() == "accuracy (%)"
+    assert legend(ax) == ["controls", "mean of controls", "guess", "probe, 95% interval"] and is_grey(ax)
