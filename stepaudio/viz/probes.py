@@ -29,7 +29,7 @@ def probe_scores(found: Probes, title: str, *, ax: Any = None) -> Any:
         Activations to the right in their order, per cent upwards. The shaded band holds all controls, the dashed line
         is their mean, the dotted one what is scored without the activation.
     """
-    ax = style.axes(ax, 3.5)
+    ax = style.axes(ax, 4.0)
     at = np.arange(len(found.names))
     low, high = (100 * np.array([getattr(s, end) for s in found.scores]) for end in ("low", "high"))
     score, controls = 100 * np.array([s.estimate for s in found.scores]), 100 * found.controls
@@ -40,7 +40,7 @@ def probe_scores(found: Probes, title: str, *, ax: Any = None) -> Any:
         at, score, np.array([score - low, high - score]), fmt=style.MARKERS[0] + style.LINES[0], color=style.DARK,
         markerfacecolor="white", capsize=2, label=f"probe, {found.scores[0].level:.0%} interval",
     )  # fmt: skip
-    ax.set(title=title, ylabel=LABELS[found.measure], ylim=(min(0, *controls.min(axis=1), *score) - 2, 102))
+    ax.set(title=title, ylabel=LABELS[found.measure], ylim=(min(0, *controls.min(axis=1), *score) - 4, 104))
     ax.set_xticks(at, [style.plain(name) for name in found.names], rotation=90, fontsize=8)
     style.legend(ax)
     return ax
