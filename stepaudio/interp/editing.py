@@ -66,6 +66,7 @@ class EditTap(Editor):
         """The edited activation, or `x` itself where nothing is to be done."""
         if name == "decoder.positions":
             self._slots = np.array(x)
+            self.begin_pass()
         elif name == "decoder.tokens":
             begins = int(self._slots.max()) + 1 == x.shape[1]
             self._tokens = [x] if begins else [*self._tokens, x]

@@ -27,6 +27,11 @@ class Editor(ABC):
             )
         self._targets: dict[str, list[Target]] = {}
         self._draws: dict[tuple[int, int, int], int] = {}
+        self._known: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+
+    def begin_pass(self) -> None:
+        """Other positions come now than before; those of a pass are worked out once for all its activations."""
+        self._known.clear()
 
     def add(self, target: Target) -> None:
         """Take one edit, behind those that are there."""
@@ -73,25 +78,35 @@ class Editor(ABC):
         donor, axis = target.edit.donors[0], target.axis(target.times)
         return donor.first_position(target.name), donor[target.name].shape[1 if axis is None else axis]
 
+    def _placed(self, target: Target, place: Place, which: int, x: mx.array) -> tuple[np.ndarray, np.ndarray]:
+        """(B, n) positions along a time axis, and which of them `place` means, tokens left out."""
+        axis = target.axis(target.times, which)
+        along = (None, 1) if axis is None else (target.axes[axis], x.shape[axis])
+        key = (target.name.partition(".")[0], *along, x.shape[0], place)
+        if key not in self._known:
+            positions = self.positions(target, which, x)
+            self._known[key] = positions, self.members(target, place, positions)
+        return self._known[key]
+
     def _edited(self, target: Target, x: mx.array) -> mx.array:
-        axes = ("B", "n", "V") if target.name == "logits" and x.ndim == 3 else target.axes
-        target = replace(target, axes=axes)
+        if target.name == "logits" and x.ndim == 3:
+            target = replace(target, axes=("B", "n", "V"))
         edit, at = target.edit, target.axis(target.times)
-        positions = self.positions(target, 0, x)  # (B, n)
-        keys = self.positions(target, 1, x) if target.axis(target.times, 1) is not None else None
+        positions, chosen = self._placed(target, edit.at, 0, x)
+        keys, seen = None, None
+        if target.axis(target.times, 1) is not None:
+            keys, seen = self._placed(target, edit.keys or Place(), 1, x)
         masks = []
-        chosen: np.ndarray = self.members(target, edit.at, positions)
         if edit.donors and edit.kind == EditKind.PATCH:
             first, donor = self.donor_range(target)
-            chosen &= (positions >= first) & (positions < first + donor)
+            chosen = chosen & (positions >= first) & (positions < first + donor)
         if not chosen.any():
             return x
         if not chosen.all():
             masks.append(_along(mx.array(chosen), x.ndim, 0, at))
         if edit.at.tokens is not None:
             masks.append(_along(self.holds(edit.at.tokens, positions), x.ndim, 0, at))
-        if edit.keys is not None and keys is not None:
-            seen = self.members(target, edit.keys, keys)
+        if edit.keys is not None and keys is not None and seen is not None:
             if not seen.any():
                 return x
             masks.append(_along(mx.array(seen), x.ndim, 0, target.axis(target.times, 1)))
@@ -99,13 +114,15 @@ class Editor(ABC):
                 masks.append(_along(self.holds(edit.keys.tokens, keys), x.ndim, 0, target.axis(target.times, 1)))
         if target.heads is not None:
             masks.append(_along(mx.array(target.heads), x.ndim, target.axis(HEADS)))
-        new = self._new(target, x, positions, keys)
+        donated = edit.kind in (EditKind.PATCH, EditKind.RESAMPLE)
+        new = self._donated(target, x, positions, keys, chosen) if donated else self._new(target, x)
         mask = None
         for part in masks:
             mask = part if mask is None else mask & part
         return new if mask is None else mx.where(mask, new, x)
 
-    def _new(self, target: Target, x: mx.array, positions: np.ndarray, keys: np.ndarray | None) -> mx.array:
+    @staticmethod
+    def _new(target: Target, x: mx.array) -> mx.array:
         """What stands where the edit holds."""
         kind, value = target.edit.kind, mx.array(0.0 if target.value is None else target.value)
         if kind == EditKind.ZERO:
@@ -114,26 +131,56 @@ class Editor(ABC):
             return (x.astype(mx.float32) + value).astype(x.dtype)
         if kind == EditKind.SCALE:
             return (x.astype(mx.float32) * value).astype(x.dtype)
-        if kind in (EditKind.REPLACE, EditKind.MEAN):
-            return mx.broadcast_to(value, x.shape).astype(x.dtype)
-        rows = range(len(positions))
-        taken = [self._taken(target, row, positions[row], None if keys is None else keys[row]) for row in rows]
-        return mx.array(np.stack(taken)).astype(x.dtype)
+        return mx.broadcast_to(value, x.shape).astype(x.dtype)
 
-    def _taken(self, target: Target, row: int, positions: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
+    def _donated(
+        self, target: Target, x: mx.array, positions: np.ndarray, keys: np.ndarray | None, chosen: np.ndarray
+    ) -> mx.array:
+        """What the donors have where the edit may hold; of other heads and positions nothing is copied from them."""
+        at, head = target.axis(target.times), target.axis(HEADS)
+        held = np.flatnonzero(chosen.any(axis=0))
+        span, heads = slice(held[0], held[-1] + 1), slice(None)
+        if head is not None and target.heads is not None:
+            named = np.flatnonzero(target.heads)
+            heads = slice(named[0], named[-1] + 1)
+        rows = range(len(positions))
+        taken = [
+            self._taken(target, row, positions[row, span], None if keys is None else keys[row], heads) for row in rows
+        ]
+        block = mx.array(np.stack(taken)).astype(x.dtype)
+        if block.shape == x.shape:
+            return block
+        where = [slice(None)] * x.ndim
+        for axis, part in ((at, span), (head, heads)):
+            if axis is not None:
+                where[axis] = part
+        new = mx.array(x)
+        new[tuple(where)] = block
+        return new
+
+    def _taken(
+        self, target: Target, row: int, positions: np.ndarray, keys: np.ndarray | None, heads: slice
+    ) -> np.ndarray:
         """What the donors have for one row: without the axis of the batch."""
         edit, name, axes = target.edit, target.name, target.axes[1:]
         at = next((i for i, a in enumerate(axes) if a in target.times), 0)  # of logits, the donor has every position
+        part = tuple(heads if a in HEADS else slice(None) for a in axes)
         if edit.kind == EditKind.PATCH:
             (donor,) = edit.donors
-            array = self.donated(donor, target, row)
+            array = self.donated(donor, target, row)[part]
             index = np.clip(positions - donor.first_position(name), 0, array.shape[at] - 1)
             found = np.take(array, index, axis=at)
             if keys is not None:
                 found = _padded(found, keys, at + 1)
         else:
-            pool = np.concatenate([a for donor in edit.donors for a in self.pooled(donor, target, row)], axis=at)
-            found = np.take(pool, [self._drawn(edit.seed, int(p), pool.shape[at]) for p in positions], axis=at)
+            pool = [a[part] for donor in edit.donors for a in self.pooled(donor, target, row)]
+            ends = np.cumsum([a.shape[at] for a in pool])
+            drawn = np.array([self._drawn(edit.seed, int(p), int(ends[-1])) for p in positions])
+            which = np.searchsorted(ends, drawn, side="right")
+            parts = [
+                pool[i].take(d - (ends[i] - pool[i].shape[at]), axis=at) for i, d in zip(which, drawn, strict=True)
+            ]
+            found = np.stack(parts, axis=at)
         return found[0] if "n" not in axes and name == "logits" else found
 
     def _drawn(self, seed: int, position: int, n: int) -> int:
