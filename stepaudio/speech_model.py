@@ -239,8 +239,9 @@ class SpeechModel:
         return with_audio(turns, audio)
 
     def thought(self, conversation: Conversation, options: SpeechOptions = DEFAULT) -> Conversation:
-        """The conversation, with its thought in the open answer if the model is one that thinks aloud first."""
-        if self.model.capabilities.thinking is None:
+        """The conversation, with its thought in the open answer if the model's answers begin with one."""
+        able = self.model.capabilities
+        if able.thinking is None or not able.thinks_unasked:
             return conversation
         return self.model.think(conversation, spoken=True, options=options.decoding).messages
 

@@ -47,6 +47,20 @@ def write(folder, lines=None, tail=b"", name="a"):
     return samples
 
 
+def write_for_speaking(folder, n_samples=12_800):
+    """The five clips, of whole codes, and their texts as a person writes them."""
+    lines = [line | {"n_samples": n_samples, "offset": k * n_samples} for k, line in enumerate(clip_lines())]
+    write(folder, lines)
+    texts = [{"id": line["id"], "text": line["text"], "say": line["text"].capitalize() + "."} for line in lines]
+    (folder / "texts").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
+    return folder
+
+
+def speaking_command(folder, start, codec, out):
+    corpus = ["--narrator", str(folder), "--texts", str(folder / "texts"), "--tokenizer", str(codec)]
+    return ["speaking", *corpus, "--start", str(start), "--out", str(out)]
+
+
 def sizes(rows):
     """A tenth of the parameters of the tiny model: training takes many steps."""
     whole = tiny.config(rows)

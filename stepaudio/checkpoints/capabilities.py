@@ -41,6 +41,8 @@ class Capabilities:
         Whether its prompts have turns; those of a base model have none.
     thinking : str, optional
         What opens an answer of a model that thinks aloud first, up to the thought; None for one that does not.
+    thinks_unasked : bool
+        Of such a model, whether its answers begin with a thought where nothing else is asked for.
     refusals : mapping of str to str
         Task -> why it cannot be done, where more is known than that it is not among the tasks.
     """
@@ -49,6 +51,7 @@ class Capabilities:
     languages: tuple[str, ...] | None = None
     turns: bool = True
     thinking: str | None = None
+    thinks_unasked: bool = True
     refusals: Mapping[str, str] = field(default_factory=dict, init=False)
 
     @classmethod

@@ -87,7 +87,7 @@ def _one_answer(
         raise PromptError("this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do; think=False")
     thought, closed = "", True
     opened = open_answer(spoken)
-    if opening is not None and asked.think is not False:
+    if opening is not None and (engine.capabilities.thinks_unasked if asked.think is None else asked.think):
         began = Message("assistant", opening, eot=False, plain=True)
         budget = replace(options, max_tokens=asked.think_tokens, stop=(END_OF_THOUGHT,))
         first = engine.answer(engine.build_request([*messages, began]), budget)

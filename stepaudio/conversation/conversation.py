@@ -182,7 +182,7 @@ class Conversation:
         spoken : bool
             Whether the answer is opened as a spoken one; its codes are in `last.codes`.
         think : bool, optional
-            Whether the model thinks first; by default, if it is one that was trained to.
+            Whether the model thinks first; by default, if it is one whose answers begin so.
         think_tokens : int >= 1
             Most tokens of the thought. One that has not ended by then is closed, and the answer follows.
         tools : sequence of callable

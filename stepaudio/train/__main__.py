@@ -23,6 +23,7 @@ from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_conf
 from .optimiser import CHECKPOINT, STATE_FILE, average_states
 from .outputs import add_force, check_outputs, check_run, refusals_in_one_line
 from .recipe import ALL_BUCKETS, RECIPE, WORDS, Recipe
+from .speaking.examples import SHARES
 from .speaking.run import BEST, MODEL
 from .speaking.run import Options as SpeakingOptions
 from .speaking.run import train as train_speaking
@@ -98,6 +99,9 @@ def _speaking_options(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--hearing", type=Path, nargs="+", help="clips to transcribe and say again (the narrator's)")
     one.add_argument("--texts", type=Path, required=True, help="JSONL with id, text and, as a person writes it, say")
+    one.add_argument("--dialogues", type=Path, help="JSONL of dialogues to learn, whose sentences are among the clips")
+    shares = ", ".join(f"{task}={share:g}" for task, share in SHARES.items())
+    one.add_argument("--shares", type=task_share, nargs="+", default=[], help=f"of the tasks, to their sum ({shares})")
     one.add_argument("--tokenizer", type=Path, required=True, help="run of a speech tokenizer")
     one.add_argument("--wait", type=float, default=d.wait, help="seconds for which that run's net may be missing yet")
     one.add_argument("--start", type=Path, required=True, help="folder of the model to begin with")
@@ -114,6 +118,20 @@ def _speaking_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--resume", action="store_true", help="continue from the state in --out")
     one.add_argument("--elapsed", type=float, default=d.elapsed, help="seconds of the schedule already spent")
     add_force(one)
+
+
+def task_share(text: str) -> tuple[str, float]:
+    """`TASK=SHARE` of the command line."""
+    task, _, share = text.partition("=")
+    if task not in SHARES:
+        raise argparse.ArgumentTypeError(f"expected TASK=SHARE with a task of {', '.join(SHARES)}, found {text!r}")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a share of 0 or more for {task}, found {share!r}")
+    return task, value
 
 
 def recipe_from(options: argparse.Namespace) -> Recipe:
@@ -165,9 +183,12 @@ def _run(options: argparse.Namespace) -> None:
         return
     state, weights = f"{CHECKPOINT}/{STATE_FILE}", ("config.json", SINGLE_FILE)
     if options.verb == "speaking":
+        options.shares = SHARES | dict(options.shares)
         o = SpeakingOptions(**{name: value for name, value in vars(options).items() if name not in ("verb", "force")})
         written = [SCHEDULE, state, *(f"{folder}/{name}" for folder in (MODEL, BEST) for name in (*weights, *SAVED))]
-        check_run(o.out, written, [*o.narrator, *(o.hearing or ()), o.texts, o.tokenizer, o.start], options.force)
+        check_run(
+            o.out, written, [*o.narrator, *(o.hearing or ()), o.texts, o.dialogues, o.tokenizer, o.start], options.force
+        )
         train_speaking(o)
         return
     o = options

@@ -141,7 +141,10 @@ class Loss:
         return (each * batch["keep"]).sum() / mx.maximum(batch["keep"].sum(), 1)
 
     def __call__(self, params: dict, batch: Batch) -> tuple[mx.array, Metrics]:
-        """Mean over the batch by the tokens' weights; means of codes and of text apart, and how many are right."""
+        """Mean over the batch by the tokens' weights; means of codes and of text apart, and how many are right.
+
+        `whole` is the share of examples all of whose tokens are right, codes aside.
+        """
         params = cast(dict, tree_map(lambda p: p.astype(self.dtype), params))
         self.net.update(whole(params, self.digits))
         h, labels, weight = self.hidden(self.net, batch), batch["labels"], batch["weight"]
@@ -154,6 +157,8 @@ class Loss:
             where = where * (weight > 0)
             return (x * where).sum() / mx.maximum(where.sum(), 1)
 
+        wrong = ((labels < self.first_code) & (weight > 0) & mx.logical_not(right)).sum(1)
+        asked = (weight > 0).sum(1) > 0
         total = (each * weight).sum() / mx.maximum(weight.sum(), 1)
         apart = self.distance(logits - mx.logsumexp(logits, axis=-1, keepdims=True), batch)
         sounds = {
@@ -165,6 +170,7 @@ class Loss:
             "text": mean(each, text),
             "codes_right": mean(right, codes),
             "text_right": mean(right, text),
+            "whole": ((wrong == 0) & asked).sum() / mx.maximum(asked.sum(), 1),
             "apart": apart,
             **sounds,
         }

@@ -1,41 +1,58 @@
-"""Examples of the three tasks as tokens in the engine's own grammar, and batches of them. No MLX here.
+"""Examples of the tasks as tokens in the engine's own grammar, and batches of them. No MLX here.
 
 Reading aloud: `reading_turns`, then the spoken answer. Saying again: a recording and `DEFAULT_SYSTEM`, then the spoken
-answer. Transcribing: the reference's prompt, then the text. Every example ends with `<|EOT|>`.
+answer. Transcribing: the reference's prompt, then the text. Dialogues: `dialogues`. Every example ends with `<|EOT|>`.
 
 B examples, L positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...constants import CODES_PER_SECOND
 from ...errors import DataError
-from ...text.chat_template import Message, build_prompt
+from ...text.chat_template import Message, Prompt, build_prompt
 from ...text.prompts import DEFAULT_SYSTEM, asr_turns, open_answer, reading_turns, spoken_tokens
 from ...text.tokenizer import Tokenizer
 from ..batches import ALIGNMENT_SECONDS, IGNORE, token_spans
 from ..token2wav.corpus import LEAD
+from .grammar import REMEMBER, THINK, TOOL
 
-LENGTHS = (128, 256, 384, 512)  # positions of an example; multiples of 128, or CUDA has no fused gradient of attention
+LENGTHS = (
+    128,
+    256,
+    384,
+    512,
+    640,
+    768,
+)  # positions of an example; multiples of 128, or CUDA has no fused gradient of attention
 READ, REPEAT, TRANSCRIBE = "read", "repeat", "transcribe"
-SHARES = {READ: 0.65, REPEAT: 0.15, TRANSCRIBE: 0.2}  # of the examples drawn
-TEXT_WEIGHTS = {READ: 0.3, REPEAT: 3.0, TRANSCRIBE: 2.0}  # of a text token in the loss, a code having 1: few are text
+# of the examples drawn, to their sum over the tasks that have examples
+SHARES = {READ: 0.65, REPEAT: 0.15, TRANSCRIBE: 0.2, TOOL: 0.2, THINK: 0.15, REMEMBER: 0.15}
+TEXT_WEIGHTS = {
+    READ: 0.3,
+    REPEAT: 3.0,
+    TRANSCRIBE: 2.0,
+    TOOL: 2.0,
+    THINK: 2.0,
+    REMEMBER: 2.0,
+}  # of a text token in the loss, a code having 1: few are text
 WRONG_CODES, WRONG_DIGITS, WRONG_TEXT = 0.02, 0.08, 0.1  # shares of input tokens replaced; labels stay as they are
 N_DIGITS, LEVELS = 8, 3  # a code is a number of eight digits, each of which is a level of the quantiser
 
 Rows = tuple[int, int]  # first row and number of a clip's audio embeddings
+AudioRows = tuple[int, int, int]  # the position where they stand, and those
 
 
 @dataclass(frozen=True)
 class Example:
     """One example: prompts to choose from, the embeddings that stand in each, and the answer.
 
-    prompts : token ids, int16. slots : for each prompt (position, first row, number) of its audio, or None.
+    prompts : token ids, int16. slots : for each prompt (position, first row, number) of each of its recordings.
     answer : token ids, `<|EOT|>` included.
     sounds : (2, answer) int16, for each code the phoneme and the text token that it is a part of, each one higher than
         its id, `IGNORE` where nothing is known; or None.
@@ -43,7 +60,7 @@ class Example:
 
     task: str
     prompts: tuple[np.ndarray, ...]
-    slots: tuple[tuple[int, int, int] | None, ...]
+    slots: tuple[tuple[AudioRows, ...], ...]
     answer: np.ndarray
     sounds: np.ndarray | None = None
 
@@ -82,7 +99,7 @@ def reading_prompts(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndar
 
 def reading(prompts: tuple[np.ndarray, ...], answer: np.ndarray, sounds: np.ndarray | None = None) -> Example:
     """An example of reading aloud."""
-    return Example(READ, prompts, (None,) * len(prompts), answer, sounds)
+    return Example(READ, prompts, ((),) * len(prompts), answer, sounds)
 
 
 def listening(
@@ -92,12 +109,20 @@ def listening(
     human = Message("human", [{"type": "audio"}])
     turns = [Message("system", DEFAULT_SYSTEM), human, open_answer(True)] if spoken else asr_turns()
     empty = build_prompt(turns, tokenizer, [[1]])
-    start, tokens = empty.slots[0].start, list(empty.tokens)
-    prompts, slots = [], []
-    for first, n in rows:
-        prompts.append(np.array([*tokens[:start], *[tokenizer.audio_patch] * n, *tokens[start + 1 :]], np.int16))
-        slots.append((start, first, n))
-    return Example(REPEAT if spoken else TRANSCRIBE, tuple(prompts), tuple(slots), answer, sounds)
+    prompts, slots = zip(*(placed(empty, [own], tokenizer) for own in rows), strict=True)
+    return Example(REPEAT if spoken else TRANSCRIBE, prompts, slots, answer, sounds)
+
+
+def placed(empty: Prompt, rows: Sequence[Rows], tokenizer: Tokenizer) -> tuple[np.ndarray, tuple[AudioRows, ...]]:
+    """The tokens of a prompt of recordings of one embedding each, with as many as `rows` say; and where they stand."""
+    tokens: list[int] = []
+    slots, done = [], 0
+    for slot, (first, n) in zip(empty.slots, rows, strict=True):
+        tokens += empty.tokens[done : slot.start]
+        slots.append((len(tokens), first, n))
+        tokens += [tokenizer.audio_patch] * n
+        done = slot.start + 1
+    return np.array([*tokens, *empty.tokens[done:]], np.int16), tuple(slots)
 
 
 class Batches:
@@ -114,6 +139,7 @@ class Batches:
     noisy : bool
         Whether input tokens are replaced at random.
     lengths : ascending lengths to which examples are padded.
+    shares : of the tasks among the examples drawn, to their sum.
 
     Raises
     ------
@@ -129,6 +155,7 @@ class Batches:
         seed: int,
         noisy: bool = True,
         lengths: Sequence[int] = LENGTHS,
+        shares: Mapping[str, float] = SHARES,
     ):
         self.tokens, self.seed, self.noisy, self.lengths = tokens, seed, noisy, lengths
         self.first_code, self.text_limit, self.pad = tokenizer.first_audio_code, tokenizer.text_limit, tokenizer.eot
@@ -137,7 +164,9 @@ class Batches:
         fits = sizes <= lengths[-1]
         if not fits.any():
             raise DataError(f"no example has {lengths[-1]} tokens or fewer; expected clips of up to about 12 s")
-        share = np.array([SHARES[kind] / max(1, (fits & (kinds == kind)).sum()) for kind in kinds])
+        share = np.array([shares[kind] / max(1, (fits & (kinds == kind)).sum()) for kind in kinds])
+        if not share[fits].any():
+            raise DataError("the shares of all tasks that have examples are 0; expected one above 0")
         # of each length: its examples, and the sums of their shares up to each
         self._groups: list[tuple[int, list[Example], np.ndarray]] = []
         for low, high in zip((0, *lengths), lengths, strict=False):
@@ -170,24 +199,27 @@ class Batches:
         sounds = np.full((2, B, L + 1), IGNORE, np.int32)
         for b, example in enumerate(examples):
             k = int(rng.integers(len(example.prompts)))
-            prompt, slot, answer = example.prompts[k], example.slots[k], example.answer
+            prompt, answer = example.prompts[k], example.answer
             begin, end = len(prompt), len(prompt) + len(answer)
             tokens[b, :begin], tokens[b, begin:end] = prompt, answer
             weight[b, begin:end] = np.where(answer < self.text_limit, TEXT_WEIGHTS[example.task], 1.0)
             if example.sounds is not None:
                 sounds[:, b, begin:end] = example.sounds
-            if slot is not None:
-                at, first, n = slot
+            for at, first, n in example.slots[k]:
                 place[b, at : at + n] = np.arange(first, first + n)
         answers = weight[:, :-1] > 0
-        inputs = self._noise(tokens[:, :-1], answers, rng) if self.noisy else tokens[:, :-1].copy()
+        # of a call or a thought the later tokens follow from the earlier ones: these stay as they are
+        loose = np.array([[example.task in (READ, REPEAT, TRANSCRIBE)] for example in examples])
+        inputs = self._noise(tokens[:, :-1], answers, loose, rng) if self.noisy else tokens[:, :-1].copy()
         phonemes, spoken = sounds[:, :, 1:]
         labels = {"labels": tokens[:, 1:], "phonemes": phonemes, "spoken": spoken}
         keep = (weight[:, 1:] > 0) & np.array([[example.task == TRANSCRIBE] for example in examples])
         return {"inputs": inputs, "place": place, "weight": weight[:, 1:], "keep": keep} | labels
 
-    def _noise(self, tokens: np.ndarray, answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Inputs of which some are wrong: codes altogether or in one digit, text tokens of answers."""
+    def _noise(
+        self, tokens: np.ndarray, answers: np.ndarray, loose: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Inputs of which some are wrong: codes altogether or in one digit, text tokens of `loose` (B, 1) answers."""
         code, draw = tokens - self.first_code, rng.random(tokens.shape)
         is_code = answers & (code >= 0) & (code < LEVELS**N_DIGITS)
         power = LEVELS ** rng.integers(0, N_DIGITS, tokens.shape)
@@ -196,6 +228,6 @@ class Batches:
         far = rng.integers(0, LEVELS**N_DIGITS, tokens.shape)
         code = np.where(draw < WRONG_CODES, far, np.where(draw < WRONG_CODES + WRONG_DIGITS, near, code))
         text = np.where(draw < WRONG_TEXT, rng.integers(0, self.text_limit, tokens.shape), tokens)
-        is_text = answers & (tokens < self.text_limit)
+        is_text = answers & loose & (tokens < self.text_limit)
         noisy = np.where(is_code, code + self.first_code, np.where(is_text, text, tokens))
         return noisy.astype(np.int32)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -25,19 +26,32 @@ from ...text.tokenizer import Tokenizer
 from ..corpus import AnswerEncoder, Corpus
 from ..nano import export, parts_in_int8
 from ..optimiser import CHECKPOINT
-from ..recipe import say
+from ..recipe import WORDS, say
 from ..token2wav.fit import Batch, Fit, Schedule
 from ..token2wav.fit import run as fit_run
 from ..token2wav.run import read_net
 from . import decoder
-from .examples import Batches, Example, listening, reading, reading_prompts, sounds_of, spoken_answer
+from .dialogues import OPENING, ExampleMaker, read_dialogues
+from .examples import (
+    READ,
+    SHARES,
+    TRANSCRIBE,
+    Batches,
+    Example,
+    Rows,
+    listening,
+    reading,
+    reading_prompts,
+    sounds_of,
+    spoken_answer,
+)
 from .sound import clip_codes, clip_embeddings
 
 MODEL, BEST = "model", "best"
 MAX_SECONDS = 12.0
-HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of them
+HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of each task
 TASKS = ("transcribe", REPEAT, "speak")  # what is learnt here
-CHOOSES = "held_out_codes"  # of the saved models, that with the lowest is kept beside the last one
+CHOOSES = "held_out_loss"  # of the saved models, that with the lowest is kept beside the last one
 
 
 @dataclass
@@ -49,6 +63,9 @@ class Options:
     texts : JSONL of id, text and perhaps `say`, the same as a person would write it.
     tokenizer : run of a speech tokenizer, whose net may take `wait` seconds to appear.
     start : model to begin with; the codes of one whose capabilities.json does not say "speak" are drawn anew.
+    dialogues : JSONL of dialogues to learn, whose sentences are among the clips' texts: of the human in `hearing`, of
+        answers in `narrator`.
+    shares : of the tasks among the examples, to their sum.
     layers : of the decoder, at least as many as there are.
     variants : of each clip to transcribe.
     tokens : of a batch.
@@ -60,6 +77,8 @@ class Options:
     start: Path
     out: Path
     hearing: list[Path] | None = None
+    dialogues: Path | None = None
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
     layers: int = 8
     variants: int = 8
     tokens: int = 32768
@@ -76,12 +95,13 @@ class Options:
 
 def make_examples(
     options: Options, tokenizer: Tokenizer, net: StepAudioNet
-) -> tuple[list[Example], list[Example], mx.array]:
-    """Examples to learn, examples of reading that are only scored, and the audio embeddings that prompts refer to.
+) -> tuple[list[Example], dict[str, list[Example]], mx.array]:
+    """Examples to learn, those of each task that are only scored, and the audio embeddings that prompts refer to.
 
     What needs no codes is made first: the speech tokenizer may still be in training.
     """
     encode = AnswerEncoder(tokenizer)
+    dialogues = read_dialogues(options.dialogues) if options.dialogues else []
     narrator = Corpus(options.narrator, encode, options.texts, MAX_SECONDS, options.seed)
     hearing = narrator
     if options.hearing:
@@ -100,14 +120,50 @@ def make_examples(
     answers = [spoken_answer(clip["tokens"], codes, tokenizer) for clip, codes in zip(clips, found, strict=True)]
     sounds = [sounds_of(clip, answer, encode, tokenizer) for clip, answer in zip(clips, answers, strict=True)]
     read = [reading(*each) for each in zip(prompts, answers, sounds, strict=True)]
-    held = min(HELD_OUT, len(read) // 10)
-    said = {clip["id"]: k for k, clip in enumerate(clips[held:], held)}
+    back = {turn["human"] for each in dialogues if each["held_out"] for turn in each["turns"][:1]}
+    held, apart = (min(HELD_OUT, len(each) // 10) for each in (clips, hearing.clips))
     learnt = read[held:]
-    for clip, own in zip(hearing.clips, versions, strict=True):
-        learnt.append(listening(own, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer))
+    scored = {READ: read[:held], REPEAT: [], TRANSCRIBE: []}
+    said = {clip["id"]: k for k, clip in enumerate(clips)}
+    for place, (clip, own) in enumerate(zip(hearing.clips, versions, strict=True)):
+        written_down = listening(own, False, np.array([*clip["tokens"], tokenizer.eot], np.int16), tokenizer)
+        kept_back = place < apart or clip["text"] in back
+        (scored[TRANSCRIBE] if kept_back else learnt).append(written_down)
         if (k := said.get(clip["id"])) is not None:
-            learnt.append(listening(own, True, answers[k], tokenizer, sounds[k]))
-    return learnt, read[:held], store
+            kept_back = kept_back or k < held
+            (scored[REPEAT] if kept_back else learnt).append(listening(own, True, answers[k], tokenizer, sounds[k]))
+    if dialogues:
+        spoken = {clip["text"]: (answer, own) for clip, answer, own in zip(clips, answers, sounds, strict=True)}
+        heard: dict[str, list[Rows]] = {}
+        for clip, own in zip(hearing.clips, versions, strict=True):
+            heard.setdefault(clip["text"], []).extend(own)
+        make = ExampleMaker(tokenizer, encode, heard, spoken, options.seed)
+        learnt += _of_dialogues(options, dialogues, make, scored)
+    return learnt, scored, store
+
+
+def _of_dialogues(
+    options: Options, dialogues: Sequence[Mapping], make: ExampleMaker, scored: dict[str, list[Example]]
+) -> list[Example]:
+    """The examples to learn of dialogues; those kept back go to `scored`. Logs how many there are, and new words."""
+    learnt: list[Example] = []
+    silent = 0
+    for dialogue in dialogues:
+        examples = make(dialogue)
+        silent += not examples
+        (scored.setdefault(dialogue["task"], []) if dialogue["held_out"] else learnt).extend(examples)
+    counts = Counter(example.task for example in learnt)
+    say(options.out, event="dialogues", without_clips=silent, **counts)
+    known = options.start / WORDS
+    if known.is_file():
+        words = {line.split("\t")[0] for line in known.read_text(encoding="utf-8").splitlines()}
+        texts = [
+            text for each in dialogues for turn in each["turns"] for text in (turn.get("human"), turn.get("answer"))
+        ]
+        new = sorted({word for text in texts if text for word in text.split()} - words)
+        if new:
+            say(options.out, event="words that the model to begin with was not trained on", words=new)
+    return learnt
 
 
 def _written(texts: Path) -> dict[str, str]:
@@ -127,7 +183,8 @@ def _speech_tokenizer(folder: Path, wait: float) -> S3Tokenizer:
 def train(options: Options) -> None:
     """Train a decoder to speak and write its state, its log and the whole model to `options.out`.
 
-    `model` there is the last one, `best` the one that predicted held-out codes best: the voice may be learnt by heart.
+    `model` there is the last one, `best` the one whose loss on held-out examples was the lowest: the sum of that of
+    codes in reading aloud and, of each other task, that of text. The voice may be learnt by heart.
 
     Raises
     ------
@@ -150,6 +207,9 @@ def train(options: Options) -> None:
     config = replace(started, text_config=replace(started.text_config, num_hidden_layers=options.layers))
     able = Capabilities.of_folder(options.start)
     params = decoder.begin(net, config, tokenizer, options.seed, able.allow("speak"))
+    learnt_to = replace(able, tasks=TASKS)
+    if options.dialogues:
+        learnt_to = replace(able, tasks=(*TASKS, "respond"), thinking=OPENING, thinks_unasked=False)
     say(options.out, event="begin", codes="kept" if able.allow("speak") else "drawn")
     kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
     int8 = parts_in_int8(options.start) & set(kept)
@@ -168,8 +228,12 @@ def train(options: Options) -> None:
     fit = Fit(schedule, params, loss, compiled=False)
     if options.resume:
         fit.resume(options.out / CHECKPOINT)
-    batches = Batches(learnt, tokenizer, options.tokens, options.seed)
-    judges = Batches(scored, tokenizer, options.tokens, options.seed, noisy=False) if scored else None
+    batches = Batches(learnt, tokenizer, options.tokens, options.seed, shares=options.shares)
+    judges = {
+        task: Batches(some, tokenizer, options.tokens, options.seed, noisy=False)
+        for task, some in scored.items()
+        if some
+    }
 
     log = options.out / "log.jsonl"
     least = _least_held_out(log) if options.resume and log.is_file() else math.inf
@@ -178,12 +242,12 @@ def train(options: Options) -> None:
         tokenizer.save(folder)
         export(kept | decoder.whole(fit.average, loss.digits), config, folder, int8)
         with replaced_file(folder / CAPABILITIES) as aside:
-            aside.write_text(json.dumps(replace(able, tasks=TASKS).to_dict(), indent=2) + "\n", encoding="utf-8")
+            aside.write_text(json.dumps(learnt_to.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def save() -> None:
         nonlocal least
         write(options.out / MODEL)
-        if judges is not None:
+        if judges:
             found = score(loss, fit.average, judges)
             say(options.out, step=fit.step_number, **found)
             if found[CHOOSES] < least:
@@ -209,7 +273,17 @@ def _least_held_out(log: Path) -> float:
     return least
 
 
-def score(loss: decoder.Loss, params: dict, batches: Callable[[int], dict[str, np.ndarray]]) -> dict[str, float]:
-    """Means over a few batches of what the log shows, each named `held_out_…`."""
-    found = [loss(params, decoder.on_device(batches(step)))[1] for step in range(HELD_OUT_BATCHES)]
-    return {f"held_out_{name}": float(np.mean([metrics[name].item() for metrics in found])) for name in found[0]}
+def score(
+    loss: decoder.Loss, params: dict, judges: Mapping[str, Callable[[int], dict[str, np.ndarray]]]
+) -> dict[str, float]:
+    """Means over a few batches of each task of what the log shows, and the loss that chooses among models.
+
+    Named `held_out_…`; of other tasks than reading aloud `held_out_TASK_…`.
+    """
+    found, total = {}, 0.0
+    for task, batches in judges.items():
+        metrics = [loss(params, decoder.on_device(batches(step)))[1] for step in range(HELD_OUT_BATCHES)]
+        means = {name: float(np.mean([each[name].item() for each in metrics])) for name in metrics[0]}
+        found |= {f"held_out_{'' if task == READ else f'{task}_'}{name}": mean for name, mean in means.items()}
+        total += means["codes"] if task == READ else means["text"]
+    return found | {CHOOSES: total}

@@ -82,10 +82,8 @@ def test_the_loss_is_what_the_engine_s_own_net_gives(net, words):
     for example, weight in zip(few, batch["weight"], strict=True):
         tokens = np.concatenate([example.prompts[0], example.answer]).astype(int)
         n = len(example.prompts[0])
-        slots = [Slot(0, at, size) for at, _, size in filter(None, example.slots)]
-        x = net.embed(
-            tokens[None], slots, [heard[first : first + size] for _, first, size in filter(None, example.slots)]
-        )
+        slots = [Slot(0, at, size) for at, _, size in example.slots[0]]
+        x = net.embed(tokens[None], slots, [heard[first : first + size] for _, first, size in example.slots[0]])
         logits = np.array(net.logits(x, NoCache(net.model.rope)))[0, n - 1 : -1].astype(np.float64)
         chosen = logits[np.arange(len(logits)), tokens[n:]]
         each += list(np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - chosen)
@@ -116,7 +114,7 @@ def test_transcribing_stays_near_the_model_at_the_beginning(net, words):
     wide = StepAudioNet(config)
     wide.update(decoder.whole(params, loss.digits))
     first, apart, entropy = words.first_audio_code, [], []
-    for example, (at, _, size), (begin, n) in zip(few, (e.slots[0] for e in few), spans, strict=True):
+    for example, (at, _, size), (begin, n) in zip(few, (e.slots[0][0] for e in few), spans, strict=True):
         tokens, prompt = np.concatenate([example.prompts[0], example.answer]).astype(int), len(example.prompts[0])
         logs = []
         for each in (net, wide):

@@ -49,10 +49,10 @@ def test_prompts_say_what_the_reference_s_examples_say(words):
         example = listening([(7, 3), (20, 2)], is_spoken, np.array([1]), words)
         whole = f"<|BOT|>system\n{system}<|EOT|><|BOT|>human\n{audio}<|EOT|>{opened}{tail}"
         assert words.decode(example.prompts[0]) == whole
-        assert [prompt[at - 1] for prompt, (at, _, _) in zip(example.prompts, example.slots, strict=True)] == (
+        assert [prompt[at - 1] for prompt, ((at, _, _),) in zip(example.prompts, example.slots, strict=True)] == (
             [words.audio_start] * 2
         )
-        assert [slot[1:] for slot in example.slots] == [(7, 3), (20, 2)]
+        assert [slot[1:] for (slot,) in example.slots] == [(7, 3), (20, 2)]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_batch_asks_for_answers_and_for_nothing_else(words, few):
         assert np.array_equal(inputs[1:], labels[:-1])
         asked = weight > 0
         example = next(e for e in few if len(e.answer) == asked.sum() and np.array_equal(labels[asked], e.answer)
-                       and (place.max() >= 0) == (e.slots[0] is not None))  # fmt: skip
+                       and (place.max() >= 0) == bool(e.slots[0]))  # fmt: skip
         seen.add(example.task)
         at = int(np.flatnonzero(asked)[0])
         assert any(np.array_equal(inputs[: at + 1], prompt) for prompt in example.prompts)
@@ -88,7 +88,7 @@ def test_a_batch_asks_for_answers_and_for_nothing_else(words, few):
             assert np.array_equal(place[here], first + np.arange(len(here))) and len(here) in (5, 9)
         text = asked & (labels < words.text_limit)
         assert np.allclose(weight[text], examples.TEXT_WEIGHTS[example.task]) and (weight[asked & ~text] == 1).all()
-    assert seen == set(examples.SHARES)
+    assert seen == {examples.READ, examples.REPEAT, examples.TRANSCRIBE}
 
 
 def test_noise_is_in_the_answers_inputs_alone(words, few):

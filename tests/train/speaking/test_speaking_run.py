@@ -21,17 +21,9 @@ from stepaudio.train.token2wav.run import read_net
 from stepaudio.train.token2wav.speech_tokenizer import codes_of
 
 
-def write(folder, n_samples=12_800):
-    lines = [line | {"n_samples": n_samples, "offset": k * n_samples} for k, line in enumerate(corpora.clip_lines())]
-    corpora.write(folder, lines)
-    texts = [{"id": line["id"], "text": line["text"], "say": line["text"].capitalize() + "."} for line in lines]
-    (folder / "texts").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture
 def clips(tmp_path, words):
-    return Corpus([write(tmp_path / "c")], AnswerEncoder(words))
+    return Corpus([corpora.write_for_speaking(tmp_path / "c")], AnswerEncoder(words))
 
 
 def test_embeddings_are_those_of_the_engine(clips, start):
@@ -62,19 +54,22 @@ def test_codes_of_each_clip_are_its_part_of_the_whole(clips, codec):
 
 
 def test_clips_between_two_codes_are_refused(tmp_path, words, codec):
-    wrong = Corpus([write(tmp_path / "c", 12_801)], AnswerEncoder(words))
+    wrong = Corpus([corpora.write_for_speaking(tmp_path / "c", 12_801)], AnswerEncoder(words))
     with pytest.raises(DataError, match="640"):
         clip_codes(wrong, read_net(codec, "tokenizer"))
 
 
-def command(folder, start, codec, out):
-    corpus = ["--narrator", str(folder), "--texts", str(folder / "texts"), "--tokenizer", str(codec)]
-    return ["speaking", *corpus, "--start", str(start), "--out", str(out)]
-
-
 def test_a_run_learns_and_its_model_speaks(tmp_path, start, codec):
-    folder, out = write(tmp_path / "c"), tmp_path / "run"
-    common = [*command(folder, start, codec, out), "--layers", "2", "--tokens", "256", "--variants", "1"]
+    folder, out = corpora.write_for_speaking(tmp_path / "c"), tmp_path / "run"
+    common = [
+        *corpora.speaking_command(folder, start, codec, out),
+        "--layers",
+        "2",
+        "--tokens",
+        "256",
+        "--variants",
+        "1",
+    ]
     main([*common, "--steps", "12", "--log-every", "4", "--rate", "0.8"])
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [line["codes"] for line in lines if "codes_right" in line]
@@ -100,9 +95,9 @@ def test_the_model_that_predicts_held_out_codes_best_is_kept(tmp_path, start, co
     texts = [{"id": line["id"], "text": line["text"]} for line in lines]
     (folder / "texts").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
     sizes = ["--layers", "2", "--tokens", "256", "--variants", "1", "--save-every", "0", "--steps", "6", "--rate", "50"]
-    main([*command(folder, start, codec, out), *sizes])
+    main([*corpora.speaking_command(folder, start, codec, out), *sizes])
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    losses = [line["held_out_codes"] for line in log if "held_out_codes" in line]
+    losses = [line["held_out_loss"] for line in log if "held_out_loss" in line]
     assert len(losses) > 2 and not losses[-1] <= np.nanmin(losses)  # a ruined net may give no number at all
     best, last = (mx.load(str(out / name / "model.safetensors")) for name in ("best", "model"))
     assert any((best[name] != last[name]).any() for name in best)
@@ -111,10 +106,22 @@ def test_the_model_that_predicts_held_out_codes_best_is_kept(tmp_path, start, co
 
 def test_what_is_kept_in_eight_bits_is_kept_to_the_bit(tmp_path, start, codec):
     """An encoder of int8 numbers and scales is written as it was; the trained decoder is in half precision."""
-    folder, small, out = write(tmp_path / "c"), tmp_path / "small", tmp_path / "run"
+    folder, small, out = corpora.write_for_speaking(tmp_path / "c"), tmp_path / "small", tmp_path / "run"
     shutil.copytree(start, small)
     average_models([start], small, ["encoder"])
-    main([*command(folder, small, codec, out), "--layers", "2", "--tokens", "256", "--variants", "1", "--steps", "2"])
+    main(
+        [
+            *corpora.speaking_command(folder, small, codec, out),
+            "--layers",
+            "2",
+            "--tokens",
+            "256",
+            "--variants",
+            "1",
+            "--steps",
+            "2",
+        ]
+    )
     before, after = (mx.load(str(at / "model.safetensors")) for at in (small, out / "model"))
     kept = {name for name in before if name.startswith("encoder.")}
     assert any(before[name].dtype == mx.int8 for name in kept)
@@ -127,7 +134,7 @@ def test_a_model_that_speaks_goes_on_from_its_codes(tmp_path, start, codec):
 
     One whose capabilities.json does not say that it speaks has its codes drawn anew. What a run writes says so.
     """
-    folder, words = write(tmp_path / "c"), stepaudio.load(start).tokenizer
+    folder, words = corpora.write_for_speaking(tmp_path / "c"), stepaudio.load(start).tokenizer
     codes = slice(words.first_audio_code, words.first_audio_code + 6561)
     tables = "model.embed_tokens.weight", "lm_head.weight"
     silent = tmp_path / "silent"
@@ -136,7 +143,7 @@ def test_a_model_that_speaks_goes_on_from_its_codes(tmp_path, start, codec):
     few = ["--layers", "2", "--tokens", "256", "--variants", "1", "--steps", "1", "--rate", "0"]
     spoke = tmp_path / "first" / "model"
     for begin, out in ((silent, "first"), (spoke, "second"), (start, "third")):
-        main([*command(folder, begin, codec, tmp_path / out), *few])
+        main([*corpora.speaking_command(folder, begin, codec, tmp_path / out), *few])
         before, after = (mx.load(str(at / "model.safetensors")) for at in (begin, tmp_path / out / "model"))
         for name in tables:
             apart = np.abs(np.array(before[name][codes], np.float32) - np.array(after[name][codes], np.float32))
@@ -146,7 +153,7 @@ def test_a_model_that_speaks_goes_on_from_its_codes(tmp_path, start, codec):
 
 
 def test_a_decoder_does_not_lose_layers(tmp_path, start, codec, capsys):
-    folder = write(tmp_path / "c")
+    folder = corpora.write_for_speaking(tmp_path / "c")
     with pytest.raises(SystemExit) as left:
-        main([*command(folder, start, codec, tmp_path / "run"), "--layers", "0"])
+        main([*corpora.speaking_command(folder, start, codec, tmp_path / "run"), "--layers", "0"])
     assert left.value.code == 2 and "layers: 0" in capsys.readouterr().err
