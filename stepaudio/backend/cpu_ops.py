@@ -1,6 +1,12 @@
-"""Forms of the nets' functions for the CPU, where MLX has no vector instructions for exp, tanh, erf and sin."""
+"""Forms of the nets' functions for the CPU, where MLX has no vector instructions for exp, tanh, erf and sin.
 
+numpy has them, for all of these but erf; so arrays are evaluated and handed over to it. Its part is what a function
+computes, and MLX's operations remain what it means: derivatives and compiled graphs come of them.
+"""
+
+import math
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import cast
 
@@ -32,8 +38,10 @@ EXP2 = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)  
 ROUNDER = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to a whole number, and leaves that in the low bits
 SINE = (3.141592580, -5.167706878, 2.550031368, -0.5980451192, 0.07722001820)  # sin(pi f) / f in f^2, |f| <= 1/2
 LOG2_E = 1.4426950408889634
+GELU_SCALE, GELU_CUBE = 0.7978845608028654, 0.044715  # sqrt(2 / pi); Hendrycks and Gimpel 2016
+MISH_LIMIT = 20.0  # past it tanh(log(1 + e^x)) is 1 in float32
 MANY = 1_000_000  # scores of attention in one go: they stay near the processor, and Python gets a turn between
-FEW = 16384  # elements below which the length of the graph costs more than the arithmetic
+FEW = 16384  # elements below which the way there costs more than the arithmetic
 
 
 def rational(x: mx.array, fit: tuple, limit: float) -> mx.array:
@@ -85,19 +93,111 @@ def exp2_below(x: mx.array) -> tuple[mx.array, mx.array]:
     return cast(mx.array, exp2(mx.maximum(x - top, -125.0))), top
 
 
-def exp(x: mx.array) -> mx.array:
-    """e^x of float32 by `exp2`, kept within 2^-125 and 2^127."""
-    return cast(mx.array, exp2(mx.clip(x * LOG2_E, -125.0, 127.0)))
+Form = Callable[[mx.array], mx.array]
 
 
-def sine_squared(x: mx.array) -> mx.array:
-    """sin^2(pi x) of float32; the error is below 4e-7, once x is taken as exact."""
+def by_numpy(form: Form) -> Callable[[Callable[[np.ndarray], np.ndarray]], Form]:
+    """Let numpy compute what `form` says in operations of MLX, of one float32 array.
+
+    The decorated function must not change its argument, which is memory of MLX. `form` has the derivatives, and it is
+    taken itself where nothing can be evaluated: inside `mx.compile` and `mx.vmap`.
+    """
+
+    def decorate(compute: Callable[[np.ndarray], np.ndarray]) -> Form:
+        @mx.custom_function
+        def made(x: mx.array) -> mx.array:
+            try:
+                mx.eval(x)
+            except ValueError:
+                return form(x)
+            with np.errstate(all="ignore"):  # infinities and nan come out as they do of MLX
+                return mx.array(compute(np.asarray(x)))
+
+        @made.vjp
+        def _slope(x: mx.array, cotangent: mx.array, _value: mx.array) -> mx.array:
+            return mx.vjp(form, [x], [cotangent])[1][0]
+
+        @made.jvp
+        def _change(x: mx.array, tangent: mx.array) -> mx.array:
+            return mx.jvp(form, [x], [tangent])[1][0]
+
+        return cast(Form, made)
+
+    return decorate
+
+
+def _sine_squared(x: mx.array) -> mx.array:
+    x = x * (1 / math.pi)
     f = x - mx.stop_gradient((x + ROUNDER) - ROUNDER)  # the square has a period of 1
     z = f * f
     y = z * SINE[-1] + SINE[-2]
     for c in SINE[-3::-1]:
         y = y * z + c
     return mx.square(f * y)
+
+
+@by_numpy(lambda x: cast(mx.array, exp2(mx.clip(x * LOG2_E, -125.0, 127.0))))
+def exp(x: np.ndarray) -> np.ndarray:
+    """e^x."""
+    return np.exp(x)
+
+
+@by_numpy(lambda x: exp2_below(x * LOG2_E)[0])
+def exp_below(x: np.ndarray) -> np.ndarray:
+    """e^(x - top), with the highest of the last axis as top."""
+    y = x - x.max(axis=-1, keepdims=True)
+    return np.exp(y, out=y)
+
+
+@by_numpy(_sine_squared)
+def sine_squared(x: np.ndarray) -> np.ndarray:
+    """sin^2(x)."""
+    y = np.sin(x)
+    return np.square(y, out=y)
+
+
+@by_numpy(lambda x: x * (rational(x, SIGMOID, SIGMOID_LIMIT) + 0.5))
+def silu(x: np.ndarray) -> np.ndarray:
+    """X * sigmoid(x), which is (1 + tanh(x / 2)) / 2."""
+    y = x * np.float32(0.5)
+    np.tanh(y, out=y)
+    y += 1
+    y *= x
+    y *= np.float32(0.5)
+    return y
+
+
+@by_numpy(lambda x: 0.5 * x * (1 + rational(GELU_SCALE * (x + GELU_CUBE * x * x * x), TANH, TANH_LIMIT)))
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """GELU in the tanh approximation."""
+    y = x * x
+    y *= np.float32(GELU_SCALE * GELU_CUBE)
+    y += np.float32(GELU_SCALE)
+    y *= x
+    np.tanh(y, out=y)
+    y += 1
+    y *= x
+    y *= np.float32(0.5)
+    return y
+
+
+def _mish(x: mx.array) -> mx.array:
+    e = cast(mx.array, exp2(mx.clip(x * LOG2_E, -125.0, MISH_LIMIT * LOG2_E)))
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+@by_numpy(_mish)
+def mish(x: np.ndarray) -> np.ndarray:
+    """X tanh(log(1 + e^x)), by one exponential."""
+    e = np.minimum(x, np.float32(MISH_LIMIT))
+    np.exp(e, out=e)
+    n = e + 2
+    n *= e
+    np.add(n, 2, out=e)
+    n /= e
+    n *= x
+    return n
 
 
 @lru_cache(maxsize=4)
@@ -112,20 +212,18 @@ def rotations(dims: int, base: float, offset: int, n: int) -> tuple[mx.array, ..
 
 
 def attention_of_adds(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-    """`ops.softmax_attention`, heads that share keys in one product; if large, in base 2 with the division last."""
+    """`ops.softmax_attention`, heads that share keys in one product; if large, with the division last."""
     B, H, n, D = q.shape
     G, L = k.shape[1], k.shape[2]
     if B * H * n * L > MANY and B * G > 1:
         return _attention_in_halves(q, k, v, scale, mask)
-    few = B * H * n * L < FEW
-    unit = 1.0 if few else LOG2_E
-    scores = (q * (scale * unit)).reshape(B, G, -1, D) @ k.swapaxes(-1, -2)  # (B, G, H/G n, L)
+    scores = (q * scale).reshape(B, G, -1, D) @ k.swapaxes(-1, -2)  # (B, G, H/G n, L)
     if mask is not None:
-        mask = mx.where(mask, 0.0, -mx.inf) if mask.dtype == mx.bool_ else mask * unit
+        mask = mx.where(mask, 0.0, -mx.inf) if mask.dtype == mx.bool_ else mask
         scores = (scores.reshape(B, H, n, L) + mask).reshape(B, G, -1, L)
-    if few:
+    if scores.size < FEW:
         return (mx.softmax(scores, axis=-1) @ v).reshape(B, H, n, D)
-    weights, _ = exp2_below(scores)
+    weights = exp_below(scores)
     return ((weights @ v) / (weights @ mx.ones((L, 1)))).reshape(B, H, n, D)  # a product is the fastest sum
 
 

@@ -1,15 +1,15 @@
 """GELU, SiLU, attention, rotary embedding and log-sum-exp, each with a form for where MLX has no vector instructions.
 
 MLX's CPU backend on Linux evaluates `erf`, `exp`, `tanh`, `sin` one element at a time, but adds and multiplies
-whole vectors. There, forms made of adds and multiplies alone (errors below 4e-7 of the value or of 1) are several times
-faster, once arrays are large enough to pay for the longer graph. Metal and CUDA take the plain forms, but for GELU in
-bfloat16 on CUDA: MLX fuses nothing within a gradient, and there GELU took ten times as long as fused.
+whole vectors. There, large arrays go through numpy, which has vector instructions for all of these but `erf`, or
+through forms made of adds and multiplies alone (errors below 4e-7 of the value or of 1). Metal and CUDA take the plain
+forms, but for GELU in bfloat16 on CUDA: MLX fuses nothing within a gradient, and there GELU took ten times as long as
+fused.
 
 The activations of `mlx.nn` are compiled. On a CPU that means a C++ compiler, and libraries written to and loaded from a
 temporary folder that all users share: no net uses them there.
 """
 
-import math
 from typing import cast
 
 import mlx.core as mx
@@ -17,11 +17,12 @@ import mlx.nn as nn
 
 from . import cpu_ops
 from .cpu_ops import (
+    GELU_CUBE,
+    GELU_SCALE,
     LOG2_E,
+    MISH_LIMIT,
     PHI,
     PHI_LIMIT,
-    SIGMOID,
-    SIGMOID_LIMIT,
     attention_of_adds,
     exp2_below,
     large,
@@ -60,26 +61,34 @@ def elu(x: mx.array) -> mx.array:
 
 
 def exp(x: mx.array) -> mx.array:
-    """e^x; past the range of float32, arrays that are large on a CPU end near 2^127 and 2^-125."""
+    """e^x."""
     return cpu_ops.exp(x) if large(x) else mx.exp(x)
 
 
 def sine_squared(x: mx.array, rate: mx.array) -> mx.array:
-    """sin^2(rate x), in x's shape; `rate` (channels,) for the last axis of x.
-
-    Where MLX only adds and multiplies vectors, phases are counted in half turns: two roundings more than a product in
-    radians has, so up to 1.8e-7 of the phase in all.
-    """
-    if large(x):
-        return cpu_ops.sine_squared(x * (rate * (1 / math.pi)))
-    return mx.square(mx.sin(x * rate))
+    """sin^2(rate x), in x's shape; `rate` (channels,) for the last axis of x."""
+    return cpu_ops.sine_squared(x * rate) if large(x) else mx.square(mx.sin(x * rate))
 
 
 def silu(x: mx.array) -> mx.array:
     """X * sigmoid(x)."""
+    return cpu_ops.silu(x) if large(x) else x * mx.sigmoid(x)
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU in the tanh approximation, as token2wav's estimator was trained with (not the exact one of the encoder)."""
     if large(x):
-        return x * (rational(x, SIGMOID, SIGMOID_LIMIT) + 0.5)
-    return x * mx.sigmoid(x)
+        return cpu_ops.gelu_tanh(x)
+    return 0.5 * x * (1 + mx.tanh(GELU_SCALE * (x + GELU_CUBE * x * x * x))) if on_cpu() else nn.gelu_approx(x)
+
+
+def mish(x: mx.array) -> mx.array:
+    """X tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
+    if large(x):
+        return cpu_ops.mish(x)
+    e = mx.exp(mx.minimum(x, MISH_LIMIT))
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
 
 
 def log_sum_exp(x: mx.array) -> mx.array:

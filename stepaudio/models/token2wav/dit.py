@@ -14,9 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...backend.cpu_ops import TANH, TANH_LIMIT, rational, vectorless
-from ...backend.device import on_cpu
-from ...backend.ops import exp, silu
+from ...backend.ops import gelu_tanh, mish, silu
 from ...backend.pieces import Pieces
 from ...schema import MAX_LAYERS, MAX_SIZE, require, require_positive
 from ..attention import attend
@@ -70,7 +68,6 @@ BLOCK_EPS = 1e-6  # of the norms without weights; those with weights have PyTorc
 KERNEL = 3
 TIME_CHANNELS = 256
 TIME_SCALE = 1000.0
-GELU_SCALE = 0.7978845608028654  # sqrt(2 / pi)
 MODULATIONS = 9  # shift, scale, gate for attention, MLP and convolution, stored in this order
 
 
@@ -90,21 +87,6 @@ class BlockState:
 
 
 DitState = tuple[BlockState, ...]  # one per block
-
-
-def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU in the tanh approximation, as the MLP was trained with (not the exact one of the audio encoder)."""
-    if vectorless(x):
-        inner = GELU_SCALE * (x + 0.044715 * x * x * x)
-        return 0.5 * x * (1 + rational(inner, TANH, TANH_LIMIT))
-    return 0.5 * x * (1 + mx.tanh(GELU_SCALE * (x + 0.044715 * x * x * x))) if on_cpu() else nn.gelu_approx(x)
-
-
-def mish(x: mx.array) -> mx.array:
-    """X tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
-    e = exp(mx.minimum(x, 20.0))  # past 20 the quotient is 1 in float32
-    n = e * (e + 2.0)
-    return x * (n / (n + 2.0))
 
 
 def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:

@@ -16,7 +16,7 @@ from stepaudio.checkpoints.convert.flow_yaml import flow_config, parse, read_flo
 from stepaudio.checkpoints.tensors import read_arrays
 from stepaudio.errors import ConfigError, DecodeError, WeightsError
 from stepaudio.models.token2wav.conformer import PreLookahead, RelativeAttention, Upsample, relative_positions
-from stepaudio.models.token2wav.dit import CausalConvBlock, DiT, DitConfig, mish
+from stepaudio.models.token2wav.dit import CausalConvBlock, DiT, DitConfig
 from stepaudio.models.token2wav.flow import Flow, FlowOptions
 from stepaudio.models.token2wav.flow_matching import euler_steps, time_grid
 from stepaudio.models.token2wav.noise import NOISE_BLOCK, noise_frames
@@ -149,11 +149,6 @@ def test_relative_attention_equals_its_definition(n, L):
             weights = np.exp(scores - scores.max())
             rows[i, h] = weights / weights.sum() @ v[h]
     close(got[0], np.array(net.linear_out(mx.array(rows.reshape(n, H * D).astype(np.float32)))), 1e-4)
-
-
-def test_mish_equals_its_definition():
-    x = np.linspace(-40, 40, 801)
-    close(mish(mx.array(x.astype(np.float32))), x * np.tanh(np.logaddexp(0, x)), 1e-5)
 
 
 def test_time_runs_from_noise_to_mel():
