@@ -41,10 +41,11 @@ from .packed import (
     joined,
     packed_width,
     quantisable,
+    quantization_of,
     read_tensors,
 )
 from .planned_folder import begin, files_of, finish, nbytes_of
-from .quantize_plan import SHARD_BYTES, beside_weights, is_listed, quantization_of, to_be_stated
+from .quantize_plan import SHARD_BYTES, beside_weights, is_listed, to_be_stated
 from .report import WeightReport, compare
 from .tensor_file import Entry, TensorFile, copy_stored, index_of, split_into_files
 
@@ -227,7 +228,7 @@ def write_export(plan: Export, out: Path) -> dict:
                 texts[INDEX_FILE] = index_of(plan.shards)
             for name, content in texts.items():
                 (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            finish(plan, MANIFEST, aside, out)
+            finish(plan, aside, out)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{out}: the folder could not be written ({error})") from None
     return manifest

@@ -16,9 +16,9 @@ from ..reading import is_file
 from .convert.flow_yaml import read_flow_config
 from .convert.manifest import converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, describe, published_folder
-from .header import TensorInfo, read_header
-from .int8 import with_scales
+from .header import TensorInfo
 from .layout import SOURCES, TOKEN2WAV, Shape, expected_layout, net_layout, prefixed
+from .net_records import net_records
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def take_inventory(path: str | Path) -> Inventory | None:
         found, layouts = {}, {c: net_layout(manifest.configs[c]) for c in TOKEN2WAV}
         for component in TOKEN2WAV:
             file = home / file_of(component)
-            found[component] = with_scales(read_header(file)) if is_file(file, WeightsError) else {}
+            found[component] = net_records(manifest, component) if is_file(file, WeightsError) else {}
         return Inventory(home, True, prefixed(found), prefixed(layouts))
     folder = published_folder(path)
     if folder is None:

@@ -27,7 +27,7 @@ from .inventory import take_inventory
 from .joined import JoinedTensor
 from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
 from .match import match
-from .packed import WEIGHT, PackedTensor, read_tensors
+from .packed import WEIGHT, PackedTensor, layer_arrays, read_tensors
 from .report import ENOUGH, TOO_LITTLE, WeightReport, compare
 from .statistics import describe_values
 from .suggest import apply_rename
@@ -209,7 +209,7 @@ def _finished(
 ) -> Iterator[tuple[str, mx.array]]:
     for name, info in wanted:
         if isinstance(info, PackedTensor):
-            yield from _parts(name.removesuffix(WEIGHT), info, dtype)
+            yield from layer_arrays(name, info, dtype)
             continue
         array = mx.array(info.values()) if isinstance(info, JoinedTensor) else stored.pop(info.name)
         axes = axes_of(StepAudioConfig, name)
@@ -218,11 +218,3 @@ def _finished(
         array = array if dtype is None else array.astype(dtype)
         mx.eval(array)
         yield name, array
-
-
-def _parts(layer: str, info: PackedTensor, dtype: mx.Dtype | None) -> Iterator[tuple[str, mx.array]]:
-    """The parameters of a quantised layer: packed numbers as they are, scales and offsets in the dtype asked for."""
-    for suffix, array in info.parts():
-        array = array.astype(dtype) if dtype is not None and array.dtype in HELD.values() else array
-        mx.eval(array)
-        yield layer + suffix, array

@@ -7,6 +7,7 @@ that one of the two calls quantised and the other does not is refused here, wher
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +22,11 @@ from ..models.speech_lm import CONFIG_FILE, StepAudioConfig
 from ..reading import folder_of, is_file, read_object
 from .dtypes import HELD, numpy_dtype, packed_dtype
 from .header import TensorInfo, listed, printable, read_checkpoint
-from .int8 import with_scales
+from .int8 import SCALE, ScaledTensor, with_scales
 from .joined import JoinedTensor
 from .layout import Config, build
 from .suggest import new_name
+from .tensor_file import Entry
 
 WEIGHT, SCALES, BIASES = ".weight", ".scales", ".biases"
 KEY, OTHER_KEY = "quantization", "quantization_config"
@@ -34,7 +36,7 @@ AGAIN = "quantise the model again, or download it again"
 
 @dataclass(frozen=True)
 class PackedTensor(JoinedTensor):
-    """A packed matrix with its scales and offsets; `shape` is that of the values (rows, width)."""
+    """Packed numbers with their scales and offsets; `shape` is that of the values, (rows, width) of a matrix."""
 
     bits: Bits
     scales: TensorInfo
@@ -45,8 +47,20 @@ class PackedTensor(JoinedTensor):
         """As `JoinedTensor`; a group reaches from its least to its largest value."""
         return STEPS.get(self.bits.mode, 2.0 / ((1 << self.bits.bits) - 1))
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, width) as it is stored: of other shapes than a matrix's, a group may be a row."""
+        rows, groups = self.scales.shape
+        return rows, groups * self.bits.group_size
+
     def rows(self, first: int, stop: int) -> np.ndarray:
         """(n, width), float32."""
+        rows, _ = self.matrix
+        if rows == self.shape[0]:
+            return self._widened(first, stop)
+        return self._widened(0, rows).reshape(self.shape[0], -1)[first:stop]
+
+    def _widened(self, first: int, stop: int) -> np.ndarray:
         scales = _slice(self.scales, first, stop)
         biases = None if self.biases is None else _slice(self.biases, first, stop).astype(mx.float32)
         if self.bits.mode == AFFINE:
@@ -60,21 +74,45 @@ class PackedTensor(JoinedTensor):
         """What stands behind the layer's name, and the stored array, for each part."""
         for suffix, info in ((WEIGHT, self), (SCALES, self.scales), (BIASES, self.biases)):
             if info is not None:
-                yield suffix, _slice(info, 0, info.shape[0])
+                yield suffix, _slice(info, 0, self.matrix[0])
 
 
 def _slice(info: TensorInfo, first: int, stop: int) -> mx.array:
     """Some rows of a stored matrix, as they are."""
-    kind = "U32" if isinstance(info, PackedTensor) else info.dtype
-    width = packed_width(info.shape[1], info.bits.bits) if isinstance(info, PackedTensor) else info.shape[1]
-    items = np.memmap(info.file, numpy_dtype(kind), "r", info.offset, (info.shape[0], width))[first:stop]
+    kind, (rows, width) = info.dtype, info.shape if not isinstance(info, PackedTensor) else info.matrix
+    if isinstance(info, PackedTensor):
+        kind, width = "U32", packed_width(width, info.bits.bits)
+    items = np.memmap(info.file, numpy_dtype(kind), "r", info.offset, (rows, width))[first:stop]
     array = mx.array(np.ascontiguousarray(items))
     return array.view(HELD[kind], stream=mx.cpu) if kind in HELD else array
+
+
+def layer_arrays(name: str, info: PackedTensor, dtype: mx.Dtype | None) -> Iterator[tuple[str, mx.array]]:
+    """The parameters of a quantised layer, by the name of its matrix: scales and offsets in the dtype asked for."""
+    for suffix, array in info.parts():
+        array = array.astype(dtype) if dtype is not None and array.dtype in HELD.values() else array
+        mx.eval(array)
+        yield name.removesuffix(WEIGHT) + suffix, array
 
 
 def packed_width(width: int, bits: int) -> int:
     """Numbers of 32 bits that hold so many of fewer bits."""
     return width * bits // 32
+
+
+def stored_parts(name: str, info: TensorInfo, matrix: tuple[int, ...], bits: Bits | None) -> dict[str, Entry]:
+    """The tensors that one will be stored as: as it is, or quantised as a matrix of (rows, width)."""
+    if bits is None:
+        whole = Entry("I8" if isinstance(info, ScaledTensor) else info.dtype, info.shape)
+        scale = {name + SCALE: Entry(info.scale.dtype, info.scale.shape)} if isinstance(info, ScaledTensor) else {}
+        return {name: whole} | scale
+    rows, width = matrix
+    layer, groups = name.removesuffix(WEIGHT), (rows, width // bits.group_size)
+    found = {name: Entry("U32", (rows, packed_width(width, bits.bits)))}
+    if bits.mode != AFFINE:
+        return found | {layer + SCALES: Entry("U8", groups)}
+    kind = info.dtype if info.dtype in HELD else "F32"
+    return found | {layer + SCALES: Entry(kind, groups), layer + BIASES: Entry(kind, groups)}
 
 
 def read_tensors(path: str | Path, rename: Mapping[str, str] | None = None) -> dict[str, TensorInfo]:
@@ -98,7 +136,7 @@ def read_tensors(path: str | Path, rename: Mapping[str, str] | None = None) -> d
     records = read_checkpoint(path)
     said = read_quantization(path)
     if said is None:
-        _refuse_unclaimed(path, records)
+        refuse_unclaimed(path, records)
     else:
         layers = quantisable(StepAudioConfig.from_file(folder_of(path, WeightsError)))
         records = joined(path, records, said, layers, {name: new_name(name, rename) for name in records})
@@ -156,18 +194,19 @@ def check_claims(
         )
 
 
-def _refuse_unclaimed(path: str | Path, records: Mapping[str, TensorInfo]) -> None:
+def refuse_unclaimed(path: object, records: Mapping[str, TensorInfo], where: str = CONFIG_FILE) -> None:
+    """Refuse with `WeightsError` packed matrices of which the file `where`, by its name, says nothing."""
     layers = [name.removesuffix(SCALES) for name in records if name.endswith(SCALES)]
     layers = [name for name in layers if name + WEIGHT in records and records[name + WEIGHT].dtype == "U32"]
     if layers:
         raise WeightsError(
-            f"{path}: quantises {len(layers)} layers ({listed(layers)}), and no {KEY} in {CONFIG_FILE} beside it says "
+            f"{path}: quantises {len(layers)} layers ({listed(layers)}), and no {KEY} in {where} beside it says "
             "with how many bits; bring the config that was written with it"
         )
 
 
 def joined(
-    path: str | Path,
+    path: object,
     records: Mapping[str, TensorInfo],
     said: Quantization,
     layers: Mapping[str, tuple[int, int]],
@@ -252,3 +291,11 @@ def join(records: Mapping[str, TensorInfo], layer: str, bits: Bits) -> PackedTen
     nbytes = sum(info.nbytes for info in found)
     shape, dtype = (rows, width), packed_dtype(bits.bits, bits.group_size, bits.mode)
     return PackedTensor(weight.name, shape, dtype, nbytes, file, weight.offset, bits, scales, biases)
+
+
+def quantization_of(chosen: Mapping[str, Bits], layers: Mapping[str, tuple[int, int]]) -> Quantization:
+    """What the config is to say: the commonest bits for all, and every layer that has others or none."""
+    default = Counter(chosen.values()).most_common(1)[0][0]
+    said = Quantization(default)
+    odd = {name: chosen.get(name) for name, (_, width) in layers.items() if said.of(name, width) != chosen.get(name)}
+    return Quantization(default, odd)

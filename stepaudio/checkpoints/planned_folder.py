@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from ..errors import WeightsError
@@ -12,6 +12,7 @@ from ..files import move_into_place
 from ..models.speech_lm import CONFIG_FILE
 from .capabilities import FILE as CAPABILITIES
 from .capabilities import Capabilities
+from .convert.manifest import MANIFEST as CONVERTED
 from .header import INDEX_FILE, SINGLE_FILE
 from .save import clear_stale
 from .tensor_file import Entry
@@ -31,8 +32,18 @@ class FolderPlan(Protocol):
         ...
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files that will be written, that without which no other is read last."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files, nearly."""
+        ...
+
+    @property
     def shards(self) -> Mapping[str, Mapping[str, Entry]]:
-        """File name -> its tensors."""
+        """File name -> its tensors, of the language model."""
         ...
 
     @property
@@ -41,11 +52,20 @@ class FolderPlan(Protocol):
         ...
 
 
-def files_of(plan: FolderPlan, manifest: str) -> tuple[str, ...]:
-    """Names of all files that will be written, the config last."""
+def files_of(plan: FolderPlan, manifest: str, nets: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of all files that will be written: manifests behind what they speak of, the config last.
+
+    `nets` are files of token2wav that are written, not copied.
+    """
     own = [CAPABILITIES] if plan.capabilities else []
     index = [INDEX_FILE] if len(plan.shards) > 1 else []
-    return (*plan.copied, *own, *plan.shards, *index, manifest, CONFIG_FILE)
+    first = [*plan.copied, *own, *plan.shards, *index, *nets]
+    return (*sorted(first, key=is_seal), manifest, *([CONFIG_FILE] if plan.shards else []))
+
+
+def is_seal(name: str) -> bool:
+    """Whether a file of this name says that the nets of token2wav beside it are whole."""
+    return PurePath(name).name == CONVERTED
 
 
 def nbytes_of(plan: FolderPlan) -> int:
@@ -56,7 +76,7 @@ def nbytes_of(plan: FolderPlan) -> int:
 
 def begin(plan: FolderPlan, aside: Path, out: Path) -> None:
     """Copy into the folder aside what is copied; `WeightsError` if the whole would find no room there."""
-    needed, free = nbytes_of(plan), shutil.disk_usage(aside).free
+    needed, free = plan.nbytes, shutil.disk_usage(aside).free
     if needed > free:
         raise WeightsError(f"{out}: needs {needed:,} bytes, {free:,} are free there; name another disk")
     for name in plan.copied:
@@ -64,9 +84,10 @@ def begin(plan: FolderPlan, aside: Path, out: Path) -> None:
         shutil.copyfile(plan.source / name, aside / name)
 
 
-def finish(plan: FolderPlan, manifest: str, aside: Path, out: Path) -> None:
+def finish(plan: FolderPlan, aside: Path, out: Path) -> None:
     """Move all files into place, and take away tensors of a model that was there before."""
-    for name in plan.copied:
+    for name in plan.files:
         (out / name).parent.mkdir(exist_ok=True)
-    move_into_place(aside, out, files_of(plan, manifest), [CONFIG_FILE, INDEX_FILE, SINGLE_FILE])
+    seals = [CONFIG_FILE, INDEX_FILE, SINGLE_FILE] if plan.shards else []
+    move_into_place(aside, out, plan.files, [*seals, *filter(is_seal, plan.files)])
     clear_stale(out, plan.shards)

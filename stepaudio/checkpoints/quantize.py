@@ -1,4 +1,4 @@
-"""A model's folder written again with fewer bits: tensor by tensor, in blocks of rows, whole or not at all.
+"""A folder of a model or of token2wav written again with fewer bits: in blocks of rows, whole or not at all.
 
 The layout is that of MLX's own tools (see `packed`); what has no fewer bits is copied byte by byte. All files are
 written aside and moved into place with the config last, and `quantised.json` says what became of every tensor.
@@ -10,8 +10,8 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -29,19 +29,12 @@ from .dtypes import HELD, numpy_dtype
 from .header import INDEX_FILE, TensorInfo
 from .int8 import SCALE, ScaledTensor
 from .joined import JoinedTensor
-from .packed import BIASES, KEY, OTHER_KEY, SCALES, WEIGHT
+from .packed import BIASES, KEY, OTHER_KEY, SCALES, WEIGHT, quantization_of
 from .planned_folder import begin, finish
-from .quantize_plan import (
-    MANIFEST,
-    SHARD_BYTES,
-    Plan,
-    is_listed,
-    plan_quantisation,
-    quantization_of,
-    stored_entries,
-)
+from .quantize_nets import NetPlan, manifest_text
+from .quantize_plan import MANIFEST, SHARD_BYTES, Plan, is_listed, plan_quantisation, stored_entries
 from .recipe import Recipe
-from .tensor_file import TensorFile, copy_stored, index_of
+from .tensor_file import Entry, TensorFile, copy_stored, index_of
 
 ASIDE = ".quantising-"
 FORMAT = 1
@@ -105,7 +98,7 @@ class Quantised:
 
 
 def quantise(source: str | Path, out: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> Quantised:
-    """Write a model's folder with fewer bits; memory does not grow with the model.
+    """Write the folder of a model, or of token2wav, with fewer bits; memory does not grow with the model.
 
     Parameters
     ----------
@@ -129,17 +122,26 @@ def write_quantised(plan: Plan, out: Path) -> Quantised:
         with staging_folder(out, ASIDE) as aside:
             begin(plan, aside, out)
             fates: dict[str, Fate] = {}
-            total = sum(info.nbytes for info in plan.records.values())
+            total = sum(info.nbytes for part in (plan, *plan.nets) for info in part.records.values())
             with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
                 for file, entries in plan.shards.items():
                     with TensorFile(aside / file, entries, {"format": "mlx"}) as stream:
                         for name, info in plan.records.items():
-                            if next(iter(stored_entries(name, info, plan.chosen))) in entries:
-                                fates[name] = _write(stream, name, info, plan)
+                            parts = stored_entries(name, info, plan.chosen)
+                            if next(iter(parts)) in entries:
+                                fates[name] = _write(stream, name, info, parts, plan)
                                 bar.update(info.nbytes)
-            manifest = _manifest(plan, [fates[name] for name in plan.records])
+                for net in plan.nets:
+                    (aside / net.file).parent.mkdir(exist_ok=True)
+                    with TensorFile(aside / net.file, net.entries, {"format": "mlx"}) as stream:
+                        for name, info in net.records.items():
+                            whole = f"{net.component}.{name}"
+                            fates[whole] = replace(_write(stream, name, info, net.entries_of(name), net), name=whole)
+                            bar.update(info.nbytes)
+            named = [*plan.records, *(f"{net.component}.{name}" for net in plan.nets for name in net.records)]
+            manifest = _manifest(plan, [fates[name] for name in named])
             _write_texts(aside, plan, manifest)
-            finish(plan, MANIFEST, aside, out)
+            finish(plan, aside, out)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{out}: the quantised model could not be written ({error})") from None
     return Quantised(out, manifest)
@@ -153,52 +155,44 @@ def is_quantised(path: Path) -> bool:
 # ---- what is written ----
 
 
-def _write(stream: TensorFile, name: str, info: TensorInfo, plan: Plan) -> Fate:
+def _write(stream: TensorFile, name: str, info: TensorInfo, parts: Mapping[str, Entry], plan: Plan | NetPlan) -> Fate:
     layer = name.removesuffix(WEIGHT)
     bits = plan.chosen.get(layer) if name.endswith(WEIGHT) else None
-    after = sum(entry.nbytes for entry in stored_entries(name, info, plan.chosen).values())
+    after = sum(entry.nbytes for entry in parts.values())
     if bits is None:
         own = info.nbytes - info.scale.nbytes if isinstance(info, ScaledTensor) else info.nbytes
         copy_stored(stream, name, info.file, info.offset, own)
         if isinstance(info, ScaledTensor):
             copy_stored(stream, name + SCALE, info.scale.file, info.scale.offset, info.scale.nbytes)
-        return Fate(name, KEPT, info.nbytes, after, _reason(layer, info, plan))
+        return Fate(name, KEPT, info.nbytes, after, plan.reason(layer, info))
     moved = whole = 0.0
-    for block in _rows(info):
+    for block in _blocks(info, bits):
         if not mx.isfinite(block).all().item():
             raise WeightsError(f"{info.file}: {name} holds values that are not finite; such have no scale")
-        parts = mx.quantize(block, **bits.options)
+        packed = mx.quantize(block, **bits.options)
         values = block.astype(mx.float32)
-        means = mx.dequantize(*parts, **bits.options, dtype=block.dtype).astype(mx.float32)
+        means = mx.dequantize(*packed, **bits.options, dtype=block.dtype).astype(mx.float32)
         moved += float(np.array(mx.square(means - values).sum()))
         whole += float(np.array(mx.square(values).sum()))
-        for part, array in zip((WEIGHT, SCALES, BIASES), parts, strict=False):
+        for part, array in zip((WEIGHT, SCALES, BIASES), packed, strict=False):
             stream.write(layer + part, _bytes_of(array))
     error = math.sqrt(moved / whole) if whole else 0.0
     return Fate(name, QUANTISED, info.nbytes, after, "", bits.bits, bits.group_size, bits.mode, error)
 
 
-def _reason(layer: str, info: TensorInfo, plan: Plan) -> str:
-    """Why a tensor was kept, in words."""
-    if len(info.shape) < 2:
-        return "a vector"
-    if layer not in plan.layers:
-        return "a kernel of a convolution"
-    bits, width = plan.recipe.of(layer), plan.layers[layer][1]
-    return "not asked for" if bits is None else f"rows of {width} are no multiple of {bits.group_size}"
-
-
-def _rows(info: TensorInfo) -> Iterator[mx.array]:
-    """Blocks of rows of a matrix, in the type in which it is stored."""
-    rows, width = info.shape
-    step = max(1, BLOCK // max(width, 1))
+def _blocks(info: TensorInfo, bits: Bits) -> Iterator[mx.array]:
+    """Blocks of a tensor in its stored type: some rows, or the groups in them where rows are no whole groups."""
+    rows, width = info.shape[0], math.prod(info.shape[1:])
+    unit = bits.group_size // math.gcd(bits.group_size, width)  # rows that come out in whole groups together
+    step = max(1, BLOCK // max(width * unit, 1)) * unit
     for first in range(0, rows, step):
         stop = min(first + step, rows)
         if isinstance(info, JoinedTensor):
-            yield mx.array(info.rows(first, stop))
-            continue
-        items = np.memmap(info.file, numpy_dtype(info.dtype), "r", info.offset, (rows, width))[first:stop]
-        yield mx.array(np.ascontiguousarray(items)).view(HELD[info.dtype])
+            block = mx.array(info.rows(first, stop))
+        else:
+            items = np.memmap(info.file, numpy_dtype(info.dtype), "r", info.offset, (rows, width))[first:stop]
+            block = mx.array(np.ascontiguousarray(items)).view(HELD[info.dtype])
+        yield block.reshape(-1, width if unit == 1 else bits.group_size)
 
 
 def _bytes_of(array: mx.array) -> bytes:
@@ -207,7 +201,7 @@ def _bytes_of(array: mx.array) -> bytes:
 
 def _manifest(plan: Plan, fates: list[Fate]) -> dict:
     """What became of every tensor, and of what it was made."""
-    sources = sorted({info.file for info in plan.records.values()})
+    sources = sorted({info.file for part in (plan, *plan.nets) for info in part.records.values()})
     tensors = [{key: value for key, value in asdict(fate).items() if value not in (None, "")} for fate in fates]
     return {
         "format": FORMAT,
@@ -222,14 +216,18 @@ def _manifest(plan: Plan, fates: list[Fate]) -> dict:
 
 
 def _write_texts(aside: Path, plan: Plan, manifest: dict) -> None:
-    said = quantization_of(plan.chosen, plan.layers).to_dict()
-    texts: dict[str, object] = {CONFIG_FILE: plan.config | {KEY: said, OTHER_KEY: said}, MANIFEST: manifest}
+    texts: dict[str, object] = {MANIFEST: manifest}
+    if plan.shards:
+        said = quantization_of(plan.chosen, plan.layers).to_dict() if plan.chosen else None
+        texts[CONFIG_FILE] = plan.config | ({KEY: said, OTHER_KEY: said} if said else {})
     if plan.capabilities is not None:
         texts[CAPABILITIES] = plan.capabilities.to_dict()
     if len(plan.shards) > 1:
         texts[INDEX_FILE] = index_of(plan.shards)
     for name, content in texts.items():
         (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if plan.manifest is not None and plan.nets:
+        (aside / plan.seal).write_text(manifest_text(plan.manifest, plan.nets, aside), encoding="utf-8")
 
 
 def _component(name: str) -> str:

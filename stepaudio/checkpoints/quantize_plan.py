@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ConfigError, WeightsError
-from ..models.quantization import AFFINE, Bits, Quantization, require_backend
+from ..models.quantization import Bits, require_backend
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig
 from ..reading import is_file, read_object
 from .capabilities import FILE as CAPABILITIES
 from .capabilities import Capabilities
-from .convert.manifest import converted_folder
+from .convert.manifest import MANIFEST as CONVERTED
+from .convert.manifest import Manifest, converted_folder
 from .convert.published import FOLDER, published_folder
-from .dtypes import HELD
 from .header import TensorInfo, listed
 from .hub import OTHERS, TOKENIZERS
 from .hub_name import repository_of
-from .int8 import SCALE, ScaledTensor
 from .layout import expected_layout
-from .packed import BIASES, SCALES, WEIGHT, PackedTensor, packed_width, quantisable, read_tensors
+from .packed import WEIGHT, PackedTensor, quantisable, read_tensors, stored_parts
 from .planned_folder import files_of, nbytes_of
+from .quantize_nets import NetPlan, holds_nets, layers_of_nets, plan_nets, read_nets
 from .recipe import Recipe
 from .report import compare
 from .tensor_file import Entry, split_into_files
 
 MANIFEST = "quantised.json"
+BESIDE_NETS = (".json", ".yaml")  # of the files in a token2wav folder, those that are copied as they are
 SHARD_BYTES = 5_000_000_000  # of one file, as MLX's tools have it
 
 
@@ -46,16 +46,32 @@ class Plan:
     copied: tuple[str, ...]
     capabilities: Capabilities | None
     notes: tuple[str, ...]
+    nets: tuple[NetPlan, ...] = ()  # of token2wav, where any of them gets fewer bits
+    manifest: Manifest | None = None  # of these nets
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all files that will be written, the config last."""
-        return files_of(self, MANIFEST)
+        return files_of(self, MANIFEST, [net.file for net in self.nets] + ([self.seal] if self.nets else []))
+
+    def reason(self, layer: str, info: TensorInfo) -> str:
+        """Why a tensor is kept, in words."""
+        if len(info.shape) < 2:
+            return "a vector"
+        if layer not in self.layers:
+            return "a kernel of a convolution"
+        bits, width = self.recipe.of(layer), self.layers[layer][1]
+        return "not asked for" if bits is None else f"rows of {width} are no multiple of {bits.group_size}"
+
+    @property
+    def seal(self) -> str:
+        """Name of the nets' manifest in what is written."""
+        return str(Path(self.nets[0].file).with_name(CONVERTED))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files, nearly."""
-        return nbytes_of(self)
+        return nbytes_of(self) + sum(entry.nbytes for net in self.nets for entry in net.entries.values())
 
 
 def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> Plan:
@@ -64,8 +80,9 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
     Parameters
     ----------
     source : str or Path
-        A model's folder.
+        A model's folder, or the converted `token2wav` folder of one.
     recipe : Recipe
+        Of a model the default is for its language model, and token2wav is for rules; of token2wav it is for all nets.
     shard_bytes : int
         Greatest size of the data of one file.
 
@@ -78,6 +95,8 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
         compute.
     """
     source = Path(source)
+    if not any(is_file(source / name, ConfigError) for name in (CONFIG_FILE, FLAT_FILE)) and holds_nets(source):
+        return _plan_nets_alone(source, recipe)
     config = StepAudioConfig.from_file(source)
     records = read_tensors(source)
     already = [name for name, info in records.items() if isinstance(info, PackedTensor)]
@@ -90,11 +109,14 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
     if report.unfilled or report.error:
         raise WeightsError(f"{source}: not whole, so it is not quantised: {report.summary}")
     layers = dict(sorted(quantisable(config).items()))
-    chosen = recipe.choose(layers)
-    for bits in dict.fromkeys(chosen.values()):
-        require_backend(bits)
+    manifest = read_nets(source, recipe)
+    chosen = _chosen(recipe, layers, manifest)
     entries = {name: stored_entries(name, info, chosen) for name, info in records.items()}
+    spoken = manifest is not None and any(layer not in layers for layer in chosen)
+    nets = plan_nets(manifest, recipe, chosen, f"{FOLDER}/") if manifest and spoken else ()
     copied, notes = beside_weights(source)
+    if nets:
+        copied = tuple(name for name in copied if name not in (f"{FOLDER}/{CONVERTED}", *(net.file for net in nets)))
     file = source / (CONFIG_FILE if is_file(source / CONFIG_FILE, ConfigError) else FLAT_FILE)
     return Plan(
         source=source,
@@ -102,13 +124,50 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
         config=read_object(file, ConfigError, "expected the config of a model"),
         recipe=recipe,
         records=records,
-        chosen=chosen,
+        chosen={layer: bits for layer, bits in chosen.items() if layer in layers},
         layers=layers,
         shards=split_into_files(entries, shard_bytes),
         copied=copied,
         capabilities=to_be_stated(source, copied),
         notes=notes,
+        nets=nets,
+        manifest=manifest,
     )
+
+
+def _plan_nets_alone(source: Path, recipe: Recipe) -> Plan:
+    """Of a converted token2wav folder; what is written has its files at the top."""
+    if recipe.default is not None:
+        recipe = replace(recipe, rules=(("token2wav", recipe.default), *recipe.rules))
+    manifest = read_nets(source, recipe)
+    if manifest is None:
+        raise WeightsError(f"{source}: token2wav is not converted yet; run `stepaudio convert` on the model first")
+    nets = plan_nets(manifest, recipe, _chosen(recipe, {}, manifest), "")
+    written = {CONVERTED, MANIFEST, *(net.file for net in nets)}
+    beside = (p for p in sorted(manifest.folder.iterdir()) if p.suffix in BESIDE_NETS and p.name not in written)
+    return Plan(
+        source=manifest.folder,
+        name=source.resolve().name,
+        config={},
+        recipe=recipe,
+        records={},
+        chosen={},
+        layers={},
+        shards={},
+        copied=tuple(path.name for path in beside),
+        capabilities=None,
+        notes=(),
+        nets=nets,
+        manifest=manifest,
+    )
+
+
+def _chosen(recipe: Recipe, layers: Mapping[str, tuple[int, int]], manifest: Manifest | None) -> dict[str, Bits]:
+    """Layer -> bits, of the language model and of token2wav; `ConfigError` or `WeightsError` as `plan_quantisation`."""
+    chosen = recipe.choose(layers, layers_of_nets(manifest) if manifest else {})
+    for bits in dict.fromkeys(chosen.values()):
+        require_backend(bits)
+    return chosen
 
 
 def to_be_stated(source: Path, copied: tuple[str, ...]) -> Capabilities | None:
@@ -118,20 +177,9 @@ def to_be_stated(source: Path, copied: tuple[str, ...]) -> Capabilities | None:
 
 
 def stored_entries(name: str, info: TensorInfo, chosen: Mapping[str, Bits]) -> dict[str, Entry]:
-    """The tensors that one published tensor will be stored as."""
-    layer = name.removesuffix(WEIGHT)
-    bits = chosen.get(layer) if name.endswith(WEIGHT) else None
-    if bits is None:
-        whole = Entry("I8" if isinstance(info, ScaledTensor) else info.dtype, info.shape)
-        scale = {name + SCALE: Entry(info.scale.dtype, info.scale.shape)} if isinstance(info, ScaledTensor) else {}
-        return {name: whole} | scale
-    rows, width = info.shape
-    groups = (rows, width // bits.group_size)
-    found = {name: Entry("U32", (rows, packed_width(width, bits.bits)))}
-    if bits.mode != AFFINE:
-        return found | {layer + SCALES: Entry("U8", groups)}
-    kind = info.dtype if info.dtype in HELD else "F32"
-    return found | {layer + SCALES: Entry(kind, groups), layer + BIASES: Entry(kind, groups)}
+    """The tensors that one of the language model will be stored as."""
+    bits = chosen.get(name.removesuffix(WEIGHT)) if name.endswith(WEIGHT) else None
+    return stored_parts(name, info, info.shape, bits)
 
 
 def beside_weights(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -140,9 +188,8 @@ def beside_weights(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found = [name for name in names if is_file(source / name, ConfigError)]
     home = converted_folder(source)
     if home is not None and home != source:
-        found += [
-            f"{FOLDER}/{p.name}" for p in sorted(home.iterdir()) if p.suffix in (".json", ".safetensors", ".yaml")
-        ]
+        beside = (*BESIDE_NETS, ".safetensors")
+        found += [f"{FOLDER}/{p.name}" for p in sorted(home.iterdir()) if p.suffix in beside]
         return tuple(found), ()
     if published_folder(source) is not None:
         return tuple(found), (
@@ -150,14 +197,6 @@ def beside_weights(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
             "take it from there",
         )
     return tuple(found), ()
-
-
-def quantization_of(chosen: Mapping[str, Bits], layers: Mapping[str, tuple[int, int]]) -> Quantization:
-    """What the config is to say: the commonest bits for all, and every layer that has others or none."""
-    default = Counter(chosen.values()).most_common(1)[0][0]
-    said = Quantization(default)
-    odd = {name: chosen.get(name) for name, (_, width) in layers.items() if said.of(name, width) != chosen.get(name)}
-    return Quantization(default, odd)
 
 
 def is_listed(path: Path, manifest: str) -> bool:

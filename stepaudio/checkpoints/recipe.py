@@ -18,13 +18,15 @@ from ..models.quantization import MODES, Bits, read_bits
 from ..reading import read_object
 from ..schema import shown
 from .header import listed
+from .layout import TOKEN2WAV
 
-WORDS: dict[str, str] = {  # component -> pattern of its layers
-    "encoder": "encoder.blocks.*", "adapter": "adapter.*", "decoder": "model.layers.*", "head": "lm_head",
-    "embeddings": "model.embed_tokens",
+WORDS: dict[str, tuple[str, ...]] = {  # component -> patterns of its layers
+    "encoder": ("encoder.blocks.*",), "adapter": ("adapter.*",), "decoder": ("model.layers.*",), "head": ("lm_head",),
+    "embeddings": ("model.embed_tokens",),
+    "tokenizer": ("tokenizer.*",), "speaker": ("speaker.*",), "flow": ("flow.*",), "vocoder": ("hift.*",),
+    "token2wav": tuple(f"{net}.*" for net in TOKEN2WAV),
 }  # fmt: skip
-UNASKED = ("encoder.positional_embedding",)  # kept unless a rule names it
-SPEAKING = ("flow", "vocoder", "token2wav", "hift", "tokenizer", "speaker")  # components that keep their bits
+UNASKED = ("encoder.positional_embedding", *WORDS["token2wav"])  # kept unless a rule names them
 OFF = "off"
 FORMS = "8, 4/32 (bits/group), off, or one of the modes mxfp4, mxfp8, nvfp4"
 
@@ -33,8 +35,9 @@ FORMS = "8, 4/32 (bits/group), off, or one of the modes mxfp4, mxfp8, nvfp4"
 class Recipe:
     """`default` is for every layer that no rule fits, None to leave those as they are; of several rules the last holds.
 
-    A rule is a component ("encoder", "adapter", "decoder", "head", "embeddings") or a pattern of layers, in
-    which `*` and `?` stand for any text, and what its layers get, None for nothing.
+    A rule is a component (one of `WORDS`) or a pattern of layers, in which `*` and `?` stand for any text, and what
+    its layers get, None for nothing. Layers of token2wav have the name of their net in front, "hift.conv_pre", and so
+    have patterns that reach them; no default does.
     """
 
     default: Bits | None = None
@@ -56,13 +59,7 @@ class Recipe:
 
     def with_rule(self, pattern: str, value: object, path: str | None = None) -> Recipe:
         """With one more rule; `path` opens messages. Raises as `from_file`."""
-        path = path or pattern
-        if pattern in SPEAKING:
-            raise ConfigError(
-                f"{path}: token2wav keeps its bits: its vocoder is made of convolutions, which MLX has no fewer bits "
-                "for, and of its other nets quantised files are not read; leave it out"
-            )
-        return replace(self, rules=(*self.rules, (pattern, _bits(value, path, self.default))))
+        return replace(self, rules=(*self.rules, (pattern, _bits(value, path or pattern, self.default))))
 
     def of(self, layer: str) -> Bits | None:
         """What a layer gets."""
@@ -71,8 +68,18 @@ class Recipe:
                 return bits
         return None if any(fnmatchcase(layer, pattern) for pattern in UNASKED) else self.default
 
-    def choose(self, layers: Mapping[str, tuple[int, int]]) -> dict[str, Bits]:
+    def choose(
+        self, layers: Mapping[str, tuple[int, int]], nets: Mapping[str, tuple[int, int]] | None = None
+    ) -> dict[str, Bits]:
         """Layer -> bits of those that get fewer; those that `default` alone reaches and does not fit are left out.
+
+        Parameters
+        ----------
+        layers : mapping of str to (int, int)
+            Of the language model, with rows and width.
+        nets : mapping of str to (int, int), optional
+            Of token2wav, as `net_records.groupable` has them: of so many kernels, some small ones that no group
+            divides are left out by rules too.
 
         Raises
         ------
@@ -80,20 +87,22 @@ class Recipe:
             A rule that fits no layer; rows of a layer that a rule names and that are no multiple of the group size; or
             nothing is left to be done.
         """
+        known = {**layers, **(nets or {})}
         for pattern, _ in self.rules:
-            if not any(_fits(pattern, layer) for layer in layers):
+            if not any(_fits(pattern, layer) for layer in known):
+                words = [word for word in WORDS if any(_fits(word, layer) for layer in known)]
                 raise ConfigError(
-                    f"{pattern}: fits no layer that can be quantised; expected {', '.join(WORDS)}, or a pattern of "
-                    f"names such as {listed(list(layers)[:2])}"
+                    f"{pattern:.80}: fits no layer that can be quantised; expected {', '.join(words)}, or a pattern of "
+                    f"names such as {listed(list(known)[:2])}"
                 )
         chosen, odd = {}, []
-        for layer, (_, width) in layers.items():
+        for layer, (_, width) in known.items():
             bits = self.of(layer)
             if bits is not None and bits.fits(width):
                 chosen[layer] = bits
             elif bits is not None:
                 odd.append(f"{layer} ({width})")
-                if any(_fits(pattern, layer) for pattern, _ in self.rules):
+                if layer in layers and any(_fits(pattern, layer) for pattern, _ in self.rules):
                     raise ConfigError(
                         f"{layer}: its rows of {width} weights are no multiple of the group size {bits.group_size}"
                     )
@@ -131,4 +140,7 @@ def _bits(value: object, path: str, default: Bits | None) -> Bits | None:
 
 
 def _fits(pattern: str, layer: str) -> bool:
-    return fnmatchcase(layer, WORDS.get(pattern, pattern))
+    net = layer.partition(".")[0]
+    if net in TOKEN2WAV and pattern not in WORDS and not pattern.startswith(f"{net}."):
+        return False  # a pattern such as *.mlp.* means the language model, whatever lies beside it
+    return any(fnmatchcase(layer, own) for own in WORDS.get(pattern, (pattern,)))

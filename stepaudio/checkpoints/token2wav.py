@@ -12,22 +12,24 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..backend.device import on_cpu
 from ..backend.process import enter
 from ..errors import WeightsError
+from ..models.quantization import layers_of, quantise_layers
 from ..models.token2wav.campplus import SpeakerEncoder
 from ..models.token2wav.flow import Flow
 from ..models.token2wav.hift import Hift
 from ..models.token2wav.speech_tokenizer import S3Tokenizer
 from ..reading import is_file, is_folder
 from .convert.flow_yaml import read_flow_config
-from .convert.manifest import MANIFEST, converted_folder, file_of, read_manifest
+from .convert.manifest import MANIFEST, Manifest, converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, published_folder
 from .dtypes import HELD
-from .header import TensorInfo, read_header
-from .int8 import widened_pairs, with_scales
+from .header import TensorInfo
 from .layout import TOKEN2WAV, Token2WavConfig, build, net_layout
 from .match import match_stored
-from .tensors import lazy_arrays
+from .net_records import arrays_of, net_records
+from .packed import WEIGHT, PackedTensor, layer_arrays
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,15 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
     dtype : mx.Dtype, optional
         float32 (the default), float16 or bfloat16 of the flow's weights. Tokenizer, speaker encoder and vocoder
         are always float32: half precision moves codes, and the vocoder's phase reaches thousands of radians.
+        Tensors of fewer bits are widened to it; but the flow's linear layers stay packed on a GPU.
 
     Raises
     ------
     WeightsError
         Not converted yet, converted from another `flow.yaml` than the one beside it, or a tensor that is missing,
-        unexpected or mis-shaped, by name.
+        unexpected or mis-shaped, by name; a manifest and files that do not call the same tensors quantised.
     ConfigError
-        Sizes that contradict each other.
+        Sizes that contradict each other, or bits that MLX has not got.
     """
     enter()
     if dtype is not None and dtype not in HELD.values():
@@ -68,7 +71,7 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
     manifest = read_manifest(home)
     _check_yaml(home, manifest.configs["flow"])
     kinds = {"flow": dtype or mx.float32}
-    nets = {c: _load(home / file_of(c), manifest.configs[c], kinds.get(c, mx.float32)) for c in TOKEN2WAV}
+    nets = {c: _load(manifest, c, kinds.get(c, mx.float32)) for c in TOKEN2WAV}
     return Token2Wav(**nets)
 
 
@@ -89,19 +92,33 @@ def _check_yaml(home: Path, config: Token2WavConfig) -> None:
         raise WeightsError(f"{home / FLOW_YAML}: not the sizes that were converted; run `stepaudio convert` again")
 
 
-def _load(path: Path, config: Token2WavConfig, dtype: mx.Dtype) -> Any:
+def _load(manifest: Manifest, component: str, dtype: mx.Dtype) -> Any:
     """One net, filled."""
-    check_header(path, with_scales(read_header(path)), config)
+    path, config = manifest.folder / file_of(component), manifest.configs[component]
+    records = net_records(manifest, component)
+    check_header(path, records, config)
     net = build(config)
+    kept = {} if component != "flow" or on_cpu() else _stay_packed(net, records)
+    quantise_layers(net, {name.removesuffix(WEIGHT): info.bits for name, info in kept.items()})
     try:
-        stored = widened_pairs(lazy_arrays(path))
-        arrays = [(name, array.astype(dtype)) for name, array in stored.items()]
-        for _, array in arrays:
-            mx.eval(array)  # one by one, so that an interrupt is seen in between
+        arrays = [part for name, info in kept.items() for part in layer_arrays(name, info, dtype)]
+        for name, array in arrays_of(path, {name: info for name, info in records.items() if name not in kept}):
+            arrays.append((name, array.astype(dtype)))
+            mx.eval(arrays[-1][1])  # one by one, so that an interrupt is seen in between
         net.load_weights(arrays)
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); run `stepaudio convert` again") from None
     return net
+
+
+def _stay_packed(net: Any, records: Mapping[str, TensorInfo]) -> dict[str, PackedTensor]:
+    """The matrices of fewer bits that a layer of the net can hold as they are: those stored by rows."""
+    layers = layers_of(net)
+    return {
+        name: info
+        for name, info in records.items()
+        if isinstance(info, PackedTensor) and info.matrix == layers.get(name.removesuffix(WEIGHT))
+    }
 
 
 def check_header(path: Path, found: Mapping[str, TensorInfo], config: Token2WavConfig) -> None:

@@ -22,7 +22,10 @@ def add_quantize_verb(verbs) -> None:
          "stepaudio quantize data/nano nano-mixed --bits 4 --layer head=8 --layer encoder=off"],
         {0: "written"},
     )  # fmt: skip
-    verb.add_argument("model", metavar="MODEL", help="a model's folder, or ORG/NAME[@REVISION] of a model on a hub")
+    verb.add_argument(
+        "model", metavar="MODEL",
+        help="a folder of a model or of converted token2wav, or ORG/NAME[@REVISION] of a model on a hub",
+    )  # fmt: skip
     verb.add_argument("out", metavar="OUT", help="folder to write; an earlier quantised model in it is replaced")
     add_option(
         verb, "--bits", type=whole, metavar="N", shown="what the mode has; with --recipe or --layer, those alone",
@@ -45,8 +48,8 @@ def add_quantize_verb(verbs) -> None:
     )  # fmt: skip
     add_option(
         verb, "--layer", action="append", default=[], metavar="PATTERN=BITS", shown="none",
-        help="one rule more (encoder, adapter, decoder, head, embeddings, or a pattern of names; 8, 4/32, off, "
-        "mxfp4, …); may be given several times",
+        help="one rule more (encoder, adapter, decoder, head, embeddings; tokenizer, speaker, flow, vocoder, "
+        "token2wav; or a pattern of names; 8, 4/32, off, mxfp4, …); may be given several times",
     )  # fmt: skip
     add_formats(verb, ("text", "json"), "text")
     add_force(verb)

@@ -386,7 +386,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(source, small, t
             ConfigError,
             "decodr: fits no layer .* expected encoder, adapter",
         ),
-        (source, Recipe(None, (("flow", Bits(4)),)), ConfigError, "flow: fits no layer"),
+        (source, Recipe(None, (("flow", Bits(4)),)), ConfigError, "flow: no converted token2wav lies in"),
         (source, Recipe(Bits(4), (("*", None),)), ConfigError, "nothing to quantise"),
     ]
     for folder, recipe, error, message in cases:
@@ -452,7 +452,7 @@ def test_the_command_writes_reads_and_replaces_its_own_alone(source, tmp_path, c
         ([str(source), out, "--mode", "nvfp4", "--group", "32"], "expected group_size 16 in mode nvfp4, found 32"),
         ([str(source), out, "--layer", "head"], "expected PATTERN=BITS"),
         ([str(source), out, "--layer", "head=many"], "expected 8, 4/32"),
-        ([str(source), out, "--layer", "vocoder=8"], "made of convolutions"),
+        ([str(source), out, "--layer", "vocoder=8"], "no converted token2wav lies in"),
         ([out, str(tmp_path / "two"), "--bits", "4"], "quantised already"),
     ]:
         assert main(["quantize", *words]) == 2, words

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import WeightsError
+from ...models.quantization import Quantization
 from ...reading import is_file, read_object
 from ...schema import read_record, shown
 from ..layout import CONFIGS, TOKEN2WAV, Token2WavConfig
 from .published import FOLDER
 
 MANIFEST = "converted.json"
+QUANTIZATION = "quantization"  # of a component, beside its sizes
 FORMAT = 2  # raised whenever the same sources would be converted to something else
 
 
@@ -38,6 +40,12 @@ class Manifest:
     def bytes_of(self, component: str) -> int:
         """Size of a component's file."""
         return self.raw["components"][component]["bytes"]
+
+    def quantization_of(self, component: str) -> Quantization | None:
+        """What is said of fewer bits; None for nothing. Raises `ConfigError` for values that MLX does not have."""
+        said = self.raw["components"][component].get(QUANTIZATION)
+        where = f"{self.folder / MANIFEST}: {component}.{QUANTIZATION}"
+        return None if said is None else Quantization.from_dict(said, where)
 
 
 def converted_folder(path: str | Path) -> Path | None:

@@ -112,7 +112,7 @@ class TimeEmbedder(nn.Module):
     def __call__(self, t: mx.array) -> mx.array:
         """(B,) -> (B, 1, C)."""
         into, activate, out = self.mlp
-        return out(activate(into(time_features(t).astype(into.weight.dtype))))[:, None]  # (B, 1, C)
+        return out(activate(into(time_features(t).astype(into.bias.dtype))))[:, None]  # (B, 1, C)
 
 
 class Attention(nn.Module):

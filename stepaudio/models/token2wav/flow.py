@@ -154,7 +154,7 @@ class Flow(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Of the weights."""
-        return self.encoder_proj.weight.dtype
+        return self.encoder_proj.bias.dtype
 
     @property
     def look_ahead(self) -> int:

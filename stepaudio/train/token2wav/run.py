@@ -16,11 +16,11 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ... import __version__
-from ...checkpoints.convert.manifest import FORMAT, MANIFEST, file_of, read_manifest
+from ...checkpoints.convert.manifest import FORMAT, MANIFEST, QUANTIZATION, file_of, read_manifest
 from ...checkpoints.header import read_header
-from ...checkpoints.int8 import in_eight_bits, widened_pairs
+from ...checkpoints.int8 import in_eight_bits, with_scales
 from ...checkpoints.layout import CONFIGS, TOKEN2WAV, build
-from ...checkpoints.tensors import lazy_arrays
+from ...checkpoints.net_records import arrays_of, net_records
 from ...errors import DataError
 from ...files import replaced_file
 from ...models.parameters import named_arrays
@@ -107,9 +107,18 @@ def _sizes(folder: Path, component: str) -> tuple[object, Path] | None:
 
 
 def _arrays(folder: Path, component: str) -> dict[str, mx.array]:
-    """The weights of a net, as they are stored but for those of eight bits."""
-    read_header(folder / file_of(component))
-    return widened_pairs(lazy_arrays(folder / file_of(component)))
+    """The weights of a net, as they are stored but for those of fewer bits."""
+    file, of_a_run = folder / file_of(component), (folder / f"{component}.json").is_file()
+    records = with_scales(read_header(file)) if of_a_run else net_records(read_manifest(folder), component)
+    return dict(arrays_of(file, records))
+
+
+def _bits(folder: Path, component: str) -> dict:
+    """What the manifest of a folder of all four nets says of fewer bits, as an entry of another one."""
+    if (folder / f"{component}.json").is_file():
+        return {}
+    said = read_manifest(folder).quantization_of(component)
+    return {} if said is None else {QUANTIZATION: said.to_dict()}
 
 
 def read_net(folder: Path, component: str) -> nn.Module:
@@ -169,6 +178,7 @@ def join(folders: list[Path], out: Path, int8: Collection[str] = ()) -> None:
             "source": "trained",
             "config": found[0],
             "tensors": [],  # where each tensor of a published file went: there is no such file
+            **({} if component in int8 else _bits(folder, component)),
         }
     manifest = {"format": FORMAT, "package": f"stepaudio {__version__}", "sources": {}, "components": parts}
     with replaced_file(out / MANIFEST) as aside:
