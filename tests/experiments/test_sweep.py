@@ -16,6 +16,7 @@ import pytest
 import sweep_worker
 
 from stepaudio.cli.main import main
+from stepaudio.engine import Engine
 from stepaudio.errors import AudioError, ConfigError, DataError, WeightsError
 from stepaudio.evaluation.manifest import Clip
 from stepaudio.experiments import provenance
@@ -244,6 +245,24 @@ def test_a_recording_is_heard_once_for_all_settings(real_grid, tiny_model, tmp_p
     counting = replace(tiny_model.pipeline, load=lambda *a, **k: read.append(a) or load(*a, **k))
     run_sweep(real_grid, tmp_path / "s.jsonl", load=lambda g: tiny_model.altered(pipeline=counting), progress=False)
     assert len(read) == 2
+
+
+def test_faults_behind_the_adapter_share_its_audio_embeddings(real_grid, tmp_path, monkeypatch):
+    """Encoded once for them all, and the rows are those of each fault swept alone."""
+    faults = ("none", "lost:lm_head", "lost:encoder.blocks.0.", "lost:lm_head+norm_pool", "lost:model.layers.0.")
+    grid, real, encoded = replace(real_grid, seeds=(1,), faults=faults), Engine.encode_audio, []
+
+    def counted(engine, mels):
+        mels = list(mels)
+        encoded.extend(mels)
+        return real(engine, mels)
+
+    monkeypatch.setattr(Engine, "encode_audio", counted)
+    rows = timeless(run_sweep(grid, tmp_path / "s.jsonl", progress=False))
+    assert len(encoded) == 3 * 2  # intact, another encoder, its end changed; two recordings
+    for i, fault in enumerate(faults):
+        alone = timeless(run_sweep(replace(grid, faults=(fault,)), tmp_path / f"{i}.jsonl", progress=False))
+        assert alone == [row for row in rows if row["defect"] == fault]
 
 
 def test_same_seed_same_tokens_and_other_seeds_differ(real_grid, real_table, tmp_path):
