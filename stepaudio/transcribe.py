@@ -243,6 +243,7 @@ def transcribe_recordings(
     vad: str | Detector | None = "energy",
     encode: Encode | None = None,
     words: bool = False,
+    run: Decode | None = None,
 ) -> list[Transcript]:
     """Transcribe recordings together; segments of similar length share a batch.
 
@@ -260,6 +261,8 @@ def transcribe_recordings(
         Segments -> their audio embeddings, for a caller that has them already; by default the engine computes them.
     words : bool
         Give each word its times; `ConfigError` for a model whose alignment heads are not known.
+    run : callable, optional
+        Segments -> their runs, for a caller that makes them, say with edits; then without `encode` and `words`.
     """
     engine.require_weights()
     if words:
@@ -281,7 +284,7 @@ def transcribe_recordings(
 
     found = transcribe_segments(
         recordings,
-        decode,
+        run or decode,
         engine.decode,
         engine.stop_ids(),
         batch_size(options),

@@ -44,7 +44,7 @@ def add_experiment_verbs(verbs) -> None:
     add_formats(bench, ("text", "json"), "text")
 
     sweep = add_verb(
-        verbs, "sweep", run_sweep_grid, "a grid of clips, settings, seeds and faults; resumes where it stopped",
+        verbs, "sweep", run_sweep_grid, "a grid of clips, settings, seeds, faults and edits; resumes where it stopped",
         "GRID -o STORE",
         ["stepaudio sweep grid.json -o runs.jsonl", "stepaudio sweep grid.json -o runs.jsonl --table runs.csv"],
         {0: "every run is in the store", 1: "a run failed; the others are in the store"},

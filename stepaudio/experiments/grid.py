@@ -1,4 +1,4 @@
-"""What a sweep is to run: model, clips, settings, seeds and faults, declared before anything is loaded.
+"""What a sweep is to run: model, clips, settings, seeds, faults and edits, declared before anything is loaded.
 
 Frozen records that refuse contradictions when they are made, and a JSON shape for them.
 """
@@ -19,11 +19,14 @@ from ..decoding.options import DecodingOptions
 from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError
 from ..evaluation.manifest import Clip, read_manifest
+from ..interp.edits import Edits
 from ..models.kv_cache import CachePolicy
 from ..reading import read_object
 from ..schema import read_record, read_value, require_keys
 from ..text.prompts import ASR_SYSTEM
+from .edited import NO_PLAN, EditPlan
 from .provenance import function_name
+from .table import NO_EDITS
 
 NO_FAULT = "none"
 OLD_FAULTS = "defects"  # the key of `Grid.faults` in the grids of earlier sweeps
@@ -133,16 +136,18 @@ class Trial:
     setting: Setting
     seed: int
     fault: str
+    edits_name: str = NO_EDITS
+    edits: EditPlan = NO_PLAN
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
-        """Names that no other trial of its grid has: clip, setting, seed, fault."""
-        return self.clip_name, self.setting_name, self.seed, self.fault
+    def key(self) -> tuple[str, str, int, str, str]:
+        """Names that no other trial of its grid has: clip, setting, seed, fault, edits."""
+        return self.clip_name, self.setting_name, self.seed, self.fault, self.edits_name
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of clips, settings, seeds and faults.
+    """Every combination of clips, settings, seeds, faults and edits.
 
     Parameters
     ----------
@@ -152,6 +157,8 @@ class Grid:
     seeds : whole numbers >= 0. Greedy settings come out alike for every seed.
     faults : names of faults to inject; "none" for the model as it is.
     dtype : of the weights, "float32", "float16" or "bfloat16"; None for the backend's default.
+    edits : name to what `interp.zero` and the others give, or to its JSON shape (`edited.EditPlan.of`); "none" for a
+        run without. Edited runs read a recording as one segment, so their settings need `vad` "off".
 
     Raises
     ------
@@ -164,6 +171,7 @@ class Grid:
     seeds: Sequence[int] = (0,)
     faults: Sequence[str] = (NO_FAULT,)
     dtype: str | None = None
+    edits: Mapping[str, Edits | EditPlan | Sequence] = field(default_factory=lambda: {NO_EDITS: NO_PLAN})
     manifest: Path | None = field(default=None, init=False, repr=False, compare=False)  # from which the clips came
 
     def __post_init__(self):
@@ -171,18 +179,21 @@ class Grid:
             object.__setattr__(self, "manifest", Path(self.clips))
         if not isinstance(self.settings, Mapping):
             raise ConfigError(f"settings: expected an object of name to setting, found {self.settings!r}")
+        if not isinstance(self.edits, Mapping):
+            raise ConfigError(f"edits: expected an object of name to edits, found {self.edits!r:.80}")
         resolved = {
             "clips": tuple(read_manifest(self.clips) if isinstance(self.clips, str | Path) else self.clips),
             "settings": {str(n): Setting.of(s, f"settings.{n}") for n, s in self.settings.items()},
             "seeds": read_value(self.seeds, tuple[int, ...], "seeds"),
             "faults": read_value(self.faults, tuple[str, ...], "faults"),
+            "edits": {str(n): EditPlan.of(e, f"edits.{n}") for n, e in self.edits.items()},
         }
         for name, value in resolved.items():
             object.__setattr__(self, name, value)  # the record is frozen, and complete from here on
         self._check()
 
     def _check(self) -> None:
-        for name in ("clips", "settings", "seeds", "faults"):
+        for name in ("clips", "settings", "seeds", "faults", "edits"):
             values = list(getattr(self, name))
             if not values:
                 raise ConfigError(f"{name}: a grid needs at least one")
@@ -192,12 +203,26 @@ class Grid:
             raise ConfigError(f"seeds: expected 0 or more, found {min(self.seeds)}")
         if len(set(self.clip_names)) < len(self._clips):
             raise ConfigError("clips: one file is listed twice with different texts")
+        for name, plan in self.plans.items():
+            if bool(plan) == (name == NO_EDITS):
+                raise ConfigError(f"edits.{name}: {NO_EDITS} is the run without edits, and the only one")
+        loud = [name for name, s in self.settings.items() if cast(Setting, s).vad != SpeechDetector.OFF]
+        if loud and any(self.plans.values()):
+            raise ConfigError(
+                f"settings.{loud[0]}: edits count positions of a whole recording; expected vad off, found "
+                f"{cast(Setting, self.settings[loud[0]]).vad}"
+            )
         if self.dtype not in (None, *DTYPES):
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)} or null, found {self.dtype!r}")
 
     @property
     def _clips(self) -> tuple[Clip, ...]:
         return cast(tuple[Clip, ...], self.clips)
+
+    @property
+    def plans(self) -> Mapping[str, EditPlan]:
+        """The edits by name."""
+        return cast(Mapping[str, EditPlan], self.edits)
 
     @property
     def files(self) -> list[Path]:
@@ -217,12 +242,13 @@ class Grid:
         settings = cast(Mapping[str, Setting], self.settings)
         for fault in self.faults:
             for name, setting in settings.items():
-                for clip, clip_name in named:
+                for i, (clip, clip_name) in enumerate(named):
                     for seed in self.seeds:
-                        yield Trial(clip, clip_name, name, setting, seed, fault)
+                        for edits_name, edits in self.plans.items():
+                            yield Trial(clip, clip_name, name, setting, seed, fault, edits_name, edits.at(i, named))
 
     def __len__(self) -> int:
-        return len(self._clips) * len(self.settings) * len(self.seeds) * len(self.faults)
+        return len(self._clips) * len(self.settings) * len(self.seeds) * len(self.faults) * len(self.plans)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Grid:

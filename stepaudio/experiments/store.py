@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import DataError
-from .table import COLUMNS, TABLES, Table, complete, read_table_file
+from .table import COLUMNS, FORMS, TABLES, Table, complete, read_table_file
 
 
 class Store:
@@ -163,9 +163,9 @@ def _row(line: bytes) -> dict | None:
         row = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or set(row) != set(COLUMNS):
+    if not isinstance(row, dict) or set(row) not in map(set, FORMS):
         return None
-    return row if all(_fits(row[name], kind) for name, kind in COLUMNS.items()) else None
+    return row if all(_fits(value, COLUMNS[name]) for name, value in row.items()) else None
 
 
 def _no_number(name: str) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
@@ -18,24 +17,26 @@ import numpy as np
 from tqdm import tqdm
 
 from ..constants import SAMPLE_RATE, n_audio_embeddings, n_mel_frames
+from ..decoding.generate import Run
 from ..decoding.options import merge_options
 from ..errors import AudioError, ConfigError, DataError, DecodeError
 from ..evaluation.manifest import Clip
 from ..evaluation.repetition import loop_period_onset, seq_rep_4
 from ..evaluation.word_errors import count_char_errors, count_errors
+from ..interp.edits import Edits
+from ..interp.running import run_with_edits
 from ..model import StepAudio2
-from ..models.parameters import named_arrays
 from ..text.prompts import asr_turns
 from ..transcribe import Segment, Transcript, transcribe_recordings
 from .faults import BITS, FAULTS, LOST, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
+from .inputs import Models, SharedInputs, WithFault, check_names, donor_faults
 from .provenance import file_hash, json_hash, provenance
 from .store import Store, rank_file, read_store, store_files
 from .table import SHARED, Table
 
 TOGETHER = 64  # recordings that are transcribed in one call, and lost with it if the process is killed
-RunOne = Callable[[StepAudio2, Clip, Setting, int], dict]
-WithFault = Callable[[StepAudio2, str], StepAudio2]
+RunOne = Callable[..., dict]
 
 
 def run_sweep(
@@ -52,8 +53,8 @@ def run_sweep(
     Parameters
     ----------
     grid : what to run. store : a .jsonl file, made if need be; other grids of the same model may share it.
-    run_one : (model, clip, setting, seed) -> columns of `store.COLUMNS` that it measured; by default what
-        `transcribe_one` gives, many clips at a time.
+    run_one : (model, clip, setting, seed) -> columns of `table.COLUMNS` that it measured; of a run with edits it gets
+        these behind them; by default what `transcribe_one` gives, many clips at a time.
     load : makes the model from the grid, called only if something is left to run; by default `StepAudio2.load`.
     with_fault : (model, name) -> the model with that fault, for the names in `grid.faults` other than "none"; by
         default `faults.faulty`, which also takes several joined by "+".
@@ -65,12 +66,14 @@ def run_sweep(
 
     Raises
     ------
-    ConfigError : no such fault.
+    ConfigError : no such fault, or an edit that the model or one of the recordings has no place for; nothing has run
+        then.
     DataError : a recording is missing, or the store is being written to, is broken, or holds a row for the same
-        clip, setting name, seed and fault that was made under other conditions.
+        clip, setting name, seed, fault and edits that was made under other conditions.
     """
     if with_fault is faulty:
-        _check_faults(grid.faults)
+        _check_faults((*grid.faults, *donor_faults(grid)))
+    check_names(grid)
     group = mx.distributed.init()
     shared = provenance(grid.model, grid.dtype)
     fixed = {run_id(trial, shared): trial for trial in grid.trials()}
@@ -78,7 +81,9 @@ def run_sweep(
         done = _finished(store, fixed)
         mine = list(fixed.items())[group.rank() :: group.size()]
         todo = [(run, trial) for run, trial in mine if run not in done]
-        models = _Models(grid, load or _load, with_fault)
+        models = Models(grid, load or _load, with_fault)
+        if not run_one:
+            models.check_places([trial for _, trial in todo if trial.edits])
         hidden = True if not progress or group.rank() > 0 else None  # None: tqdm looks for a terminal
         bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="run", disable=hidden)
         with bar:
@@ -109,7 +114,7 @@ def run_id(trial: Trial, shared: dict) -> str:
 
 
 def _identity(trial: Trial) -> dict:
-    return {
+    said = {
         "clip": trial.clip_name,
         "clip_hash": file_hash(trial.clip.file),
         "expected": trial.clip.text,
@@ -118,6 +123,9 @@ def _identity(trial: Trial) -> dict:
         "seed": trial.seed,
         "defect": trial.fault,
     }
+    if trial.edits:  # runs without edits keep the name that they had before there were any
+        said |= {"edits": trial.edits_name, "edits_json": trial.edits.to_list()}
+    return said
 
 
 def _finished(store: str | Path, wanted: dict[str, Trial]) -> set[str]:
@@ -127,7 +135,7 @@ def _finished(store: str | Path, wanted: dict[str, Trial]) -> set[str]:
     run_of = {trial.key: run for run, trial in wanted.items()}
     rows = read_store(store).rows
     for row in rows:
-        run = run_of.get((row["clip"], row["setting"], row["seed"], row["defect"]))
+        run = run_of.get((row["clip"], row["setting"], row["seed"], row["defect"], row["edits"]))
         if run not in (None, row["run"]):
             _refuse(store, row, wanted[run])
     return {row["run"] for row in rows}
@@ -138,8 +146,8 @@ def _refuse(store: str | Path, row: dict, trial: Trial) -> None:
     differs = [name for name, value in now.items() if row[name] != value] or [f"one of {', '.join(SHARED)}"]
     raise DataError(
         f"{store}: holds clip {row['clip']!r}, setting {row['setting']!r}, seed {row['seed']}, fault "
-        f"{row['defect']!r} from another sweep (different: {', '.join(differs)}); a table must not mix them: name "
-        "another store"
+        f"{row['defect']!r}, edits {row['edits']!r} from another sweep (different: {', '.join(differs)}); a table must "
+        "not mix them: name another store"
     )
 
 
@@ -155,96 +163,57 @@ def _check_faults(faults: Sequence[str]) -> None:
 
 
 def _alike(todo: Sequence[tuple[str, Trial]], most: int) -> Iterator[list[tuple[str, Trial]]]:
-    """At most so many runs at a time that differ in their clip alone, in the order of the first of each kind."""
+    """At most so many runs at a time, in the order of the first of each kind.
+
+    They differ in their clip alone; or, where edits take from other runs, in their edits alone, so that these are made
+    once.
+    """
     kinds: dict[tuple, list] = defaultdict(list)
     for run, trial in todo:
-        kinds[trial.fault, trial.setting_name, trial.seed].append((run, trial))
+        varies = (trial.clip_name, None) if trial.edits.donors else (None, trial.edits_name)
+        kinds[trial.fault, trial.setting_name, trial.seed, *varies].append((run, trial))
     for kind in kinds.values():
         yield from (kind[i : i + most] for i in range(0, len(kind), most))
-
-
-class _Models:
-    """The model with the fault last asked for, loaded when the first trial needs it, and inputs that settings share."""
-
-    def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_fault: WithFault):
-        self._grid, self._load, self._with_fault = grid, load, with_fault
-        self._intact: StepAudio2 | None = None
-        self._of_intact: SharedInputs | None = None
-        self._current: tuple[str, StepAudio2] | None = None
-        self.inputs: SharedInputs | None = None
-
-    def of(self, fault: str) -> StepAudio2:
-        if self._intact is None:
-            self._intact = self._load(self._grid)
-            self._of_intact = SharedInputs(self._intact)
-        if self._current is None or self._current[0] != fault:
-            self._current = None  # lets go of the last one before the next is made
-            self._current = fault, self._intact if fault == NO_FAULT else self._with_fault(self._intact, fault)
-            alike = self._with_fault is faulty and encodes_alike(self._intact, self._current[1], fault)
-            self.inputs = self._of_intact if alike else SharedInputs(self._current[1])
-        return self._current[1]
-
-
-def encodes_alike(intact: StepAudio2, model: StepAudio2, fault: str) -> bool:
-    """Whether a fault of `faulty` is known to leave audio embeddings as they were: it changes weights alone, others."""
-    names = [] if fault == NO_FAULT else fault.split("+")
-    if not all(name.startswith((BITS, LOST)) for name in names):
-        return False
-    parts = [(getattr(intact.net, part), getattr(model.net, part)) for part in ("encoder", "adapter")]
-    pairs = ((named_arrays(one.parameters()), named_arrays(other.parameters())) for one, other in parts)
-    return all(a is b for before, after in pairs for (_, a), (_, b) in zip(before, after, strict=True))
 
 
 def _load(grid: Grid) -> StepAudio2:
     return StepAudio2.load(grid.model, dtype=getattr(mx, grid.dtype) if grid.dtype else None)
 
 
-def _run(trial: Trial, models: _Models, run_one: RunOne) -> list[dict]:
-    model = models.of(trial.fault)
+def _run(trial: Trial, models: Models, run_one: RunOne) -> list[dict]:
+    model, edits, hashes = models.of(trial.fault), [], {}
     began = time.perf_counter()
     try:
-        row = run_one(model, trial.clip, trial.setting, trial.seed)
+        if trial.edits:
+            edits = [models.edits_of(trial)]
+            hashes = {"edits_hash": edits[0].digest}
+        row = run_one(model, trial.clip, trial.setting, trial.seed, *edits)
     except (AudioError, DecodeError) as error:  # of this recording or setting: the others can go on
         row = {"error": str(error)}
-    return [{"wall_seconds": round(time.perf_counter() - began, 4)} | row]
+    except ConfigError as error:
+        if not trial.edits.donors:
+            raise
+        row = {"error": str(error)}  # of the run that the edits take from, which could not be known before
+    return [{"wall_seconds": round(time.perf_counter() - began, 4)} | hashes | row]
 
 
-def _run_together(trials: Sequence[Trial], models: _Models) -> list[dict]:
-    """Rows of trials that differ in their clip alone; where one cannot be used, each is run by itself."""
-    model, inputs = models.of(trials[0].fault), cast(SharedInputs, models.inputs)
-    try:
-        return transcribe_together(model, inputs, [t.clip for t in trials], trials[0].setting, trials[0].seed)
-    except (AudioError, DecodeError):
-        return [row for trial in trials for row in _run(trial, models, transcribe_one)]
+def _run_together(trials: Sequence[Trial], models: Models) -> list[dict]:
+    """Rows of trials that are alike; where one cannot be used, or takes from another run, each is run by itself."""
+    first = trials[0]
+    model, inputs = models.of(first.fault), cast(SharedInputs, models.inputs)
 
+    def alone(model: StepAudio2, clip: Clip, setting: Setting, seed: int, edits: Edits | None = None) -> dict:
+        return transcribe_together(model, inputs, [clip], setting, seed, edits)[0]
 
-class SharedInputs:
-    """Samples and audio embeddings, kept so that the next setting neither reads nor encodes them again.
-
-    Samples of every recording (64 kB a second) and audio embeddings of every segment stay in memory.
-    """
-
-    def __init__(self, model: StepAudio2):
-        self._model = model
-        self._samples: dict[tuple[str, str, str], np.ndarray] = {}
-        self._encoded: dict[bytes, mx.array] = {}
-
-    def samples(self, file: str | Path, setting: Setting) -> np.ndarray:
-        """What `model.transcribe` would read, float32 (n,) at 16 kHz."""
-        key = str(file), setting.downmix, setting.resampler
-        if key not in self._samples:
-            load = self._model.pipeline.load
-            self._samples[key] = load(file, downmix=setting.downmix, sample_rate=None, resampler=setting.resampler)
-        return self._samples[key]
-
-    def encode(self, segments: list[np.ndarray]) -> list[mx.array]:
-        """Audio embeddings of segments, (n_i, D) each."""
-        keys = [blake2b(s.tobytes()).digest() for s in segments]
-        new = {key: s for key, s in zip(keys, segments, strict=True) if key not in self._encoded}
-        engine = self._model.engine
-        self._encoded.update(zip(new, engine.encode_audio(engine.log_mel(s) for s in new.values()), strict=True))
-        mx.eval([self._encoded[key] for key in new])
-        return [self._encoded[key] for key in keys]
+    if not first.edits.donors:
+        edits = models.edits_of(first) if first.edits else None
+        hashes = {"edits_hash": edits.digest} if edits else {}
+        try:
+            rows = transcribe_together(model, inputs, [t.clip for t in trials], first.setting, first.seed, edits)
+            return [hashes | row for row in rows]
+        except (AudioError, DecodeError):
+            pass
+    return [row for trial in trials for row in _run(trial, models, alone)]
 
 
 def _wait_for_all(group: mx.distributed.Group) -> None:
@@ -257,17 +226,28 @@ def _wait_for_all(group: mx.distributed.Group) -> None:
 
 
 def transcribe_together(
-    model: StepAudio2, inputs: SharedInputs, clips: Sequence[Clip], setting: Setting, seed: int
+    model: StepAudio2,
+    inputs: SharedInputs,
+    clips: Sequence[Clip],
+    setting: Setting,
+    seed: int,
+    edits: Edits | None = None,
 ) -> list[dict]:
     """The rows of several clips under one setting and seed, decoded in batches: the tokens are those of each alone."""
+    options = merge_options(setting.options, seed=seed)
+
+    def edited(segments: list[np.ndarray]) -> list[Run]:
+        return run_with_edits(model, segments, edits or Edits(), prompt=setting.prompt, options=options)
+
     transcripts = transcribe_recordings(
         model.engine,
         [inputs.samples(clip.file, setting) for clip in clips],
-        merge_options(setting.options, seed=seed),
+        options,
         setting.prompt,
         progress=False,
         vad=setting.vad,
         encode=inputs.encode,
+        run=edited if edits else None,
     )
     return [
         {"wall_seconds": round(t.wall_seconds, 4), **measured(t, clip.text), "kv_bytes": kv_bytes(model, t, setting)}
@@ -275,8 +255,10 @@ def transcribe_together(
     ]
 
 
-def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int) -> dict:
-    """Transcribe a clip under a setting with this seed; the measured columns of a row."""
+def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int, edits: Edits | None = None) -> dict:
+    """Transcribe a clip under a setting with this seed, and with edits; the measured columns of a row."""
+    if edits:
+        return transcribe_together(model, SharedInputs(model), [clip], setting, seed, edits)[0]
     transcript = model.transcribe(
         clip.file,
         options=setting.options,

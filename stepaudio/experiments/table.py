@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import DataError
 from ..files import replaced_file
 
+NO_EDITS = "none"
 # Every column and what it holds. "json": a list or an object. int and float may be absent (None), the others not.
 # The names are the format of stored tables and stay: `ids` are tokens, `text` the hypothesis, `expected` the reference.
 COLUMNS = {
@@ -50,7 +51,12 @@ COLUMNS = {
     "backend": "str",
     "dtype": "str",
     "setting_json": "json",  # every value of the setting, defaults too
+    "edits": "str",  # the name of the edits in the run, or "none"
+    "edits_hash": "str",  # `Edits.digest` of what was edited, donors and all, else ""
+    "edits_json": "json",  # what the grid says of them, every condition
 }
+LATER = ("edits", "edits_hash", "edits_json")  # tables and stores of version 0.1 have them not
+FORMS = (list(COLUMNS), [name for name in COLUMNS if name not in LATER])
 SHARED = (
     "model",
     "config_hash",
@@ -69,12 +75,12 @@ def complete(row: Mapping) -> dict:
     if unknown:
         raise DataError(f"a run returned unknown columns {', '.join(sorted(unknown))}; known are {', '.join(COLUMNS)}")
     empty = {"str": "", "json": [], "int": None, "float": None}
-    return {name: row.get(name, empty[kind]) for name, kind in COLUMNS.items()}
+    return {name: row.get(name, NO_EDITS if name == "edits" else empty[kind]) for name, kind in COLUMNS.items()}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Finished runs, one row each, sorted by setting, fault, clip and seed, not in the order they ran in."""
+    """Finished runs, one row each, sorted by setting, fault, edits, clip and seed, not in the order they ran in."""
 
     rows: tuple[dict, ...]
 
@@ -117,7 +123,7 @@ class Table:
 
 
 def _order(row: Mapping) -> tuple:
-    return row["setting"], row["defect"], row["clip"], row["seed"] is not None, row["seed"] or 0
+    return row["setting"], row["defect"], row["edits"], row["clip"], row["seed"] is not None, row["seed"] or 0
 
 
 _JSON = [name for name, kind in COLUMNS.items() if kind == "json"]
@@ -139,11 +145,11 @@ def is_table(path: str | Path) -> bool:
     try:
         if path.suffix == ".csv":
             with path.open("rb") as stream:
-                return stream.readline(1 << 16) == ",".join(COLUMNS).encode() + b"\n"
+                return stream.readline(1 << 16) in [",".join(form).encode() + b"\n" for form in FORMS]
         _need_pyarrow()
         from pyarrow.parquet import read_schema
 
-        return read_schema(path).names == list(COLUMNS)
+        return read_schema(path).names in FORMS
     except (DataError, OSError, ValueError):  # pyarrow's own errors are ValueErrors
         return False
 
@@ -164,10 +170,9 @@ def read_table_file(path: str | Path) -> Table:
 def _from_csv(path: Path) -> Table:
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.reader(_big_cells(stream))
-        _check_columns(next(reader, []), path)
-        kinds = COLUMNS.items()
+        names = _checked_columns(next(reader, []), path)
         return Table.of(
-            {name: _from_cell(cell, kind) for (name, kind), cell in zip(kinds, line, strict=True)} for line in reader
+            {name: _from_cell(cell, COLUMNS[name]) for name, cell in zip(names, line, strict=True)} for line in reader
         )
 
 
@@ -180,20 +185,21 @@ def _big_cells(stream):
 def _from_parquet(path: Path) -> Table:
     _need_pyarrow()
     frame = _pandas().read_parquet(path, engine="pyarrow")
-    _check_columns(list(frame.columns), path)
+    names = _checked_columns(list(frame.columns), path)
     absent = frame.isna()
     convert = {"int": int, "float": float, "str": str, "json": json.loads}
     columns = [
-        [None if gone else convert[kind](cell) for cell, gone in zip(frame[name], absent[name], strict=True)]
-        for name, kind in COLUMNS.items()
+        [None if gone else convert[COLUMNS[name]](cell) for cell, gone in zip(frame[name], absent[name], strict=True)]
+        for name in names
     ]
-    return Table.of(dict(zip(COLUMNS, cells, strict=True)) for cells in zip(*columns, strict=True))
+    return Table.of(dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True))
 
 
-def _check_columns(found: list[str], path: Path) -> None:
-    if list(found) != list(COLUMNS):
+def _checked_columns(found: list[str], path: Path) -> list[str]:
+    if list(found) not in FORMS:
         odd = sorted(set(found) ^ set(COLUMNS)) or ["their order"]
         raise DataError(f"{path}: not a table of this version of the package; columns differ in {', '.join(odd[:5])}")
+    return list(found)
 
 
 def _to_cell(value, kind: str) -> str:
