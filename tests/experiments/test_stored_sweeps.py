@@ -11,6 +11,8 @@ from stepaudio.evaluation.intervals import paired_difference
 from stepaudio.experiments.grid import Grid, Setting
 from stepaudio.experiments.provenance import file_hash, weights_hash
 from stepaudio.experiments.store import read_table
+from stepaudio.experiments.sweep import run_id
+from stepaudio.experiments.table import SHARED
 
 SWEEPS = Path(__file__).resolve().parents[2] / "data" / "sweeps"
 GRIDS = sorted(SWEEPS.glob("*.json"))
@@ -36,14 +38,15 @@ def stored(request):
 
 def test_every_run_of_the_grid_is_there_once(stored):
     grid, rows = stored
-    found = sorted((r["clip"], r["setting"], r["seed"], r["defect"]) for r in rows)
+    found = sorted((r["clip"], r["setting"], r["seed"], r["defect"], r["edits"]) for r in rows)
     clips = sorted({r["clip"] for r in rows})
     assert len(clips) >= 40 and found == sorted(
-        (clip, setting, seed, defect)
+        (clip, setting, seed, defect, edits)
         for clip in clips
         for setting in grid["settings"]
         for seed in grid.get("seeds", [0])
         for defect in grid.get("faults", grid.get("defects", ["none"]))
+        for edits in grid.get("edits", ["none"])
     )
     assert not any(r["error"] for r in rows)
 
@@ -57,13 +60,16 @@ def test_settings_are_those_of_the_grid(stored):
 
 
 def test_grids_can_be_run_again(stored, request):
-    """Each reads back, and its trials bear the names of the stored rows, old key or new."""
+    """Each reads back, and its trials bear the names of the stored rows, old key or new: what was run is not run again."""
     grid, rows = stored
     if grid["clips"].split("/")[0] not in STORED:
         pytest.skip("its recordings are joined anew, not stored")
     path = request.node.callspec.params["stored"]
-    found = {(t.clip_name, t.setting_name, t.seed, t.fault) for t in Grid.from_file(path).trials()}
-    assert found == {(r["clip"], r["setting"], r["seed"], r["defect"]) for r in rows}
+    trials = {(t.clip_name, t.setting_name, t.seed, t.fault, t.edits_name): t for t in Grid.from_file(path).trials()}
+    named = {(r["clip"], r["setting"], r["seed"], r["defect"], r["edits"]): r for r in rows}
+    assert set(trials) == set(named)
+    for name, row in list(named.items())[::101]:
+        assert run_id(trials[name], {column: row[column] for column in SHARED}) == row["run"]
 
 
 def test_runs_were_made_with_the_bundled_weights(stored, nano):
