@@ -60,7 +60,7 @@ def test_settings_are_those_of_the_grid(stored):
 
 
 def test_grids_can_be_run_again(stored, request):
-    """Each reads back, and its trials bear the names of the stored rows, old key or new: what was run is not run again."""
+    """Each reads back, and its trials bear the names of the stored rows, old key or new, and their runs."""
     grid, rows = stored
     if grid["clips"].split("/")[0] not in STORED:
         pytest.skip("its recordings are joined anew, not stored")
