@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from .filters import filterbank, filterbanks
     from .patching import causal_map, head_map
     from .probes import probe_scores
-    from .runs import dose_response, kv_bytes, memory, token_raster, wer_against_bytes, wer_against_loops
+    from .runs import (
+        difference_map,
+        dose_response,
+        kv_bytes,
+        memory,
+        token_raster,
+        wer_against_bytes,
+        wer_against_loops,
+    )
     from .speech import (
         flow_noise,
         interleaving,
@@ -34,6 +42,7 @@ _NAMES = {
     "causal_map": "patching",
     "change_map": "weights",
     "chat": "conversation",
+    "difference_map": "runs",
     "dose_response": "runs",
     "filterbank": "filters",
     "filterbanks": "filters",
@@ -66,6 +75,7 @@ __all__ = [
     "causal_map",
     "change_map",
     "chat",
+    "difference_map",
     "dose_response",
     "filterbank",
     "filterbanks",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..decoding.loop_detector import Loop
+from ..evaluation.intervals import Interval
 from . import style
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -121,8 +122,10 @@ def wer_against_loops(points: Mapping[str, Sequence[float]], title: str, *, ax: 
     return ax
 
 
-def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax: Any = None) -> Any:
-    """Word error rate, with its interval, against the bytes of the key/value cache.
+def wer_against_bytes(
+    points: Mapping[str, Sequence[float]], title: str, *, what: str = "keys and values held", ax: Any = None
+) -> Any:
+    """Word error rate, with its interval, against the bytes of the key/value cache, or of something else.
 
     Parameters
     ----------
@@ -131,14 +134,16 @@ def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax: 
         a marker, whose label names them all.
     title : str
         Above the figure.
+    what : str
+        Of what the bytes are.
     ax : Axes, optional
         Where to draw; by default on a new figure.
 
     Returns
     -------
     Axes
-        KiB to the right, per cent upwards; a marker of its own for each point, filled from the eleventh on. Points of
-        one size whose bars overlap are drawn side by side.
+        KiB (of much, MiB) to the right, per cent upwards; a marker of its own for each point, filled from the eleventh
+        on. Points of one size whose bars overlap are drawn side by side.
 
     Raises
     ------
@@ -151,13 +156,14 @@ def wer_against_bytes(points: Mapping[str, Sequence[float]], title: str, *, ax: 
             f"{name}: expected (bytes, word error rate, low, high) with low <= rate <= high, found {numbers}",
         )
     merged = _merged(points, 2 * len(style.MARKERS))
+    unit, named = (KIB, "KiB") if max(numbers[0] for numbers in points.values()) < 10 * MIB else (MIB, "MiB")
     ax = style.axes(ax, 4.0)
     shifts = _side_by_side((numbers[0], *numbers[2:]) for numbers in merged.values())
     for i, ((name, (held, *rates)), shift) in enumerate(zip(merged.items(), shifts, strict=True)):
         filled, which = divmod(i, len(style.MARKERS))
         fill = style.DARK if filled else "white"
-        _error_cross(ax, name, style.MARKERS[which], np.full(3, held / KIB), np.asarray(rates) * 100, fill, shift)
-    ax.set(title=title, xlabel="keys and values held (KiB)", ylabel="word error rate (%)")
+        _error_cross(ax, name, style.MARKERS[which], np.full(3, held / unit), np.asarray(rates) * 100, fill, shift)
+    ax.set(title=title, xlabel=f"{what} ({named})", ylabel="word error rate (%)")
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     style.legend(ax)
@@ -279,6 +285,53 @@ def kv_bytes(curves: Mapping[str, Sequence[int]], title: str, *, ax: Any = None)
     ax.set(title=title, xlabel="step (tokens generated)", ylabel="keys and values (KiB)")
     ax.set_ylim(bottom=0)
     style.legend(ax)
+    return ax
+
+
+def difference_map(
+    found: Mapping[str, Mapping[str, Interval]], title: str, *, most: float = 0.2, ax: Any = None
+) -> Any:
+    """Differences of a rate with their intervals, in a table whose cells are shaded by them.
+
+    Parameters
+    ----------
+    found : mapping of str to mapping of str to Interval
+        Row -> column -> difference, as `evaluation.intervals.paired_difference` gives it; all rows have all columns.
+    title : str
+        Above the figure.
+    most : float > 0
+        Difference from which on cells have the darkest shade.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+        In each cell the difference in points, in bold where its interval leaves out 0, and below it the interval.
+
+    Raises
+    ------
+    ConfigError
+        No rows, or rows of other columns.
+    """
+    rows, columns = list(found), list(next(iter(found.values()), {}))
+    even = bool(columns) and all(list(cells) == columns for cells in found.values())
+    style.need(even and most > 0, "difference_map: expected rows that all have the same columns")
+    ax = style.axes(ax, 1.0 + 0.42 * len(rows))
+    values = np.array([[found[row][column].estimate for column in columns] for row in rows])
+    edges = (np.arange(n + 1) - 0.5 for n in (len(columns), len(rows)))
+    drawn = ax.pcolormesh(*edges, 100 * values, cmap=style.diverging(), vmin=-100 * most, vmax=100 * most)
+    for (i, j), value in np.ndenumerate(values):
+        cell, ink = found[rows[i]][columns[j]], "white" if abs(value) > 0.6 * most else style.DARK
+        weight = "bold" if cell.excludes_zero else "normal"
+        ax.text(j, i - 0.14, f"{100 * value:+.1f}", ha="center", va="center", fontsize=8, weight=weight, color=ink)
+        ends = f"{100 * cell.low:+.0f} … {100 * cell.high:+.0f}"
+        ax.text(j, i + 0.24, ends, ha="center", va="center", fontsize=6, color=ink)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.invert_yaxis()
+    ax.set_title(title)
+    style.color_bar(drawn, ax, "difference (points)")
     return ax
 
 

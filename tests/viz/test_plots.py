@@ -15,7 +15,8 @@ from stepaudio.checkpoints.report import ComponentReport, Misshaped, WeightRepor
 from stepaudio.decoding.loop_detector import Loop, find_loop
 from stepaudio.errors import AudioError, ConfigError
 from stepaudio.evaluation.intervals import Interval
-from stepaudio.interp.patching import HeadTable, Patched, TraceMap
+from stepaudio.interp.ablation import HeadTable
+from stepaudio.interp.patching import Patched, TraceMap
 from stepaudio.interp.probes import Probes
 from stepaudio.viz.audio import mel_band_edges
 
@@ -286,7 +287,9 @@ def test_settings_at_one_point_share_a_mark_that_names_them_all():
     ax = viz.wer_against_loops({"a": here, "b": there, "c": here}, TITLE)
     assert legend(ax) == ["a\n= c", "b"] and len(ax.containers) == 2
     ax = viz.wer_against_bytes({"a": (1024, *here[3:]), "b": (1024, *here[3:])}, TITLE)
-    assert legend(ax) == ["a\n= b"]
+    assert legend(ax) == ["a\n= b"] and ax.get_xlabel() == "keys and values held (KiB)"
+    far = viz.wer_against_bytes({"a": (30 * MIB, *here[3:])}, TITLE, what="weights")
+    assert far.get_xlabel() == "weights (MiB)" and far.containers[0][0].get_xdata()[0] == 30
 
 
 def test_points_at_one_place_are_drawn_side_by_side_and_keep_their_values():
@@ -484,6 +487,20 @@ def test_a_head_map_is_the_mean_over_clips():
     ax = viz.head_map(HeadTable(("decoder.0.z", "decoder.1.z"), lost), TITLE)
     np.testing.assert_allclose(mesh(ax)[2], lost.mean(axis=0))
     assert ax.get_xlabel() == "head" and "nats per token" in bar_of(ax).get_ylabel()
+
+
+def test_a_difference_map_writes_what_it_shades():
+    cells = [Interval("wer", e, e - 0.1, e + 0.1, 0.95, 9) for e in (-0.05, 0.3, 0.0, 2.0)]
+    found = {"encoder": dict(zip("ab", cells[:2], strict=True)), "head": dict(zip("ab", cells[2:], strict=True))}
+    ax = viz.difference_map(found, TITLE, most=0.5)
+    np.testing.assert_allclose(mesh(ax)[2], [[-5, 30], [0, 200]])
+    texts = [t.get_text() for t in ax.texts]
+    assert texts[:4] == ["-5.0", "-15 … +5", "+30.0", "+20 … +40"] and texts[6] == "+200.0"
+    assert [t.get_weight() for t in ax.texts[::2]] == ["normal", "bold", "normal", "bold"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["encoder", "head"] and ax.yaxis_inverted()
+    assert "points" in bar_of(ax).get_ylabel() and ax.get_title() == TITLE
+    with pytest.raises(ConfigError, match="same columns"):
+        viz.difference_map({"encoder": {"a": cells[0]}, "head": {"b": cells[0]}}, TITLE)
 
 
 # ---- probes ----
