@@ -1,0 +1,193 @@
+"""Score how a model talks: tools, thoughts, what it was told a turn ago, and saying again; by dialogues kept back.
+
+    python dialogue_texts.py --out talk
+    python kokoro_eval.py … --text talk/held_out.jsonl --out held_talk --per-voice 25
+    python dialogue_eval.py --model ../nano --dialogues talk/dialogues.jsonl --held held_talk --again held_kokoro \\
+        --out rows.jsonl
+
+Needs the package; on the CPU. --held and --again are folders with a manifest.tsv of file, text and voice: the first
+with sentences of the dialogues, the second with any. Of each task the first --number dialogues are asked whose
+sentences have a clip. All is asked through `Conversation.answer`, greedily; an answer is right if its text is the one
+of the dialogue, a call if its name and arguments are. A row is written for each question as soon as it is answered,
+and those that are there are not asked again. Prints right / total of each kind with the exact 95 % interval:
+
+    call              the right tool with the right arguments
+    result, aloud     the answer from a result behind the right call: in writing, opened as speech
+    both rounds       from the spoken request to the written answer, the functions of the grammar being called
+    thought, behind   the thought of a sum; the answer behind it
+    at once           the same sum without a thought
+    reply             the answer to what was told
+    recalled          the answer a turn later, behind the model's own reply; recalled aloud: both opened as speech
+    again             a recording said again: the text of the spoken answer
+"""
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+
+KINDS = (
+    "call",
+    "result",
+    "aloud",
+    "both rounds",
+    "thought",
+    "behind",
+    "at once",
+    "reply",
+    "recalled",
+    "recalled aloud",
+    "again",
+)
+MOST = 200  # tokens of an answer
+
+
+def clips_of(folder):
+    """text -> recordings of it."""
+    found = defaultdict(list)
+    with open(folder / "manifest.tsv", encoding="utf-8") as f:
+        for row in csv.DictReader(f, delimiter="\t"):
+            found[row["text"]].append(folder / row["file"])
+    return found
+
+
+class Asker:
+    """Asks a model, and notes what it answered beside what is right."""
+
+    def __init__(self, model, out):
+        self.model, self.path = model, out
+        self.rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+        self.known = {(row["kind"], row["key"]) for row in self.rows}
+
+    def known_all(self, key, *kinds):
+        return all((kind, key) in self.known for kind in kinds)
+
+    def note(self, kind, key, wanted, found, **more):
+        if (kind, key) in self.known:
+            return
+        row = {"kind": kind, "key": key, "right": found == wanted, "wanted": wanted, "found": found, **more}
+        self.rows.append(row)
+        self.known.add((kind, key))
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def answer(self, talk, **how):
+        return talk.answer(self.model, sampling="greedy", max_tokens=MOST, **how)
+
+
+def text_of(answer):
+    return answer.text.strip()
+
+
+def ask_tool(asker, dialogue, clips, key):
+    from stepaudio.conversation import Conversation
+    from stepaudio.train.speaking.dialogues import call_tokens
+    from stepaudio.train.speaking.grammar import TOOLS, said
+
+    request, call, result, answer = dialogue["turns"]
+    if asker.known_all(key, "call", "result", "aloud", "both rounds"):
+        return
+    tools = [TOOLS[name] for name in dialogue["tools"]]
+    asked = Conversation(tools=tools).ask(audio=clips[request["human"]][0])
+    whole = asker.answer(asked, tools=tools)
+    calls = [turn.calls for turn in whole.turns if getattr(turn, "calls", ())]
+    made = [[c.name, dict(c.arguments)] if hasattr(c, "name") else [c.text] for c in (calls[0] if calls else ())]
+    asker.note("call", key, [[call["call"], call["arguments"]]], made, text=whole.last.text)
+    wanted = said(call["call"], call["arguments"], TOOLS[call["call"]](**call["arguments"]))
+    asker.note("both rounds", key, wanted, text_of(whole.last))
+    tokens = call_tokens(call["call"], call["arguments"], asker.model.tokenizer)
+    behind = asked.say_tokens(tokens, spoken=False).give(result["result"])
+    asker.note("result", key, answer["answer"], text_of(asker.answer(behind).last))
+    spoken = asker.answer(behind, spoken=True).last
+    asker.note("aloud", key, answer["answer"], text_of(spoken), codes=len(spoken.codes))
+
+
+def ask_sum(asker, dialogue, clips, key):
+    from stepaudio.conversation import Conversation
+
+    request, answer = dialogue["turns"]
+    if asker.known_all(key, "thought", "behind", "at once"):
+        return
+    asked = Conversation().ask(audio=clips[request["human"]][0])
+    last = asker.answer(asked, think=True, think_tokens=MOST).last
+    asker.note("thought", key, answer["thought"], last.thought)
+    asker.note("behind", key, answer["answer"], text_of(last))
+    asker.note("at once", key, answer["answer"], text_of(asker.answer(asked, think=False).last))
+
+
+def ask_twice(asker, dialogue, clips, key):
+    from stepaudio.conversation import Conversation
+
+    told, reply, question, answer = dialogue["turns"]
+    if asker.known_all(key, "reply", "recalled", "recalled aloud"):
+        return
+    for spoken, kind in ((False, "recalled"), (True, "recalled aloud")):
+        talk = asker.answer(Conversation().ask(audio=clips[told["human"]][0]), spoken=spoken)
+        if not spoken:
+            asker.note("reply", key, reply["answer"], text_of(talk.last))
+        talk = asker.answer(talk.ask(audio=clips[question["human"]][-1]), spoken=spoken)
+        asker.note(kind, key, answer["answer"], text_of(talk.last), codes=len(talk.last.codes))
+
+
+def ask_again(asker, text, clip, key):
+    from stepaudio.conversation import Conversation
+    from stepaudio.evaluation.word_errors import count_errors
+
+    if asker.known_all(key, "again"):
+        return
+    last = asker.answer(Conversation().ask(audio=clip), spoken=True).last
+    words, errors = count_errors(text, last.text)
+    asker.note("again", key, text, text_of(last), words=words, errors=errors, codes=len(last.codes))
+
+
+def report(rows):
+    from stepaudio.evaluation.limits import exact_interval
+
+    for kind in KINDS:
+        some = [row for row in rows if row["kind"] == kind]
+        if some:
+            right = sum(row["right"] for row in some)
+            low, high = exact_interval(right, len(some), 0.95)
+            print(f"{kind:15} {right:4} / {len(some):<4} {right / len(some):6.1%}  ({low:.1%} to {high:.1%})")
+    again = [row for row in rows if row["kind"] == "again"]
+    if again:
+        words, errors = (sum(row[name] for row in again) for name in ("words", "errors"))
+        print(f"again: {errors} of {words} words wrong, {errors / words:.1%}")
+
+
+def main():
+    ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    ap.add_argument("--model", type=Path, required=True)
+    ap.add_argument("--dialogues", type=Path, required=True)
+    ap.add_argument("--held", type=Path, required=True)
+    ap.add_argument("--again", type=Path)
+    ap.add_argument("--number", type=int, default=24, help="of each task, at most")
+    ap.add_argument("--out", type=Path, required=True)
+    args = ap.parse_args()
+
+    import stepaudio
+    from stepaudio.train.speaking.dialogues import read_dialogues
+    from stepaudio.train.speaking.grammar import REMEMBER, THINK, TOOL
+
+    asker, clips = Asker(stepaudio.load(args.model), args.out), clips_of(args.held)
+    asked = defaultdict(int)
+    first = set()
+    for dialogue in read_dialogues(args.dialogues):
+        sentences = [turn["human"] for turn in dialogue["turns"] if "human" in turn]
+        task = dialogue["task"]
+        enough = asked[task] >= args.number or sentences[0] in first
+        if not dialogue["held_out"] or enough or not all(text in clips for text in sentences):
+            continue
+        first.add(sentences[0])
+        asked[task] += 1
+        {TOOL: ask_tool, THINK: ask_sum, REMEMBER: ask_twice}[task](asker, dialogue, clips, " | ".join(sentences))
+    if args.again:
+        some = [(text, path) for text, paths in clips_of(args.again).items() for path in paths]
+        for text, path in some[:: max(1, len(some) // args.number)][: args.number]:
+            ask_again(asker, text, path, path.name)
+    report(asker.rows)
+
+
+if __name__ == "__main__":
+    main()
