@@ -85,14 +85,16 @@ class Models:
 
     def _inputs_of(self, fault: str, model: StepAudio2) -> SharedInputs:
         """Those of the intact model, where the model encodes as it does."""
-        assert self._intact is not None and self._of_intact is not None
-        alike = self._with_fault is faulty and encodes_alike(self._intact, model, fault)
-        return self._of_intact if alike else SharedInputs(model)
+        intact = self._intact
+        if intact is None or self._with_fault is not faulty or not encodes_alike(intact, model, fault):
+            return SharedInputs(model)
+        if self._of_intact is None:
+            self._of_intact = SharedInputs(intact)
+        return self._of_intact
 
     def _made(self, fault: str) -> StepAudio2:
         if self._intact is None:
             self._intact = self._load(self._grid)
-            self._of_intact = SharedInputs(self._intact)
         return self._intact if fault == NO_FAULT else self._with_fault(self._intact, fault)
 
     # ------------------------------------------------------------ edits
