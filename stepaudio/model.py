@@ -1,15 +1,15 @@
-"""`StepAudio2`: one loaded model, and everything it can be asked. A thin face over `Engine` and `transcribe`."""
+"""`StepAudio2`: one loaded model. A thin face over `Engine`, `transcribe` and `answering`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
 import mlx.core as mx
 
+from .answering import Answering
 from .audio.sources import assumptions, given_rate
 from .audio.vad import Detector
 from .backend.device import default_dtype
@@ -20,27 +20,20 @@ from .checkpoints.hub_name import repository_of
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
 from .choices import Resampler
-from .decoding.generate import Request, Step
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
-from .decoding.outputs import Generation
 from .decoding.prompt_cache import PromptCache
-from .decoding.thought import Thought
-from .engine import Engine, PromptTokens, is_conversation, is_list_of_recordings, spoken_turns, with_audio
+from .engine import Engine, PromptTokens, is_list_of_recordings
 from .errors import DecodeError
 from .models.parallel import sharded
 from .models.speech_lm import StepAudioConfig, StepAudioNet
-from .models.tap import Tap
 from .pipeline import Pipeline
 from .text.chat_template import build_turnless_prompt
-from .text.prompts import ASR_SYSTEM, asr_turns
+from .text.prompts import ASR_SYSTEM
 from .text.tokenizer import Tokenizer
-from .thinking import think
 from .transcribe import Transcript, timed, transcribe_recordings
 
-TOP = 5  # alternatives that a stream lists unless told otherwise
 
-
-class StepAudio2:
+class StepAudio2(Answering):
     """A loaded model. Make one with `stepaudio.load`; it holds no state between calls.
 
     Parameters
@@ -161,11 +154,6 @@ class StepAudio2:
         """The sizes of the nets."""
         return self.engine.config
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the checkpoint was trained to do."""
-        return self.engine.capabilities
-
     # ------------------------------------------------------------ transcription
 
     @overload
@@ -278,148 +266,6 @@ class StepAudio2:
             for t, x, s in zip(found, recordings, sources, strict=True)
         ]
         return found if many else timed(found[0], time.perf_counter() - began)
-
-    # ------------------------------------------------------------ free generation
-
-    def request(
-        self,
-        messages: Sequence,
-        *,
-        downmix: str = "first",
-        resampler: str = Resampler.REFERENCE,
-        tap: Tap | None = None,
-    ) -> Request:
-        """A prompt of turns, ready for the decoder; see `Engine.build_request`."""
-        return self.engine.build_request(messages, downmix=downmix, resampler=resampler, tap=tap)
-
-    def stream(
-        self,
-        source,
-        *,
-        options: DecodingOptions | None = None,
-        prompt: str = ASR_SYSTEM,
-        resampler: str = Resampler.REFERENCE,
-        sr: float | None = None,
-        sample_rate: float | None = None,
-        vad: str | Detector | None = "energy",
-        tap: Tap | None = None,
-        **changes: Unpack[DecodingKeywords],
-    ) -> Iterator[Step]:
-        """The steps of one run as they are made: of a transcription, or of an answer to messages.
-
-        Parameters
-        ----------
-        source : recording, or list of messages
-            A recording (as `transcribe` takes it) is transcribed in one run, however long it is, as the reference does
-            it; messages (as `Engine.build_request` takes them) are answered.
-        options, resampler, sr, sample_rate, **changes
-            As in `transcribe`. `top` is 5 here unless given: every step lists its most probable tokens.
-        prompt : str
-            System text for a recording.
-        vad : {"energy", "silero", "off"} or callable
-            As in `transcribe`; of a recording, what remains is joined. Recordings in messages are taken whole.
-        tap : Tap, optional
-            Called as tap(name, array) with every intermediate result (`interp.recorder` names them).
-
-        Yields
-        ------
-        Step
-        """
-        refuse_unknown(changes, ("options", "prompt", "resampler", "sr", "sample_rate", "vad", "tap"))
-        if "top" not in changes and (options is None or not options.top):
-            changes["top"] = TOP
-        rate = given_rate(sr, sample_rate)
-        if is_conversation(source):
-            messages, task, vad = source, "chat", "off"
-        else:
-            messages, task = with_audio(asr_turns(prompt), source), "transcribe"
-        merged = merge_options(options, task, **changes)
-        request = self.engine.build_request(messages, resampler=resampler, sample_rate=rate, tap=tap, vad=vad)
-        return self.engine.steps(request, merged, tap)
-
-    def generate_with_audio(
-        self,
-        messages: str | Sequence,
-        *,
-        options: DecodingOptions | None = None,
-        resampler: str = Resampler.REFERENCE,
-        **changes: Unpack[DecodingKeywords],
-    ) -> Generation:
-        """Answer with text and audio codes, as they come.
-
-        Parameters
-        ----------
-        messages : str or list of messages
-            A text is the human's turn. A list as `Engine.build_request` takes it.
-        options, resampler, **changes
-            As in `transcribe`; sampling="reference" means that of StepFun's chat examples.
-        """
-        refuse_unknown(changes, ("options", "resampler"))
-        if isinstance(messages, str):
-            self.capabilities.require("respond")
-        merged = merge_options(options, "chat", **changes)
-        return self.engine.answer(self.engine.build_request(messages, resampler=resampler), merged)
-
-    def generate_text(
-        self,
-        messages: str | Sequence,
-        *,
-        options: DecodingOptions | None = None,
-        resampler: str = Resampler.REFERENCE,
-        **changes: Unpack[DecodingKeywords],
-    ) -> Generation:
-        """Answer in text; the same run as `generate_with_audio`, without its codes."""
-        return self.generate_with_audio(messages, options=options, resampler=resampler, **changes).text_only()
-
-    def generate_audio_tokens(
-        self,
-        messages: str | Sequence,
-        *,
-        options: DecodingOptions | None = None,
-        resampler: str = Resampler.REFERENCE,
-        **changes: Unpack[DecodingKeywords],
-    ) -> Generation:
-        """Answer in audio codes: the open assistant turn starts with `<tts_start>`, as the reference seeds it."""
-        if isinstance(messages, str):
-            self.capabilities.require("speak")
-        return self.generate_with_audio(spoken_turns(messages), options=options, resampler=resampler, **changes)
-
-    def think(
-        self,
-        messages: str | Sequence,
-        *,
-        spoken: bool | None = None,
-        options: DecodingOptions | None = None,
-        **changes: Unpack[DecodingKeywords],
-    ) -> Thought:
-        """Have a model that thinks aloud think about messages; the first of the two phases of its answer.
-
-        Parameters
-        ----------
-        messages : str or list of messages
-            As `generate_with_audio` takes them.
-        spoken : bool, optional
-            Whether the answer is to be spoken; by default, if the model can speak.
-        options, **changes
-            As in `generate_with_audio`; the thought ends at `</think>`, whatever `stop` says.
-
-        Returns
-        -------
-        Thought
-            Its `messages` are what `generate_with_audio` takes for the second phase.
-
-        Raises
-        ------
-        PromptError
-            The model was not trained to think aloud.
-
-        Examples
-        --------
-        >>> thought = model.think([{"role": "human", "content": "Why is the sky blue?"}])     # doctest: +SKIP
-        >>> print(thought.text, model.generate_text(thought.messages).text)                   # doctest: +SKIP
-        """
-        refuse_unknown(changes, ("options", "spoken"))
-        return think(self.engine, messages, merge_options(options, "chat", **changes), spoken)
 
     # ------------------------------------------------------------ what it is
 
