@@ -28,7 +28,7 @@ from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap
 from .prefill import prefill
 
-FORMAT = "stepaudio prompt cache 1"
+FORMAT = "stepaudio prompt cache 2"
 MAX_BYTES = 1 << 30
 Arrays = dict[str, mx.array]
 

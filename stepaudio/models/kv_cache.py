@@ -1,25 +1,17 @@
 """Key/value caches: what the decoder keeps, what it evicts, and at which positions it places what is kept.
 
-One protocol, used by attention without asking which kind it has:
-    plan(n)              n new positions are coming: work out positions and mask, once for all layers
-    update(i, q, k, v)   rotate, store and return (q, k, v, mask) for layer i
-    advance()            the new positions are now part of the past
-    slots                after `plan`: which absolute position each of the L slots holds that this pass reads
-A cache of a run can also take positions on trial, which speculative decoding does:
-    hold()               what comes from here on evicts nothing
-    settle(n)            the first n positions since then stay, and evict what they evict; the others never were
-Axes: B sequences of a batch, H key/value heads, L cached positions, D channels of a head. Caches know no tokens and no
-text.
+`kv_protocol` says what all of them do.
 
-Position conventions. *absolute*: a key is rotated once, at the position where it was read. *reindexed*: keys
-are stored unrotated and take, at each step, their rank among the positions still held (StreamingLLM, Xiao et
-al. 2023, section 3.2), so that no distance ever exceeds the limit.
+Position conventions. *absolute*: a key is rotated once, at the position where it was read. *reindexed*: distances are
+those of ranks among the positions still held (StreamingLLM, Xiao et al. 2023, section 3.2), so that none ever exceeds
+the limit. See `moved_keys`; keys of few bits, and all where most of them stay, are stored unrotated and rotated at each
+step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -28,32 +20,10 @@ from ..choices import MAX_COUNT, CacheKind, Positions, is_count, shown
 from ..constants import MAX_CACHE_LEN
 from ..errors import DecodeError
 from .kv_store import Layers, bits_of_head
+from .moved_keys import MovedKeys
 from .rope import Rope, Turns
 
 KV_BITS = (8, 4)
-
-
-class KVCache(Protocol):
-    """What attention asks of a cache; the head of this file says what each call means."""
-
-    @property
-    def slots(self) -> np.ndarray:
-        """(L,) absolute position in each slot that this pass reads."""
-        ...
-
-    def plan(self, n: int) -> None:
-        """Prepare for n new positions."""
-        ...
-
-    def update(
-        self, layer: int, q: mx.array, k: mx.array, v: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array | str | None]:
-        """Rotate and store what layer `layer` made of them; queries, all keys, all values and the mask."""
-        ...
-
-    def advance(self) -> None:
-        """Count the new positions as past."""
-        ...
 
 
 class NoCache:
@@ -69,7 +39,7 @@ class NoCache:
         self._rope, self._pad = rope, pad
 
     def plan(self, n: int) -> None:
-        """See the head of this file, as for all four."""
+        """See the head of `kv_protocol`, as for all four."""
         self._n = n
         self._mask = "causal" if self._pad is None else left_pad_mask(self._pad, 0, n)
 
@@ -190,7 +160,14 @@ class WindowCache(Layers):
         self.slots = self.held  # of the pass that is going on
         self.offset = 0
         self._settled: int | None = None  # slots that were held when positions began to come on trial
-        self._turns = Turns(rope)
+        turn_all = bits is not None or 2 * len(self._kept) > max_len  # moving most of them costs more
+        self._turns = Turns(rope) if reindex and turn_all else None
+        self._moved = MovedKeys(rope, n_layers, self._kept) if reindex and not turn_all else None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The buffers, to be evaluated, and what is held beside them."""
+        return [*super().arrays, *(self._moved.arrays if self._moved else ())]
 
     def _is_kept(self, positions: np.ndarray) -> np.ndarray:
         return np.isin(positions, self._kept)
@@ -214,18 +191,24 @@ class WindowCache(Layers):
             self._plan_one(new)
         else:
             self._plan_many(new)
+        if self._turns:
+            self._turns.to(np.argsort(np.argsort(self.slots)))
+        if self._moved:
+            self._moved.plan(self.offset + n - len(self.slots), self.slots)
 
     def _plan_one(self, new: np.ndarray) -> None:
         """Decode: the new position takes a free slot, or that of the oldest one that may go."""
-        loose = np.flatnonzero(~self._is_kept(self.held))
-        full = not self._is_kept(new)[0] and len(loose) >= self._window
-        self._slot = int(loose[np.argmin(self.held[loose])]) if full else len(self.held)
+        kept, newly = np.searchsorted(self._kept, [self.offset, self.offset + 1])  # none of these was ever evicted
+        full = kept == newly and len(self.held) - kept >= self._window
+        if full:
+            loose = np.flatnonzero(~self._is_kept(self.held))
+            self._slot = int(loose[np.argmin(self.held[loose])])
+        else:
+            self._slot = len(self.held)
         self._after = self.held.copy() if full else np.append(self.held, -1)
         self._after[self._slot] = new[0]
         self.slots = self._after
-        self._mask = None
-        if self._reindex:
-            self._turns.to(np.argsort(np.argsort(self._after)))
+        self._mask = self._survivors = None
 
     def _plan_many(self, new: np.ndarray) -> None:
         """Prefill: everything held and everything new, seen through the rule; then only the survivors stay."""
@@ -237,8 +220,6 @@ class WindowCache(Layers):
         alive = self._alive(both, new[-1]) if self._settled is None else np.ones(len(both), bool)
         self._survivors = None if alive.all() else mx.array(np.flatnonzero(alive))
         self._after = both[alive]
-        if self._reindex:
-            self._turns.to(np.argsort(np.argsort(both)))
 
     def _order(self, n: int) -> np.ndarray:
         """How many positions that may be evicted there are up to each of the first `n`."""
@@ -251,15 +232,17 @@ class WindowCache(Layers):
 
     def update(self, layer: int, q: mx.array, k: mx.array, v: mx.array):
         """Rotate, store, and return queries, keys and values by slot, and the mask."""
-        if not self._reindex:
-            q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         keys, values = self._keys[layer], self._values[layer]
+        if self._moved:
+            self._moved.update(layer, keys)
+        if not self._turns:
+            q, k = self._rope(q, self.offset), self._rope(k, self.offset)
         if self._n == 1 and self._settled is None:
             keys.write(k, self._slot, self.max_len)
             values.write(v, self._slot, self.max_len)
             n = len(self._after)
             k, v = keys.read(n), values.read(n)
-            if self._reindex:
+            if self._turns:
                 q, k = self._rope(q, n - 1), self._turns(k)
             return q, k, v, self._mask
         n = len(self.held)
@@ -273,12 +256,14 @@ class WindowCache(Layers):
         if self._survivors is not None:
             keys.keep(self._survivors)
             values.keep(self._survivors)
-        if self._reindex:  # `room` saw to it that nothing is evicted during this step: ranks stay as they are
+        if self._turns:  # `room` saw to it that nothing is evicted during this step: ranks stay as they are
             q, k = self._rope(q, n), self._turns(k)
         return q, k, v, self._mask
 
     def advance(self) -> None:
         """Count the new positions as past; what was evicted is no longer held."""
+        if self._moved and self._survivors is not None:
+            self._moved.forget_slots()
         self.held = self._after
         self.offset += self._n
 
@@ -297,15 +282,21 @@ class WindowCache(Layers):
             stay = mx.array(np.flatnonzero(alive))
             for store in self.stores:
                 store.keep(stay)
+            if self._moved:
+                self._moved.forget_slots()
 
     def state(self) -> dict[str, mx.array]:
         """All that it holds, for `restore`."""
-        return {**self.copied(), "offset": mx.array([self.offset]), "held": mx.array(self.held.astype(np.int32))}
+        moved = self._moved.state() if self._moved else {}
+        places = {"offset": mx.array([self.offset]), "held": mx.array(self.held.astype(np.int32))}
+        return {**self.copied(), **places, **moved}
 
     def restore(self, state: dict[str, mx.array]) -> None:
         """Go on from the state of a cache of the same kind and size."""
         self.put_back(state)
         self.offset, self.held = int(np.array(state["offset"])[0]), np.array(state["held"]).astype(np.int64)
+        if self._moved:
+            self._moved.restore(state)
 
 
 def too_many_kept(limit: int, n: int) -> str:

@@ -24,7 +24,7 @@ from ..schema import read_record, require, require_positive
 from .config_keys import ConfigNote, published_keys
 from .decoder import Decoder, TextConfig
 from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
-from .kv_cache import KVCache
+from .kv_protocol import KVCache
 from .tap import Tap, emit, named
 
 CONFIG_FILE, FLAT_FILE = "config.json", "config_origin.json"

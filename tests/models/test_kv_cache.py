@@ -74,6 +74,28 @@ def test_pinned_longer_than_its_window(positions):
     assert set(cache.held) == kept | {39}
 
 
+SPREAD = {"one": ((6, 5),), "two": ((6, 3), (9, 2)), "one comes late": ((5, 4), (40, 3))}
+
+
+@pytest.mark.parametrize("chunks", [[1], [23, 1, 2]], ids=str)
+@pytest.mark.parametrize("spans", SPREAD.values(), ids=SPREAD)
+def test_what_stays_is_moved_on_past_what_was_evicted(spans, chunks):
+    x, kept = embeddings(60), {0, 1, 2, 3} | {p for start, n in spans for p in range(start, start + n)}
+    got = run(build("pinned", "reindexed", 24, spans), x, chunks)
+    assert off(got, decoder_reference(NET, x, kept, 24, True)) < TOLERANCE
+    assert off(got[-10:], decoder_reference(NET, x, kept, 24, False)[-10:]) > 0.01
+
+
+@pytest.mark.parametrize("n", [10, 30, 45])
+def test_a_reindexed_cache_goes_on_from_its_state(n):
+    x, spans = embeddings(60), SPREAD["one comes late"]
+    cache, again = (build("pinned", "reindexed", 24, spans) for _ in range(2))
+    run(cache, x[:n], [9])
+    again.restore(cache.state())
+    np.testing.assert_array_equal(run(again, x[n:], [1]), run(cache, x[n:], [1]))
+    assert again.nbytes == cache.nbytes
+
+
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize(("kind", "positions"), KINDS[1:])
 def test_holds_what_the_rule_says(kind, positions, chunks):
