@@ -200,7 +200,7 @@ def mish(x: np.ndarray) -> np.ndarray:
     return n
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def rotations(dims: int, base: float, offset: int, n: int) -> tuple[mx.array, ...]:
     """Cos and sin (n, dims), the first half of sin negative; for a single position the (dims, dims) rotation matrix."""
     angle = np.arange(offset, offset + n)[:, None] * base ** (-np.arange(dims // 2) / (dims // 2))

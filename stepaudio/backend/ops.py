@@ -91,6 +91,18 @@ def mish(x: mx.array) -> mx.array:
     return x * (n / (n + 2.0))
 
 
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """Root mean square norm of x (…, D): over the root of its mean square and `eps`, times `weight` (D,).
+
+    MLX has no kernel for it on a CPU and works it out in nine steps; of a lone position the mean square is one matrix
+    product. Batches get row by row what each row gets alone.
+    """
+    if x.ndim != 3 or x.shape[1] != 1 or not cpu_ops.vectorless(x):
+        return mx.fast.rms_norm(x, weight, eps)
+    square = mx.addmm(mx.array([[eps]]), x, x.swapaxes(1, 2), alpha=1 / x.shape[2])
+    return x * mx.rsqrt(square) * weight
+
+
 def log_sum_exp(x: mx.array) -> mx.array:
     """(B, V) -> (B,): natural logarithm of the sum of exponentials, entries of -inf allowed."""
     if not large(x):

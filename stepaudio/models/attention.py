@@ -38,5 +38,18 @@ def attend(
         if pattern is not computed:
             same = mx.all(pattern == computed, axis=-1, keepdims=True)
             z = mx.where(same, z, weighted_values(pattern, v))
-    B, H, n, D = z.shape
-    return emit(tap, "z", z).transpose(0, 2, 1, 3).reshape(B, n, H * D)
+    return side_by_side(emit(tap, "z", z))
+
+
+def heads_first(x: mx.array, heads: int) -> mx.array:
+    """(B, n, H * D) -> (B, H, n, D)."""
+    B, n, width = x.shape
+    if n == 1:  # the same numbers in the same order: nothing is to be moved
+        return x.reshape(B, heads, 1, width // heads)
+    return x.reshape(B, n, heads, -1).transpose(0, 2, 1, 3)
+
+
+def side_by_side(x: mx.array) -> mx.array:
+    """(B, H, n, D) -> (B, n, H * D)."""
+    B, H, n, D = x.shape
+    return x.reshape(B, 1, H * D) if n == 1 else x.transpose(0, 2, 1, 3).reshape(B, n, H * D)

@@ -14,13 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..backend.ops import silu
+from ..backend.ops import rms_norm, silu
 from ..backend.pieces import Pieces, by_positions
 from ..backend.process import enter
 from ..errors import ConfigError
 from ..schema import MAX_LAYERS, require, require_positive, shown
-from .attention import attend
-from .kv_cache import KVCache
+from .attention import attend, heads_first
+from .kv_protocol import KVCache
 from .kv_store import bits_of_head
 from .rope import Rope
 from .tap import Tap, emit, named
@@ -160,9 +160,8 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
         """(B, n, D) -> (B, n, D), with what `cache` holds of layer `layer` before the n new positions."""
-        B, n, _ = x.shape
         q, k, v = (
-            emit(tap, name, by_positions(f, x).reshape(B, n, heads, -1).transpose(0, 2, 1, 3))
+            emit(tap, name, heads_first(by_positions(f, x), heads))
             for name, f, heads in (
                 ("q", self.q_proj, self._heads),
                 ("k", self.k_proj, self._kv_heads),
@@ -172,6 +171,14 @@ class Attention(nn.Module):
         q, k, v, mask = cache.update(layer, q, k, v)  # (B, heads, n, size), (B, kv heads, L, size)
         q, k, v = emit(tap, "rot_q", q), emit(tap, "k_cache", k), emit(tap, "v_cache", v)
         return by_positions(self.o_proj, attend(q, k, v, self._scale, mask, tap))
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm (Zhang and Sennrich 2019)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(…, D) -> (…, D)."""
+        return rms_norm(x, self["weight"], self.eps)
 
 
 class MLP(nn.Module):
@@ -195,8 +202,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
         """(B, n, D) -> (B, n, D); see `interp.names.GLOSSARY` for what the tap receives."""
@@ -215,7 +222,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = Rope(config.head_dim, config.rope_theta)
 
     @property

@@ -19,6 +19,7 @@ from stepaudio.backend.ops import (
     gelu_tanh,
     log_sum_exp,
     mish,
+    rms_norm,
     rope,
     silu,
     sine_squared,
@@ -182,6 +183,21 @@ def test_log_sum_exp(form, scale):
     want = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
     got = np.array(log_sum_exp(mx.array(x)), dtype=np.float64)
     assert np.abs(got - want).max() < 1e-6 * max(8, np.abs(want).max())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_rms_norm_of_one_position_and_of_many(scale):
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(3, 5, 96)) * scale, rng.normal(size=96)
+    want = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * weight
+    x, weight = (mx.array(a.astype(np.float32)) for a in (x, weight))
+    np.testing.assert_allclose(rms_norm(x, weight, 1e-6), want, rtol=3e-6, atol=1e-7)
+    ones = rms_norm(x[:, :1], weight, 1e-6)
+    np.testing.assert_allclose(ones, want[:, :1], rtol=3e-6, atol=1e-7)
+    for row in range(3):
+        np.testing.assert_array_equal(ones[row], rms_norm(x[row : row + 1, :1], weight, 1e-6)[0])
+    half = rms_norm(x.astype(mx.bfloat16), weight.astype(mx.bfloat16), 1e-6)
+    assert half.dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize("offset", [0, 1, 37, 4000, 16_383])
