@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .probes import Probes, train_probes
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
-    from .sound_edits import sound_with_edits
+    from .sound_edits import sound_with_edits, streamed_with_edits
     from .steering import Steering, steering_between
     from .streaming import gap, listening_difference, streamed
     from .token2wav import interleaving, round_trip, stages
@@ -35,7 +35,7 @@ __all__ = [
     "estimate_patches", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
     "listening_difference", "logit_lens", "logit_parts", "mean", "patch", "patch_between", "probe_data", "record",
     "replace", "resample", "round_trip", "run_pair", "run_with_edits", "scale", "sound_with_edits", "stages",
-    "steering_between", "streamed", "train_probes", "transcription", "watch_memory", "zero",
+    "steering_between", "streamed", "streamed_with_edits", "train_probes", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -91,6 +91,7 @@ __getattr__, __dir__ = _lazy_names(
         "stages": "token2wav",
         "steering_between": "steering",
         "streamed": "streaming",
+        "streamed_with_edits": "sound_edits",
         "train_probes": "probes",
         "transcription": "recorder",
         "watch_memory": "memory",

@@ -37,6 +37,10 @@ class Editor(ABC):
         """Take one edit, behind those that are there."""
         self._targets.setdefault(target.name, []).append(target)
 
+    def sharing(self, target: Target) -> str:
+        """What activations have in common whose axes of one letter and length have the same positions: the net."""
+        return target.name.partition(".")[0]
+
     @property
     def names(self) -> tuple[str, ...]:
         """The activations that are edited."""
@@ -82,7 +86,7 @@ class Editor(ABC):
         """(B, n) positions along a time axis, and which of them `place` means, tokens left out."""
         axis = target.axis(target.times, which)
         along = (None, 1) if axis is None else (target.axes[axis], x.shape[axis])
-        key = (target.name.partition(".")[0], *along, x.shape[0], place)
+        key = (self.sharing(target), *along, x.shape[0], place)
         if key not in self._known:
             positions = self.positions(target, which, x)
             self._known[key] = positions, self.members(target, place, positions)
@@ -96,10 +100,11 @@ class Editor(ABC):
         keys, seen = None, None
         if target.axis(target.times, 1) is not None:
             keys, seen = self._placed(target, edit.keys or Place(), 1, x)
-        masks = []
+        masks: list[mx.array] = []
         if edit.donors and edit.kind == EditKind.PATCH:
             first, donor = self.donor_range(target)
-            chosen = chosen & (positions >= first) & (positions < first + donor)
+            there = (positions >= first) & (positions < first + donor)
+            chosen = np.logical_and(chosen, there)
         if not chosen.any():
             return x
         if not chosen.all():

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..choices import MAX_COUNT, is_count, shown
 from ..errors import ConfigError
+from ..models.tap import Tap
 from ..models.token2wav.flow import REFERENCE, Flow, FlowOptions, FlowState, Prompt
 from ..models.token2wav.hift import Hift
 from ..models.token2wav.noise import Noise
@@ -99,7 +100,13 @@ def cross_fade(coming: mx.array, going: mx.array, fade: str = "hamming") -> mx.a
 
 
 def vocode(
-    hift: Hift, mel: mx.array, state: VocoderState, options: StreamOptions, noise: Noise | None, last: bool = False
+    hift: Hift,
+    mel: mx.array,
+    state: VocoderState,
+    options: StreamOptions,
+    noise: Noise | None,
+    last: bool = False,
+    tap: Tap | None = None,
 ) -> tuple[mx.array, VocoderState, mx.array]:
     """Sound of the next frames of a stream.
 
@@ -117,6 +124,9 @@ def vocode(
         Of the source, as `Hift` takes it; numbered from the start of the stream.
     last : bool
         Whether nothing follows, so that nothing is held back.
+    tap : Tap, optional
+        As `Hift` takes it. It sees the frames that the call before held back once more, and of the source what that
+        call has made of them.
 
     Returns
     -------
@@ -130,7 +140,7 @@ def vocode(
     per_frame = hift.config.samples_per_frame
     if state.mel is not None:
         mel = mx.concatenate([state.mel, mel], axis=1)
-    raw, source = hift(mel, noise, state.source, state.position)
+    raw, source = hift(mel, noise, state.source, state.position, tap)
     wave = raw if state.wave is None else cross_fade(raw, state.wave, options.cross_fade)
     held = min(options.mel_frames, mel.shape[1])
     n = wave.shape[1] - held * per_frame

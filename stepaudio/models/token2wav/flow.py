@@ -8,7 +8,7 @@ Reference: `flow.py` (CausalMaskedDiffWithXvec) of StepFun's token2wav.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -121,11 +121,12 @@ class FlowState:
     options: FlowOptions
     prompt_frames: int
     position: int  # frames behind us, the prompt's included
+    frames: np.ndarray  # (L,) position of each frame that the estimator still looks back on, in the order of its keys
 
     @property
     def cache_frames(self) -> int:
         """Frames that the estimator still looks back on."""
-        return self.estimator[0][0].k.shape[2]
+        return len(self.frames)
 
     @property
     def nbytes(self) -> int:
@@ -263,7 +264,7 @@ class Flow(nn.Module):
         _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None, tap)
         mx.async_eval(conformer.arrays, speaker)  # another thread may go on from here
         n = prompt.mel.shape[1]
-        return FlowState(conformer, estimator, speaker, noise, options, n, n)
+        return FlowState(conformer, estimator, speaker, noise, options, n, n, np.arange(n))
 
     def step(
         self, codes: np.ndarray, state: FlowState, last: bool = False, tap: Tap | None = None
@@ -293,11 +294,12 @@ class Flow(nn.Module):
             codes, last, state.speaker, None, state.noise, start, state.options.n_steps, state, tap
         )
         n = x.shape[1]
-        estimator = tuple(tuple(_trim(block, n, state) for block in step) for step in estimator)
+        frames = np.append(state.position + np.arange(n), state.frames)
+        kept = _kept(n, len(frames), state)
+        estimator = tuple(tuple(_trim(block, kept) for block in step) for step in estimator)
         mx.eval(x, conformer.arrays, [a for step in estimator for block in step for a in block.arrays])
-        return x, FlowState(
-            conformer, estimator, state.speaker, state.noise, state.options, state.prompt_frames, state.position + n
-        )
+        frames = np.concatenate([frames[part] for part in kept])
+        return x, replace(state, conformer=conformer, estimator=estimator, position=state.position + n, frames=frames)
 
     def _advance(self, codes, last, speaker, cond, noise, start, n_steps, state: FlowState | None, tap: Tap | None):
         past, steps = (state.conformer, state.estimator) if state else (None, None)
@@ -310,16 +312,18 @@ class Flow(nn.Module):
         return x, conformer, estimator
 
 
-def _trim(block: BlockState, n: int, state: FlowState) -> BlockState:
-    """Evict what the options say; the newest n frames stand at the front."""
+def _kept(n: int, total: int, state: FlowState) -> list[slice]:
+    """What stays of `total` frames, of which the newest n stand at the front; the options say so."""
     keep, prompt = state.options.recent_frames, state.prompt_frames
+    if state.options.memory == "recent":  # prompt, then the newest frames in the order of time
+        older = max(n + prompt, total - max(0, keep - n))
+        return [slice(n, n + prompt), slice(older, total), slice(max(0, n - keep), n)]
+    if total <= prompt + keep:
+        return [slice(0, total)]
+    return [slice(0, prompt), slice(total - keep, total)]
 
-    def cut(a: mx.array) -> mx.array:
-        if state.options.memory == "recent":  # prompt, then the newest frames in the order of time
-            recent = mx.concatenate([a[:, :, n + prompt :], a[:, :, :n]], axis=2)
-            return mx.concatenate([a[:, :, n : n + prompt], recent[:, :, max(0, recent.shape[2] - keep) :]], axis=2)
-        if a.shape[2] <= prompt + keep:
-            return a
-        return mx.concatenate([a[:, :, :prompt], a[:, :, a.shape[2] - keep :]], axis=2)
 
-    return BlockState(cut(block.k), cut(block.v), block.conv1, block.conv2)
+def _trim(block: BlockState, kept: list[slice]) -> BlockState:
+    """Evict all frames but these."""
+    k, v = (mx.concatenate([a[:, :, part] for part in kept], axis=2) for a in (block.k, block.v))
+    return BlockState(k, v, block.conv1, block.conv2)
