@@ -146,3 +146,28 @@ def test_the_default_ends_every_loop_of_eviction():
         if rule in loops:
             loops[rule] += row["loops"] > 0
     assert loops == {"none": 23, "planned": 0, "escape": 0, "repetition 1.3": 7}
+
+
+def shown(difference) -> str:
+    """A difference in points, as docs/decoding.md prints it."""
+    ends = difference.estimate, difference.low, difference.high
+    estimate, *ends = (f"{100 * x:+.1f}".replace("-", "−") for x in ends)
+    return f"{estimate} [{', '.join(ends)}]" + "*" * difference.excludes_zero
+
+
+def test_the_page_on_decoding_says_what_contrast_did():
+    """Every row of its table, and that no contrast gained anything."""
+    page = (SWEEPS.parents[1] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    found = {(d, s): [] for d in ("none", "white:-5", "white:-10", "lost:model.layers.2.self_attn.")
+             for s in json.loads((SWEEPS / "contrasts.json").read_text(encoding="utf-8"))["settings"]}  # fmt: skip
+    for row in rows_of("contrasts"):
+        found[row["defect"], row["setting"]].append(row)
+    conditions = list(dict.fromkeys(d for d, _ in found))
+    for setting in dict.fromkeys(s for _, s in found if s != "none"):
+        pairs = [(found[d, setting], found[d, "none"]) for d in conditions]
+        errors = [paired_difference(*pair, "loop_free_wer") for pair in pairs]
+        cells = [*setting.split(), *map(shown, errors), str(sum(r["loops"] for r in pairs[-1][0]))]
+        assert f"| {' | '.join(cells)} |" in page
+        assert all(d.high > 0 for d in (*errors, paired_difference(*pairs[-1], "loop_rate")))
+    loops = [sum(r["loops"] for r in rows) for (d, _), rows in found.items() if d != conditions[-1]]
+    assert not any(loops)
