@@ -23,7 +23,7 @@ STORED = ("clips", "long")  # folders of clips; other recordings are made anew f
 def rows_of(name: str) -> list[dict]:
     """Of a stored table, read once."""
     pytest.importorskip("pyarrow", reason="stored tables need the extra `notebook`")
-    return read_table(SWEEPS / f"{name}.parquet").rows
+    return list(read_table(SWEEPS / f"{name}.parquet").rows)
 
 
 def texts(folder: Path) -> dict[str, str]:
