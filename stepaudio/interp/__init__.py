@@ -23,19 +23,22 @@ if TYPE_CHECKING:
     from .probes import Probes, train_probes
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
     from .running import activations, forced_logits, lay_out, run_with_edits
+    from .sae_training import SAEOptions, SAEStep, train_sae
     from .sound_edits import sound_with_edits, streamed_with_edits
+    from .sparse_autoencoder import FeaturePlace, SparseAutoencoder
     from .steering import Steering, steering_between
     from .streaming import gap, listening_difference, streamed
     from .token2wav import interleaving, round_trip, stages
 
 __all__ = [
-    "GLOSSARY", "Activations", "AudioAttention", "Edits", "Frames", "HeadTable", "Lens", "LogitParts", "Memory",
-    "PatchEstimates", "Patched", "Place", "ProbeData", "Probes", "Recorder", "Steering", "Trace", "TraceMap",
-    "ablate_heads", "activation_names", "activations", "add", "audio_attention", "audio_frames", "causal_trace",
-    "estimate_patches", "forced_logits", "gap", "head_mean", "interleaving", "last_query", "lay_out",
-    "listening_difference", "logit_lens", "logit_parts", "mean", "patch", "patch_between", "probe_data", "record",
-    "replace", "resample", "round_trip", "run_pair", "run_with_edits", "scale", "sound_with_edits", "stages",
-    "steering_between", "streamed", "streamed_with_edits", "train_probes", "transcription", "watch_memory", "zero",
+    "GLOSSARY", "Activations", "AudioAttention", "Edits", "FeaturePlace", "Frames", "HeadTable", "Lens",
+    "LogitParts", "Memory", "PatchEstimates", "Patched", "Place", "ProbeData", "Probes", "Recorder", "SAEOptions",
+    "SAEStep", "SparseAutoencoder", "Steering", "Trace", "TraceMap", "ablate_heads", "activation_names",
+    "activations", "add", "audio_attention", "audio_frames", "causal_trace", "estimate_patches", "forced_logits",
+    "gap", "head_mean", "interleaving", "last_query", "lay_out", "listening_difference", "logit_lens", "logit_parts",
+    "mean", "patch", "patch_between", "probe_data", "record", "replace", "resample", "round_trip", "run_pair",
+    "run_with_edits", "scale", "sound_with_edits", "stages", "steering_between", "streamed", "streamed_with_edits",
+    "train_probes", "train_sae", "transcription", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -44,6 +47,7 @@ __getattr__, __dir__ = _lazy_names(
         "Activations": "donor",
         "AudioAttention": "lens",
         "Edits": "edits",
+        "FeaturePlace": "sparse_autoencoder",
         "Frames": "frames",
         "GLOSSARY": "names",
         "HeadTable": "ablation",
@@ -56,6 +60,9 @@ __getattr__, __dir__ = _lazy_names(
         "ProbeData": "probe_rows",
         "Probes": "probes",
         "Recorder": "recorder",
+        "SAEOptions": "sae_training",
+        "SAEStep": "sae_training",
+        "SparseAutoencoder": "sparse_autoencoder",
         "Steering": "steering",
         "Trace": "recorder",
         "TraceMap": "patching",
@@ -93,6 +100,7 @@ __getattr__, __dir__ = _lazy_names(
         "streamed": "streaming",
         "streamed_with_edits": "sound_edits",
         "train_probes": "probes",
+        "train_sae": "sae_training",
         "transcription": "recorder",
         "watch_memory": "memory",
         "zero": "edits",
