@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .steering import Steering, steering_between
     from .streaming import gap, listening_difference, streamed
     from .token2wav import interleaving, round_trip, stages
+    from .voice_edits import voice_with_edits
 
 __all__ = [
     "GLOSSARY", "Activations", "AudioAttention", "Edits", "FeaturePlace", "Frames", "HeadTable", "Lens",
@@ -38,7 +39,7 @@ __all__ = [
     "gap", "head_mean", "interleaving", "last_query", "lay_out", "listening_difference", "logit_lens", "logit_parts",
     "mean", "patch", "patch_between", "probe_data", "record", "replace", "resample", "round_trip", "run_pair",
     "run_with_edits", "scale", "sound_with_edits", "stages", "steering_between", "streamed", "streamed_with_edits",
-    "train_probes", "train_sae", "transcription", "watch_memory", "zero",
+    "train_probes", "train_sae", "transcription", "voice_with_edits", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -102,6 +103,7 @@ __getattr__, __dir__ = _lazy_names(
         "train_probes": "probes",
         "train_sae": "sae_training",
         "transcription": "recorder",
+        "voice_with_edits": "voice_edits",
         "watch_memory": "memory",
         "zero": "edits",
     },

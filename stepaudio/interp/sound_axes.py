@@ -7,12 +7,12 @@ from math import prod
 
 import numpy as np
 
+from ..constants import CODES_PER_SECOND
 from ..models.token2wav.flow import Flow, FlowState
 from ..models.token2wav.hift import Hift
 from ..synthesis.streaming import VocoderState
 from .names import TOKEN2WAV_GLOSSARY
 
-TIMES = "TNnLWFX"
 NETS = ("flow", "vocoder")
 STANDS_IN = -1  # position of a code that is only looked at and is none of the sound's own at that place
 
@@ -58,7 +58,7 @@ class Window:
 
 
 class SoundAxes:
-    """The axes of one sound, whichever way it is made.
+    """The axes of one sound, whichever way it is made; `window` is what the nets read now, at first all of it.
 
     Parameters
     ----------
@@ -68,7 +68,24 @@ class SoundAxes:
 
     def __init__(self, flow: Flow, vocoder: Hift, n_prompt: int, n_codes: int):
         self.n_prompt, self.n_codes = n_prompt, n_codes
+        self.window = Window.of_whole(flow, n_prompt + n_codes)
         self._up, self._vocoder = flow.up, vocoder.config
+
+    @property
+    def seconds(self) -> float:
+        """Length of the sound."""
+        return self.n_codes / CODES_PER_SECOND
+
+    def origin(self, name: str, letter: str) -> tuple[int, float]:
+        """Which entry of an axis stands at second 0, behind the voice prompt, and how many there are per second."""
+        scale = self._scale(name, letter)
+        if name.startswith("flow."):
+            return scale * self.n_prompt, scale * CODES_PER_SECOND
+        return 0, scale * self._up * CODES_PER_SECOND
+
+    def made(self, name: str) -> int:
+        """Entries that the call before has made and edited."""
+        return self.window.made if name == "vocoder.source" else 0
 
     def length(self, name: str, letter: str) -> int | None:
         """Entries along an axis of the whole sound; None for distances between query and key."""
@@ -79,15 +96,15 @@ class SoundAxes:
         more = letter == "F" or (letter == "X" and self._stage(name) == len(self._vocoder.upsample_rates) - 1)
         return self._scale(name, letter) * self.n_codes * self._up + int(more and not name.endswith(".up"))
 
-    def positions(self, name: str, letter: str, n: int, window: Window) -> np.ndarray:
+    def positions(self, name: str, letter: str, n: int) -> np.ndarray:
         """(n,) where the entries of an axis stand in the whole, in one call of the nets."""
         if name == "flow.encoder.embed":
-            return window.codes
+            return self.window.codes
         if letter == "L":  # keys: of the conformer all so far, in the order of time
-            return window.frames if name.startswith("flow.euler.") else np.arange(n)
+            return self.window.frames if name.startswith("flow.euler.") else np.arange(n)
         if name.endswith("pos_embed"):
             return np.arange(n)
-        first = window.codes[0] if name.startswith("flow.") else window.first_frame
+        first = self.window.codes[0] if name.startswith("flow.") else self.window.first_frame
         return int(first) * self._scale(name, letter) + np.arange(n)
 
     def _scale(self, name: str, letter: str) -> int:
@@ -122,7 +139,15 @@ def sound_names(flow: Flow, vocoder: Hift, n_steps: int) -> dict[str, tuple[tupl
                 sizes, count = of_conformer, conformer.num_up_blocks if ".up." in pattern else conformer.num_blocks
             elif pattern.startswith("euler."):
                 sizes, count = of_dit, n_steps
+            elif pattern == "conv_pre":
+                sizes = {"C": vocoder.config.base_channels}
+            elif pattern == "sines":
+                sizes = {"C": vocoder.config.nb_harmonics + 1}
+            elif net == "vocoder":
+                sizes = {"C": vocoder.config.stage_channels[-1], "Q": vocoder.config.istft.n_fft + 2}
             for i in range(count if "{i}" in name else 1):
+                if "{i}" in name and net == "vocoder":
+                    sizes = {"C": vocoder.config.stage_channels[i]}
                 for j in range(dit.depth if "{j}" in name else 1):
                     found[name.replace("{i}", str(i)).replace("{j}", str(j))] = (meaning.axes, sizes)
     return found

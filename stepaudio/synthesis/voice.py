@@ -31,6 +31,7 @@ from ..choices import Resampler
 from ..constants import N_AUDIO_CODES, SAMPLE_RATE
 from ..errors import AudioError, WeightsError
 from ..files import replaced_file
+from ..models.tap import Tap, named
 from ..models.token2wav.flow import Prompt
 from ..schema import shown
 
@@ -120,6 +121,7 @@ class Voice:
         resampler: str = Resampler.REFERENCE,
         max_seconds: float = MAX_SECONDS,
         weights: str | None = None,
+        tap: Tap | None = None,
     ) -> Voice:
         """Read a voice from a recording of one person, best of 3 to 10 s.
 
@@ -129,52 +131,35 @@ class Voice:
         ----------
         parts : Token2Wav
             The nets.
-        source, sample_rate
-            As `load_audio`.
-        resampler : {"reference", "soxr"}
-            What brings the clip to 16 and 24 kHz. With soxr many of its codes are others than the reference's.
-        max_seconds : float
-            Longest clip that is taken; a longer one is refused before it is read.
+        source, sample_rate, resampler, max_seconds
+            As `clip_features`.
         weights : str, optional
             `fingerprint(parts)`, if the caller has it already.
+        tap : Tap, optional
+            Called with what both nets compute, as "speech_tokenizer.<name>" and "speaker_encoder.<name>"; what it
+            returns takes the place of what it was given, and the voice is that of the nets so changed.
 
         Raises
         ------
         AudioError
-            What `load_audio` refuses (less than 0.1 s, for one), longer than `max_seconds`, or silence (below
-            -60 dBFS), in which there is no voice; a first channel without the voice, or channels that cancel. Under
-            1 s there is a warning: it will hardly be recognised.
+            As `clip_features`.
         WeightsError
             The speaker encoder gives NaN or Inf.
         """
-        name = source_name(source)
-        with ExitStack() as stack:
-            if is_file(source):  # it is read three times, and may be a pipe
-                source = stack.enter_context(open_bytes(source))
-                _refuse_long(name, audio_seconds(source), max_seconds)
-            samples, doubt = load_with_doubt(source, sample_rate=sample_rate, resampler=resampler)
-            seconds = len(samples) / SAMPLE_RATE
-            _refuse_long(name, seconds, max_seconds)
-            if doubt is not None:
-                raise AudioError(f"{name}: {doubt}; a voice is read of the first channel: {ONE_CHANNEL}")
-            if is_silent(samples):
-                raise AudioError(
-                    f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person "
-                    f"speaks"
-                )
-            sound, doubt = load_with_doubt(
-                source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE, resampler=resampler
-            )
-        if doubt is not None:
-            raise AudioError(f"{name}: {doubt}; the mel of a voice is read of the mean: {ONE_CHANNEL}")
-        if seconds < SHORT_SECONDS:
-            warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=2)
-        codes = parts.tokenizer(log_mel(samples, parts.tokenizer.config.n_mels, padding=0)[None])[0]
-        features = kaldi_fbank(samples, parts.speaker.config.feat_dim)
-        speaker = np.array(parts.speaker(mx.array(features)[None])[0].astype(mx.float32))
-        mel = fitted(flow_mel(sound, parts.flow.config.output_size).T, len(codes) * parts.flow.up)
+        features = clip_features(parts, source, sample_rate=sample_rate, resampler=resampler, max_seconds=max_seconds)
+        return cls.of_features(parts, features, weights, tap)
+
+    @classmethod
+    def of_features(
+        cls, parts: Token2Wav, features: ClipFeatures, weights: str | None = None, tap: Tap | None = None
+    ) -> Voice:
+        """The voice of a clip that is read; arguments and errors as `from_clip`."""
+        mel, bands = features.log_mel[None], mx.array(features.bands)[None]
+        codes = parts.tokenizer(mel, tap=named(tap, "speech_tokenizer."))[0]
+        speaker = np.array(parts.speaker(bands, named(tap, "speaker_encoder."))[0].astype(mx.float32))
         if not np.isfinite(speaker).all():
-            raise WeightsError(f"{name}: the speaker encoder gives NaN or Inf; are its weights whole?")
+            raise WeightsError(f"{features.name}: the speaker encoder gives NaN or Inf; are its weights whole?")
+        mel = fitted(features.mel, len(codes) * parts.flow.up)
         return cls(codes, mel, speaker, fingerprint(parts) if weights is None else weights)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -238,6 +223,79 @@ class Voice:
                 f"{name}: was made by other weights ({self.weights[:12]}) than those that are to speak "
                 f"({weights[:12]}), for which its codes are other sounds: make it again from its clip"
             )
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What the nets read of a clip.
+
+    name : what errors call it. seconds : its length at 16 kHz. log_mel : (bands, T), for the speech tokenizer.
+    bands : (frames, bands), for the speaker encoder. mel : (frames, M), natural log, of the flow.
+    """
+
+    name: str
+    seconds: float
+    log_mel: np.ndarray
+    bands: np.ndarray
+    mel: np.ndarray
+
+
+def clip_features(
+    parts: Token2Wav,
+    source,
+    *,
+    sample_rate: float | None = None,
+    resampler: str = Resampler.REFERENCE,
+    max_seconds: float = MAX_SECONDS,
+) -> ClipFeatures:
+    """Read a clip for a voice.
+
+    Parameters
+    ----------
+    parts : Token2Wav
+        The nets.
+    source, sample_rate
+        As `load_audio`.
+    resampler : {"reference", "soxr"}
+        What brings the clip to 16 and 24 kHz. With soxr many of its codes are others than the reference's.
+    max_seconds : float
+        Longest clip that is taken; a longer one is refused before it is read.
+
+    Raises
+    ------
+    AudioError
+        What `load_audio` refuses (less than 0.1 s, for one), longer than `max_seconds`, or silence (below
+        -60 dBFS), in which there is no voice; a first channel without the voice, or channels that cancel. Under
+        1 s there is a warning: it will hardly be recognised.
+    """
+    name = source_name(source)
+    with ExitStack() as stack:
+        if is_file(source):  # it is read three times, and may be a pipe
+            source = stack.enter_context(open_bytes(source))
+            _refuse_long(name, audio_seconds(source), max_seconds)
+        samples, doubt = load_with_doubt(source, sample_rate=sample_rate, resampler=resampler)
+        seconds = len(samples) / SAMPLE_RATE
+        _refuse_long(name, seconds, max_seconds)
+        if doubt is not None:
+            raise AudioError(f"{name}: {doubt}; a voice is read of the first channel: {ONE_CHANNEL}")
+        if is_silent(samples):
+            raise AudioError(
+                f"{name}: is silent (below -60 dBFS), and silence holds no voice: use a clip in which one person speaks"
+            )
+        sound, doubt = load_with_doubt(
+            source, downmix="mean", sample_rate=sample_rate, to=FLOW_SAMPLE_RATE, resampler=resampler
+        )
+    if doubt is not None:
+        raise AudioError(f"{name}: {doubt}; the mel of a voice is read of the mean: {ONE_CHANNEL}")
+    if seconds < SHORT_SECONDS:
+        warnings.warn(f"{name}: {seconds:.2f} s hold little of a voice; 3 to 10 s are better", stacklevel=3)
+    return ClipFeatures(
+        name,
+        seconds,
+        log_mel(samples, parts.tokenizer.config.n_mels, padding=0),
+        kaldi_fbank(samples, parts.speaker.config.feat_dim),
+        flow_mel(sound, parts.flow.config.output_size).T,
+    )
 
 
 def _key(arrays: dict[str, np.ndarray], weights: str) -> str:

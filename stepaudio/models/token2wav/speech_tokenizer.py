@@ -208,7 +208,9 @@ class S3Tokenizer(nn.Module):
         """MLX hides names with an underscore in front; the published `quantizer._codebook` is one with weights."""
         return nn.Module.valid_parameter_filter(module, key, value) or key == "_codebook"
 
-    def __call__(self, mel: mx.array | np.ndarray, lengths=None, keep_tail: bool = False) -> list[np.ndarray]:
+    def __call__(
+        self, mel: mx.array | np.ndarray, lengths=None, keep_tail: bool = False, tap: Tap | None = None
+    ) -> list[np.ndarray]:
         """Codes of a zero-padded batch; a clip's codes do not depend on the other clips.
 
         Parameters
@@ -216,6 +218,8 @@ class S3Tokenizer(nn.Module):
         mel : (B, n_mels, T) log mels as `audio.features.log_mel(samples, padding=0)` makes them, zeros at the right.
         lengths : (B,) integers in 1 … T, mel frames of each clip; by default all T.
         keep_tail : for clips above 30 s, see `windows`.
+        tap : called as tap(name, array) with every intermediate result; clips above 30 s come as a row for each window,
+            and several times where they are many.
 
         Returns
         -------
@@ -231,18 +235,18 @@ class S3Tokenizer(nn.Module):
         codes: list[list[np.ndarray]] = [[] for _ in lengths]
         for i in range(0, len(cuts), WINDOWS_AT_ONCE):
             group = cuts[i : i + WINDOWS_AT_ONCE]
-            for (row, window), found in zip(group, self._encode(mel, group), strict=True):
+            for (row, window), found in zip(group, self._encode(mel, group, tap), strict=True):
                 codes[row].append(found[window.keep])
         return [np.concatenate(kept) for kept in codes]
 
-    def _encode(self, mel: mx.array, cuts: list) -> np.ndarray:
+    def _encode(self, mel: mx.array, cuts: list, tap: Tap | None) -> np.ndarray:
         """(len(cuts), S) codes of windows, run as one batch."""
         n_frames = [w.stop - w.start for _, w in cuts]
         batch = [
             mx.pad(mel[row, :, w.start : w.stop], [(0, 0), (0, max(n_frames) - n)])
             for (row, w), n in zip(cuts, n_frames, strict=True)
         ]
-        return np.array(self.quantizer(self.encoder(mx.stack(batch), mx.array(n_frames))))
+        return np.array(self.quantizer(self.encoder(mx.stack(batch), mx.array(n_frames), tap), tap))
 
     def _checked(self, mel, lengths) -> tuple[mx.array, np.ndarray]:
         n_mels = self._config.n_mels
