@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..choices import is_number, shown
+from ..choices import is_number, is_whole, shown
 from ..errors import ConfigError
 from ..model import StepAudio2
 from ..text.prompts import ASR_SYSTEM
@@ -46,16 +46,16 @@ class ProbeData:
     def __post_init__(self):
         labels, clips = tuple(self.labels), np.asarray(self.clips)
         groups = tuple(self.groups if len(self.groups) else clips.tolist())
-        if not self.arrays:
-            raise ConfigError("probe data: expected at least one activation, found none")
+        if not isinstance(self.arrays, Mapping) or not self.arrays:
+            raise ConfigError(f"arrays: expected activations by name, at least one, found {shown(self.arrays)}")
         for what, found in (("clips", len(clips)), ("groups", len(groups))):
             if found != len(labels):
                 raise ConfigError(f"{what}: expected one for each of the {len(labels)} labels, found {found}")
         if clips.ndim != 1 or clips.dtype.kind not in "iu":
             raise ConfigError(f"clips: expected whole numbers, found {shown(self.clips)}")
         _check_labels(labels)
-        if len({type(g) is str or isinstance(g, np.str_) for g in groups}) != 1:
-            raise ConfigError("groups: expected strings or whole numbers, found both")
+        if not (all(isinstance(g, str) for g in groups) or all(_is_whole(g) for g in groups)):
+            raise ConfigError(f"groups: expected strings or whole numbers, all of one kind, found {shown(groups)}")
         arrays = {}
         for name, array in self.arrays.items():
             array = np.asarray(array)
@@ -182,6 +182,10 @@ def _stretches(label: Any, clip: int) -> list[tuple[float, float, Any]]:
         if not (is_number(start) and is_number(end) and 0 <= start < end < math.inf):
             raise ConfigError(f"labels: recording {clip}: expected 0 <= start < end in seconds, found {start}, {end}")
     return found
+
+
+def _is_whole(value: Any) -> bool:
+    return is_whole(value) or isinstance(value, np.integer)
 
 
 def _check_labels(labels: tuple) -> None:

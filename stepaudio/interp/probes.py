@@ -92,6 +92,8 @@ def train_probes(
         Fewer groups than two, labels all alike, a class that training could not see while it is judged, one recording
         in two groups, or a number out of range.
     """
+    if not isinstance(data, ProbeData):
+        raise ConfigError(f"data: expected what probe_data gives, or ProbeData of arrays, found {shown(data)}")
     for what, value, least in (("folds", folds, 2), ("shuffles", shuffles, 1), ("seed", seed, 0)):
         if not is_count(value, least):
             raise ConfigError(f"{what}: expected a whole number from {least}, found {shown(value)}")

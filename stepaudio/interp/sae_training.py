@@ -114,7 +114,9 @@ def train_sae(
     WeightsError
         The state cannot be read or written.
     """
-    options = options or SAEOptions()
+    options = SAEOptions() if options is None else options
+    if not isinstance(options, SAEOptions):
+        raise ConfigError(f"options: expected SAEOptions, found {shown(options)}")
     x = _stacked(frames)
     centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     scale = float(np.sqrt(((x - centre) ** 2).sum(axis=1).mean(dtype=np.float64) / x.shape[1]))

@@ -8,6 +8,7 @@ trained is in `sae_training`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,8 @@ class SparseAutoencoder:
         self._check_feature(feature)
         if not is_count(n, 1) or not is_number(apart) or not apart >= 0:
             raise ConfigError(f"places: expected n from 1 and apart from 0 s, found {shown(n)} and {shown(apart)}")
+        if not isinstance(frames, (list, tuple)) or not all(isinstance(one, Frames) for one in frames):
+            raise ConfigError(f"frames: expected a list of what audio_frames gives of one name, found {shown(frames)}")
         every = []
         for clip, one in enumerate(frames):
             active = self.encode(one.values)[:, feature]
@@ -183,6 +186,7 @@ class SparseAutoencoder:
         A feature's own activations, such as `places` gives them, are the scale of the amount.
         """
         self._check_feature(feature)
+        self._check_number("amount", amount)
         return add(self._edited(), amount * self.W_dec[feature], **where)
 
     def scaling(self, feature: int, factor: float = 0.0) -> Tap:
@@ -191,6 +195,7 @@ class SparseAutoencoder:
         Only what the feature writes is changed; what the autoencoder does not explain stays.
         """
         self._check_feature(feature)
+        self._check_number("factor", factor)
         name = self._edited()
         direction = mx.array(self.W_dec[feature])
 
@@ -208,6 +213,11 @@ class SparseAutoencoder:
     def _check_feature(self, feature: int) -> None:
         if not is_count(feature) or feature >= self.d_sae:
             raise ConfigError(f"feature: expected 0 to {self.d_sae - 1}, found {shown(feature)}")
+
+    @staticmethod
+    def _check_number(what: str, value: Any) -> None:
+        if not is_number(value) or not math.isfinite(value):
+            raise ConfigError(f"{what}: expected a finite number, found {shown(value)}")
 
     def _edited(self) -> str:
         if not self.name:

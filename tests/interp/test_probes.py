@@ -134,10 +134,12 @@ def test_what_marks_a_group_is_of_no_use_for_its_label():
     ({"labels": [1.0, float("nan")] * 6}, "NaN"),
     ({"labels": ["a", "b"]}, "one for each of the 2 labels"),
     ({"groups": [0] * 11}, "groups: expected one for each"),
-    ({"groups": ["a", 0] * 6}, "found both"),
+    ({"groups": ["a", 0] * 6}, "all of one kind"), ({"groups": [None] * 12}, "groups: expected strings"),
+    ({"groups": [0.5] * 12}, "groups: expected strings"), ({"arrays": [drawn(12, 3)]}, "activations by name"),
+    ({"labels": [["a"]] * 12}, "strings .classes. or numbers"),
     ({"clips": np.arange(12) / 2}, "whole numbers"),
     ({"clips": np.arange(12) // 2, "groups": list(range(12))}, "stands in two"),
-    ({"arrays": {}}, "at least one activation"),
+    ({"arrays": {}}, "activations by name, at least one"),
     ({"arrays": {"a": drawn(11, 3)}}, r"shape \(12, channels\)"),
     ({"arrays": {"a": np.full((12, 3), np.inf)}}, "finite"),
 ])  # fmt: skip
@@ -158,6 +160,11 @@ def test_what_cannot_be_judged_is_refused(rows, how, message):
     given = {"arrays": {"a": drawn(12, 3)}, "labels": ["a", "b"] * 6, "clips": np.arange(12), "groups": ()}
     with pytest.raises(ConfigError, match=message):
         train_probes(ProbeData(**given | rows), **how)
+
+
+def test_what_is_no_data_is_refused():
+    with pytest.raises(ConfigError, match="expected what probe_data gives"):
+        train_probes({"a": drawn(12, 3)})
 
 
 # ---------------------------------------------------------------- rows of a model

@@ -299,7 +299,10 @@ def test_an_activation_with_heads_is_taken_side_by_side(tiny_model):
     (lambda s: s.places([], 10), "feature: expected 0 to 9"), (lambda s: s.places([], 0, n=0), "n from 1"),
     (lambda s: s.places([], 0, apart=-1), "apart"), (lambda s: s.scaling(-1), "feature"),
     (lambda s: s.add(True, 1.0), "feature"), (lambda s: s.add(0, 1.0), "of which activation"),
-    (lambda s: s.scaling(0), "of which activation"),
+    (lambda s: s.scaling(0), "of which activation"), (lambda s: s.add(0, "much"), "amount: expected a finite"),
+    (lambda s: s.scaling(0, float("nan")), "factor: expected a finite"),
+    (lambda s: s.places({"encoder.out": 1}, 0), "frames: expected a list"),
+    (lambda s: train_sae(np.eye(4), {"k": 3}), "options: expected SAEOptions"),
 ])  # fmt: skip
 def test_calls_that_mean_nothing_are_refused(call, message):
     with pytest.raises(ConfigError, match=message):
