@@ -335,7 +335,8 @@ class Engine:
         if self.alignment is None:
             raise ConfigError(
                 f"word times: expected {HEADS_FILE} beside the weights, which says the attention heads that follow the "
-                "speech, found none; data/recipe/alignment_heads.py finds them for a model, or transcribe without words"
+                "speech, found none of these weights; data/recipe/alignment_heads.py finds them for a model, or "
+                "transcribe without words"
             )
         return self.alignment
 

@@ -94,7 +94,7 @@ class StepAudio2(Answering):
         report = load_weights(net, folder, config, dtype or default_dtype(), rename)
         incomplete = report.summary if report.unfilled and not allow_random else None
         pipeline = Pipeline() if capabilities.turns else Pipeline(build_prompt=build_turnless_prompt)
-        heads = AlignmentHeads.of_folder(folder if folder.is_dir() else folder.parent, config.text_config)
+        heads = AlignmentHeads.of_weights(folder, config.text_config)
         return cls(Engine(net, words, pipeline, capabilities, incomplete, alignment=heads), report)
 
     def altered(

@@ -21,7 +21,7 @@ import numpy as np
 
 import stepaudio
 from stepaudio.audio.load import load_audio
-from stepaudio.checkpoints.alignment_heads import FILE, AlignmentHeads
+from stepaudio.checkpoints.alignment_heads import FILE, AlignmentHeads, weights_of
 from stepaudio.constants import SAMPLE_RATE
 from stepaudio.decoding.word_times import timed_words
 from stepaudio.model import StepAudio2
@@ -108,7 +108,8 @@ def main():
     if args.what == "score":
         score(clips, model.engine.require_alignment())
         return
-    found = json.dumps(choose(model, clips, count), indent=2) + "\n"
+    chosen = choose(model, clips, count) | {"weights": weights_of(args.model)}
+    found = json.dumps(chosen, indent=2) + "\n"
     print(found, end="")
     if args.write:
         (args.model / FILE).write_text(found, encoding="utf-8")

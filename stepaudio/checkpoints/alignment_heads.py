@@ -1,21 +1,26 @@
 """Which attention heads of a checkpoint follow the speech: `alignment_heads.json` beside its weights.
 
 Another training puts this work into other heads, so they are a fact of the weights, found on clips whose word times are
-known (`data/recipe/alignment_heads.py` writes the file).
+known (`data/recipe/alignment_heads.py` writes the file). The file says which weights these are; beside others it is not
+used, and nothing that writes other weights copies it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsError
 from ..models.decoder import TextConfig
-from ..reading import is_file, read_object
+from ..reading import is_file, read_object, why
 from ..schema import read_record, require
+from .header import read_checkpoint
 
 FILE = "alignment_heads.json"
 WIDEST = 25  # positions of a median filter: two seconds
+ENDS = 1024  # bytes at either end of a tensor: no training leaves all of them as they were
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,14 @@ class AlignmentHeads:
         Positions of the median filter over time, odd, 1 for none.
     made : str
         How they were chosen.
+    weights : str
+        Those on which they were chosen, as `weights_of` has them.
     """
 
     heads: tuple[tuple[int, int], ...]
     filter_width: int = 1
     made: str = ""
+    weights: str = ""
 
     @classmethod
     def of_folder(cls, folder: str | Path, config: TextConfig) -> AlignmentHeads | None:
@@ -64,3 +72,47 @@ class AlignmentHeads:
             f"{path}: filter_width: expected an odd number from 1 to {WIDEST}, found {found.filter_width}",
         )
         return found
+
+    @classmethod
+    def of_weights(cls, path: str | Path, config: TextConfig) -> AlignmentHeads | None:
+        """The heads of these weights, a folder or a file in it; None, with a warning, where they are those of others.
+
+        Raises
+        ------
+        ConfigError, WeightsError
+            As `of_folder` and `weights_of`.
+        """
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        found = cls.of_folder(folder, config)
+        if found is not None and found.weights != weights_of(path):
+            warnings.warn(
+                f"{folder / FILE}: names heads of other weights than those beside it, so words get no times; find the "
+                "heads of these (data/recipe/alignment_heads.py), or take the file away",
+                stacklevel=3,
+            )
+            return None
+        return found
+
+
+def weights_of(path: str | Path) -> str:
+    """Fingerprint (hex) of stored weights, a folder or a file in it, however they are divided into files.
+
+    SHA-256 over name, type, shape and both ends of every tensor: fast at any size, and other after any training,
+    quantising or conversion.
+
+    Raises
+    ------
+    WeightsError
+        As `read_checkpoint`.
+    """
+    found = hashlib.sha256()
+    for name, info in sorted(read_checkpoint(path).items()):
+        found.update(f"{name} {info.dtype} {info.shape}\n".encode())
+        try:
+            with info.file.open("rb") as stream:
+                for start in (0, max(0, info.nbytes - ENDS)):
+                    stream.seek(info.offset + start)
+                    found.update(stream.read(min(ENDS, info.nbytes)))
+        except OSError as error:
+            raise WeightsError(f"{info.file}: {why(error)}") from None
+    return found.hexdigest()

@@ -10,6 +10,7 @@ from ..errors import ConfigError, WeightsError
 from ..models.quantization import Bits, require_backend
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig
 from ..reading import is_file, read_object
+from .alignment_heads import FILE as HEADS
 from .capabilities import FILE as CAPABILITIES
 from .capabilities import Capabilities
 from .convert.manifest import MANIFEST as CONVERTED
@@ -184,19 +185,21 @@ def stored_entries(name: str, info: TensorInfo, chosen: Mapping[str, Bits]) -> d
 
 def beside_weights(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Files to be copied as they are, and what is to be said of what is not."""
-    names = [*(n for n in OTHERS if n not in (CONFIG_FILE, FLAT_FILE)), *(n for group in TOKENIZERS for n in group)]
-    found = [name for name in names if is_file(source / name, ConfigError)]
+    others = (n for n in OTHERS if n not in (CONFIG_FILE, FLAT_FILE, HEADS))
+    found = [n for n in (*others, *(n for group in TOKENIZERS for n in group)) if is_file(source / n, ConfigError)]
+    notes: tuple[str, ...] = ()
+    if is_file(source / HEADS, ConfigError):
+        notes = (f"{HEADS} was left out: its heads were found on other weights (data/recipe/alignment_heads.py)",)
     home = converted_folder(source)
     if home is not None and home != source:
         beside = (*BESIDE_NETS, ".safetensors")
         found += [f"{FOLDER}/{p.name}" for p in sorted(home.iterdir()) if p.suffix in beside]
-        return tuple(found), ()
-    if published_folder(source) is not None:
-        return tuple(found), (
+    elif published_folder(source) is not None:
+        notes += (
             f"{FOLDER} is not converted yet and was left out: run `stepaudio convert` on the model and this again, or "
             "take it from there",
         )
-    return tuple(found), ()
+    return tuple(found), notes
 
 
 def is_listed(path: Path, manifest: str) -> bool:
