@@ -12,6 +12,8 @@ import quantised
 from safetensors.numpy import load_file, save_file
 
 import stepaudio.checkpoints.token2wav as loading
+from stepaudio.audio.features import log_mel
+from stepaudio.audio.load import load_audio
 from stepaudio.checkpoints import quantize
 from stepaudio.checkpoints.layout import TOKEN2WAV, build, net_layout, parameters_of
 from stepaudio.checkpoints.load import validate_weights
@@ -21,8 +23,9 @@ from stepaudio.checkpoints.recipe import Recipe, parse_rules
 from stepaudio.checkpoints.token2wav import load_token2wav
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError, StepAudioError, WeightsError
+from stepaudio.interp.streaming import mel_distance_db
 from stepaudio.models.quantization import Bits, quantised_layers
-from stepaudio.models.token2wav.flow import Prompt
+from stepaudio.models.token2wav.flow import FlowOptions, Prompt
 from stepaudio.train.token2wav.run import join, read_net, write_net
 
 PARTS = (".weight", ".scales", ".biases")
@@ -176,6 +179,23 @@ def test_the_flow_speaks_alike_packed_and_widened(small, monkeypatch):
     codes = rng.integers(0, 6561, (1, 9))
     mels = [np.array(flow(codes, prompt, 0)) for flow in (widened, packed)]
     np.testing.assert_allclose(*mels, atol=2e-4 * np.abs(mels[0]).max())
+
+
+def test_eight_bits_move_the_mel_of_nano_less_than_another_seed(nano, tmp_path):
+    """As docs/quantization.md has it: by a tenth of it, or so; two bits by far more."""
+    rng, mels = np.random.default_rng(0), []
+    folders = [nano / "token2wav"]
+    for bits in (8, 2):
+        folders.append(tmp_path / str(bits))
+        quantise(nano / "token2wav", folders[-1], Recipe(None, (("flow", Bits(bits, 32)),)))
+    made = [load_token2wav(folder) for folder in folders]
+    codes = made[0].tokenizer(log_mel(load_audio("data/speech/word_emma.flac"), padding=0)[None])[0][None]
+    voice = mx.array(rng.normal(size=(1, 2 * codes.shape[1], 80)) - 5, mx.float32)
+    prompt = Prompt(codes, voice, mx.array(rng.normal(size=(1, 96)), mx.float32))
+    for nets, seed in ((made[0], 0), (made[0], 1), (made[1], 0), (made[2], 0)):
+        mels.append(np.array(nets.flow(codes, prompt, seed, FlowOptions(n_steps=4)))[0])
+    seed, eight, two = (float(mel_distance_db(mels[0], other).mean()) for other in mels[1:])
+    assert 0 < eight < seed / 5 and two > 2 * seed
 
 
 def test_training_reads_and_joins_them(small, tmp_path):
