@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stepaudio.evaluation.intervals import paired_difference
+from stepaudio.evaluation.intervals import paired_difference, pick
 from stepaudio.experiments.grid import Grid, Setting
 from stepaudio.experiments.provenance import file_hash, weights_hash
 from stepaudio.experiments.store import read_table
@@ -171,3 +171,29 @@ def test_the_page_on_decoding_says_what_contrast_did():
         assert all(d.high > 0 for d in (*errors, paired_difference(*pairs[-1], "loop_rate")))
     loops = [sum(r["loops"] for r in rows) for (d, _), rows in found.items() if d != conditions[-1]]
     assert not any(loops)
+
+
+def test_the_map_of_bits_is_that_of_its_sweep():
+    """Every cell of docs/quantization.md, and what is said of all parts together and of the mix."""
+    rows, page = rows_of("bits"), (SWEEPS.parents[1] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    parts = {p: p for p in ("encoder", "adapter", "embeddings", "head")}
+    parts |= {"attention": "model.layers.*.self_attn.*", "MLP": "model.layers.*.mlp.*"}
+
+    def cost(**rules):
+        fault = "+".join(f"bits:{parts.get(part, part)}={bits}" for part, bits in rules.items())
+        return paired_difference(pick(rows, defect=fault), pick(rows, defect="none"), "loop_free_wer")
+
+    def written(d):
+        return f"{100 * d.estimate:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+
+    for part in parts:
+        found = [cost(**{part: bits}) for bits in ("8/64", "4/64", "3/64", "3/32", "2/64", "2/32")]
+        cells = [f"**{written(d)}**" if d.excludes_zero else written(d) for d in found]
+        assert f"| {part} | {' | '.join(cells)} |\n" in page
+    five = ("encoder", "adapter", "decoder", "embeddings", "head")
+    for bits in ("4/64", "3/64"):
+        assert written(cost(**dict.fromkeys(five, bits))) in page
+    assert f"{100 * cost(**dict.fromkeys(five, '2/64')).estimate:+.1f}" in page
+    mix = cost(encoder="4/64", adapter="2/64", decoder="3/64", embeddings="3/64", head="2/64")
+    assert written(mix).removeprefix("+4.6 ") in page and mix.low > 0
+    assert sum(r["loops"] > 0 for r in rows) == 5
