@@ -26,7 +26,7 @@ from ..model import StepAudio2
 from ..models.quantization import Bits, layers_of, quantised_layers, round_layers
 from ..text.chat_template import AudioSlot, Message, Prompt, build_base_prompt, build_prompt
 from ..text.tokenizer import Tokenizer
-from .faulty_mel import WrongMel
+from .faulty_mel import VALUES, WrongMel
 from .faulty_sound import KINDS, parse, rotten
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -314,26 +314,31 @@ FAULTS: dict[str, Fault] = {
         "weights of the decoder's linear layers", "16 bits", "2 bits in groups of 32", fewer_bits(2, part="model.")
     ),
 }
-ALTERNATIVES = ({"bits_8", "bits_4", "bits_3", "bits_2", "decoder_2"},)  # at most one of each set
 BITS = "bits:"  # before a rule of a recipe, PATTERN=BITS: a fault that `with_bits` makes
 LOST = "lost:"  # before a prefix of tensor names: a fault that `lost` makes
+MELS = tuple(f"mel:{values}" for values in VALUES[1:])  # front ends with other values than the faithful one's
 SOUNDS = tuple(f"{kind}:" for kind in (*KINDS, "quiet"))  # before a dose: a fault that `rotten_sound` makes
 
 
+ALTERNATIVES = ({"bits_8", "bits_4", "bits_3", "bits_2", "decoder_2"}, set(MELS))  # at most one of each set
+
+
 def unknown_faults(names: Sequence[str]) -> list[str]:
-    """Those that are neither in `FAULTS` nor "lost:" and a prefix of names, "bits:" and a rule, or a sound and a dose.
+    """Those not in `FAULTS` or `MELS`, and not "lost:" and a prefix of names, "bits:" and a rule, a sound and a dose.
 
     Raises `ConfigError` for a rule that says no bits.
     """
     for name in names:
         if name.startswith(BITS):
             with_bits(name.removeprefix(BITS))
-    return [name for name in names if name not in FAULTS and not name.startswith((LOST, BITS, *SOUNDS))]
+    return [name for name in names if name not in (*FAULTS, *MELS) and not name.startswith((LOST, BITS, *SOUNDS))]
 
 
 def _fault(name: str) -> Apply:
     if name in FAULTS:
         return FAULTS[name].apply
+    if name in MELS:
+        return wrong_mel(values=name.partition(":")[2])
     if name.startswith(BITS):
         return with_bits(name.removeprefix(BITS))
     return lost(name.removeprefix(LOST)) if name.startswith(LOST) else rotten_sound(name)
@@ -344,7 +349,7 @@ def _place(name: str) -> int:
     order = list(FAULTS)
     if name.startswith(BITS):
         return order.index("bits_8")
-    return -1 if name.startswith(SOUNDS) else order.index(name if name in FAULTS else "partly_loaded")
+    return -1 if name.startswith(SOUNDS) or name in MELS else order.index(name if name in FAULTS else "partly_loaded")
 
 
 def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
@@ -353,8 +358,8 @@ def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
     Parameters
     ----------
     model : StepAudio2
-    faults : names from `FAULTS`, "lost:" and a prefix of tensor names, or "bits:" and a rule such as encoder=8 (see
-        `checkpoints.recipe`), in any order, or one string with "+"
+    faults : names from `FAULTS` or `MELS`, "lost:" and a prefix of tensor names, "bits:" and a rule such as encoder=8
+        (see `checkpoints.recipe`), or a sound and its dose (see `faulty_sound`), in any order, or one string with "+"
         between them; "none" or nothing gives the model itself
 
     Raises
@@ -368,7 +373,7 @@ def faulty(model: StepAudio2, faults: str | Sequence[str]) -> StepAudio2:
     if unknown:
         raise ConfigError(
             f"no fault is called {unknown[0]!r}; expected none or names joined by +, of: "
-            f"{', '.join(FAULTS)}, {LOST}PREFIX, {BITS}PATTERN=BITS"
+            f"{', '.join((*FAULTS, *MELS))}, {LOST}PREFIX, {BITS}PATTERN=BITS"
         )
     clashes = [sorted(group) for group in ALTERNATIVES if len(group & set(names)) > 1]
     if clashes or len(set(names)) < len(names):

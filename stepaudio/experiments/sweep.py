@@ -28,7 +28,7 @@ from ..interp.running import run_with_edits
 from ..model import StepAudio2
 from ..text.prompts import asr_turns
 from ..transcribe import Segment, Transcript, transcribe_recordings
-from .faults import BITS, FAULTS, LOST, faulty, unknown_faults
+from .faults import BITS, FAULTS, LOST, MELS, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
 from .inputs import Models, SharedInputs, WithFault, check_names, donor_faults
 from .provenance import file_hash, json_hash, provenance
@@ -158,7 +158,7 @@ def _check_faults(faults: Sequence[str]) -> None:
     if unknown:
         raise ConfigError(
             f"no fault is called {unknown[0]!r}; expected {NO_FAULT} or names joined by +, of: "
-            f"{', '.join(FAULTS)}, {LOST}PREFIX, {BITS}PATTERN=BITS"
+            f"{', '.join((*FAULTS, *MELS))}, {LOST}PREFIX, {BITS}PATTERN=BITS"
         )
 
 

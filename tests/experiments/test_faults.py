@@ -127,6 +127,8 @@ def test_pairs_keep_both_effects(tiny_model):
     [
         ("mel", "no fault is called 'mel'"),
         ("chunk+chunk", "each once"),
+        ("mel:log", "no fault is called 'mel:log'"),
+        ("mel:ln+mel_scale+mel:standard", "at most one of mel:amplitude, mel:by_band, mel:ln, mel:standard"),
         ("bits_4+bits_8", "at most one of bits_2, bits_3, bits_4, bits_8, decoder_2"),
         (["none", "chunk"], "no fault is called 'none'"),
     ],
@@ -162,9 +164,32 @@ def test_htk_filters_have_height_one_and_some_are_empty():
     np.testing.assert_allclose(2595 * np.log10(1 + tops / 700), middles, atol=10)
 
 
+def test_wrong_values_follow_from_the_faithful_ones():
+    """Noise without a quiet frame: each mistake is undone by arithmetic, where it is not 8 below the loudest value."""
+    x = tiny.noise(1.0)[:15_000]
+    right = log_mel(x)[:, :90] * 4 - 4  # log10 of power
+    ln = WrongMel(values="ln")(x)[:, :90] * 4 - 4
+    np.testing.assert_allclose(ln, np.maximum(right * np.log(10), ln.max() - 8), atol=2e-3)
+    assert (ln > ln.max() - 8).mean() > 0.5
+    loud, quiet = (WrongMel(values="amplitude")(gain * x)[:, :90] for gain in (10, 1))
+    np.testing.assert_allclose(loud - quiet, 0.25, atol=1e-4)  # a tenth of amplitude is one log10, of power two
+    for values, axis in (("standard", None), ("by_band", 1)):
+        found, whole = WrongMel(values=values)(x), log_mel(x)
+        np.testing.assert_allclose(found.mean(axis=axis), 0, atol=1e-4)
+        np.testing.assert_allclose(found.std(axis=axis), 1, atol=1e-4)
+        assert all(np.corrcoef(a, b)[0, 1] > 0.9999 for a, b in zip(found, whole, strict=True))
+        assert np.isfinite(WrongMel(values=values)(np.zeros(800, np.float32))).all()
+
+
+def test_wrong_values_join_with_the_other_front_ends(tiny_model):
+    both = faulty(tiny_model, "mel:ln+mel_scale").pipeline.mel
+    assert both == WrongMel(scale="htk", values="ln") == faulty(tiny_model, "mel_scale+mel:ln").pipeline.mel
+
+
 def test_a_wrong_mel_refuses_unknown_choices():
-    with pytest.raises(ConfigError, match="htk"):
-        WrongMel(scale="bark")
+    for wrong in ({"scale": "bark"}, {"values": "log2"}):
+        with pytest.raises(ConfigError, match="htk"):
+            WrongMel(**wrong)
 
 
 def test_a_clip_too_short_for_an_uncentred_frame_gives_none():
