@@ -26,19 +26,21 @@ from .grid import NO_FAULT, Grid, Setting, Trial
 if TYPE_CHECKING:
     from ..pipeline import Layout
 
+KEPT_DONORS = 48  # runs whose activations stay in memory: three for each clip that is edited together
 WithFault = Callable[[StepAudio2, str], StepAudio2]
 
 
 class SharedInputs:
-    """Samples and audio embeddings, kept so that the next setting neither reads nor encodes them again.
+    """Samples, prompts and audio embeddings, kept so that the next setting neither reads nor encodes them again.
 
-    Samples of every recording (64 kB a second) and audio embeddings of every segment stay in memory.
+    Samples of every recording (64 kB a second), audio embeddings of every segment, and mels with edits stay in memory.
     """
 
     def __init__(self, model: StepAudio2):
         self._model = model
         self._samples: dict[tuple[str, str, str], np.ndarray] = {}
         self._encoded: dict[bytes, mx.array] = {}
+        self._layouts: dict[tuple[str, str, str, str], Layout] = {}
 
     def samples(self, file: str | Path, setting: Setting) -> np.ndarray:
         """What `model.transcribe` would read, float32 (n,) at 16 kHz."""
@@ -59,11 +61,14 @@ class SharedInputs:
 
     def layout(self, file: str | Path, setting: Setting) -> Layout:
         """The prompt of a recording as one run reads it."""
-        return lay_out(self._model, self.samples(file, setting), setting.prompt)
+        key = str(file), setting.downmix, setting.resampler, setting.prompt
+        if key not in self._layouts:
+            self._layouts[key] = lay_out(self._model, self.samples(file, setting), setting.prompt)
+        return self._layouts[key]
 
 
 class Models:
-    """The model with the fault last asked for, those that donors come from, and the donors of the clip at work."""
+    """The model with the fault last asked for, those that donors come from, and the last donors."""
 
     def __init__(self, grid: Grid, load: Callable[[Grid], StepAudio2], with_fault: WithFault):
         self._grid, self._load, self._with_fault = grid, load, with_fault
@@ -73,7 +78,6 @@ class Models:
         self.inputs: SharedInputs | None = None
         self._givers: dict[str, tuple[StepAudio2, SharedInputs]] = {}
         self._donors: dict[tuple, Activations] = {}
-        self._donors_of: tuple | None = None
 
     def of(self, fault: str) -> StepAudio2:
         """The model with a fault."""
@@ -117,13 +121,12 @@ class Models:
         return self._givers[fault]
 
     def _donor(self, part: DonorEdit, trial: Trial) -> Activations:
-        """The run that an edit takes from; those of one clip under one setting and seed are kept."""
-        at_work = trial.clip_name, trial.setting_name, trial.seed
-        if self._donors_of != at_work:
-            self._donors_of, self._donors = at_work, {}
+        """The run that an edit takes from; the last ones are kept."""
         clip = part.clip or trial.clip
-        key = part.donor, str(clip.file)
+        key = part.donor, str(clip.file), trial.setting_name, trial.seed
         if key not in self._donors:
+            if len(self._donors) >= KEPT_DONORS:
+                del self._donors[next(iter(self._donors))]
             model, inputs = self._giver(part.donor)
             every = [d for plan in self._grid.plans.values() for d in plan.donors]
             names = {name for d in every if d.donor == part.donor for name in d.names}

@@ -35,6 +35,7 @@ from .provenance import file_hash, json_hash, provenance
 from .store import Store, rank_file, read_store, store_files
 from .table import SHARED, Table
 
+EDITED_TOGETHER = 16  # recordings whose edits take from runs of their own, which stay in memory meanwhile
 TOGETHER = 64  # recordings that are transcribed in one call, and lost with it if the process is killed
 RunOne = Callable[..., dict]
 
@@ -165,13 +166,14 @@ def _check_faults(faults: Sequence[str]) -> None:
 def _alike(todo: Sequence[tuple[str, Trial]], most: int) -> Iterator[list[tuple[str, Trial]]]:
     """At most so many runs at a time, in the order of the first of each kind.
 
-    They differ in their clip alone; or, where edits take from other runs, in their edits alone, so that these are made
-    once.
+    They differ in their clip alone. Where edits take from other runs, few clips get all their edits before the next
+    ones, so that these runs are made once.
     """
     kinds: dict[tuple, list] = defaultdict(list)
+    clips: dict[str, int] = {}
     for run, trial in todo:
-        varies = (trial.clip_name, None) if trial.edits.donors else (None, trial.edits_name)
-        kinds[trial.fault, trial.setting_name, trial.seed, *varies].append((run, trial))
+        few = clips.setdefault(trial.clip_name, len(clips)) // EDITED_TOGETHER if trial.edits.donors else None
+        kinds[trial.fault, trial.setting_name, trial.seed, few, trial.edits_name].append((run, trial))
     for kind in kinds.values():
         yield from (kind[i : i + most] for i in range(0, len(kind), most))
 
@@ -185,35 +187,38 @@ def _run(trial: Trial, models: Models, run_one: RunOne) -> list[dict]:
     began = time.perf_counter()
     try:
         if trial.edits:
-            edits = [models.edits_of(trial)]
+            edits = _edits_of([trial], models)
             hashes = {"edits_hash": edits[0].digest}
         row = run_one(model, trial.clip, trial.setting, trial.seed, *edits)
-    except (AudioError, DecodeError) as error:  # of this recording or setting: the others can go on
+    except (AudioError, DecodeError) as error:  # of this recording, setting or donor: the others can go on
         row = {"error": str(error)}
-    except ConfigError as error:
-        if not trial.edits.donors:
-            raise
-        row = {"error": str(error)}  # of the run that the edits take from, which could not be known before
     return [{"wall_seconds": round(time.perf_counter() - began, 4)} | hashes | row]
 
 
 def _run_together(trials: Sequence[Trial], models: Models) -> list[dict]:
-    """Rows of trials that are alike; where one cannot be used, or takes from another run, each is run by itself."""
+    """Rows of trials that differ in their clip alone; where one cannot be used, each is run by itself."""
     first = trials[0]
     model, inputs = models.of(first.fault), cast(SharedInputs, models.inputs)
 
     def alone(model: StepAudio2, clip: Clip, setting: Setting, seed: int, edits: Edits | None = None) -> dict:
-        return transcribe_together(model, inputs, [clip], setting, seed, edits)[0]
+        return transcribe_together(model, inputs, [clip], setting, seed, [edits] if edits else None)[0]
 
-    if not first.edits.donors:
-        edits = models.edits_of(first) if first.edits else None
-        hashes = {"edits_hash": edits.digest} if edits else {}
-        try:
-            rows = transcribe_together(model, inputs, [t.clip for t in trials], first.setting, first.seed, edits)
-            return [hashes | row for row in rows]
-        except (AudioError, DecodeError):
-            pass
-    return [row for trial in trials for row in _run(trial, models, alone)]
+    edits = None
+    try:
+        if first.edits:
+            edits = _edits_of(trials, models)
+        rows = transcribe_together(model, inputs, [t.clip for t in trials], first.setting, first.seed, edits)
+    except (AudioError, DecodeError):
+        return [row for trial in trials for row in _run(trial, models, alone)]
+    return [{"edits_hash": one.digest} | row for one, row in zip(edits, rows, strict=True)] if edits else rows
+
+
+def _edits_of(trials: Sequence[Trial], models: Models) -> list[Edits]:
+    """The edits of each run; `DecodeError` where one cannot be made of the run that it takes from."""
+    try:
+        return [models.edits_of(trial) for trial in trials]
+    except ConfigError as error:
+        raise DecodeError(str(error)) from None
 
 
 def _wait_for_all(group: mx.distributed.Group) -> None:
@@ -231,17 +236,26 @@ def transcribe_together(
     clips: Sequence[Clip],
     setting: Setting,
     seed: int,
-    edits: Edits | None = None,
+    edits: Sequence[Edits] | None = None,
 ) -> list[dict]:
-    """The rows of several clips under one setting and seed, decoded in batches: the tokens are those of each alone."""
+    """The rows of several clips under one setting and seed, decoded in batches: the tokens are those of each alone.
+
+    `edits` are those of each clip, which is then one segment.
+    """
     options = merge_options(setting.options, seed=seed)
+    samples = [inputs.samples(clip.file, setting) for clip in clips]
+
+    left = list(zip(samples, edits, strict=True)) if edits else []
 
     def edited(segments: list[np.ndarray]) -> list[Run]:
-        return run_with_edits(model, segments, edits or Edits(), prompt=setting.prompt, options=options)
+        mine = [left.pop(next(i for i, (x, _) in enumerate(left) if np.array_equal(x, s)))[1] for s in segments]
+        same = mine[0] if len(set(mine)) == 1 else mine
+        audio = None if setting.sampling.contrasts else inputs.encode(segments)
+        return run_with_edits(model, segments, same, prompt=setting.prompt, audio=audio, options=options)
 
     transcripts = transcribe_recordings(
         model.engine,
-        [inputs.samples(clip.file, setting) for clip in clips],
+        samples,
         options,
         setting.prompt,
         progress=False,
@@ -258,7 +272,7 @@ def transcribe_together(
 def transcribe_one(model: StepAudio2, clip: Clip, setting: Setting, seed: int, edits: Edits | None = None) -> dict:
     """Transcribe a clip under a setting with this seed, and with edits; the measured columns of a row."""
     if edits:
-        return transcribe_together(model, SharedInputs(model), [clip], setting, seed, edits)[0]
+        return transcribe_together(model, SharedInputs(model), [clip], setting, seed, [edits])[0]
     transcript = model.transcribe(
         clip.file,
         options=setting.options,

@@ -20,7 +20,7 @@ from .donor import Activations
 from .edit_targets import RATES, TIMES, Target, targets_of
 from .editor import Editor
 from .edits import Edits
-from .names import axis_sizes, frames_at
+from .names import FIXED, axis_sizes, frames_at
 from .places import Place, Span, from_end, within
 
 
@@ -34,6 +34,7 @@ class EditTap(Editor):
     layouts : the prompts of the batch, in the order of its rows; audio is edited for the first alone
     max_tokens : of the answers
     chunk_samples : longest segment of audio
+    longest : positions to which the prompts of the batch are filled up at the left; by default the longest of `layouts`
 
     Raises
     ------
@@ -43,12 +44,18 @@ class EditTap(Editor):
     """
 
     def __init__(
-        self, edits: Edits, config: StepAudioConfig, layouts: Sequence[Layout], max_tokens: int, chunk_samples: int
+        self,
+        edits: Edits,
+        config: StepAudioConfig,
+        layouts: Sequence[Layout],
+        max_tokens: int,
+        chunk_samples: int,
+        longest: int | None = None,
     ):
         super().__init__(edits)
         self._layouts, self._max_tokens = tuple(layouts), max_tokens
         self._chunk = chunk_samples / SAMPLE_RATE
-        longest = max(len(layout.prompt.tokens) for layout in self._layouts)
+        longest = longest or max(len(layout.prompt.tokens) for layout in self._layouts)
         self._pads = [longest - len(layout.prompt.tokens) for layout in self._layouts]
         for edit in edits:
             for target in targets_of(edit, config):
@@ -232,3 +239,20 @@ class EditTap(Editor):
         for axis, found in zip(axes, array.shape, strict=True):
             if axis in sizes and sizes[axis] != found:
                 raise ConfigError(f"{what}: the donor is another model's: {found} where this one has {sizes[axis]}")
+
+
+class RowTaps:
+    """Edits of their own for each row of a batch: a tap of taps, each of which sees its row alone."""
+
+    def __init__(self, taps: Sequence[EditTap]):
+        self._taps = tuple(taps)
+        self._names = {name for tap in taps for name in tap.names}
+
+    def __call__(self, name: str, x: mx.array) -> mx.array:
+        """The activation with each row edited, or `x` itself where nothing is to be done."""
+        if name in FIXED:
+            for i, tap in enumerate(self._taps):
+                tap(name, x if name == "decoder.positions" else x[i : i + 1])  # positions are those of the batch
+        if name not in self._names:
+            return x
+        return mx.concatenate([tap(name, x[i : i + 1]) for i, tap in enumerate(self._taps)])

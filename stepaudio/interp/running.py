@@ -19,7 +19,7 @@ from ..models.tap import Tap, chain
 from ..pipeline import Layout
 from ..text.prompts import ASR_SYSTEM
 from .donor import Activations
-from .editing import EditTap
+from .editing import EditTap, RowTaps
 from .edits import Edits
 from .names import FIXED, GLOSSARY, pattern_of
 from .recorder import BYTE_LIMIT, Recorder, record, transcription
@@ -28,10 +28,11 @@ from .recorder import BYTE_LIMIT, Recorder, record, transcription
 def run_with_edits(
     model: StepAudio2,
     sources: Sequence,
-    edits: Edits,
+    edits: Edits | Sequence[Edits],
     *,
     prompt: str = ASR_SYSTEM,
     sample_rate: float | None = None,
+    audio: Sequence[mx.array] | None = None,
     options: DecodingOptions | None = None,
     **changes: Unpack[DecodingKeywords],
 ) -> list[Run]:
@@ -41,10 +42,13 @@ def run_with_edits(
     ----------
     model : StepAudio2
     sources : list of recordings, or of lists of messages; each is one run.
-    edits : made in every run.
+    edits : made in every run, or a list with those of each.
     prompt : system text for recordings.
     sample_rate : number, optional
         Of recordings that are arrays, in Hz; 16 kHz if not given.
+    audio : list of mx.array, optional
+        Audio embeddings (n, D) of each recording without edits, which saves encoding it where no edit is in encoder or
+        adapter; one segment each, no contrast.
     options, **changes : as in `StepAudio2.stream`.
 
     Returns
@@ -60,13 +64,26 @@ def run_with_edits(
     engine = model.engine
     decoding = merge_options(options, "chat" if is_conversation(sources[0]) else "transcribe", **changes)
     layouts = [lay_out(model, source, prompt, sample_rate) for source in sources]
-    taps = [edit_tap(model, edits, [layout], decoding.max_tokens) for layout in layouts]
-    requests = [engine.encode_layout(layout, tap) for layout, tap in zip(layouts, taps, strict=True)]
+    each = [edits] * len(layouts) if isinstance(edits, Edits) else list(edits)
+    if len(each) != len(layouts):
+        raise ConfigError(f"run_with_edits: expected edits for each of {len(layouts)} runs, found {len(each)}")
+    taps = [edit_tap(model, one, [at], decoding.max_tokens) for one, at in zip(each, layouts, strict=True)]
+    known = audio or [None] * len(layouts)
+    requests = [
+        engine.encode_layout(layout, tap) if own is None or tap.in_audio else engine.embed_prompt(layout.prompt, [own])
+        for layout, tap, own in zip(layouts, taps, known, strict=True)
+    ]
     run = engine.run_options(decoding)
     lengths = [len(r.tokens) for r in requests]
     if len(requests) > 1 and not fits_one_batch(lengths, run, model.config.max_cache_len, tapped=True):
         return [collect(generate(engine.net, [r], run, tap), 1)[0] for r, tap in zip(requests, taps, strict=True)]
-    tap = edit_tap(model, edits, layouts, decoding.max_tokens)
+    if isinstance(edits, Edits):
+        tap = edit_tap(model, edits, layouts, decoding.max_tokens)
+    else:
+        longest = max(lengths)
+        tap = RowTaps(
+            [edit_tap(model, one, [at], decoding.max_tokens, longest) for one, at in zip(each, layouts, strict=True)]
+        )
     return collect(generate(engine.net, requests, run, tap), len(requests))
 
 
@@ -76,9 +93,11 @@ def lay_out(model: StepAudio2, source, prompt: str = ASR_SYSTEM, sample_rate: fl
     return model.engine.lay_out(messages, sample_rate=given_rate(sample_rate, None))
 
 
-def edit_tap(model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tokens: int) -> EditTap:
+def edit_tap(
+    model: StepAudio2, edits: Edits, layouts: Sequence[Layout], max_tokens: int, longest: int | None = None
+) -> EditTap:
     """The edits of one run of these prompts, checked."""
-    return EditTap(edits, model.config, layouts, max_tokens, model.pipeline.chunk_samples)
+    return EditTap(edits, model.config, layouts, max_tokens, model.pipeline.chunk_samples, longest)
 
 
 def generated(

@@ -119,6 +119,31 @@ def test_a_batch_gives_what_each_gets_alone(tiny_model, clip, donor, kind):
         np.testing.assert_allclose(run.logprobs, alone.logprobs, atol=1e-3)
 
 
+def test_each_run_of_a_batch_may_have_edits_of_its_own(tiny_model, clip, donor):
+    """Also patches whose donors are of other lengths, each of which has positions for its own run alone."""
+    clips = [clip, tiny.noise(2.1, 3), tiny.noise(1.7, 4)]
+    own = [running.activations(tiny_model, tiny.noise(s, 9), "decoder.*.resid_post", **HOW) for s in (2.1, 1.7)]
+    audio = tiny_model.tokenizer.audio_patch
+    each = [
+        every_kind(donor)["several"] + making.scale("adapter.out", -1.0, seconds=(0, 0.4)),
+        making.patch("decoder.0.resid_post", own[0], steps=slice(0, None)),
+        making.patch("decoder.1.resid_post", own[1], tokens=audio) + every_kind(donor)["zero keys of audio"],
+    ]
+    together = running.run_with_edits(tiny_model, clips, each, **HOW)
+    plain = running.run_with_edits(tiny_model, clips, making.Edits(), **HOW)
+    encoded = [tiny_model.engine.encode_layout(running.lay_out(tiny_model, c)) for c in clips]
+    known = [r.embeddings[s.start : s.start + s.length] for r, c in zip(encoded, clips, strict=True)
+             for s in running.lay_out(tiny_model, c).prompt.slots]  # fmt: skip
+    given = running.run_with_edits(tiny_model, clips, each, audio=known, **HOW)
+    for i, (one, run) in enumerate(zip(clips, together, strict=True)):
+        alone = running.run_with_edits(tiny_model, [one], each[i], **HOW)[0]
+        assert run.tokens == alone.tokens == given[i].tokens
+        np.testing.assert_allclose(run.logprobs, alone.logprobs, atol=1e-3)
+        assert np.abs(np.array(run.logprobs) - plain[i].logprobs).max() > 1e-3, i
+    with pytest.raises(ConfigError, match="edits for each of 3 runs, found 2"):
+        running.run_with_edits(tiny_model, clips, each[:2], **HOW)
+
+
 @pytest.mark.parametrize(
     "kind", ["add to steps", "replace positions", "patch", "resample", "tokens as keys", "scale a value cache"]
 )
