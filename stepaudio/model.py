@@ -92,6 +92,7 @@ class StepAudio2(Answering):
         capabilities = Capabilities.of_folder(folder if folder.is_dir() else folder.parent)
         net = StepAudioNet(config)
         report = load_weights(net, folder, config, dtype or default_dtype(), rename)
+        net.model.join()
         incomplete = report.summary if report.unfilled and not allow_random else None
         pipeline = Pipeline() if capabilities.turns else Pipeline(build_prompt=build_turnless_prompt)
         heads = AlignmentHeads.of_weights(folder, config.text_config)

@@ -40,6 +40,7 @@ class Passes:
         self._net, self._requests, self._options = net, requests, options
         self._names, self._streams = _early_streams(net, options), {}
         self._tap = chain(tap, self._keep_stream) if self._names else tap
+        self._products = net.model.products()
         self._other = _contrasted(net, requests, options)
         alone = len(requests) == 1
         self._cache = build_cache(net, requests[0], options) if alone else build_batch_cache(net, requests, options)
@@ -57,7 +58,7 @@ class Passes:
     def after(self, tokens: mx.array) -> Logits:
         """Feed a token (B,) of each sequence; logits after it."""
         x, ids = self._net.model.embed(tokens[:, None]), tokens[:, None]
-        logits = self._net.next_logits(x, self._cache, self._tap, ids)
+        logits = self._net.next_logits(x, self._cache, self._tap, ids, self._products)
         return logits, self._other.after(tokens)[0] if self._other else self._early(logits)
 
     def keep_rows(self, rows: list[int]) -> None:

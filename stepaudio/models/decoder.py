@@ -20,6 +20,7 @@ from ..backend.process import enter
 from ..errors import ConfigError
 from ..schema import MAX_LAYERS, require, require_positive, shown
 from .attention import attend, heads_first
+from .joined import FEW, Joined, Products
 from .kv_protocol import KVCache
 from .kv_store import bits_of_head
 from .rope import Rope
@@ -158,16 +159,21 @@ class Attention(nn.Module):
         """Expect projections to one of `ranks` equal shares of the heads from now on."""
         self._heads, self._kv_heads = self._heads // ranks, self._kv_heads // ranks
 
-    def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
-        """(B, n, D) -> (B, n, D), with what `cache` holds of layer `layer` before the n new positions."""
-        q, k, v = (
-            emit(tap, name, heads_first(by_positions(f, x), heads))
-            for name, f, heads in (
-                ("q", self.q_proj, self._heads),
-                ("k", self.k_proj, self._kv_heads),
-                ("v", self.v_proj, self._kv_heads),
-            )
-        )
+    @property
+    def same_input(self) -> tuple[nn.Module, ...]:
+        """The layers that multiply what comes in."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def __call__(
+        self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None, joined: Joined | None = None
+    ) -> mx.array:
+        """(B, n, D) -> (B, n, D), with what `cache` holds of layer `layer` before the n new positions.
+
+        `joined` : the projections as one, if they are.
+        """
+        projected = joined(x) if joined else [by_positions(f, x) for f in self.same_input]
+        heads = ("q", self._heads), ("k", self._kv_heads), ("v", self._kv_heads)
+        q, k, v = (emit(tap, name, heads_first(y, n)) for (name, n), y in zip(heads, projected, strict=True))
         q, k, v, mask = cache.update(layer, q, k, v)  # (B, heads, n, size), (B, kv heads, L, size)
         q, k, v = emit(tap, "rot_q", q), emit(tap, "k_cache", k), emit(tap, "v_cache", v)
         return by_positions(self.o_proj, attend(q, k, v, self._scale, mask, tap))
@@ -190,9 +196,15 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(B, n, D) -> (B, n, D)."""
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+    @property
+    def same_input(self) -> tuple[nn.Module, ...]:
+        """The layers that multiply what comes in."""
+        return self.gate_proj, self.up_proj
+
+    def __call__(self, x: mx.array, joined: Joined | None = None) -> mx.array:
+        """(B, n, D) -> (B, n, D). `joined` : gate and up as one, if they are."""
+        gate, up = joined(x) if joined else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -205,14 +217,30 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, cache: KVCache, layer: int, tap: Tap | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        cache: KVCache,
+        layer: int,
+        tap: Tap | None = None,
+        joined_self_attn: Joined | None = None,
+        joined_mlp: Joined | None = None,
+    ) -> mx.array:
         """(B, n, D) -> (B, n, D); see `interp.names.GLOSSARY` for what the tap receives."""
         x = emit(tap, "resid_pre", x)
-        added = emit(tap, "attn_out", self.self_attn(self.input_layernorm(x), cache, layer, tap))
+        added = emit(tap, "attn_out", self.self_attn(self.input_layernorm(x), cache, layer, tap, joined_self_attn))
         x = emit(tap, "resid_mid", x + added)
-        return emit(
-            tap, "resid_post", x + emit(tap, "mlp_out", by_positions(self.mlp, self.post_attention_layernorm(x)))
-        )
+        y = self.post_attention_layernorm(x)
+        y = self.mlp(y, joined_mlp) if joined_mlp else by_positions(self.mlp, y)
+        return emit(tap, "resid_post", x + emit(tap, "mlp_out", y))
+
+
+BLOCKS = ("self_attn", "mlp")
+
+
+def _is_ours(layer: nn.Module) -> bool:
+    """Whether a layer and its blocks are those of this file, which know products."""
+    return type(layer) is DecoderLayer and type(layer.self_attn) is Attention and type(layer.mlp) is MLP
 
 
 class Decoder(nn.Module):
@@ -224,6 +252,7 @@ class Decoder(nn.Module):
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = Rope(config.head_dim, config.rope_theta)
+        self._joined = Products()
 
     @property
     def rope(self) -> Rope:
@@ -234,10 +263,30 @@ class Decoder(nn.Module):
         """Token ids (…) -> embeddings (…, D), in the dtype of the norms, whatever the table is held in."""
         return self.embed_tokens(tokens).astype(self.norm.weight.dtype)
 
-    def __call__(self, x: mx.array, cache: KVCache, tap: Tap | None = None, tokens: mx.array | None = None) -> mx.array:
+    def join(self) -> None:
+        """Lay matrices that multiply the same input one behind another in memory; `products` then has them as one."""
+        self._joined = Products.of(self._same_input())
+
+    def products(self) -> Products:
+        """What may be multiplied as one, as the weights are now; for one run, since they may be changed."""
+        self._joined = self._joined.that_hold(self._same_input())
+        return self._joined
+
+    def _same_input(self) -> dict[tuple[int, str], tuple[nn.Module, ...]]:
+        ours = [(i, layer) for i, layer in enumerate(self.layers) if _is_ours(layer)]
+        return {(i, name): layer[name].same_input for i, layer in ours for name in BLOCKS}
+
+    def __call__(
+        self,
+        x: mx.array,
+        cache: KVCache,
+        tap: Tap | None = None,
+        tokens: mx.array | None = None,
+        products: Products | None = None,
+    ) -> mx.array:
         """Run embeddings (B, n, D) through all layers; the cache learns the n positions. Returns (B, n, D).
 
-        `tokens` (B, n), the ids that `x` embeds, are for the tap alone.
+        `tokens` (B, n), the ids that `x` embeds, are for the tap alone. `products` : of this run, if there are any.
         """
         enter()
         cache.plan(x.shape[1])
@@ -247,7 +296,9 @@ class Decoder(nn.Module):
                 if given is not None and emit(tap, name, given) is not given:
                     raise ConfigError(f"tap at {name}: they are given to the decoder and can be read, not replaced")
         pieces = Pieces()
+        joined = products if products and x.shape[0] * x.shape[1] <= FEW else Products()
         for i, layer in enumerate(self.layers):
-            x = pieces.end(layer(x, cache, i, named(tap, f"{i}.")))
+            found = {f"joined_{name}": one for name in BLOCKS if (one := joined.get(i, name))}
+            x = pieces.end(layer(x, cache, i, named(tap, f"{i}."), **found))
         cache.advance()
         return emit(tap, "out", self.norm(x))

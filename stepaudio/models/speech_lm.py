@@ -24,6 +24,7 @@ from ..schema import read_record, require, require_positive
 from .config_keys import ConfigNote, published_keys
 from .decoder import Decoder, TextConfig
 from .encoder import Adapter, AudioEncoder, AudioEncoderConfig, n_rows
+from .joined import Products
 from .kv_protocol import KVCache
 from .tap import Tap, emit, named
 
@@ -239,8 +240,16 @@ class StepAudioNet(nn.Module):
         return emit(tap, "logits", self.lm_head(self.model(x, cache, named(tap, "decoder."), tokens)))
 
     def next_logits(
-        self, x: mx.array, cache: KVCache, tap: Tap | None = None, tokens: mx.array | None = None
+        self,
+        x: mx.array,
+        cache: KVCache,
+        tap: Tap | None = None,
+        tokens: mx.array | None = None,
+        products: Products | None = None,
     ) -> mx.array:
-        """Logits (B, vocabulary) after the last position only; float32, as the reference casts before sampling."""
-        last = self.model(x, cache, named(tap, "decoder."), tokens)[:, -1]
+        """Logits (B, vocabulary) after the last position only; float32, as the reference casts before sampling.
+
+        `products` as `Decoder` takes them.
+        """
+        last = self.model(x, cache, named(tap, "decoder."), tokens, products)[:, -1]
         return emit(tap, "logits", self.lm_head(last).astype(mx.float32))
