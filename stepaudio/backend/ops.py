@@ -10,6 +10,7 @@ The activations of `mlx.nn` are compiled. On a CPU that means a C++ compiler, an
 temporary folder that all users share: no net uses them there.
 """
 
+from functools import lru_cache
 from typing import cast
 
 import mlx.core as mx
@@ -73,6 +74,16 @@ def sine_squared(x: mx.array, rate: mx.array) -> mx.array:
 def silu(x: mx.array) -> mx.array:
     """X * sigmoid(x)."""
     return cpu_ops.silu(x) if large(x) else x * mx.sigmoid(x)
+
+
+def gated_silu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x, on a GPU in one kernel."""
+    return silu(gate) * x if on_cpu() else _compiled_gated_silu()(gate, x)
+
+
+@lru_cache(maxsize=1)
+def _compiled_gated_silu():
+    return mx.compile(lambda gate, x: gate * mx.sigmoid(gate) * x, shapeless=True)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:

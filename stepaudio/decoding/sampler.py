@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DecodeError
 from .logits import ban_repeated_ngrams, contrasted, penalise, seen_counts, warp
-from .sampling import Sampling
+from .sampling import Penalties, Sampling
 
 REAL = (mx.float32, mx.float16, mx.bfloat16)  # what logits may be
 HISTORY_BLOCK = 512  # ids of a new history; it doubles, since arrays of ever new sizes leave freed memory in pieces
@@ -162,16 +162,17 @@ class Sampler:
 
     def rules(self, logits: mx.array, of: str | None = None) -> mx.array:
         """Penalties and bans over both histories. `of` = "escape" for the strengths of sequences that loop."""
+        alike: dict[Penalties, list[History]] = {}  # no id is in two histories, so they are counted in one go
         for kind, history in self._histories.items():
-            p = self.sampling.escape if of else getattr(self.sampling, kind)
-            if p.off:
-                continue
-            ids = history.recent(p.window)
-            if p.repetition != 1 or p.frequency or p.presence:
-                counts = seen_counts(ids, logits.shape[1])
+            alike.setdefault(self.sampling.escape if of else getattr(self.sampling, kind), []).append(history)
+        for p, histories in alike.items():
+            recent = [history.recent(p.window) for history in histories] if not p.off else []
+            if recent and (p.repetition != 1 or p.frequency or p.presence):
+                counts = seen_counts(mx.concatenate(recent, axis=1), logits.shape[1])
                 logits = penalise(logits, counts, p.repetition, p.frequency, p.presence)
-            if 0 < p.no_repeat_ngram <= history.bound + 1:
-                logits = ban_repeated_ngrams(logits, ids, history.length, p.no_repeat_ngram)
+            for history, ids in zip(histories, recent, strict=False):
+                if 0 < p.no_repeat_ngram <= history.bound + 1:
+                    logits = ban_repeated_ngrams(logits, ids, history.length, p.no_repeat_ngram)
         return logits
 
     def __call__(self, logits: mx.array, other: mx.array | None = None) -> mx.array:

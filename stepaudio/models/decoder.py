@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..backend.ops import rms_norm, silu
+from ..backend.ops import gated_silu, rms_norm
 from ..backend.pieces import Pieces, by_positions
 from ..backend.process import enter
 from ..errors import ConfigError
@@ -204,7 +204,7 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array, joined: Joined | None = None) -> mx.array:
         """(B, n, D) -> (B, n, D). `joined` : gate and up as one, if they are."""
         gate, up = joined(x) if joined else (self.gate_proj(x), self.up_proj(x))
-        return self.down_proj(silu(gate) * up)
+        return self.down_proj(gated_silu(gate, up))
 
 
 class DecoderLayer(nn.Module):

@@ -1,6 +1,7 @@
 """Fast forms of functions against float64 and math.erf; explicit attention against the fused kernel."""
 
 import math
+import shutil
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from reference import rotate
 
-from stepaudio.backend import cpu_ops
+from stepaudio.backend import cpu_ops, ops
 from stepaudio.backend.cpu_ops import exp2
 from stepaudio.backend.device import on_cuda
 from stepaudio.backend.ops import (
     attention_pattern,
     elu,
     exp,
+    gated_silu,
     gelu,
     gelu_tanh,
     log_sum_exp,
@@ -183,6 +185,16 @@ def test_log_sum_exp(form, scale):
     want = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
     got = np.array(log_sum_exp(mx.array(x)), dtype=np.float64)
     assert np.abs(got - want).max() < 1e-6 * max(8, np.abs(want).max())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="what is compiled for a CPU needs a compiler")
+def test_gated_silu_as_one_kernel(monkeypatch):
+    rng = np.random.default_rng(0)
+    gate, x = mx.split(mx.array(rng.normal(size=(2, 3, 64)).astype(np.float32) * 3), 2, axis=-1)
+    want = np.array(gate, np.float64) / (1 + np.exp(-np.array(gate, np.float64))) * np.array(x)
+    np.testing.assert_allclose(gated_silu(gate, x), want, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(ops, "on_cpu", lambda: False)
+    np.testing.assert_allclose(gated_silu(gate, x), want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
