@@ -170,7 +170,8 @@ def main():
     from stepaudio.train.speaking.dialogues import read_dialogues
     from stepaudio.train.speaking.grammar import REMEMBER, THINK, TOOL
 
-    asker, clips = Asker(stepaudio.load(args.model), args.out), clips_of(args.held)
+    model = stepaudio.load(args.model).altered(prompt_cache=stepaudio.PromptCache())  # most prompts begin alike
+    asker, clips = Asker(model, args.out), clips_of(args.held)
     asked = defaultdict(int)
     first = set()
     for dialogue in read_dialogues(args.dialogues):
