@@ -5,6 +5,7 @@ Needs nothing but mlx: the published files are turned into safetensors once, by 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import mlx.core as mx
 from ..backend.device import on_cpu
 from ..backend.process import enter
 from ..errors import WeightsError
-from ..models.quantization import layers_of, quantise_layers
+from ..models.quantization import Bits, layers_of, quantise_layers, require_backend
 from ..models.token2wav.campplus import SpeakerEncoder
 from ..models.token2wav.flow import Flow
 from ..models.token2wav.hift import Hift
@@ -112,13 +113,22 @@ def _load(manifest: Manifest, component: str, dtype: mx.Dtype) -> Any:
 
 
 def _stay_packed(net: Any, records: Mapping[str, TensorInfo]) -> dict[str, PackedTensor]:
-    """The matrices of fewer bits that a layer of the net can hold as they are: those stored by rows."""
+    """The matrices of fewer bits that a layer of the net can hold as they are: stored by rows, known to the backend."""
     layers = layers_of(net)
-    return {
+    found = {
         name: info
         for name, info in records.items()
         if isinstance(info, PackedTensor) and info.matrix == layers.get(name.removesuffix(WEIGHT))
     }
+    computed = {bits: _is_computed(bits) for bits in {info.bits for info in found.values()}}
+    return {name: info for name, info in found.items() if computed[info.bits]}
+
+
+def _is_computed(bits: Bits) -> bool:
+    with contextlib.suppress(WeightsError):
+        require_backend(bits)
+        return True
+    return False
 
 
 def check_header(path: Path, found: Mapping[str, TensorInfo], config: Token2WavConfig) -> None:
