@@ -209,10 +209,11 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
     """The table; `whole` and `streamed` in pairs."""
     found, prompt = backend.info(), len(trial.voice.codes) / 25
     parts = trial.synthesizer.parts
+    n_steps = parts.flow.n_steps(trial.options.flow)
     held = [sum(a.nbytes for _, a in named_arrays(getattr(parts, c).parameters())) for c in TOKEN2WAV]
     rows = [
         f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
-        f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {trial.options.flow.n_steps} Euler steps, "
+        f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {n_steps} Euler steps, "
         f"chunks of {trial.options.chunk_codes} codes; least, median, most of {len(whole)} repeats",
         "",
     ]

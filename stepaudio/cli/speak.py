@@ -106,7 +106,10 @@ def _add_sound(verb: Parser, needed: bool) -> None:
     )  # fmt: skip
     add_resampler(sound, "what brings a recording, or a clip of a voice, to the rates of the nets")
     sound.add_argument("--stream", action="store_true", help="write sound as it comes, and report when the first came")
-    add_option(sound, "--steps", type=whole, default=10, metavar="N", help="Euler steps of the flow")
+    add_option(
+        sound, "--steps", type=whole, metavar="N", shown="10, or what token2wav's config says",
+        help="Euler steps of the flow",
+    )  # fmt: skip
     add_choice(
         sound, "--noise", choices=("cache", "position"), default="cache",
         help="of a stream: as the reference, or none twice",

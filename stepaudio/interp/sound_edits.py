@@ -53,7 +53,7 @@ def sound_with_edits(
     ------
     ConfigError : an edit that cannot apply; nothing has run then. Others as `Synthesizer.decode`.
     """
-    rows, _, editing, kept = _prepared(synthesizer, codes, voice, edits, keep, options.n_steps)
+    rows, _, editing, kept = _prepared(synthesizer, codes, voice, edits, keep, options)
     flow, vocoder, tap = synthesizer.parts.flow, synthesizer.parts.hift, chain(editing, kept)
     mel = flow(rows, voice.prompt, noise, options, named(tap, "flow."))
     wave, _ = vocoder(mel, source_noise, tap=named(tap, "vocoder."))
@@ -92,7 +92,7 @@ def streamed_with_edits(
     ------
     ConfigError : an edit that cannot apply; nothing has run then. Others as `Synthesizer.stream`.
     """
-    rows, axes, editing, kept = _prepared(synthesizer, codes, voice, edits, keep, options.flow.n_steps)
+    rows, axes, editing, kept = _prepared(synthesizer, codes, voice, edits, keep, options.flow)
     flow, vocoder, tap = synthesizer.parts.flow, synthesizer.parts.hift, chain(editing, kept)
     axes.window = Window.of_prompt(flow, len(voice.codes))
     state, sound = flow.begin(voice.prompt, noise, options.flow, named(tap, "flow.")), VocoderState()
@@ -108,7 +108,12 @@ def streamed_with_edits(
 
 
 def _prepared(
-    synthesizer: Synthesizer, codes: Iterable[int], voice: Voice, edits: Edits, keep: str | Sequence[str], n_steps: int
+    synthesizer: Synthesizer,
+    codes: Iterable[int],
+    voice: Voice,
+    edits: Edits,
+    keep: str | Sequence[str],
+    options: FlowOptions,
 ) -> tuple[np.ndarray, SoundAxes, SoundEditTap, Kept]:
     """The codes (1, N), their axes, what edits, and what keeps; all checked."""
     voice.check(synthesizer.weights)
@@ -116,6 +121,7 @@ def _prepared(
     if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu":
         raise DecodeError(f"expected codes (n,) of whole numbers without {PADDING}, at least one, found {rows.shape}")
     flow, vocoder = synthesizer.parts.flow, synthesizer.parts.hift
+    n_steps = flow.n_steps(options)
     names, axes = sound_names(flow, vocoder, n_steps), SoundAxes(flow, vocoder, len(voice.codes), len(rows))
     return rows[None], axes, SoundEditTap(edits, names, axes), Kept(keep, names, axes)
 

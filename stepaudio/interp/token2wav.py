@@ -156,7 +156,7 @@ def stages(
         )
     flow, hift = synthesizer.parts.flow, synthesizer.parts.hift
     seen: dict[str, mx.array] = {}
-    skip, of_flow = len(voice.mel), ["noise", *(f"euler.{i}.x" for i in range(options.n_steps))]
+    skip, of_flow = len(voice.mel), ["noise", *(f"euler.{i}.x" for i in range(flow.n_steps(options)))]
 
     def tap(name: str, array: mx.array) -> None:
         if name in ("mu", "f0", "source", *of_flow):

@@ -22,7 +22,7 @@ from ...schema import read_record, require_only, require_positive
 from ..tap import Tap, emit, named
 from .conformer import ConformerConfig, ConformerState, UpsampleConformer
 from .dit import BlockState, DitState
-from .flow_matching import CausalConditionalCFM, CfmConfig
+from .flow_matching import MOST_STEPS, CausalConditionalCFM, CfmConfig
 from .noise import Noise, noise_frames
 
 
@@ -74,14 +74,11 @@ class Prompt(NamedTuple):
     speaker: mx.array
 
 
-MOST_STEPS = 1000  # each is a pass of the estimator; the reference takes 10
-
-
 @dataclass(frozen=True)
 class FlowOptions:
     """How a mel is made.
 
-    n_steps : Euler steps, 1 … 1000.
+    n_steps : Euler steps, 1 … 1000; None takes as many as the net's config says, 10 in the published one.
     recent_frames : frames beyond the length of the prompt that a stream's estimator may look back on.
     noise : "cache", as the reference: a chunk's noise starts at the length of the estimator's cache, so once the
         cache is full every chunk starts from the SAME noise. "position": it starts at the chunk's own place, so no
@@ -91,7 +88,7 @@ class FlowOptions:
         `recent_frames`, what a reader of the code would expect.
     """
 
-    n_steps: int = 10
+    n_steps: int | None = None
     recent_frames: int = 100
     noise: str = "cache"
     memory: str = "reference"
@@ -99,6 +96,8 @@ class FlowOptions:
     def __post_init__(self):
         for name, most in (("n_steps", MOST_STEPS), ("recent_frames", MAX_COUNT)):
             value = getattr(self, name)
+            if name == "n_steps" and value is None:
+                continue
             if not is_count(value, 1) or value > most:
                 raise ConfigError(f"{name} must be at least 1 and at most {most}, found {shown(value)}")
         if self.noise not in ("cache", "position"):
@@ -166,6 +165,10 @@ class Flow(nn.Module):
     def up(self) -> int:
         """Mel frames per code."""
         return self._config.encoder.up_stride
+
+    def n_steps(self, options: FlowOptions) -> int:
+        """Euler steps of a run with these options."""
+        return self._config.decoder.n_steps if options.n_steps is None else options.n_steps
 
     def embed(self, codes: np.ndarray) -> mx.array:
         """Codes (B, n) -> (B, n, C). Raises `DecodeError` for a code outside the codebook or an empty row."""
@@ -242,7 +245,7 @@ class Flow(nn.Module):
         cond = mx.pad(prompt.mel, [(0, 0), (0, T - n_prompt), (0, 0)])
         x = noise_frames(noise, 0, T, mu.shape[2]).astype(mu.dtype)
         x = emit(tap, "noise", mx.broadcast_to(x, mu.shape))
-        x, _ = self.decoder(x, mu, speaker, cond, options.n_steps, tap=named(tap, "euler."))
+        x, _ = self.decoder(x, mu, speaker, cond, self.n_steps(options), tap=named(tap, "euler."))
         return x[:, n_prompt:]
 
     def begin(
@@ -261,7 +264,9 @@ class Flow(nn.Module):
             )
         codes = np.concatenate([prompt.codes, prompt.codes[:, : self.look_ahead]], axis=1)
         speaker = emit(tap, "speaker", self.project_speaker(prompt.speaker))
-        _, conformer, estimator = self._advance(codes, False, speaker, prompt.mel, noise, 0, options.n_steps, None, tap)
+        _, conformer, estimator = self._advance(
+            codes, False, speaker, prompt.mel, noise, 0, self.n_steps(options), None, tap
+        )
         mx.async_eval(conformer.arrays, speaker)  # another thread may go on from here
         n = prompt.mel.shape[1]
         return FlowState(conformer, estimator, speaker, noise, options, n, n, np.arange(n))
@@ -291,7 +296,7 @@ class Flow(nn.Module):
             )
         start = state.cache_frames if state.options.noise == "cache" else state.position
         x, conformer, estimator = self._advance(
-            codes, last, state.speaker, None, state.noise, start, state.options.n_steps, state, tap
+            codes, last, state.speaker, None, state.noise, start, self.n_steps(state.options), state, tap
         )
         n = x.shape[1]
         frames = np.append(state.position + np.arange(n), state.frames)

@@ -240,6 +240,22 @@ def test_streams_do_not_disturb_each_other(flow):
         assert mx.array_equal(mx.concatenate(found[s], axis=1), alone[s])
 
 
+def test_steps_are_those_of_the_config_unless_a_run_asks_for_others():
+    config = flow_config(YAML)
+    assert config.decoder.n_steps == 10  # what the reference takes; the published file does not say
+    ten, three = (random_net(Flow(c)) for c in (config, replace(config, decoder=replace(config.decoder, n_steps=3))))
+    for net, n in ((ten, 10), (three, 3)):
+        own, asked = (net(CODES, make_prompt(), 0, options) for options in (FlowOptions(), FlowOptions(n_steps=n)))
+        assert mx.array_equal(own, asked) and net.n_steps(FlowOptions()) == n
+        begun = net.begin(make_prompt(), 0)
+        chunk, _ = net.step(CODES[:, :8], begun)
+        assert len(begun.estimator) == n and mx.array_equal(
+            chunk, net.step(CODES[:, :8], net.begin(make_prompt(), 0, FlowOptions(n_steps=n)))[0]
+        )
+    assert mx.array_equal(ten(CODES, make_prompt(), 0, FlowOptions(n_steps=3)), three(CODES, make_prompt(), 0))
+    assert not mx.array_equal(ten(CODES, make_prompt(), 0), three(CODES, make_prompt(), 0))
+
+
 def test_a_state_may_be_used_again(flow):
     state = flow.begin(make_prompt(), 0, FlowOptions(n_steps=2))
     first, _ = flow.step(CODES[:, :8], state)
