@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend.device import on_cuda
+from ..backend.memory import free_buffers
 from .quantization import PackedLinear, bits_of
 
 FEW = 8  # rows up to which products are joined: with more, a product takes longer than its start
@@ -68,7 +69,12 @@ class Products:
     @classmethod
     def of(cls, blocks: Mapping[Key, Sequence[nn.Module]]) -> Products:
         """Join the layers of each block that are of one kind; what they hold is laid elsewhere in memory."""
-        return cls({key: Joined(parts) for key, parts in blocks.items() if _alike(parts)})
+        found = {}
+        for key, parts in blocks.items():
+            if _alike(parts):
+                found[key] = Joined(parts)
+                free_buffers()  # those of the layers as they were, or all of them would add up
+        return cls(found)
 
     def that_hold(self, blocks: Mapping[Key, Sequence[nn.Module]]) -> Products:
         """Those whose layers are still what they were when they were joined."""

@@ -78,6 +78,7 @@ def test_weights_are_held_once():
     mx.clear_cache()
     before = mx.get_active_memory()
     decoder.join()
+    assert mx.get_cache_memory() == 0
     assert mx.get_active_memory() - before < 0.05 * sum(a.nbytes for _, a in named_arrays(decoder.parameters()))
 
 
