@@ -197,3 +197,23 @@ def test_the_map_of_bits_is_that_of_its_sweep():
     mix = cost(encoder="4/64", adapter="2/64", decoder="3/64", embeddings="3/64", head="2/64")
     assert written(mix).removeprefix("+4.6 ") in page and mix.low > 0
     assert sum(r["loops"] > 0 for r in rows) == 5
+
+
+def test_steering_silences_backward_speech_and_random_vectors_do_not():
+    """As docs/looking_inside.md says, with what it costs."""
+    found: dict[str, list] = {}
+    for row in rows_of("steer"):
+        found.setdefault(row["defect"], []).append(row)
+
+    def writing(name):
+        return sum(bool(r["text"]) for r in found[name])
+
+    def wrong(name):
+        return round(100 * sum(r["errors"] for r in found[name]) / sum(r["words"] for r in found[name]), 1)
+
+    vector = "audio.1+silence+0.75"
+    assert (writing("backwards"), writing(f"backwards+{vector}"), writing("noise")) == (48, 3, 0)
+    assert [writing(f"backwards+{vector.replace('silence', f'silence.random{i}')}") for i in range(3)] == [48] * 3
+    assert writing("backwards+audio.2+silence+1") == 48
+    assert (wrong("clean"), wrong(f"clean+{vector}")) == (3.9, 8.2)
+    assert (wrong("white:-5"), wrong(f"white:-5+{vector}")) == (63.7, 75.0)
