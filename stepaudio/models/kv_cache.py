@@ -164,11 +164,6 @@ class WindowCache(Layers):
         self._turns = Turns(rope) if reindex and turn_all else None
         self._moved = MovedKeys(rope, n_layers, self._kept) if reindex and not turn_all else None
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        """The buffers, to be evaluated, and what is held beside them."""
-        return [*super().arrays, *(self._moved.arrays if self._moved else ())]
-
     def _is_kept(self, positions: np.ndarray) -> np.ndarray:
         return np.isin(positions, self._kept)
 

@@ -77,11 +77,6 @@ class MovedKeys:
         """Slots hold other positions from now on."""
         self._where = None
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        """What is held beside the buffers."""
-        return self._first if self._n else []
-
     def state(self) -> dict[str, mx.array]:
         """All that it holds, for `restore`."""
         moved = {f"moved.{i}": mx.array(a) for i, a in enumerate(self._first) if self._n}
