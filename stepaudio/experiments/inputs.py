@@ -111,7 +111,9 @@ class Models:
         assert self.inputs is not None
         layout = self.inputs.layout(trial.clip.file, trial.setting)
         most = trial.setting.max_tokens
-        return trial.edits.made(lambda part: self._donor(part, trial), layout, model, most)
+        made = trial.edits.made(lambda part: self._donor(part, trial), layout, model, most)
+        edit_tap(model, made, [layout], most)  # a donor may be too short for a place
+        return made
 
     def _giver(self, fault: str) -> tuple[StepAudio2, SharedInputs]:
         """A model that donors come from, which stays."""

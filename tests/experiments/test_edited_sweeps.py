@@ -169,11 +169,11 @@ def test_grids_that_mean_nothing_are_refused(plain, change, message):
 
 
 def test_an_error_of_a_donor_is_of_its_row(plain, tmp_path):
-    """A patch of step 5 needs a donor that got so far; which one did is known once it has run."""
-    rows = rows_of(
-        replace(plain, edits={"late": [{"patch": "decoder.0.z", "steps": 5, "donor": "mel_scale"}]}), tmp_path
-    )
-    assert all(("the donor has" in r["error"]) == (r["ids"] == []) for r in rows)
+    """The answer of the longer clip begins where its donor, the shorter one, has long ended."""
+    other = [{"patch": "decoder.0.z", "steps": "4:", "further": 1}]
+    rows = rows_of(replace(plain, edits={"none": [], "other": other}), tmp_path)
+    assert {r["clip"] for r in rows if "the donor has" in r["error"]} == {"1.wav"}
+    assert [bool(r["ids"]) for r in rows] == [not r["error"] for r in rows] and len(rows) == 4
 
 
 def test_alone_a_run_with_edits_is_the_same(plain, edited, tmp_path):
