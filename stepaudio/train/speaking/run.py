@@ -49,7 +49,7 @@ from .sound import clip_codes, clip_embeddings
 
 MODEL, BEST = "model", "best"
 MAX_SECONDS = 12.0
-HELD_OUT, HELD_OUT_BATCHES = 256, 4  # clips of the narrator that are only scored, and batches of each task
+HELD_OUT, HELD_OUT_BATCHES = 256, 8  # clips of the narrator that are only scored, and batches of each task
 TASKS = ("transcribe", REPEAT, "speak")  # what is learnt here
 CHOOSES = "held_out_loss"  # of the saved models, that with the lowest is kept beside the last one
 
@@ -151,7 +151,12 @@ def _of_dialogues(
     for dialogue in dialogues:
         examples = make(dialogue)
         silent += not examples
-        (scored.setdefault(dialogue["task"], []) if dialogue["held_out"] else learnt).extend(examples)
+        if not dialogue["held_out"]:
+            learnt.extend(examples)
+            continue
+        for example in examples:  # apart: of a spoken answer the codes before a word may tell which recording it is
+            spoken = (example.answer >= make.tokenizer.first_audio_code).any()
+            scored.setdefault(f"{example.task}{'_spoken' if spoken else ''}", []).append(example)
     counts = Counter(example.task for example in learnt)
     say(options.out, event="dialogues", without_clips=silent, **counts)
     known = options.start / WORDS
@@ -278,7 +283,8 @@ def score(
 ) -> dict[str, float]:
     """Means over a few batches of each task of what the log shows, and the loss that chooses among models.
 
-    Named `held_out_…`; of other tasks than reading aloud `held_out_TASK_…`.
+    Named `held_out_…`; of other tasks than reading aloud `held_out_TASK_…`, of spoken answers in dialogues
+    `held_out_TASK_spoken_…`.
     """
     found, total = {}, 0.0
     for task, batches in judges.items():

@@ -224,6 +224,7 @@ def test_a_run_learns_dialogues_and_scores_those_kept_back(tmp_path, start, code
     assert (made["without_clips"], made["remember"]) == (1, 4)
     (scores,) = [line for line in log if "held_out_remember_whole" in line]
     assert 0 <= scores["held_out_remember_text_right"] <= 1 and scores["held_out_loss"] > 0
+    assert scores["held_out_remember_codes"] == 0 < scores["held_out_remember_spoken_codes"]
     able = Capabilities.of_folder(out / "model")
     assert able.allow("respond") and able.thinking == OPENING and not able.thinks_unasked
     with pytest.raises(SystemExit):
