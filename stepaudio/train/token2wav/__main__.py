@@ -62,6 +62,8 @@ def _run_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--codes", type=int, default=Options.codes, help="of an example (tokenizer)")
     one.add_argument("--layers", type=int, help="blocks of the encoder (tokenizer); those that --start lacks are added")
     one.add_argument("--frames", type=int, default=Options.frames, help="of an example (vocoder)")
+    what = "weight of a net that learns beside the vocoder to tell made from true sound; 0 for none"
+    one.add_argument("--adversary", type=float, default=Options.adversary, help=what)
     one.add_argument("--clip", type=float, default=Schedule.clip, help="of the gradient's norm")
     one.add_argument("--seed", type=int, default=Options.seed)
     one.add_argument("--log-every", type=int, default=Options.log_every)

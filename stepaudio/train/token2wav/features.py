@@ -43,8 +43,13 @@ def frames_of(x: mx.array, size: int, hop: int) -> mx.array:
 
 def magnitudes(x: mx.array, size: int, hop: int, floor: float = MAGNITUDE_FLOOR) -> mx.array:
     """(B, n) -> (B, F, size / 2 + 1): sqrt(re^2 + im^2 + floor) under a periodic Hann window."""
-    spectrum = mx.fft.rfft(frames_of(x, size, hop) * _hann(size))
+    spectrum = windowed_spectrum(frames_of(x, size, hop), size)
     return mx.sqrt(mx.square(spectrum.real) + mx.square(spectrum.imag) + floor)
+
+
+def windowed_spectrum(frames: mx.array, size: int) -> mx.array:
+    """(B, F, size) -> (B, F, size / 2 + 1), complex, under a periodic Hann window."""
+    return mx.fft.rfft(frames * _hann(size))
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import numpy as np
@@ -25,8 +25,9 @@ from ..recipe import say
 
 Batch = dict[str, mx.array]
 Metrics = dict[str, mx.array]
-Loss = Callable[[Any, Batch], tuple[mx.array, Metrics]]  # (weights, batch) -> total, and what the log shows
+Loss = Callable[[Any, Any], tuple[mx.array, Metrics]]  # (weights, batch) -> total, and what the log shows
 SCHEDULE = "schedule.json"
+OPPONENT = "opponent"  # folder of a run with the saved state of the net that was trained against
 FIRST_DECAY, SECOND_DECAY = 0.9, 0.98
 
 
@@ -63,7 +64,7 @@ class Fit:
         self._waiting: list[mx.array] = []
         self._update: Callable = mx.compile(self._updated) if compiled and may_compile() else self._updated
 
-    def _updated(self, state: State, batch: Batch, rate: mx.array, t: mx.array) -> tuple[State, Metrics]:
+    def _updated(self, state: State, batch: dict[str, Any], rate: mx.array, t: mx.array) -> tuple[State, Metrics]:
         """The state after AdamW (Loshchilov and Hutter 2019), and the loss's metrics.
 
         A gradient that is not finite counts as zero: it only lets the moments decay.
@@ -80,7 +81,7 @@ class Fit:
         average = keep * state["average"] + (1 - keep) * params
         return {"params": params, "average": average, "first": first, "second": second}, metrics | {"norm": norm}
 
-    def step(self, batch: Batch, progress: float) -> Metrics:
+    def step(self, batch: dict[str, Any], progress: float) -> Metrics:
         """One update; returns the loss's metrics. The host is one step ahead of the device, never more."""
         rate = mx.array(self.schedule.rate(progress, self.step_number), mx.float32)
         self.state, metrics = self._update(self.state, batch, rate, mx.array(self.step_number + 1, mx.float32))
@@ -108,8 +109,27 @@ class Fit:
         return True
 
 
+class Opponent(Protocol):
+    """A net that is trained against the one that is fitted, in turns."""
+
+    fit: Fit
+
+    def shown(self, batch: Batch) -> dict[str, Any]:
+        """The batch with the opponent's weights."""
+        ...
+
+    def step(self, params: Any, batch: Batch, progress: float) -> Metrics:
+        """The opponent's step against the net with these weights."""
+        ...
+
+
 def run(
-    fit: Fit, batches: Callable[[int], Batch], out: Path, on_save: Callable[[], None], elapsed: float = 0.0
+    fit: Fit,
+    batches: Callable[[int], Batch],
+    out: Path,
+    on_save: Callable[[], None],
+    elapsed: float = 0.0,
+    opponent: Opponent | None = None,
 ) -> None:
     """Fit until the schedule ends; log to `out`/log.jsonl, save to `out`/checkpoint and by `on_save`.
 
@@ -120,6 +140,7 @@ def run(
     out : folder of the run.
     on_save : called after each saved state, to write the net.
     elapsed : seconds of the schedule that were spent before.
+    opponent : makes a step of its own after each of the net's.
     """
     schedule, began = fit.schedule, time.time()
     out.mkdir(parents=True, exist_ok=True)
@@ -131,18 +152,29 @@ def run(
         progress = max(fit.step_number / schedule.steps, (time.time() - began + elapsed) / schedule.seconds)
         if progress >= 1:
             break
-        recent.append(fit.step(batches(fit.step_number), progress))
+        batch = batches(fit.step_number)
+        if opponent is None:
+            recent.append(fit.step(batch, progress))
+        else:
+            metrics = fit.step(opponent.shown(batch), progress)
+            recent.append(metrics | opponent.step(fit.flat.split(fit.state["params"]), batch, progress))
         if len(recent) == schedule.log_every:
             _log(out, fit.step_number, recent, time.time() - mark, progress)
             recent, mark = [], time.time()
         if time.time() - saved > schedule.save_every:
-            fit.save(out / CHECKPOINT)
+            _save(fit, out, opponent)
             on_save()
             saved = mark = time.time()
             recent = []
-    fit.save(out / CHECKPOINT)
+    _save(fit, out, opponent)
     on_save()
     say(out, event="end", step=fit.step_number, seconds=round(time.time() - began, 1))
+
+
+def _save(fit: Fit, out: Path, opponent: Opponent | None) -> None:
+    fit.save(out / CHECKPOINT)
+    if opponent is not None:
+        opponent.fit.save(out / OPPONENT)
 
 
 def _log(out: Path, step: int, recent: list[Metrics], seconds: float, progress: float) -> None:

@@ -31,9 +31,10 @@ from ...schema import read_record
 from ..optimiser import CHECKPOINT
 from ..recipe import say
 from . import campplus, flow, speech_tokenizer, vocoder
+from .adversary import Adversary
 from .corpus import SpeechCorpus
 from .features import at_16k, flow_mels
-from .fit import Batch, Fit, Loss, Schedule, run
+from .fit import OPPONENT, Batch, Fit, Loss, Schedule, run
 
 A_RUN = "expected the folder that a run of it wrote"
 PEAK_RATES = {"tokenizer": 1e-3, "speaker": 4e-3, "hift": 1e-3, "flow": 1e-3}
@@ -41,6 +42,7 @@ BATCH_SIZES = {"tokenizer": 32, "speaker": 128, "hift": 48, "flow": 400}  # of t
 SPEAKER_SECONDS = 3.0  # of an example of the speaker encoder
 VECTORS, VECTOR_SECONDS = 24, 4.0  # speaker vectors of each speaker that the flow is trained with
 MEAN_FRAMES = 1 << 16  # of the mel that the flow's mean is taken of
+ADVERSARY_RATE = 5e-4
 NEVER = 1 << 30  # a step that no run reaches
 STATISTICS_BATCHES = 20  # that the batch norms' running statistics are the mean of
 
@@ -68,6 +70,7 @@ class Options:
     elapsed: float = 0.0
     tokenizer: Path | None = None
     speaker: Path | None = None
+    adversary: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Task:
     batches: Callable[[int], Batch]
     weights: Callable[[dict], dict] = lambda tree: tree
     after_save: Callable[[], None] = lambda: None
+    opponent: Adversary | None = None
 
 
 def write_net(folder: Path, component: str, net: nn.Module) -> None:
@@ -247,7 +251,14 @@ def vocoder_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Tas
     if options.start:
         params = cast(dict, read_net(options.start, "hift").parameters())
     batches = vocoder.Batches(corpus, batch_size, options.frames, options.seed)
-    return Task(net, params, partial(vocoder.loss, net=net), batches)
+    adversary = None
+    if options.adversary:
+        schedule = replace(_schedule(options, "hift"), peak_rate=ADVERSARY_RATE)
+        made = partial(vocoder.sound, net=net)
+        adversary = Adversary(
+            schedule, options.adversary, lambda p, b: vocoder.inner(made(p, b)), lambda b: vocoder.inner(b["wave"])
+        )
+    return Task(net, params, partial(vocoder.loss, net=net, adversary=adversary), batches, opponent=adversary)
 
 
 def flow_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
@@ -274,6 +285,17 @@ def flow_task(options: Options, corpus: SpeechCorpus, batch_size: int) -> Task:
     return Task(net, params, partial(flow.loss, net=net), batches)
 
 
+def _schedule(options: Options, component: str) -> Schedule:
+    return Schedule(
+        steps=options.steps,
+        seconds=options.seconds,
+        peak_rate=options.rate or PEAK_RATES[component],
+        seed=options.seed,
+        log_every=options.log_every,
+        clip=options.clip,
+    )
+
+
 TASKS: dict[str, tuple[str, Callable[[Options, SpeechCorpus, int], Task]]] = {
     "tokenizer": ("tokenizer", tokenizer_task),
     "speaker": ("speaker", speaker_task),
@@ -295,21 +317,16 @@ def train(name: str, options: Options) -> None:
     corpus = SpeechCorpus(options.corpus, options.hours, options.seed)
     say(options.out, event="corpus", hours=round(corpus.hours, 3), speakers=len(corpus.speakers))
     task = make(options, corpus, options.batch_size or BATCH_SIZES[component])
-    schedule = Schedule(
-        steps=options.steps,
-        seconds=options.seconds,
-        peak_rate=options.rate or PEAK_RATES[component],
-        seed=options.seed,
-        log_every=options.log_every,
-        clip=options.clip,
-    )
+    schedule = _schedule(options, component)
     fit = Fit(schedule, task.params, task.loss, compiled=options.compile)
     if options.resume:
         fit.resume(options.out / CHECKPOINT)
+        if task.opponent is not None:
+            task.opponent.fit.resume(options.out / OPPONENT)
 
     def save() -> None:
         task.net.update(task.weights(fit.average))
         write_net(options.out, component, task.net)
         task.after_save()
 
-    run(fit, task.batches, options.out, save, options.elapsed + time.time() - began)
+    run(fit, task.batches, options.out, save, options.elapsed + time.time() - began, task.opponent)

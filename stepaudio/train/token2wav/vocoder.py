@@ -1,5 +1,8 @@
 """Training the vocoder (HiFT): sound from its mel, compared by spectra of many resolutions, and F0 from the mel.
 
+Sound is made twice, with unlike noise, and the two must differ from each other as much as from the truth; otherwise
+noise is smoothed away, which is heard as a buzz.
+
 The source is driven by the F0 that the corpus was synthesised with; the net's own F0 predictor is trained beside it.
 Phases are never compared: they are hardly audible, and the mel does not determine them.
 
@@ -17,6 +20,7 @@ from mlx.utils import tree_unflatten
 from ...audio.features import FLOW_HOP, FLOW_PAD
 from ...models.parameters import named_arrays
 from ...models.token2wav.hift import Hift, HiftConfig, Snake, Source
+from .adversary import Adversary
 from .corpus import F0_HOP, SpeechCorpus
 from .features import excerpts, flow_mel_batch, magnitudes, mirrored, resident
 from .fit import Batch, Metrics
@@ -66,34 +70,61 @@ def source_signal(source: Source, f0: mx.array, config: HiftConfig, key: mx.arra
     return mx.tanh(source.l_linear(mx.stop_gradient(sines)))[..., 0]
 
 
-def spectral_loss(made: mx.array, true: mx.array) -> mx.array:
-    """(B, n) twice -> mean over all resolutions of log-magnitude distance plus spectral convergence.
+def spectral_distance(a: mx.array, b: mx.array, scale: mx.array) -> mx.array:
+    """Spectra (B, F, K) twice, scale (B, 1, 1) -> distance of log magnitudes, by frame, plus that of magnitudes."""
+    logs = mx.sqrt(mx.square(mx.log(a) - mx.log(b)).mean(-1) + 1e-6).mean()
+    return logs + (mx.abs(a - b) / scale).mean()
 
-    After Yamamoto et al. (2020).
+
+def energy_distance(one: mx.array, other: mx.array, true: mx.array) -> mx.array:
+    """How far two sounds made from the same mel are from the true one, less how far they are from each other; (B, n).
+
+    The mean over all resolutions. Two draws that differ as much as each differs from the truth make its least expected
+    value (Gritsenko et al. 2020), where a distance from the truth alone is least for noise that is smoothed away.
     """
     total = mx.array(0.0)
     for size, hop in RESOLUTIONS:
-        a, b = magnitudes(made, size, hop), magnitudes(true, size, hop)
         floor = QUIET * (size / 1024) ** 0.5
-        logs = mx.abs(mx.log(a + floor) - mx.log(b + floor)).mean()
-        convergence = mx.sqrt(mx.square(a - b).sum() / (mx.square(b).sum() + 1e-6) + 1e-9)
-        total = total + logs + convergence
+        a, b, x = (magnitudes(wave, size, hop) + floor for wave in (one, other, true))
+        scale = x.mean((1, 2), keepdims=True)
+        apart = spectral_distance(a, x, scale) + spectral_distance(b, x, scale)
+        total = total + apart - spectral_distance(a, b, scale)
     return total / len(RESOLUTIONS)
 
 
-def loss(params: dict, batch: Batch, net: Hift) -> tuple[mx.array, Metrics]:
-    """Spectra of the sound, its mel, and F0 in units of 100 Hz (L1, so that a frame is either voiced or not)."""
+def inner(wave: mx.array) -> mx.array:
+    """(B, n) without the ends, whose context the net does not have."""
+    return wave[:, EDGE * FLOW_HOP : wave.shape[1] - EDGE * FLOW_HOP]
+
+
+def sound(params: dict, batch: Batch, net: Hift, draws: int = 1) -> mx.array:
+    """Sound of each example by the true F0, (draws B, n), each with its own noise."""
     net.update(params)
-    mel, f0 = batch["mel"], batch["f0"]
-    made = net.decode(mel, source_signal(net.m_source, f0, net.config, batch["key"]))
-    inner = slice(EDGE * FLOW_HOP, made.shape[1] - EDGE * FLOW_HOP)
-    spectra = spectral_loss(made[:, inner], batch["wave"][:, inner])
-    again = flow_mel_batch(mirrored(made, FLOW_PAD))
-    mels = mx.abs(again - batch["mel_clean"])[:, EDGE:-EDGE].mean()
-    predicted = net.f0_predictor(mel)
+    mel, f0 = (mx.concatenate([batch[name]] * draws) for name in ("mel", "f0"))
+    return net.decode(mel, source_signal(net.m_source, f0, net.config, batch["key"]))
+
+
+def loss(params: dict, batch: Batch, net: Hift, adversary: Adversary | None = None) -> tuple[mx.array, Metrics]:
+    """Spectra of the sound, its mel, and F0 in units of 100 Hz (L1, so that a frame is either voiced or not).
+
+    With an adversary also what it finds wrong.
+    """
+    one, other = mx.split(sound(params, batch, net, draws=2), 2)
+    true = inner(batch["wave"])
+    spectra = energy_distance(inner(one), inner(other), true)
+    a, b = (flow_mel_batch(mirrored(wave, FLOW_PAD))[:, EDGE:-EDGE] for wave in (one, other))
+    x = batch["mel_clean"][:, EDGE:-EDGE]
+    distance = mx.abs(a - x).mean()
+    mels = distance + mx.abs(b - x).mean() - mx.abs(a - b).mean()
+    predicted, f0 = net.f0_predictor(batch["mel"]), batch["f0"]
     f0_error = mx.abs(predicted - f0).mean() / 100
     voicing = ((predicted > net.config.nsf_voiced_threshold) != (f0 > 0)).astype(mx.float32).mean()
-    return spectra + mels + f0_error, {"spectra": spectra, "mel": mels, "f0": f0_error, "voicing_error": voicing}
+    total = spectra + mels + f0_error
+    metrics = {"spectra": spectra, "mel": distance, "f0": f0_error, "voicing_error": voicing}
+    if adversary is not None:
+        wrong, found = adversary.opinion(inner(one), true, batch)
+        total, metrics = total + wrong, metrics | found
+    return total, metrics
 
 
 class Batches:
