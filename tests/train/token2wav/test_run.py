@@ -43,7 +43,7 @@ def test_the_runs_make_a_synthesizer(tmp_path, monkeypatch):
     more = {
         "tokenizer": ["--codes", "12"],
         "speaker": ["--batch-size", "4"],
-        "vocoder": [],
+        "vocoder": ["--adversary", "0.5"],
         "flow": ["--tokenizer", str(tmp_path / "tokenizer"), "--speaker", str(tmp_path / "speaker")],
     }
     for net, options in more.items():
