@@ -43,7 +43,7 @@ train() {
 }
 
 until_flow=$((began + FLOW_AT - $(date +%s)))
-train "${GPUS[-1]}" vocoder vocoder "$VOCODER_SECONDS" ${VOCODER:-} &
+train "${GPUS[-1]}" vocoder vocoder "$VOCODER_SECONDS" ${VOCODER:---adversary 1} &
 vocoder=$!
 train "${GPUS[-1]}" speaker speaker "$until_flow" ${SPEAKER:-} &
 speaker=$!

@@ -37,7 +37,7 @@ from .features import at_16k, flow_mels
 from .fit import OPPONENT, Batch, Fit, Loss, Schedule, run
 
 A_RUN = "expected the folder that a run of it wrote"
-PEAK_RATES = {"tokenizer": 1e-3, "speaker": 4e-3, "hift": 1e-3, "flow": 1e-3}
+PEAK_RATES = {"tokenizer": 1e-3, "speaker": 4e-3, "hift": 4e-4, "flow": 1e-3}
 BATCH_SIZES = {"tokenizer": 32, "speaker": 128, "hift": 48, "flow": 400}  # of the flow: seconds of speech
 SPEAKER_SECONDS = 3.0  # of an example of the speaker encoder
 VECTORS, VECTOR_SECONDS = 24, 4.0  # speaker vectors of each speaker that the flow is trained with
