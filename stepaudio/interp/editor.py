@@ -119,8 +119,14 @@ class Editor(ABC):
                 masks.append(_along(self.holds(edit.keys.tokens, keys), x.ndim, 0, target.axis(target.times, 1)))
         if target.heads is not None:
             masks.append(_along(mx.array(target.heads), x.ndim, target.axis(HEADS)))
-        donated = edit.kind in (EditKind.PATCH, EditKind.RESAMPLE)
-        new = self._donated(target, x, positions, keys, chosen) if donated else self._new(target, x)
+        if edit.kind not in (EditKind.PATCH, EditKind.RESAMPLE):
+            new = self._new(target, x)
+        else:
+            span, heads = self._extent(target, chosen)
+            new = self._donated(target, x, positions, keys, span, heads)
+            exact = chosen[:, span].all() and (target.heads is None or target.heads[heads].all())
+            if exact and edit.at.tokens is None and edit.keys is None:
+                return new  # what was copied is what is meant, and nothing else
         mask = None
         for part in masks:
             mask = part if mask is None else mask & part
@@ -138,16 +144,20 @@ class Editor(ABC):
             return (x.astype(mx.float32) * value).astype(x.dtype)
         return mx.broadcast_to(value, x.shape).astype(x.dtype)
 
-    def _donated(
-        self, target: Target, x: mx.array, positions: np.ndarray, keys: np.ndarray | None, chosen: np.ndarray
-    ) -> mx.array:
-        """What the donors have where the edit may hold; of other heads and positions nothing is copied from them."""
-        at, head = target.axis(target.times), target.axis(HEADS)
-        held = np.flatnonzero(chosen.any(axis=0))
-        span, heads = slice(held[0], held[-1] + 1), slice(None)
-        if head is not None and target.heads is not None:
+    @staticmethod
+    def _extent(target: Target, chosen: np.ndarray) -> tuple[slice, slice]:
+        """The positions and heads from the first to the last where the edit may hold."""
+        held, heads = np.flatnonzero(chosen.any(axis=0)), slice(None)
+        if target.axis(HEADS) is not None and target.heads is not None:
             named = np.flatnonzero(target.heads)
             heads = slice(named[0], named[-1] + 1)
+        return slice(held[0], held[-1] + 1), heads
+
+    def _donated(
+        self, target: Target, x: mx.array, positions: np.ndarray, keys: np.ndarray | None, span: slice, heads: slice
+    ) -> mx.array:
+        """What the donors have within this extent; of other heads and positions nothing is copied from them."""
+        at, head = target.axis(target.times), target.axis(HEADS)
         rows = range(len(positions))
         taken = [
             self._taken(target, row, positions[row, span], None if keys is None else keys[row], heads) for row in rows
