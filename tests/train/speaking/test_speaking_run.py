@@ -94,7 +94,7 @@ def test_the_model_that_predicts_held_out_codes_best_is_kept(tmp_path, start, co
     corpora.write(folder, lines)
     texts = [{"id": line["id"], "text": line["text"]} for line in lines]
     (folder / "texts").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
-    sizes = ["--layers", "2", "--tokens", "256", "--variants", "1", "--save-every", "0", "--steps", "6", "--rate", "50"]
+    sizes = ["--layers", "2", "--tokens", "256", "--variants", "1", "--save-every", "0", "--steps", "3", "--rate", "50"]
     main([*corpora.speaking_command(folder, start, codec, out), *sizes])
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [line["held_out_loss"] for line in log if "held_out_loss" in line]
