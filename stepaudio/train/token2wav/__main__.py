@@ -16,6 +16,7 @@ comes from `data/recipe/kokoro_synth.py --pitch`.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ...checkpoints.convert.manifest import MANIFEST, file_of
 from ...checkpoints.layout import TOKEN2WAV
 from ..optimiser import CHECKPOINT, STATE_FILE
 from ..outputs import add_force, check_outputs, check_run, refusals_in_one_line
-from .fit import SCHEDULE, Schedule
+from .fit import OPPONENT, SCHEDULE, Schedule
 from .run import TASKS, Options, average, join, train
 
 JOINING = {"join": join, "average": average}
@@ -94,9 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if net == "flow" and (chosen["tokenizer"] is None or chosen["speaker"] is None):
         root.error("flow: needs --tokenizer and --speaker, the runs whose codes and speaker vectors it learns")
+    if chosen["adversary"] and (net != "vocoder" or not 0 < chosen["adversary"] < math.inf):
+        given = f"--adversary {chosen['adversary']:g} for the {net}"
+        root.error(f"{given}: expected a weight above 0, and the vocoder; leave it out for none")
     with refusals_in_one_line("stepaudio.train.token2wav"):
         force, component = chosen.pop("force"), TASKS[net][0]
         written = [file_of(component), f"{component}.json", SCHEDULE, f"{CHECKPOINT}/{STATE_FILE}"]
+        written += [f"{OPPONENT}/{STATE_FILE}"] * (chosen["adversary"] > 0)
         inputs = [*chosen["corpus"], *(chosen[name] for name in ("start", "tokenizer", "speaker"))]
         check_run(chosen["out"], written, inputs, force)
         train(net, Options(**chosen))

@@ -1,7 +1,7 @@
 """Training the vocoder (HiFT): sound from its mel, compared by spectra of many resolutions, and F0 from the mel.
 
 Sound is made twice, with unlike noise, and the two must differ from each other as much as from the truth; otherwise
-noise is smoothed away, which is heard as a buzz.
+noise is smoothed away, which sounds like a buzz.
 
 The source is driven by the F0 that the corpus was synthesised with; the net's own F0 predictor is trained beside it.
 Phases are never compared: they are hardly audible, and the mel does not determine them.

@@ -1,5 +1,7 @@
 """Runs of token2wav training: what is written is read again, and the four commands make nets that speak."""
 
+from typing import cast
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from stepaudio.checkpoints.token2wav import load_token2wav
 from stepaudio.errors import DataError, WeightsError
 from stepaudio.models.token2wav.speech_tokenizer import S3Tokenizer
 from stepaudio.synthesis.synthesizer import Synthesizer
-from stepaudio.train.token2wav import campplus, flow, run, speech_tokenizer, vocoder
+from stepaudio.train.optimiser import read_state
+from stepaudio.train.token2wav import adversary, campplus, flow, run, speech_tokenizer, vocoder
 from stepaudio.train.token2wav.__main__ import main
 from stepaudio.train.token2wav.corpus import SpeechCorpus
 
@@ -36,6 +39,7 @@ def test_the_runs_make_a_synthesizer(tmp_path, monkeypatch):
     monkeypatch.setattr(speech_tokenizer, "SIZE", TOKENIZER)
     monkeypatch.setattr(campplus, "SIZE", SPEAKER)
     monkeypatch.setattr(vocoder, "SIZE", HIFT)
+    monkeypatch.setattr(adversary, "RESOLUTIONS", ((64, 32),))
     monkeypatch.setattr(flow, "size", lambda speaker: FLOW_SIZE(speaker, 48, 32, 1, 1))
     monkeypatch.setattr(flow, "LENGTHS", ((16, 1.0),))
     monkeypatch.setattr(run, "VECTOR_SECONDS", 0.5)
@@ -50,6 +54,11 @@ def test_the_runs_make_a_synthesizer(tmp_path, monkeypatch):
         common = ["--corpus", str(folder), "--steps", "2", "--log-every", "1", "--batch-size", "2"]
         main([net, *common, "--out", str(tmp_path / net), *options])
         assert "norm" in (tmp_path / net / "log.jsonl").read_text()
+    again = ["--corpus", str(folder), "--steps", "3", "--batch-size", "2", "--out", str(tmp_path / "vocoder")]
+    main(["vocoder", *again, *more["vocoder"], "--resume"])
+    for saved in ("checkpoint", "opponent"):  # the adversary goes on with the vocoder, and does not begin anew
+        _, step = cast(tuple, read_state(tmp_path / "vocoder" / saved))
+        assert step == 3
     main(["join", "--parts", *[str(tmp_path / net) for net in run.TASKS], "--out", str(tmp_path / "joined")])
     made = Synthesizer.load(tmp_path / "joined")
     assert isinstance(made.parts.tokenizer, S3Tokenizer)
@@ -179,3 +188,13 @@ def test_a_run_replaces_nothing_but_a_run(tmp_path, capsys, name):
         err = capsys.readouterr().err
         assert end.value.code == 2 and said in err and len(err.splitlines()) == 1
     assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("net", "weight"), [("flow", "1"), ("tokenizer", "0.5"), ("vocoder", "-1"), ("vocoder", "nan")]
+)
+def test_an_adversary_is_the_vocoders_and_weighs_something(tmp_path, capsys, net, weight):
+    options = ["--tokenizer", "a", "--speaker", "b"] if net == "flow" else []
+    with pytest.raises(SystemExit) as end:
+        main([net, "--corpus", str(tmp_path), "--out", str(tmp_path / "out"), "--adversary", weight, *options])
+    assert end.value.code == 2 and "--adversary" in capsys.readouterr().err and not (tmp_path / "out").exists()
