@@ -39,6 +39,7 @@ class DonorEdit:
     donor : fault of the model that the donor's run is made with, "none" for the model as it is.
     where : arguments of the edit, in order of their names; heads, places and keys.
     further : the donor's clip stands so many places further on in the grid's list, which goes round; 0 for the same.
+        What a patch takes from it is laid on the run's positions by `interp.donor.realigned`.
     seed : of a resample, and of a placebo.
     placebo : put what the donor's run had at other positions, as `interp.placebos` draws them.
     """
@@ -139,8 +140,10 @@ class EditPlan:
             for part in self.donors:
                 targets = [t for edit in part.stand_in() for t in targets_of(edit, config)]
                 two = [t.name for t in targets if t.axis(t.times, 1) is not None]
-                if two and (part.placebo or part.kind != "patch"):
-                    raise ConfigError(f"{two[0]} has two axes of time; expected a patch that is no placebo")
+                if two and (part.placebo or part.further or part.kind != "patch"):
+                    raise ConfigError(
+                        f"{two[0]} has two axes of time; expected a patch from the same clip that is no placebo"
+                    )
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 

@@ -13,7 +13,8 @@ import numpy as np
 from ..checkpoints.find import checkpoint_folder
 from ..decoding.options import merge_options
 from ..errors import AudioError, ConfigError
-from ..interp.donor import Activations
+from ..evaluation.manifest import Clip
+from ..interp.donor import Activations, realigned
 from ..interp.edits import Edits
 from ..interp.running import activations, edit_tap, lay_out
 from ..model import StepAudio2
@@ -123,8 +124,17 @@ class Models:
         return self._givers[fault]
 
     def _donor(self, part: DonorEdit, trial: Trial) -> Activations:
-        """The run that an edit takes from; the last ones are kept."""
+        """The run that an edit takes from; the last ones are kept. For a patch, by the positions of the run itself."""
         clip = part.clip or trial.clip
+        found = self._run_of(part, clip, trial)
+        if part.clip is None or part.kind != "patch":
+            return found
+        assert self.inputs is not None
+        other, own = (inputs.layout(one.file, trial.setting).prompt
+                      for inputs, one in ((self._giver(part.donor)[1], clip), (self.inputs, trial.clip)))  # fmt: skip
+        return realigned(found, other, own)
+
+    def _run_of(self, part: DonorEdit, clip: Clip, trial: Trial) -> Activations:
         key = part.donor, str(clip.file), trial.setting_name, trial.seed
         if key not in self._donors:
             if len(self._donors) >= KEPT_DONORS:

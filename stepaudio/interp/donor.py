@@ -10,7 +10,8 @@ from types import MappingProxyType
 import numpy as np
 
 from ..errors import ConfigError
-from .names import frames_at
+from ..text.chat_template import Prompt
+from .names import GLOSSARY, frames_at, pattern_of
 
 
 def digest_of(array: np.ndarray) -> str:
@@ -75,3 +76,34 @@ class Activations:
     def first_position(self, name: str) -> int:
         """Which position comes first in the array: logits begin at the last one of the prompt."""
         return self.n_prompt - 1 if name == "logits" else 0
+
+
+def realigned(donor: Activations, of: Prompt, prompt: Prompt) -> Activations:
+    """What a run of another recording had, by the positions of a prompt that differs in its recording alone.
+
+    Text goes to text, and step to step of the answer. Audio goes to audio from the first position on, cut where it is
+    longer and repeated where it is shorter. What encoder and adapter computed is by the time of the recording already.
+
+    Parameters
+    ----------
+    of : the prompt of the donor's run.
+    prompt : that of the other run. Each has one segment of audio.
+
+    Raises
+    ------
+    ConfigError : their texts are not of one length.
+    """
+    (there,), (here,) = of.slots, prompt.slots
+    if (there.start, len(of.tokens) - there.length) != (here.start, len(prompt.tokens) - here.length):
+        raise ConfigError(
+            f"a donor of another recording: expected a prompt with as much text, {len(prompt.tokens) - here.length} "
+            f"tokens, found {len(of.tokens) - there.length}; name a fault that leaves the text as it is"
+        )
+    audio = there.start + np.arange(here.length) % there.length
+    taken = np.r_[: there.start, audio, there.start + there.length : donor.n_positions]
+    arrays = {}
+    for name, array in donor.arrays.items():
+        axes = GLOSSARY[pattern_of(name)].axes
+        axis = next((i for i, a in enumerate(axes) if a in "nL"), None)
+        arrays[name] = array if axis is None else np.take(array, taken, axis)
+    return Activations(arrays, len(prompt.tokens), len(taken), donor.frames)

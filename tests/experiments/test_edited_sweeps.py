@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
+from stepaudio.audio.load import load_audio
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError, DataError
 from stepaudio.experiments.edited import EditPlan
@@ -93,7 +95,9 @@ def test_a_donor_is_a_run_of_the_grid(plain, tiny_model, tmp_path):
         made = patch("encoder.mel", activations(tiny_model, file, "encoder.mel", **how))
         assert mel["edits_hash"] == made.digest and mel["edits_json"][0]["donor"] == "none"
         made = patch("encoder.mel", activations(tiny_model, files[names[name]], "encoder.mel", **how))
-        assert other["edits_hash"] == made.digest and other["edits_json"][0]["clip"] == names[name]
+        (run,) = run_with_edits(tiny_model, [file], made, **how)
+        assert other["ids"][0] == list(run.tokens)[: other["n_ids"]] and other["edits_json"][0]["clip"] == names[name]
+        assert other["mean_logprob"] == pytest.approx(run.mean_logprob, abs=1e-6)
         made = resample("decoder.0.v", activations(faulty(tiny_model, "mel_scale"), file, "decoder.0.v", **how), 2)
         tokens = run_with_edits(tiny_model, [file], made, **how)[0].tokens
         assert drawn["edits_hash"] == made.digest and drawn["ids"][0] == list(tokens)[: drawn["n_ids"]]
@@ -133,6 +137,7 @@ WRONG = {
     "no such step": ({"zero": "decoder.0.z", "steps": 6}, "at most 6 tokens"),
     "another size": ({"add": "decoder.out", "value": [1.0, 2.0]}, "values of shape"),
     "a placebo of a pattern": ({"patch": "decoder.0.pattern", "placebo": 0}, "two axes of time"),
+    "a pattern of another clip": ({"patch": "decoder.0.pattern", "further": 1}, "two axes of time"),
     "no such fault": ({"patch": "decoder.0.z", "donor": "mel_scael"}, "no fault is called 'mel_scael'"),
     "a donor of another length": ({"patch": "decoder.0.z", "donor": "system_text"}, "so none means the same"),
     "two edits in one": ({"patch": "decoder.0.z", "zero": "decoder.0.z"}, "one of zero"),
@@ -168,12 +173,44 @@ def test_grids_that_mean_nothing_are_refused(plain, change, message):
         replace(plain, **change)
 
 
+def test_the_end_of_another_clip_is_the_end_of_its_own_answer(plain, tmp_path):
+    """What the decoder has at every step decides the token: patched from another clip, its answer is written."""
+    other = [{"patch": "decoder.out", "steps": "0:", "further": 1}]
+    rows = rows_of(replace(plain, edits={"none": [], "other": other}), tmp_path)
+    first, second = (ids(rows, edits=e) for e in ("none", "other"))
+    assert first["0.wav"] != first["1.wav"]
+    assert second == {"0.wav": first["1.wav"], "1.wav": first["0.wav"]}
+
+
+def test_audio_of_another_clip_is_cut_or_repeated(plain, tiny_model, tmp_path):
+    """As a run gives it whose audio embeddings are the other clip's, from the first on, going round."""
+    patch = tiny_model.tokenizer.audio_patch
+    other = [{"patch": "decoder.0.resid_pre", "tokens": patch, "further": 1}]
+    rows = rows_of(replace(plain, edits={"none": [], "other": other}), tmp_path)
+    files = [c.file for c in plain.clips]
+    own = [tiny_model.engine.encode_audio([tiny_model.engine.log_mel(load_audio(f))])[0] for f in files]
+    assert len(own[0]) < len(own[1])
+    for i, file in enumerate(files):
+        audio = [own[1 - i][mx.arange(len(own[i])) % len(own[1 - i])]]
+        (run,) = run_with_edits(tiny_model, [file], Edits(), audio=audio, sampling="greedy", max_tokens=6)
+        (found,) = ids(rows, edits="other")[file.name]
+        mine = {r["edits"]: r["mean_logprob"] for r in rows if r["clip"] == file.name}
+        assert found == list(run.tokens)[: len(found)] and mine["other"] == pytest.approx(run.mean_logprob, abs=1e-6)
+        assert abs(mine["other"] - mine["none"]) > 1e-4
+
+
 def test_an_error_of_a_donor_is_of_its_row(plain, tmp_path):
-    """The answer of the longer clip begins where its donor, the shorter one, has long ended."""
-    other = [{"patch": "decoder.0.z", "steps": "4:", "further": 1}]
+    """The last embedding of the longer clip is one that its donor, the shorter one, has not."""
+    other = [{"patch": "adapter.out", "positions": [-1], "further": 1}]
     rows = rows_of(replace(plain, edits={"none": [], "other": other}), tmp_path)
     assert {r["clip"] for r in rows if "the donor has" in r["error"]} == {"1.wav"}
     assert [bool(r["ids"]) for r in rows] == [not r["error"] for r in rows] and len(rows) == 4
+
+
+def test_another_clip_with_another_text_is_no_donor(plain, tmp_path):
+    spec = {"none": [], "other": [{"patch": "decoder.out", "further": 1, "donor": "system_text"}]}
+    rows = rows_of(replace(plain, edits=spec), tmp_path)
+    assert ["as much text" in r["error"] for r in rows] == [r["edits"] == "other" for r in rows]
 
 
 def test_alone_a_run_with_edits_is_the_same(plain, edited, tmp_path):
