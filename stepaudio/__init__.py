@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from .parity.run import verify
     from .speech_model import SpeechModel, SpeechOptions
     from .synthesis.voice import Voice
-    from .transcribe import Segment, Transcript
+    from .transcript import Segment, Transcript
 
 _NAMES = {
     "load": "model",
@@ -83,8 +83,8 @@ _NAMES = {
     "Positions": "choices",
     "LoopAction": "choices",
     "StopReason": "choices",
-    "Transcript": "transcribe",
-    "Segment": "transcribe",
+    "Transcript": "transcript",
+    "Segment": "transcript",
     "Voice": "synthesis.voice",
     "evaluate": "evaluation.scores",
     "validate_weights": "checkpoints.load",

@@ -30,7 +30,8 @@ from .pipeline import Pipeline
 from .text.chat_template import build_turnless_prompt
 from .text.prompts import ASR_SYSTEM
 from .text.tokenizer import Tokenizer
-from .transcribe import Transcript, timed, transcribe_recordings
+from .transcribe import timed, transcribe_recordings
+from .transcript import Transcript
 
 
 class StepAudio2(Answering):

@@ -6,7 +6,7 @@ from pathlib import Path
 from stepaudio.evaluation.clip_score import Score
 from stepaudio.evaluation.manifest import Clip
 from stepaudio.evaluation.scores import Evaluation
-from stepaudio.transcribe import Segment, Transcript
+from stepaudio.transcript import Segment, Transcript
 
 
 def score(name, said, heard, loops=0, seconds=10.0, normalizer="ours", **clip):

@@ -31,7 +31,7 @@ from .progress import busy, message
 from .streams import discard_output, print_json
 
 if TYPE_CHECKING:
-    from ..transcribe import Transcript
+    from ..transcript import Transcript
 
 FORMATS = ("json", "text", "srt", "vtt", "tsv")
 SUFFIXES = {"text": ".txt"}  # of a file; every other format is its own

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..errors import one_line
 from ..text.scripts import is_unspaced
-from ..transcribe import Transcript
+from ..transcript import Transcript
 from .alignment import MIXED, WORDS, Alignment, align
 from .manifest import TRANSLATE, Clip
 from .normalisers import OURS, normaliser

@@ -8,7 +8,7 @@ from typing import Any
 from ..choices import MAX_COUNT, StopReason, alternatives, is_count, is_number, shown
 from ..errors import DataError
 from ..reading import parse_object, read_bytes
-from ..transcribe import Segment, Transcript
+from ..transcript import Segment, Transcript
 from .clip_score import Score
 from .manifest import JSON_LINES, TRANSCRIBE, TRANSLATE, Clip, distinct_names
 from .normalisers import NORMALIZERS, OURS, check_normalizer

@@ -27,7 +27,8 @@ from ..interp.edits import Edits
 from ..interp.running import run_with_edits
 from ..model import StepAudio2
 from ..text.prompts import asr_turns
-from ..transcribe import Segment, Transcript, transcribe_recordings
+from ..transcribe import transcribe_recordings
+from ..transcript import Segment, Transcript
 from .faults import BITS, FAULTS, LOST, MELS, faulty, unknown_faults
 from .grid import NO_FAULT, Grid, Setting, Trial
 from .inputs import Models, SharedInputs, WithFault, check_names, donor_faults

@@ -19,7 +19,7 @@ from stepaudio.engine import Engine
 from stepaudio.errors import ConfigError, PromptError
 from stepaudio.model import StepAudio2
 from stepaudio.text import subtitles
-from stepaudio.transcribe import Segment, Transcript
+from stepaudio.transcript import Segment, Transcript
 
 TIMED = Path(__file__).resolve().parents[2] / "data" / "timed"
 

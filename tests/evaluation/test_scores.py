@@ -17,7 +17,8 @@ from stepaudio.evaluation.manifest import Clip, distinct_names, read_manifest
 from stepaudio.evaluation.scores import Evaluation, Score, evaluate, score_clips, totals
 from stepaudio.pipeline import Pipeline
 from stepaudio.text.prompts import translation_system
-from stepaudio.transcribe import Segment, Transcript, batch_size
+from stepaudio.transcribe import batch_size
+from stepaudio.transcript import Segment, Transcript
 
 
 def manifest(folder, text, name="m.tsv", encoding="utf-8"):
