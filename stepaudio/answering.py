@@ -13,8 +13,9 @@ from .decoding.generate import Request, Step
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation
 from .decoding.thought import Thought
-from .engine import Engine, is_conversation, spoken_turns, with_audio
+from .engine import Engine
 from .models.tap import Tap
+from .text.messages import is_conversation, spoken_turns, with_audio
 from .text.prompts import ASR_SYSTEM, asr_turns
 from .thinking import think
 

@@ -7,20 +7,17 @@ holds no state between calls.
 
 from __future__ import annotations
 
-import operator
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from .audio.sources import is_file
 from .audio.vad import Detector, speech_spans
-from .backend.device import info, on_cpu
+from .backend.device import on_cpu
 from .backend.memory import limit_buffers
 from .checkpoints.alignment_heads import FILE as HEADS_FILE
 from .checkpoints.alignment_heads import AlignmentHeads
@@ -35,14 +32,14 @@ from .decoding.sampling import Contrast
 from .decoding.speculative import check_draft
 from .decoding.stop_strings import StopStrings
 from .decoding.word_times import timed_words
-from .errors import AudioError, ConfigError, PromptError, WeightsError
+from .errors import ConfigError, PromptError, WeightsError
 from .models.kv_cache import NoCache
-from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import Slot, StepAudioConfig, StepAudioNet
 from .models.tap import Tap
 from .pipeline import Layout, Pipeline
-from .text.chat_template import SPOKEN, AudioSlot, Message, Prompt
-from .text.prompts import asr_turns
+from .text.chat_template import Message, Prompt
+from .text.messages import audio_items, message_list
+from .text.prompts import asr_turns, prompt_around
 from .text.tokenizer import Tokenizer
 
 PromptTokens = tuple[Sequence[int], Sequence[int]]  # before and after the audio, where there is no tokenizer
@@ -112,23 +109,6 @@ class Engine:
         """The sizes of the net."""
         return self.net.config
 
-    def description(self) -> dict[str, str]:
-        """Sizes, parameters, dtype, tokenizer and tasks, a line each: what a model says of itself when printed."""
-        text, audio, words = self.config.text_config, self.config.audio_encoder_config, self.tokenizer
-        sizes = {name: n_values(getattr(self.net, name)) for name in ("encoder", "adapter", "model", "lm_head")}
-        sizes["decoder"] = sizes.pop("model") + sizes.pop("lm_head")
-        millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in sizes.items())
-        return {
-            "parameters": f"{sum(sizes.values()) / 1e6:.2f} M ({millions})",
-            "encoder": f"{audio.n_audio_layer} layers of {audio.n_audio_state}, {audio.n_audio_head} heads, "
-            f"{audio.n_mels} mel bands",
-            "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
-            f"({text.num_key_value_heads} of keys and values), vocabulary {text.vocab_size}",
-            "dtype": f"{str(self.net.dtype).removeprefix('mlx.core.')} on {info()['backend']}{_fewer_bits(self.net)}",
-            "tokenizer": "none" if words is None else f"{words.n_ids} tokens, {words.n_audio} of them audio",
-            "trained to": str(self.capabilities),
-        }
-
     # ------------------------------------------------------------ audio
 
     def log_mel(self, samples: np.ndarray) -> np.ndarray:
@@ -196,7 +176,7 @@ class Engine:
         if turns and turns[-1].role != "assistant":
             turns.append(Message("assistant", None))
         load = partial(self.pipeline.load, downmix=downmix, resampler=resampler)
-        clips = [self._chunks(item["audio"], load, sample_rate, vad) for item in _audio_items(turns)]
+        clips = [self._chunks(item["audio"], load, sample_rate, vad) for item in audio_items(turns)]
         mels = [[self.log_mel(chunk) for chunk in clip] for clip in clips]
         n_rows = [[n_audio_embeddings(mel.shape[1]) for mel in clip] for clip in mels]
         prompt = self.pipeline.build_prompt(turns, self.require_tokenizer(), n_rows)
@@ -270,14 +250,7 @@ class Engine:
         """The prompt to transcribe a segment of `n` audio embeddings."""
         if isinstance(prompt, str):
             return self.pipeline.build_prompt(asr_turns(prompt), self.require_tokenizer(), [[n]])
-        try:
-            before, after = (tuple(map(operator.index, tokens)) for tokens in prompt)
-        except (TypeError, ValueError):
-            raise PromptError(
-                f"prompt: expected a text, or two lists of ids, before and after the audio; found {prompt!r:.120}"
-            ) from None
-        filler = [*after, *before, 0][0]  # any id will do where the audio goes, its embedding is replaced
-        return Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
+        return prompt_around(n, prompt)
 
     def _request(
         self, prompt: Prompt, encoded: Sequence[mx.array], drafted: Sequence[mx.array], began: float
@@ -422,64 +395,3 @@ class Engine:
                 f"the checkpoint is incomplete and will not run on random weights: {self.incomplete}. "
                 "Load it whole, or pass allow_random=True if random weights are what you want"
             )
-
-
-def message_list(messages) -> Sequence:
-    """Messages as they are; a single text is the human's turn. `PromptError` for anything else."""
-    if isinstance(messages, str):
-        if Path(messages).suffix and Path(messages).is_file():
-            raise PromptError(
-                f"{messages} is a file: to have a recording transcribed, call model.transcribe({messages!r}); to have "
-                'it answered, put it into a message: [{"role": "human", "content": [{"type": "audio", "audio": ...}]}]'
-            )
-        return [Message("human", messages)]
-    if isinstance(messages, (Mapping, Message)) or not isinstance(messages, Iterable):
-        raise PromptError(f"expected a text or a list of messages, found one {type(messages).__name__}")
-    return list(messages)
-
-
-def is_conversation(source) -> bool:
-    """Whether this is a list of messages rather than a recording."""
-    return isinstance(source, (list, tuple)) and all(isinstance(m, (Message, Mapping)) for m in source) and bool(source)
-
-
-def is_list_of_recordings(source) -> bool:
-    """Whether this is a list of recordings rather than one recording given as a list of samples."""
-    if not isinstance(source, (list, tuple)):
-        return False
-    if is_conversation(source) and not any(isinstance(s, dict) and "array" in s for s in source):
-        raise AudioError(
-            "a list of messages is no recording: call model.stream(messages) or model.generate_text(messages)"
-        )
-    return all(is_file(s) or isinstance(s, dict) or getattr(s, "ndim", 0) > 0 for s in source)
-
-
-def spoken_turns(messages: str | Sequence) -> list[Message]:
-    """The messages with an answer that begins as a spoken one does, unless the last turn is an answer already."""
-    turns = [Message.of(m) for m in message_list(messages)]
-    if turns and turns[-1].role == "assistant" and turns[-1].content is None:
-        turns.pop()  # the open turn, to be opened again as a spoken one
-    if not turns or turns[-1].role != "assistant":
-        turns.append(Message("assistant", SPOKEN, eot=False))
-    return turns
-
-
-def with_audio(turns: Sequence[Message], audio) -> list[Message]:
-    """The turns with a recording in their audio item."""
-    item = {"type": "audio", "audio": audio}
-    return [replace(turn, content=[item]) if isinstance(turn.content, list) else turn for turn in turns]
-
-
-def _audio_items(messages: Sequence[Message]) -> Iterator[Mapping]:
-    for message in messages:
-        for item in message.content if isinstance(message.content, (list, tuple)) else ():
-            if isinstance(item, Mapping) and item.get("type") == "audio":
-                if "audio" not in item:
-                    raise PromptError('an audio item needs its recording under "audio": a path or samples')
-                yield item
-
-
-def _fewer_bits(net: StepAudioNet) -> str:
-    """How many layers have how many bits, for a description; empty if none has fewer."""
-    kinds = Counter(map(str, quantised_layers(net).values()))
-    return "".join(f", {n} layers of {kind}" for kind, n in kinds.items())

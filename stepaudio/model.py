@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -12,7 +13,7 @@ import mlx.core as mx
 from .answering import Answering
 from .audio.sources import assumptions, given_rate
 from .audio.vad import Detector
-from .backend.device import default_dtype
+from .backend.device import default_dtype, info
 from .checkpoints.alignment_heads import AlignmentHeads
 from .checkpoints.capabilities import Capabilities
 from .checkpoints.find import checkpoint_folder
@@ -22,12 +23,14 @@ from .checkpoints.report import WeightReport
 from .choices import Resampler
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.prompt_cache import PromptCache
-from .engine import Engine, PromptTokens, is_list_of_recordings
+from .engine import Engine, PromptTokens
 from .errors import DecodeError
 from .models.parallel import sharded
+from .models.quantization import n_values, quantised_layers
 from .models.speech_lm import StepAudioConfig, StepAudioNet
 from .pipeline import Pipeline
 from .text.chat_template import build_turnless_prompt
+from .text.messages import is_list_of_recordings
 from .text.prompts import ASR_SYSTEM
 from .text.tokenizer import Tokenizer
 from .transcribe import timed, transcribe_recordings
@@ -274,7 +277,7 @@ class StepAudio2(Answering):
     def __repr__(self) -> str:
         path = Path(self.report.path)
         checkpoint = f"{repository_of(path) or path.name}, {self.report.summary or 'whole'}"
-        lines = {"checkpoint": checkpoint, **self.engine.description()}
+        lines = {"checkpoint": checkpoint, **_description(self.engine)}
         return "StepAudio2\n" + "\n".join(f"  {name:11} {value}" for name, value in lines.items())
 
 
@@ -290,3 +293,28 @@ def load(path: str | Path | None = None, **options) -> StepAudio2:
     if unknown := [name for name in options if name not in known]:
         raise DecodeError(f"load: unknown option {unknown[0]!r}; expected one of {', '.join(known)}")
     return StepAudio2.load(path, **options)
+
+
+def _description(engine: Engine) -> dict[str, str]:
+    """Sizes, parameters, dtype, tokenizer and tasks, a line each."""
+    net, words = engine.net, engine.tokenizer
+    text, audio = engine.config.text_config, engine.config.audio_encoder_config
+    sizes = {name: n_values(getattr(net, name)) for name in ("encoder", "adapter", "model", "lm_head")}
+    sizes["decoder"] = sizes.pop("model") + sizes.pop("lm_head")
+    millions = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in sizes.items())
+    return {
+        "parameters": f"{sum(sizes.values()) / 1e6:.2f} M ({millions})",
+        "encoder": f"{audio.n_audio_layer} layers of {audio.n_audio_state}, {audio.n_audio_head} heads, "
+        f"{audio.n_mels} mel bands",
+        "decoder": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
+        f"({text.num_key_value_heads} of keys and values), vocabulary {text.vocab_size}",
+        "dtype": f"{str(net.dtype).removeprefix('mlx.core.')} on {info()['backend']}{_fewer_bits(net)}",
+        "tokenizer": "none" if words is None else f"{words.n_ids} tokens, {words.n_audio} of them audio",
+        "trained to": str(engine.capabilities),
+    }
+
+
+def _fewer_bits(net: StepAudioNet) -> str:
+    """How many layers have how many bits, for a description; empty if none has fewer."""
+    kinds = Counter(map(str, quantised_layers(net).values()))
+    return "".join(f", {n} layers of {kind}" for kind, n in kinds.items())

@@ -23,12 +23,12 @@ from .decoding.generate import Step, collect
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.outputs import Generation, answer_of
 from .decoding.sampling import Sampling
-from .engine import with_audio
 from .errors import WeightsError
 from .model import StepAudio2
 from .synthesis.streaming import StreamOptions, StreamState
 from .synthesis.synthesizer import AS_REFERENCE, Sound, Synthesizer
 from .text.chat_template import Message
+from .text.messages import with_audio
 from .text.prompts import DEFAULT_SYSTEM, open_answer, reading_turns, translation_turns
 from .text.scripts import join_texts
 from .text.sentences import MAX_CHARACTERS, cut_text

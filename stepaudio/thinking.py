@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from .decoding.options import DecodingOptions
 from .decoding.thought import END_OF_THOUGHT, Thought
-from .engine import Engine, message_list
+from .engine import Engine
 from .errors import PromptError
 from .text.chat_template import SPOKEN, Message
+from .text.messages import message_list
 
 
 def think(engine: Engine, messages: str | Sequence, options: DecodingOptions, spoken: bool | None) -> Thought:

@@ -1,6 +1,5 @@
-"""Net, tokenizer and pipeline together: requests, stop strings, messages, what an engine without parts refuses."""
+"""Net, tokenizer and pipeline together: requests, stop strings, what an engine without parts refuses."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
@@ -8,9 +7,10 @@ import tiny
 from stepaudio.checkpoints.capabilities import Capabilities
 from stepaudio.decoding.options import DecodingOptions
 from stepaudio.decoding.stop_strings import StopStrings
-from stepaudio.engine import Engine, is_conversation, message_list, with_audio
+from stepaudio.engine import Engine
 from stepaudio.errors import PromptError, WeightsError
 from stepaudio.text.chat_template import Message
+from stepaudio.text.messages import with_audio
 from stepaudio.text.prompts import ASR_SYSTEM, asr_turns
 
 
@@ -60,15 +60,6 @@ def test_an_altered_engine_shares_all_but_what_is_given(engine):
     assert (other.capabilities, other.incomplete, other.tokenizer) == (able.capabilities, "half of it", able.tokenizer)
     with pytest.raises(WeightsError, match="half of it"):
         other.build_request([Message("human", "hi")])
-
-
-def test_a_text_is_the_turn_of_the_human():
-    assert message_list("hi") == [Message("human", "hi")]
-    assert is_conversation([{"role": "human", "content": "hi"}]) and is_conversation([Message("human", "hi")])
-    assert not any(map(is_conversation, ("a.wav", [], [0.0, 0.1], ["a.wav"], np.zeros(3), mx.zeros(3))))
-    for wrong in (None, 3, {"role": "human", "content": "hi"}, Message("human", "hi")):
-        with pytest.raises(PromptError, match="list of messages"):
-            message_list(wrong)
 
 
 def test_stop_strings_alone(tiny_model):

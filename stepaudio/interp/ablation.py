@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
-from ..engine import is_conversation
 from ..errors import ConfigError
 from ..evaluation.repetition import log_softmax
 from ..model import StepAudio2
 from ..pipeline import Layout
+from ..text.messages import is_conversation
 from ..text.prompts import ASR_SYSTEM
 from .donor import Activations
 from .edit_targets import HEADS

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..choices import shown
 from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND
-from ..engine import is_conversation
 from ..errors import ConfigError
 from ..model import StepAudio2
 from ..models.speech_lm import StepAudioConfig
+from ..text.messages import is_conversation
 from ..text.prompts import ASR_SYSTEM
 from .edit_targets import RATES
 from .names import FIXED, GLOSSARY, matching, pattern_of

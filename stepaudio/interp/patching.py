@@ -20,12 +20,12 @@ from ..choices import Measure, is_count, is_number, shown
 from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE
 from ..decoding.loop_detector import find_loop
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
-from ..engine import is_conversation
 from ..errors import ConfigError
 from ..evaluation.repetition import log_softmax
 from ..evaluation.word_errors import wer
 from ..model import StepAudio2
 from ..pipeline import Layout
+from ..text.messages import is_conversation
 from ..text.prompts import ASR_SYSTEM
 from .donor import Activations
 from .edits import Edits, patch

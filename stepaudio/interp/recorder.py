@@ -18,12 +18,12 @@ from ..audio.sources import given_rate
 from ..constants import EMBEDDINGS_PER_SECOND, SAMPLE_RATE
 from ..decoding.generate import Step
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
-from ..engine import is_conversation, with_audio
 from ..errors import ConfigError, DecodeError
 from ..model import StepAudio2
 from ..models.speech_lm import StepAudioConfig
 from ..models.tap import Tap, chain
 from ..text.chat_template import Message
+from ..text.messages import is_conversation, with_audio
 from ..text.prompts import ASR_SYSTEM, asr_turns
 from .editing import EditTap
 from .edits import Edits

@@ -11,12 +11,12 @@ import numpy as np
 from ..audio.sources import given_rate
 from ..decoding.generate import Run, collect, fits_one_batch, generate
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
-from ..engine import is_conversation
 from ..errors import ConfigError
 from ..model import StepAudio2
 from ..models.kv_cache import NoCache
 from ..models.tap import Tap, chain
 from ..pipeline import Layout
+from ..text.messages import is_conversation
 from ..text.prompts import ASR_SYSTEM
 from .donor import Activations
 from .editing import EditTap, RowTaps

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 from ..errors import PromptError
-from .chat_template import SPOKEN, Message, Prompt, build_prompt
+from .chat_template import SPOKEN, AudioSlot, Message, Prompt, build_prompt
 from .tokenizer import Tokenizer
 
 # System texts of StepFun's examples, word for word: the model was trained on them.
@@ -106,3 +107,15 @@ def spoken_tokens(text: Sequence[int], codes: Sequence[int], tokenizer: Tokenize
         answer.append(text[k] if k < len(text) else tokenizer.tts_pad)
         answer += [first + code for code in codes[k * CODES_PER_TEXT : (k + 1) * CODES_PER_TEXT]]
     return [*answer, tokenizer.tts_end]
+
+
+def prompt_around(n: int, around: tuple[Sequence[int], Sequence[int]]) -> Prompt:
+    """The prompt of `n` audio embeddings between two lists of token ids; `PromptError` for anything else."""
+    try:
+        before, after = (tuple(map(operator.index, tokens)) for tokens in around)
+    except (TypeError, ValueError):
+        raise PromptError(
+            f"prompt: expected a text, or two lists of ids, before and after the audio; found {around!r:.120}"
+        ) from None
+    filler = [*after, *before, 0][0]  # any id will do where the audio goes, its embedding is replaced
+    return Prompt(before + (filler,) * n + after, (AudioSlot(len(before), n, 0),))
