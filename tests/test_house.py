@@ -11,6 +11,7 @@ import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEECH = ROOT / "data" / "speech"
+LONGEST = 400  # lines of a module
 
 
 def tracked_files() -> list[Path]:
@@ -21,6 +22,12 @@ def tracked_files() -> list[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs git and a clone")
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_module_is_too_long_to_be_read_at_once():
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in tracked_files()
+               if p.suffix == ".py" and p.is_relative_to(ROOT / "stepaudio")}  # fmt: skip
+    assert lengths and {p.name: n for p, n in lengths.items() if n > LONGEST} == {}
 
 
 def test_environment_holds_nothing_that_pyproject_does_not():
