@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +38,15 @@ SMALL = StepAudioConfig(
 SECONDS = 3.7  # of noise: an odd number of frames, and padding within the encoder
 WORDS = 16  # tokens before the audio, and as many after it
 LIMIT = 1e-4  # of float32
+STAGES = (
+    "making random weights",
+    "computing in float32",
+    "computing in bfloat16",
+    "handing the weights to PyTorch",
+    "computing in float32 in PyTorch",
+    "computing in bfloat16 in PyTorch",
+)  # in their order; at the published sizes each takes a while
+During = Callable[[str], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def sizes_named(small: bool) -> StepAudioConfig:
     return SMALL if small else MINI
 
 
-def compare_with_torch(small: bool = False, seed: int = 0) -> list[Agreement]:
+def compare_with_torch(small: bool = False, seed: int = 0, during: During = nullcontext) -> list[Agreement]:
     """Run one prompt through both.
 
     Parameters
@@ -82,6 +93,8 @@ def compare_with_torch(small: bool = False, seed: int = 0) -> list[Agreement]:
         A rehearsal at small sizes. At the published sizes 50 GB are in use at most.
     seed : int >= 0
         Of weights, sound and tokens.
+    during : callable
+        Makes the context that a stage runs in, from a line that says which: what shows progress.
 
     Raises
     ------
@@ -95,20 +108,36 @@ def compare_with_torch(small: bool = False, seed: int = 0) -> list[Agreement]:
     if seed < 0:
         raise ConfigError(f"seed: must not be negative, found {seed}")
     config, rng = sizes_named(small), np.random.default_rng(seed)
-    engine = random_engine(config, mx.bfloat16, seed=seed)
+    stages = (during(f"{stage} ({i} of {len(STAGES)})") for i, stage in enumerate(STAGES, 1))
+    with next(stages):
+        engine = random_engine(config, mx.bfloat16, seed=seed)
     mel = engine.log_mel(rng.normal(0, 0.1, round(SECONDS * SAMPLE_RATE)).astype(np.float32))
     words = rng.integers(0, config.text_config.vocab_size, 2 * WORDS).tolist()
-    whole = StepAudioNet(config)
-    whole.update(tree_map(lambda a: a.astype(mx.float32), engine.net.parameters()))
-    ours = _ours(engine.altered(net=whole), mel, words)
-    del whole
-    free_buffers()
-    half = _ours(engine, mel, words)
-    weights = torch_tensors(engine.net, torch_baseline.device())
+    with next(stages):
+        whole = StepAudioNet(config)
+        whole.update(tree_map(lambda a: a.astype(mx.float32), engine.net.parameters()))
+        ours = _ours(engine.altered(net=whole), mel, words)
+        del whole
+        free_buffers()
+    with next(stages):
+        half = _ours(engine, mel, words)
+    with next(stages):
+        weights = torch_tensors(engine.net, torch_baseline.device())
     del engine
     gc.collect()
     free_buffers()  # of one device, which PyTorch needs too
-    return _held_against_torch(weights, config, mel, ours, half)
+    with _whole_products():
+        with next(stages):
+            theirs = _theirs({n: a.float() for n, a in weights.items()}, config, mel, ours["tokens"])
+            gc.collect()
+        with next(stages):
+            rough = _theirs(weights, config, mel, ours["tokens"])
+    return [
+        Agreement("adapter, float32", _relative(ours["audio"], theirs["audio"]), limit=LIMIT),
+        Agreement("logits, float32", _relative(ours["logits"], theirs["logits"]), _same(ours, theirs), LIMIT),
+        Agreement("logits, bfloat16 here", _relative(half["logits"], theirs["logits"]), _same(half, theirs)),
+        Agreement("logits, bfloat16 in PyTorch", _relative(rough["logits"], theirs["logits"]), _same(rough, theirs)),
+    ]
 
 
 def _ours(engine, mel: np.ndarray, words: list[int]) -> dict[str, Any]:
@@ -123,23 +152,6 @@ def _ours(engine, mel: np.ndarray, words: list[int]) -> dict[str, Any]:
 
 def _host(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
-
-
-def _held_against_torch(
-    weights: dict[str, Any], config: StepAudioConfig, mel: np.ndarray, ours: dict[str, Any], half: dict[str, Any]
-) -> list[Agreement]:
-    import torch
-
-    with torch.no_grad(), _whole_products():
-        theirs = _theirs({n: a.float() for n, a in weights.items()}, config, mel, ours["tokens"])
-        gc.collect()
-        rough = _theirs(weights, config, mel, ours["tokens"])
-    return [
-        Agreement("adapter, float32", _relative(ours["audio"], theirs["audio"]), limit=LIMIT),
-        Agreement("logits, float32", _relative(ours["logits"], theirs["logits"]), _same(ours, theirs), LIMIT),
-        Agreement("logits, bfloat16 here", _relative(half["logits"], theirs["logits"]), _same(half, theirs)),
-        Agreement("logits, bfloat16 in PyTorch", _relative(rough["logits"], theirs["logits"]), _same(rough, theirs)),
-    ]
 
 
 class _whole_products:
@@ -175,9 +187,12 @@ def torch_tensors(net: StepAudioNet, device: str) -> dict[str, Any]:
 
 
 def _theirs(weights: dict[str, Any], config: StepAudioConfig, mel: np.ndarray, tokens: list[int]) -> dict[str, Any]:
-    model = torch_baseline.TorchModel(weights, config.to_dict())
-    x, audio = model.embeddings(mel, tokens, WORDS)
-    return {"audio": audio.float().cpu().numpy(), "logits": model.logits(x).float().cpu().numpy()}
+    import torch
+
+    with torch.no_grad():
+        model = torch_baseline.TorchModel(weights, config.to_dict())
+        x, audio = model.embeddings(mel, tokens, WORDS)
+        return {"audio": audio.float().cpu().numpy(), "logits": model.logits(x).float().cpu().numpy()}
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:

@@ -188,8 +188,7 @@ def _verify_published_size(options: argparse.Namespace) -> int:
     from ..bench.agreement import compare_with_torch, table, versions
     from ..parity.run import arithmetic
 
-    with busy("comparing"):
-        found = compare_with_torch(options.tiny, options.seed)
+    found = compare_with_torch(options.tiny, options.seed, busy)
     wrong = sum(not row.good for row in found)
     if options.format == "json":
         about = {"arithmetic": arithmetic(), "against": versions(), "tiny": options.tiny, "seed": options.seed}

@@ -1,6 +1,10 @@
 """The check at the published sizes, rehearsed at small ones: it agrees, and other weights are found out."""
 
+import io
 import json
+import signal
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -8,6 +12,7 @@ from small_sizes import SIZES
 
 from stepaudio.bench import agreement, torch_baseline
 from stepaudio.bench.agreement import Agreement, compare_with_torch, table
+from stepaudio.cli import checkpoints, progress
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError
 
@@ -40,6 +45,49 @@ def test_a_tensor_that_differs_is_off(with_torch, monkeypatch, capsys):
     assert main(["verify", "--published-size", "--tiny", "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert not said["good"] and [row["good"] for row in said["rows"]] == [True, False, True, True]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def terminal(monkeypatch) -> Terminal:
+    """Standard error from here on, where progress is shown at once."""
+    monkeypatch.setattr(progress, "AFTER", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr("sys.stderr", found := Terminal())
+    return found
+
+
+def test_stages_are_shown_in_their_order_and_json_is_as_without(with_torch, monkeypatch, capsys):
+    """Every stage runs within its line: here each is held up until it stands there."""
+    begun, shown = [], terminal(monkeypatch)
+
+    @contextmanager
+    def held(what):
+        begun.append(what)
+        with progress.busy(what):
+            for _ in range(500):
+                if what in shown.getvalue():
+                    break
+                time.sleep(0.01)
+            yield
+
+    monkeypatch.setattr(checkpoints, "busy", held)
+    assert main(["verify", "--published-size", "--tiny", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["good"] and [what.rpartition(" (")[0] for what in begun] == list(agreement.STAGES)
+    lines = [part.rpartition(",")[0] for part in shown.getvalue().split(progress.CLEAR) if part]
+    assert list(dict.fromkeys(lines)) == begun and begun[-1].endswith("(6 of 6)")
+
+
+@pytest.mark.parametrize("where", ["_ours", "torch_tensors", "_theirs"])
+def test_ctrl_c_in_any_stage_ends_with_one_word(with_torch, monkeypatch, capsys, where):
+    shown = terminal(monkeypatch)
+    monkeypatch.setattr(agreement, where, lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(["verify", "--published-size", "--tiny", "--json"]) == 130
+    assert shown.getvalue().endswith(f"{progress.CLEAR}stepaudio: interrupted\n") and not capsys.readouterr().out
 
 
 def test_the_verdict():
