@@ -7,7 +7,7 @@ is told to load.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
@@ -278,19 +278,34 @@ class SpeechModel:
 
         Every answer begins anew in the voice, which is read once.
         """
+        engine = self.model.engine
+        requests = (engine.build_request(messages, resampler=options.resampler) for messages in conversations)
+        return self.voiced((engine.steps(request, options.decoding) for request in requests), voice, options)
+
+    def voiced(self, runs: Iterable[Iterator[Step]], voice, options: SpeechOptions = DEFAULT) -> Iterator[SpokenChunk]:
+        """Sound of answers as their steps come, as `stream` makes it, whoever runs them.
+
+        Parameters
+        ----------
+        runs : iterable of iterators of Step
+            One for each answer, as `StepAudio2.stream` gives it, or `interp.steps_with_edits`; each is taken when it is
+            its turn.
+        voice : as in `synthesize`.
+        options : SpeechOptions
+            Its `decoding` is not used.
+        """
         state = self.synthesizer.begin(
             self.synthesizer.voice(voice, options.resampler),
             noise=options.seed,
             source_noise=options.seed,
             options=options.voicing,
         )
-        return self._stream(conversations, state, options)
+        return self._voiced(runs, state)
 
-    def _stream(self, conversations, state: StreamState, options: SpeechOptions) -> Iterator[SpokenChunk]:
-        began, engine = time.perf_counter(), self.model.engine
-        for messages in conversations:
-            request = engine.build_request(messages, resampler=options.resampler)
-            listener = _Listener(engine.steps(request, options.decoding), self._tokenizer())
+    def _voiced(self, runs: Iterable[Iterator[Step]], state: StreamState) -> Iterator[SpokenChunk]:
+        began = time.perf_counter()
+        for steps in runs:
+            listener = _Listener(steps, self._tokenizer())
             for chunk in self.synthesizer.stream(listener, state):
                 yield SpokenChunk(chunk.wave, listener.new_text(), seconds=time.perf_counter() - began)
             answer = answer_of(collect(iter(listener.steps), 1)[0], self._tokenizer())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .probe_rows import ProbeData, probe_data
     from .probes import Probes, train_probes
     from .recorder import Recorder, Trace, head_mean, last_query, record, transcription
-    from .running import activations, forced_logits, lay_out, run_with_edits
+    from .running import activations, forced_logits, lay_out, run_with_edits, steps_with_edits
     from .sae_training import SAEOptions, SAEStep, train_sae
     from .sound_edits import sound_with_edits, streamed_with_edits
     from .sparse_autoencoder import FeaturePlace, SparseAutoencoder
@@ -38,8 +38,8 @@ __all__ = [
     "activations", "add", "audio_attention", "audio_frames", "causal_trace", "estimate_patches", "forced_logits",
     "gap", "head_mean", "interleaving", "last_query", "lay_out", "listening_difference", "logit_lens", "logit_parts",
     "mean", "patch", "patch_between", "probe_data", "record", "replace", "resample", "round_trip", "run_pair",
-    "run_with_edits", "scale", "sound_with_edits", "stages", "steering_between", "streamed", "streamed_with_edits",
-    "train_probes", "train_sae", "transcription", "voice_with_edits", "watch_memory", "zero",
+    "run_with_edits", "scale", "sound_with_edits", "stages", "steering_between", "steps_with_edits", "streamed",
+    "streamed_with_edits", "train_probes", "train_sae", "transcription", "voice_with_edits", "watch_memory", "zero",
 ]  # fmt: skip
 
 __getattr__, __dir__ = _lazy_names(
@@ -98,6 +98,7 @@ __getattr__, __dir__ = _lazy_names(
         "sound_with_edits": "sound_edits",
         "stages": "token2wav",
         "steering_between": "steering",
+        "steps_with_edits": "running",
         "streamed": "streaming",
         "streamed_with_edits": "sound_edits",
         "train_probes": "probes",

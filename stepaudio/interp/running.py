@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 import mlx.core as mx
 import numpy as np
 
 from ..audio.sources import given_rate
-from ..decoding.generate import Run, collect, fits_one_batch, generate
+from ..decoding.generate import Run, Step, collect, fits_one_batch, generate
 from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options
 from ..errors import ConfigError
 from ..model import StepAudio2
@@ -85,6 +85,33 @@ def run_with_edits(
             [edit_tap(model, one, [at], decoding.max_tokens, longest) for one, at in zip(each, layouts, strict=True)]
         )
     return collect(generate(engine.net, requests, run, tap), len(requests))
+
+
+def steps_with_edits(
+    model: StepAudio2,
+    source,
+    edits: Edits,
+    *,
+    prompt: str = ASR_SYSTEM,
+    sample_rate: float | None = None,
+    options: DecodingOptions | None = None,
+    **changes: Unpack[DecodingKeywords],
+) -> Iterator[Step]:
+    """The steps of one run with edits as they are made; `SpeechModel.voiced` makes sound of them as they come.
+
+    Parameters
+    ----------
+    source : recording, or list of messages.
+    edits, prompt, sample_rate, options, **changes : as in `run_with_edits`.
+
+    Raises
+    ------
+    ConfigError : an edit that cannot apply; nothing has run then.
+    """
+    decoding = merge_options(options, "chat" if is_conversation(source) else "transcribe", **changes)
+    layout = lay_out(model, source, prompt, sample_rate)
+    tap = edit_tap(model, edits, [layout], decoding.max_tokens)
+    return model.engine.steps(model.engine.encode_layout(layout, tap), decoding, tap)
 
 
 def lay_out(model: StepAudio2, source, prompt: str = ASR_SYSTEM, sample_rate: float | None = None) -> Layout:
