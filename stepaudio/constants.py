@@ -28,6 +28,7 @@ N_AUDIO_CODES = 6561  # 3^8 finite-scalar-quantiser codes; <audio_6561> and abov
 DRAFT_TOKENS = 4  # proposed at a time in speculative decoding
 MAX_TOKENS = 2048  # default length limit of every way of generating
 MAX_CACHE_LEN = 4096  # default number of cached positions
+SINKS = 4  # first positions that stay, unless another number is asked for
 
 
 def n_mel_frames(n_samples: int) -> int:

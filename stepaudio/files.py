@@ -78,8 +78,15 @@ def staging_folder(folder: str | os.PathLike, prefix: str) -> Iterator[Path]:
         The wanted place; made if need be.
     prefix : str
         Start of the staging folder's name, a dot in front.
+
+    Raises
+    ------
+    OSError
+        A file has the name, or the folder cannot be made.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, and a folder is written", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -123,6 +130,11 @@ def sha256(*paths: str | os.PathLike) -> str:
             while block := stream.read(BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong; of an error of the system without its number and the path, which callers name."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def printable_name(path: str | os.PathLike) -> str:

@@ -231,6 +231,7 @@ class SpeechModel:
         """One conversation per part of a text to be read aloud."""
         tokenizer = self._tokenizer()
         reading_turns(text, tokenizer)  # a fault anywhere ends it before any part is read
+        self.model.capabilities.require_text(text)
         return [reading_turns(part, tokenizer) for part in cut_text(text, options.max_characters)]
 
     def question(self, audio, system: str = DEFAULT_SYSTEM) -> Conversation:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stepaudio import files
-from stepaudio.files import move_into_place, printable_name, replaced_file, sha256, staging_folder
+from stepaudio.files import move_into_place, printable_name, reason, replaced_file, sha256, staging_folder
 
 ROOT = Path(files.__file__).parents[1]
 
@@ -125,6 +125,15 @@ def test_a_seal_never_stands_over_a_mixture(tmp_path, stop_at):
     assert len(list(tmp_path.glob(".new-*"))) == (0 if stop_at == 3 else 1)
     with staging_folder(tmp_path, ".new-") as aside:
         assert [p.name for p in tmp_path.glob(".new-*")] == [aside.name]  # what the killed one left is gone
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(NotADirectoryError) as refused, staging_folder(tmp_path / "taken", ".new-"):
+        pass
+    assert reason(refused.value) == "it is a file, and a folder is written"
+    assert reason(RuntimeError("[save] failed")) == "[save] failed"
+    assert (tmp_path / "taken").read_text() == "mine" and names(tmp_path) == {"taken"}
 
 
 def test_a_staged_file_that_is_missing_changes_nothing(tmp_path):

@@ -22,13 +22,13 @@ from ..checkpoints.hub import cached
 from ..checkpoints.layout import expected_layout
 from ..checkpoints.packed import WEIGHT, PackedTensor, quantisable, read_tensors
 from ..checkpoints.recipe import Recipe
-from ..checkpoints.siblings import sibling_of
+from ..checkpoints.siblings import name_of, sibling_of
 from ..constants import CHUNK_SECONDS, SAMPLE_RATE, n_audio_embeddings, n_mel_frames
 from ..decoding.prefill import PREFILL
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, DecodeError, WeightsError
 from ..models.decoder import TextConfig
 from ..models.encoder import AudioEncoderConfig
-from ..models.kv_cache import CachePolicy
+from ..models.kv_cache import CachePolicy, too_many_kept
 from ..models.kv_store import GROWTH
 from ..models.quantization import MANY as WIDENED_FROM
 from ..models.quantization import Bits
@@ -169,9 +169,10 @@ def sizes_of(model: str | Path | None, itemsize: int, recipe: Recipe | None = No
     known = None if isinstance(named, Path) else sibling_of(named)
     if folder is None or not any((folder / name).is_file() for name in ("config.json", "config_origin.json")):
         if known is None or known.name not in PUBLISHED:
+            meant_by = name_of(str(model)) or "stepfun-ai/Step-Audio-2-mini"
             raise ConfigError(
                 f"{named}: no config is here and its sizes are not known; expected a folder, a model that was "
-                "downloaded, or stepfun-ai/Step-Audio-2-mini"
+                f"downloaded, or {meant_by}"
             )
         return planned(str(named), PUBLISHED[known.name], {}, itemsize, recipe)
     config = StepAudioConfig.from_file(folder)
@@ -209,7 +210,7 @@ def planned(
 
 
 def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
-    """Work out a run of a model."""
+    """Work out a run of a model; `DecodeError` where the cache could not hold what it never evicts."""
     text, audio, item = sizes.config.text_config, sizes.config.audio_encoder_config, task.itemsize
     clip = min(task.seconds, float(CHUNK_SECONDS))
     chunks = math.ceil(task.seconds / CHUNK_SECONDS)
@@ -223,6 +224,8 @@ def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
     prompt = rows + WORDS
     limit = task.policy.limit(sizes.config.max_cache_len)
     positions = prompt + task.tokens if limit is None else min(prompt + task.tokens, limit)
+    if limit is not None and (kept := len(task.policy.kept(limit, [(WORDS, rows)]))) >= limit:
+        raise DecodeError(too_many_kept(limit, kept))
     room = -(-positions // GROWTH) * GROWTH
     if limit is not None and (batch == 1 or prompt + task.tokens > limit):  # else a batch shares a full cache
         room = min(room, limit)

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import ConfigError, PromptError
 from ..reading import is_file, read_object
 from ..schema import read_record, require, shown
+from ..text.scripts import foreign_letters
 from .find import meant
 from .hub_name import HubName
 from .siblings import sibling_of
@@ -106,6 +107,15 @@ class Capabilities:
             raise PromptError(
                 f"this model cannot {task}: it was trained to {self}, as its {FILE} says. Load a checkpoint that can, "
                 f"for instance the published Step-Audio 2 mini"
+            )
+
+    def require_text(self, text: str) -> None:
+        """Raise `PromptError` if a text to be read aloud has letters of none of the languages that are stated."""
+        foreign = foreign_letters(text, self.languages) if self.languages else ""
+        if foreign:
+            raise PromptError(
+                f"text to read: {shown(foreign)} are no letters of {', '.join(self.languages or ())}, the languages "
+                f"that this model was trained on, as its {FILE} says: write it with those, or load another checkpoint"
             )
 
     def require_answer(self) -> None:

@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
+from .convert.manifest import converted_folder, read_manifest
 from .dtypes import FLOATS, usable
 from .header import TensorInfo, printable
-from .layout import component_of
+from .layout import TOKEN2WAV, component_of, prefixed
 from .low_rank import Difference, Pair
+from .net_records import net_records
 from .packed import read_tensors
 from .suggest import apply_rename
 
@@ -47,11 +49,12 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every tensor of two checkpoints, in exactly one place."""
+    """Every tensor of two checkpoints, in exactly one place; `note` says what was left out, "" for nothing."""
 
     first: str
     second: str
     tensors: tuple[TensorChange, ...]
+    note: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -96,7 +99,7 @@ class Comparison:
         """Aligned text for a terminal: the verdict, counts per component, maps of the layers, what changed most."""
         return "\n\n".join(filter(None, [
             f"{self.first}\n{self.second}\n{self.verdict}", _columns(self.tensors), self.map(), self._adapter_lines(),
-            self._changes(),
+            self._changes(), self.note,
         ]))  # fmt: skip
 
     def map(self) -> str:
@@ -137,7 +140,8 @@ def compare_checkpoints(
     Parameters
     ----------
     first, second : str or Path
-        Folders, safetensors files or index files.
+        Folders, safetensors files or index files. Of folders with a converted token2wav its nets are compared too; they
+        may be such folders themselves.
     rank : int >= 0
         Highest rank of a change that is looked for; 0 looks for none, which saves most of the time where much changed.
     rename : mapping of str to str, optional
@@ -152,9 +156,30 @@ def compare_checkpoints(
     """
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
         raise ConfigError(f"rank: expected a whole number from 0 on, found {rank!r:.80}")
-    a, b = read_tensors(first), apply_rename(read_tensors(second, rename), rename)
+    a, b = _tensors(first, None), apply_rename(_tensors(second, rename), rename)
+    nets, others = _nets(first), _nets(second)
+    note = ""
+    if nets and others:
+        a, b = a | nets, b | others
+    elif nets or others:
+        note = f"token2wav: not compared, since it is converted beside {first if nets else second} alone"
     names = [*a, *(name for name in b if name not in a)]
-    return Comparison(str(first), str(second), tuple(_compared(name, a.get(name), b.get(name), rank) for name in names))
+    changes = tuple(_compared(name, a.get(name), b.get(name), rank) for name in names)
+    return Comparison(str(first), str(second), changes, note)
+
+
+def _tensors(path: str | Path, rename: Mapping[str, str] | None) -> dict[str, TensorInfo]:
+    """Of the language model; nothing of the folder of token2wav itself."""
+    return {} if converted_folder(path) == Path(path) else read_tensors(path, rename)
+
+
+def _nets(path: str | Path) -> dict[str, TensorInfo]:
+    """Of the nets of token2wav, as reports name them; nothing where they are not converted."""
+    home = converted_folder(path)
+    if home is None:
+        return {}
+    manifest = read_manifest(home)
+    return prefixed({component: net_records(manifest, component) for component in TOKEN2WAV})
 
 
 def _compared(name: str, a: TensorInfo | None, b: TensorInfo | None, most: int) -> TensorChange:

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import ConfigError, TokenizerError, WeightsError
-from ..files import staging_folder
+from ..files import reason, staging_folder
 from ..models.decoder import TextConfig
 from ..models.quantization import Bits, Quantization
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig
@@ -230,7 +230,7 @@ def write_export(plan: Export, out: Path) -> dict:
                 (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             finish(plan, aside, out)
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{out}: the folder could not be written ({error})") from None
+        raise WeightsError(f"{out}: the folder could not be written ({reason(error)})") from None
     return manifest
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..resources import CHECKPOINT_VARIABLE, default_checkpoint
 from .hub_name import MODEL, HubName
+from .siblings import name_of
 
 
 def checkpoint_folder(path: str | Path | None = None, parts: tuple[str, ...] = (MODEL,)) -> Path:
@@ -30,11 +32,16 @@ def checkpoint_folder(path: str | Path | None = None, parts: tuple[str, ...] = (
     ------
     DownloadError
         The model is not in the cache and cannot be fetched.
+    ConfigError
+        Nothing of that name is here, and it is that of a published model.
     DataError
         There is no default.
     """
     named = meant(path)
     if isinstance(named, Path):
+        known = name_of(str(path))
+        if known and not named.exists():
+            raise ConfigError(f"{path}: no such file or folder is here; {known} is the model of this name on a hub")
         return named
     from .hub import snapshot
 

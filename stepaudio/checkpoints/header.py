@@ -142,7 +142,7 @@ def _header_length(path: Path, start: bytes, file_bytes: int) -> int:
     if start == LFS_POINTER:
         raise WeightsError(f"{path}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
     if len(start) < 8:
-        raise WeightsError(f"{path}: {file_bytes} bytes; a safetensors file has at least 8; download it again")
+        raise WeightsError(f"{path}: {file_bytes} bytes; a safetensors file has at least 8; download or write it again")
     length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
@@ -151,7 +151,7 @@ def _header_length(path: Path, start: bytes, file_bytes: int) -> int:
     if 8 + length > file_bytes:
         raise WeightsError(
             f"{path}: claims a header of {length} bytes, but the file has only {file_bytes}; it is cut short or "
-            "lies about its size; download it again"
+            "lies about its size; download or write it again"
         )
     return length
 
@@ -201,7 +201,7 @@ def _check_ranges(path: Path, infos: Iterable[TensorInfo], data_start: int, file
     if end > file_bytes:
         raise WeightsError(
             f"{path}: truncated: the header promises {end - data_start} bytes of data, the file holds "
-            f"{file_bytes - data_start}; download it again"
+            f"{file_bytes - data_start}; download or write it again"
         )
     if end < file_bytes:
         raise WeightsError(
@@ -266,7 +266,7 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
 def _weight_map(index: Path, content: dict) -> dict[str, str]:
     shard_of = content.get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(s, str) for s in shard_of.values()):
-        raise WeightsError(f"{index}: weight_map should map tensor names to shard names; download it again")
+        raise WeightsError(f"{index}: weight_map should map tensor names to shard names; download or write it again")
     outside = sorted({shard for shard in shard_of.values() if _leaves_folder(shard)})
     if outside:
         raise WeightsError(

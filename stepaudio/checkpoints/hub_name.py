@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+SITE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/tree/([^?#]+?))?/?")
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w./-]*))?")
 MODEL, TOKEN2WAV = "model", "token2wav"  # parts of a published repository that can be fetched apart
 
@@ -20,7 +21,9 @@ class HubName:
 
     @classmethod
     def of(cls, text: object) -> Self | None:
-        """What "ORG/NAME" or "ORG/NAME@REVISION" names; None for any other text, and for what is no text."""
+        """What "ORG/NAME", "ORG/NAME@REVISION" or the address of a model's page names; None for anything else."""
+        page = SITE.fullmatch(text) if isinstance(text, str) else None
+        text = page[1] + (f"@{page[2]}" if page[2] else "") if page else text
         found = NAME.fullmatch(text) if isinstance(text, str) else None
         return found and cls(found[1], found[2])
 

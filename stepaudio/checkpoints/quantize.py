@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..backend.process import enter
 from ..errors import WeightsError
-from ..files import staging_folder
+from ..files import reason, staging_folder
 from ..models.quantization import Bits
 from ..models.speech_lm import CONFIG_FILE
 from .capabilities import FILE as CAPABILITIES
@@ -143,7 +143,7 @@ def write_quantised(plan: Plan, out: Path) -> Quantised:
             _write_texts(aside, plan, manifest)
             finish(plan, aside, out)
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{out}: the quantised model could not be written ({error})") from None
+        raise WeightsError(f"{out}: the quantised model could not be written ({reason(error)})") from None
     return Quantised(out, manifest)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import ConfigError, WeightsError
-from ..files import move_into_place, staging_folder
+from ..files import move_into_place, reason, staging_folder
 from ..models.speech_lm import StepAudioConfig
 from .dtypes import HELD
 from .header import INDEX_FILE, SINGLE_FILE, listed
@@ -70,7 +70,7 @@ def save_checkpoint(
             clear_stale(folder, files)
             return written[len(settings) :]
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
-        raise WeightsError(f"{folder}: the checkpoint could not be written ({error})") from None
+        raise WeightsError(f"{folder}: the checkpoint could not be written ({reason(error)})") from None
 
 
 # ---- saving ----

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .hub_name import HubName, repository_of
 
+PUBLISHER = "stepfun-ai"
 TEXT_ALONE = "it gives text alone, and was published without token2wav"
 NO_PROMPT = "it thinks aloud before it answers, and no prompt for this was published: ask it with `model.think`"
 
@@ -49,6 +50,11 @@ SIBLINGS = (
     Sibling("Step-Audio-R1", REASONS, thinking="<think>\n"),
     Sibling("Step-Audio-R1.1", REASONS, thinking="<think>\n"),
 )  # fmt: skip
+
+
+def name_of(text: object) -> str | None:
+    """Organisation and name of the published model that has this very name; None for any other text."""
+    return next((f"{PUBLISHER}/{one.name}" for one in SIBLINGS if one.name == text), None)
 
 
 def sibling_of(path: str | Path | HubName) -> Sibling | None:

@@ -41,7 +41,7 @@ def add_checkpoint_verbs(verbs) -> None:
         help="compare with another checkpoint, tensor by tensor: equal, changed by how much, and by which rank",
     )  # fmt: skip
     add_option(
-        weights, "--rank", type=whole, default=64, metavar="N",
+        weights, "--rank", type=whole, metavar="N", shown="64",
         help="of --against: highest rank of a change that is looked for; 0 is faster and looks for none",
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def add_checkpoint_verbs(verbs) -> None:
         help="instead, random weights at the published sizes: logits against PyTorch's, which has to be installed",
     )  # fmt: skip
     verify.add_argument("--tiny", action="store_true", help="of --published-size: a rehearsal at small sizes")
-    add_option(verify, "--seed", type=whole, default=0, metavar="N", help="of --published-size: of all that is random")
+    add_option(verify, "--seed", type=whole, metavar="N", shown="0", help="of --published-size: of all that is random")
 
 
 def run_weights(options: argparse.Namespace) -> int:
@@ -90,6 +90,8 @@ def run_weights(options: argparse.Namespace) -> int:
         raise ConfigError(f"--rename: expected FOUND=PUBLISHED, found {', '.join(options.rename)}")
     if options.against is not None:
         return _compare(options, rename)
+    if options.rank is not None:
+        raise ConfigError("--rank: is of --against; give that too")
     choosing: tuple[str, ...] = ()
     try:
         path = checkpoint_folder(path)
@@ -110,13 +112,14 @@ def run_weights(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace, rename: dict[str, str]) -> int:
     """Hold a checkpoint against another one; changes are given from the other to this one."""
-    from ..checkpoints.compare import compare_checkpoints
+    from ..checkpoints.compare import MOST, compare_checkpoints
 
     if options.values:
         raise ConfigError("--values: describes one checkpoint; leave it out, or leave --against out")
     here, other = checkpoint_folder(options.path), checkpoint_folder(options.against)
     with busy("comparing"):
-        found = compare_checkpoints(other, here, rank=options.rank, rename=rename or None)
+        rank = MOST if options.rank is None else options.rank
+        found = compare_checkpoints(other, here, rank=rank, rename=rename or None)
     if options.format == "json":
         print_json(found.to_dict())
     else:
@@ -158,8 +161,10 @@ def run_verify(options: argparse.Namespace) -> int:
     """Compare with golden files; 1 if anything is off or unusable."""
     if options.published_size:
         return _verify_published_size(options)
-    if options.goldens is None or options.tiny:
-        raise ConfigError("expected GOLDENS, a folder of golden files, or --published-size (with --tiny, if wanted)")
+    if options.goldens is None or options.tiny or options.seed is not None:
+        raise ConfigError(
+            "expected GOLDENS, a folder of golden files, or --published-size (with --tiny and --seed, if wanted)"
+        )
     from ..parity.run import arithmetic, table, verify
 
     wrong, found = 0, verify(options.goldens, options.tokenizer)
@@ -188,12 +193,13 @@ def _verify_published_size(options: argparse.Namespace) -> int:
     from ..bench.agreement import compare_with_torch, table, versions
     from ..parity.run import arithmetic
 
-    found = compare_with_torch(options.tiny, options.seed, busy)
+    seed = options.seed or 0
+    found = compare_with_torch(options.tiny, seed, busy)
     wrong = sum(not row.good for row in found)
     if options.format == "json":
-        about = {"arithmetic": arithmetic(), "against": versions(), "tiny": options.tiny, "seed": options.seed}
+        about = {"arithmetic": arithmetic(), "against": versions(), "tiny": options.tiny, "seed": seed}
         print_json(about | {"rows": [row.to_dict() for row in found], "good": not wrong})
     else:
         sizes = "small sizes" if options.tiny else "the published sizes"
-        print(f"{arithmetic()}; {versions()}; random weights at {sizes}, seed {options.seed}\n\n{table(found)}")
+        print(f"{arithmetic()}; {versions()}; random weights at {sizes}, seed {seed}\n\n{table(found)}")
     return 1 if wrong else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..checkpoints.hub_name import MODEL, TOKEN2WAV, HubName
+from ..checkpoints.siblings import name_of
 from ..errors import ConfigError
 from .parser import add_choice, add_formats, add_verb
 from .progress import message
@@ -33,7 +34,9 @@ def run_download(options: argparse.Namespace) -> int:
 
     name = HubName.of(options.model)
     if name is None:
-        raise ConfigError(f"MODEL: expected ORG/NAME or ORG/NAME@REVISION, found {options.model!r:.200}")
+        known = name_of(options.model)
+        meant = f"; did you mean {known}?" if known else ""
+        raise ConfigError(f"MODEL: expected ORG/NAME or ORG/NAME@REVISION, found {options.model!r:.200}{meant}")
     parts = (MODEL, TOKEN2WAV) if options.only is None else (options.only,)
     done = download(name, parts, message)
     if options.format == "json":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.hub_name import HubName
 from ..choices import CacheKind, LoopAction, Positions, Resampler, Speculation, SpeechDetector, hint
-from ..constants import DRAFT_TOKENS, MAX_CACHE_LEN, MAX_TOKENS
+from ..constants import DRAFT_TOKENS, MAX_CACHE_LEN, MAX_TOKENS, SINKS
 from ..decoding.sampling import PRESETS
 from ..errors import AudioError, ConfigError
 from ..targets import Target, check_targets
@@ -89,7 +89,12 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         help="propose tokens that came before, or let a smaller model propose them; the tokens stay the same",
     )  # fmt: skip
     add_option(
-        speed, "--draft-tokens", type=whole, default=DRAFT_TOKENS, metavar="N", help="most tokens proposed at a time"
+        speed,
+        "--draft-tokens",
+        type=whole,
+        metavar="N",
+        shown=str(DRAFT_TOKENS),
+        help="of --speculate: most tokens proposed at a time",
     )
     add_option(
         speed, "--prompt-cache", metavar="FILE", shown="none",
@@ -113,7 +118,10 @@ def add_decoding(verb: Parser, sampling: str = "planned", seed: str = "of the dr
         memory, "--max-cache-len", type=whole, metavar="N", help="the limit, in positions",
         shown=f"that of the model's config, else {MAX_CACHE_LEN}",
     )  # fmt: skip
-    add_option(memory, "--sinks", type=whole, default=4, metavar="N", help="first positions that are always kept")
+    add_option(
+        memory, "--sinks", type=whole, metavar="N", shown=str(SINKS),
+        help="of --cache sinks and pinned: first positions that are always kept",
+    )  # fmt: skip
     add_choice(
         memory, "--positions", choices=Positions.values(), also=("renumbered",), default=Positions.ABSOLUTE.value,
         help="where a kept key stands: where it was read, or at its rank among those kept",
@@ -128,6 +136,7 @@ def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> Deco
     """The decoding options that the command line means; `task` says whose reference `--sampling reference` is."""
     from ..decoding.options import merge_options
 
+    _check_owners(options)
     names = ("include_prompt", *(name.replace("-", "_") for name, *_ in RULES))
     rules: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return merge_options(
@@ -136,7 +145,7 @@ def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> Deco
         seed=options.seed,
         cache=options.cache,
         max_cache_len=options.max_cache_len,
-        sinks=options.sinks,
+        sinks=SINKS if options.sinks is None else options.sinks,
         positions=options.positions,
         kv_bits=options.kv_bits,
         max_tokens=options.max_tokens,
@@ -144,9 +153,24 @@ def decoding_from(options: argparse.Namespace, task: str = "transcribe") -> Deco
         stop=options.stop,
         batch=getattr(options, "batch", None),
         speculate=_speculation(options.speculate),
-        draft_tokens=options.draft_tokens,
+        draft_tokens=DRAFT_TOKENS if options.draft_tokens is None else options.draft_tokens,
         **rules,
     )
+
+
+def _check_owners(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` for an option that would mean nothing beside the others."""
+    if options.draft_tokens is not None and options.speculate is None:
+        raise ConfigError("--draft-tokens: is of --speculate; give that too, or leave it out")
+    if options.sinks is not None and options.cache not in (CacheKind.SINKS, CacheKind.PINNED):
+        raise ConfigError(f"--sinks: is of --cache sinks and pinned, found {options.cache}; leave it out")
+    check_limit(options)
+
+
+def check_limit(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` where --cache has no limit and one is given."""
+    if options.max_cache_len is not None and options.cache == CacheKind.FULL:
+        raise ConfigError("--max-cache-len: a full cache has no limit; leave it out, or choose another --cache")
 
 
 def _proposer(word: str) -> str:

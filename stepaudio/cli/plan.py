@@ -8,11 +8,12 @@ import re
 from ..choices import CacheKind
 from ..constants import MAX_TOKENS
 from ..errors import ConfigError
+from .options import check_limit
 from .parser import add_choice, add_formats, add_option, add_verb, number, whole
 from .streams import print_json
 
 DTYPES = ("float32", "float16", "bfloat16")
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def add_plan_verb(verbs) -> None:
@@ -59,9 +60,9 @@ def amount(word: str) -> int:
     >>> amount("1.5G")
     1610612736
     """
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?([KMGT]?)(?:i?B)?", word, re.IGNORECASE | re.ASCII)
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?([KMGT])(?:i?B)?", word, re.IGNORECASE | re.ASCII)
     if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"expected a size such as 16G or 800M, found {word!r}")
+        raise argparse.ArgumentTypeError(f"expected a size with its unit, such as 16G or 800M, found {word!r}")
     return round(float(found[1]) * UNITS[found[2].upper()])
 
 
@@ -76,6 +77,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
     if options.lengths and not options.measure:
         raise ConfigError("--lengths: is of --measure; give that too")
+    check_limit(options)
     dtype = dtype_named(options.dtype) if options.dtype else default_dtype()
     policy = CachePolicy(options.cache, options.max_cache_len, bits=options.kv_bits)
     task = Task(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..audio.load import audio_seconds
 from ..audio.save import check_target
 from ..audio.sources import open_bytes
+from ..checkpoints.capabilities import Capabilities
 from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.hub_name import MODEL, TOKEN2WAV
 from ..errors import AudioError, ConfigError, DataError
@@ -111,12 +112,12 @@ def _add_sound(verb: Parser, needed: bool) -> None:
         help="Euler steps of the flow",
     )  # fmt: skip
     add_choice(
-        sound, "--noise", choices=("cache", "position"), default="cache",
-        help="of a stream: as the reference, or none twice",
+        sound, "--noise", choices=("cache", "position"), shown="cache",
+        help="of --stream: as the reference, or none twice",
     )  # fmt: skip
     add_choice(
-        sound, "--cross-fade", "--fade", choices=("hamming", "even"), default="hamming",
-        help="of a stream: as the reference (chunk boundaries up to 8 %% louder), or even",
+        sound, "--cross-fade", "--fade", choices=("hamming", "even"), shown="hamming",
+        help="of --stream: as the reference (chunk boundaries up to 8 %% louder), or even",
     )  # fmt: skip
 
 
@@ -124,6 +125,7 @@ def _add_sound(verb: Parser, needed: bool) -> None:
 
 
 def _speak(options: argparse.Namespace) -> int:
+    Capabilities.of(options.model).require_text(options.text)
     model, speech = _loaded(options, "speak")
     return _voiced(options, model, model.reading(options.text, speech), speech)
 
@@ -226,8 +228,6 @@ def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, Speech
 
 def _require(model: str | None, task: str) -> None:
     """Raise `PromptError` if the checkpoint says that it was not trained for a task; warn of an answer that is none."""
-    from ..checkpoints.capabilities import Capabilities
-
     capabilities = Capabilities.of(model)
     if task == "respond":
         capabilities.require_answer()
@@ -256,7 +256,11 @@ def _voicing(options: argparse.Namespace):
     from ..models.token2wav.flow import FlowOptions
     from ..synthesis.streaming import StreamOptions
 
-    return StreamOptions(FlowOptions(options.steps, noise=options.noise), cross_fade=options.cross_fade)
+    if not options.stream and (options.noise or options.cross_fade):
+        raise ConfigError(f"--{'noise' if options.noise else 'cross-fade'}: is of --stream; give that too")
+    return StreamOptions(
+        FlowOptions(options.steps, noise=options.noise or "cache"), cross_fade=options.cross_fade or "hamming"
+    )
 
 
 def voice_of(name: str) -> str | Path:

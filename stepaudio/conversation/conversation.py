@@ -272,9 +272,10 @@ class Conversation:
         system, asked = self.turns[0].text, self.turns[-1]
         if spoken:
             capabilities.require("speak")
-        if system == ASR_SYSTEM:
+        recorded = any(isinstance(part, Recording) for part in asked.parts)
+        if system == ASR_SYSTEM and recorded:
             capabilities.require("transcribe")
-        elif spoken and any(isinstance(part, Recording) for part in asked.parts):
+        elif spoken and recorded:
             capabilities.require_answer()
         elif not (spoken and system == READ_ALOUD):
             capabilities.require("respond")

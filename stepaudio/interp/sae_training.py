@@ -22,7 +22,7 @@ from ..checkpoints.header import read_header
 from ..checkpoints.tensors import lazy_arrays_with_metadata
 from ..choices import is_count, is_number, shown
 from ..errors import ConfigError, WeightsError
-from ..files import replaced_file
+from ..files import reason, replaced_file
 from .donor import digest_of
 from .frames import Frames
 from .sparse_autoencoder import SparseAutoencoder, top_k
@@ -266,4 +266,4 @@ def _write(folder: Path, run: dict[str, str], state: Params, step: int) -> None:
         with replaced_file(folder / STATE_FILE) as aside:
             mx.save_safetensors(str(aside), state, run | {"step": str(step)})
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
-        raise WeightsError(f"{folder}: the state of training could not be written ({error})") from None
+        raise WeightsError(f"{folder}: the state of training could not be written ({reason(error)})") from None

@@ -20,7 +20,7 @@ import numpy as np
 from ..checkpoints.tensors import read_arrays
 from ..choices import is_count, is_number, shown
 from ..errors import ConfigError, DataError, WeightsError
-from ..files import move_into_place, staging_folder
+from ..files import move_into_place, reason, staging_folder
 from ..models.tap import Tap
 from ..reading import read_object
 from .edits import Edits, add
@@ -254,7 +254,7 @@ class SparseAutoencoder:
                 (aside / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
                 return move_into_place(aside, folder, [WEIGHTS_FILE, CONFIG_FILE], [CONFIG_FILE])
         except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
-            raise WeightsError(f"{folder}: the autoencoder could not be written ({error})") from None
+            raise WeightsError(f"{folder}: the autoencoder could not be written ({reason(error)})") from None
 
     @classmethod
     def load(cls, folder: str | Path, name: str | None = None) -> Self:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..choices import MAX_COUNT, CacheKind, Positions, is_count, shown
-from ..constants import MAX_CACHE_LEN
+from ..constants import MAX_CACHE_LEN, SINKS
 from ..errors import DecodeError
 from .kv_store import Layers, bits_of_head
 from .moved_keys import MovedKeys
@@ -298,7 +298,7 @@ def too_many_kept(limit: int, n: int) -> str:
     """What is said of `n` positions that must stay where only `limit` are held."""
     return (
         f"cache limit of {limit} positions cannot hold the {n} positions that must stay "
-        f"(sinks and pinned audio): raise max_len above {n} or pin less"
+        f"(sinks and pinned audio): allow more than {n} (max_cache_len, --max-cache-len), or choose another cache"
     )
 
 
@@ -330,7 +330,7 @@ class CachePolicy:
 
     kind: CacheKind | str = CacheKind.SINKS
     max_len: int | None = None
-    sinks: int = 4
+    sinks: int = SINKS
     positions: Positions | str = Positions.ABSOLUTE
     bits: int | None = None
 

@@ -64,7 +64,7 @@ def reading_turns(text: str, tokenizer: Tokenizer) -> list[Message]:
     text the human's. A text that spells special tokens or audio codes is refused with `PromptError`: it would be
     commands and not words.
     """
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not any(map(str.isalnum, text)):
         raise PromptError(f"text to read: expected words, found {text!r:.60}")
     first = min(tokenizer.special_ids)  # every id from here on is a token with a name of its own
     named = [i for i in tokenizer.encode(text) if i >= first]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 # Han, kana and bopomofo; inside a character class. 3005-3007 are iteration marks and the numeral zero.
@@ -18,6 +19,27 @@ _WIDE_MARKS = "\u3001-\u3003\u3008-\u3011\u3014-\u301f\u30fb\uff01-\uff0f\uff1a-
 UNSPACED = f"[{_CJK}{_SOUTH_EAST}]"  # a pattern: one character of a script without blanks between words
 _ANY_UNSPACED = re.compile(UNSPACED)
 _CJK_SEAM = re.compile(rf"[{_CJK}] [{_CJK}]|[{_WIDE_MARKS}] | [{_WIDE_MARKS}]")
+
+
+# Languages -> how the names of their letters begin in Unicode.
+_LETTERS = {
+    "en": ("LATIN",), "de": ("LATIN",), "es": ("LATIN",), "fr": ("LATIN",), "it": ("LATIN",), "pt": ("LATIN",),
+    "zh": ("LATIN", "CJK"), "ja": ("LATIN", "CJK", "HIRAGANA", "KATAKANA"), "ko": ("LATIN", "HANGUL"),
+}  # fmt: skip
+
+
+def foreign_letters(text: str, languages: Iterable[str]) -> str:
+    """The letters of a text that none of these languages is written with, each once; "" if one is not known here.
+
+    >>> foreign_letters("naïve 你好, 12", ["en"])
+    '你好'
+    """
+    languages = tuple(languages)
+    if not all(language in _LETTERS for language in languages):
+        return ""
+    known = tuple(name for language in languages for name in _LETTERS[language])
+    letters = dict.fromkeys(filter(str.isalpha, text))
+    return "".join(c for c in letters if not unicodedata.name(c, "").startswith(known))
 
 
 def is_unspaced(text: str) -> bool:

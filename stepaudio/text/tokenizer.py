@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..constants import N_AUDIO_CODES
 from ..errors import TokenizerError
-from ..files import move_into_place, staging_folder
+from ..files import move_into_place, reason, staging_folder
 from ..reading import is_file, is_folder
 from .tokenizer_files import (
     ADVICE,
@@ -145,7 +145,7 @@ class Tokenizer:
                 self._write(aside)
                 move_into_place(aside, folder, SAVED)
         except Exception as error:  # the library has no class of its own for a disk that is full
-            raise TokenizerError(f"{folder}: the tokenizer cannot be written ({error})") from None
+            raise TokenizerError(f"{folder}: the tokenizer cannot be written ({reason(error)})") from None
 
     def _write(self, folder: Path) -> None:
         self._backend.model.save(str(folder))

@@ -161,8 +161,13 @@ def test_the_command(tmp_path, capsys):
         (["--seconds", "0"], "seconds: expected above 0"), (["--tokens", "0"], "tokens: expected a whole number"),
         (["--batch", "0"], "batch: expected"), (["--bits", "7"], "expected bits"), (["--kv-bits", "5"], "kv_bits"),
         (["--lengths", "3"], "--lengths: is of --measure"),
+        (["--cache", "pinned", "--max-cache-len", "100"], "cannot hold the 317 positions that must stay"),
+        (["--cache", "sinks", "--max-cache-len", "4"], "cannot hold the 4 positions that must stay"),
+        (["--cache", "full", "--max-cache-len", "100"], "--max-cache-len: a full cache has no limit"),
     ]:  # fmt: skip
         assert main(["plan", folder, *words]) == 2, words
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["plan", folder, "--memory", "much"])
+    for size in ("much", "16", "0G"):
+        with pytest.raises(SystemExit):
+            main(["plan", folder, "--memory", size])
+        assert "expected a size with its unit" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Two checkpoints compared: against numpy's own singular values, and against what was done to the second."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -119,6 +120,24 @@ def test_rounding_is_told_from_training(tmp_path):
         assert change.outcome == ROUNDING and change.dtypes == ("F32", "BF16" if dtype == mx.bfloat16 else "F16")
     exact = bf16(a)
     assert compared(tmp_path, {NAME: exact}, {NAME: exact}, (None, mx.bfloat16)).verdict == "all 1 tensors are equal"
+
+
+def test_the_nets_of_token2wav_are_compared_too(speaking_checkpoint, tiny_checkpoint, tmp_path):
+    other = shutil.copytree(speaking_checkpoint, tmp_path / "other")
+    file = other / "token2wav" / "flow.safetensors"
+    nets = mx.load(str(file))
+    name = next(n for n, a in nets.items() if a.ndim == 2)
+    nets[name] = nets[name] + 1.0
+    mx.eval(nets)
+    mx.save_safetensors(str(file), nets)
+    whole = compare_checkpoints(speaking_checkpoint, other)
+    alone = compare_checkpoints(speaking_checkpoint / "token2wav", other / "token2wav")
+    for found in (whole, alone):
+        assert [t.name for t in found.tensors if t.outcome != EQUAL] == [f"flow.{name}"] and not found.note
+    model = compare_checkpoints(tiny_checkpoint, tiny_checkpoint)
+    assert len(whole.tensors) == len(alone.tensors) + len(model.tensors)
+    half = compare_checkpoints(tiny_checkpoint, speaking_checkpoint)
+    assert len(half.tensors) == len(model.tensors) and f"beside {speaking_checkpoint} alone" in half.table()
 
 
 def test_every_tensor_is_in_one_place(tmp_path):

@@ -20,7 +20,8 @@ from stepaudio.checkpoints import hub as ours
 from stepaudio.checkpoints.checksums import RECORD
 from stepaudio.checkpoints.find import checkpoint_folder, meant
 from stepaudio.checkpoints.hub_name import MODEL, TOKEN2WAV, HubName, repository_of
-from stepaudio.errors import DownloadError
+from stepaudio.cli.main import main
+from stepaudio.errors import ConfigError, DownloadError
 
 NAME = HubName(REPO)
 
@@ -256,6 +257,33 @@ def test_other_models_have_no_such_weights(hub, tmp_path):
 )
 def test_what_is_no_name_on_a_hub(text):
     assert HubName.of(text) is None
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("https://huggingface.co/stepfun-ai/Step-Audio-2-mini", HubName("stepfun-ai/Step-Audio-2-mini")),
+        ("http://www.huggingface.co/a/b/", HubName("a/b")),
+        ("https://hf.co/a/b/tree/refs/pr/1", HubName("a/b", "refs/pr/1")),
+        ("https://huggingface.co/a/b/tree/main/", HubName("a/b", "main")),
+        ("https://huggingface.co/datasets/a/b", None),
+        ("https://huggingface.co/a", None),
+        ("https://elsewhere.org/a/b", None),
+        ("https://huggingface.co/a/b/blob/main/config.json", None),
+    ],
+)
+def test_the_address_of_a_page_names_its_model(page, name):
+    assert HubName.of(page) == name and meant(page) == (name or Path(page))
+
+
+def test_the_name_of_a_published_model_alone_is_told_its_organisation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="stepfun-ai/Step-Audio-R1 is the model of this name on a hub"):
+        checkpoint_folder("Step-Audio-R1")
+    assert main(["download", "Step-Audio-2-mini"]) == 2
+    assert "did you mean stepfun-ai/Step-Audio-2-mini?" in capsys.readouterr().err
+    (tmp_path / "Step-Audio-R1").mkdir()
+    assert checkpoint_folder("Step-Audio-R1") == Path("Step-Audio-R1")
 
 
 def test_a_folder_is_no_name_on_a_hub(tmp_path, monkeypatch):

@@ -152,6 +152,8 @@ def test_a_model_that_only_transcribes_says_so(hold, tiny_checkpoint, tmp_path, 
     status, _, err = hold(["/audio clip.wav"], "--model", "recogniser", "--history", "talk.zip")
     assert status == 0 and err == f"stepaudio: {chatting.ONLY_TRANSCRIBES}\n"
     assert len(Conversation.open("talk.zip")) == 3
+    status, out, err = hold(["hello"], "--model", "recogniser")
+    assert (status, out.strip()) == (1, "") and "cannot respond: it was trained to transcribe" in err
 
 
 # ------------------------------------------------------------------------------- sound

@@ -103,6 +103,25 @@ def test_raw_floats_on_standard_output(run, model, speaking_checkpoint):
     assert json.loads(done.stderr)["file"] == "-"
 
 
+@pytest.mark.parametrize("option", [["--noise", "position"], ["--cross-fade", "even"]])
+def test_what_is_of_a_stream_is_refused_without_one(run, option):
+    status, out, err = run("speak", TEXT, "-o", "a.wav", *option, *RUN)
+    assert (status, out) == (2, "") and f"{option[0]}: is of --stream" in one_line(err)
+
+
+def test_a_text_that_the_model_cannot_read_is_refused(run, speaking_checkpoint, tmp_path):
+    status, out, err = run("speak", "?! ...", "-o", "a.wav", *RUN)
+    assert (status, out) == (2, "") and "text to read: expected words" in one_line(err)
+    english = tmp_path / "copy"
+    english.mkdir()
+    for entry in speaking_checkpoint.iterdir():
+        (english / entry.name).symlink_to(entry)
+    (english / "capabilities.json").write_text('{"languages": ["en"]}')
+    status, out, err = run("speak", "good day, \u4f60\u597d", "-o", "a.wav", *RUN, "--model", str(english))
+    assert (status, out) == (2, "") and "'\u4f60\u597d' are no letters of en" in one_line(err)
+    assert run("speak", "caf\u00e9", "-o", "a.wav", *RUN, "--model", str(english))[0] in (0, 1)
+
+
 @pytest.mark.parametrize("text", ["[1, 2, 6561, 3]", "1 2 6655\n3\n"])
 def test_say_codes(run, model, text):
     Path("codes").write_text(text)

@@ -310,6 +310,7 @@ def test_cache_reaches_the_decoder(run, wav, tiny_model):
 @pytest.mark.parametrize("options", [
     ["--max-tokens", "0"], ["--batch", "0"], ["--batch", "-2"], ["--temperature", "-1"], ["--top-p", "0"],
     ["--cache", "full", "--positions", "renumbered"], ["--max-cache-len", "0"], ["--no-repeat-ngram", "-1"],
+    ["--draft-tokens", "3"], ["--sinks", "2", "--cache", "window"], ["--cache", "full", "--max-cache-len", "9"],
 ])  # fmt: skip
 def test_impossible_options(run, wav, options):
     status, out, err = run("transcribe", wav, wav, *options)

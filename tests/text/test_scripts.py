@@ -5,12 +5,22 @@ import doctest
 import pytest
 
 from stepaudio.text import scripts
-from stepaudio.text.scripts import is_unspaced, join_texts
+from stepaudio.text.scripts import foreign_letters, is_unspaced, join_texts
 
 
 def test_doctests():
     found = doctest.testmod(scripts)
-    assert found.failed == 0 and found.attempted == 1
+    assert found.failed == 0 and found.attempted == 2
+
+
+@pytest.mark.parametrize(("text", "languages", "found"), [
+    ("plain words, 12 %", ["en"], ""), ("déjà vu, Ångström", ["en"], ""), ("\u03c0 and \u03c0", ["en"], "\u03c0"),
+    ("\u4f60\u597d OK", ["zh"], ""), ("\u3042\u308a \u4f60", ["zh"], "\u3042\u308a"),
+    ("\u3042\u308a \u4f60 \u30a2", ["ja"], ""), ("\ud55c\uad6d", ["ko"], ""), ("\u0431", ["en", "zh"], "\u0431"),
+    ("\u0431", ["en", "xx"], ""), ("\u4f60", [], "\u4f60"),
+])  # fmt: skip
+def test_letters_that_no_language_has(text, languages, found):
+    assert foreign_letters(text, languages) == found
 
 
 @pytest.mark.parametrize(("parts", "wanted"), [

@@ -17,7 +17,7 @@ import numpy as np
 
 from ... import __version__
 from ...errors import ConfigError, WeightsError
-from ...files import move_into_place, sha256, staging_folder
+from ...files import move_into_place, reason, sha256, staging_folder
 from ...models.token2wav.campplus import SpeakerConfig
 from ...reading import is_file, is_folder
 from ..header import listed, read_header
@@ -75,6 +75,8 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
     folder = _published(model_dir)
     names = (FLOW_YAML, *SOURCES.values())
     missing = [name for name in names if not is_file(folder / name, WeightsError)]
+    if len(missing) == len(names) and out is None and is_file(folder / MANIFEST, WeightsError):
+        return Conversion(read_manifest(folder), False)  # as the bundled one: the published files need not be there
     if missing:
         raise WeightsError(
             f"{folder}: {listed(missing)} missing; expected a published model's folder with "
@@ -91,7 +93,7 @@ def convert(model_dir: str | Path, out: str | Path | None = None) -> Conversion:
             move_into_place(aside, target, [*map(file_of, TOKEN2WAV), MANIFEST], retire=[MANIFEST])
     except (OSError, RuntimeError) as error:  # RuntimeError: how mlx reports a failed write
         raise WeightsError(
-            f"{target}: the conversion could not be written ({error}); `--out` names another folder"
+            f"{target}: the conversion could not be written ({reason(error)}); `--out` names another folder"
         ) from None
     return Conversion(read_manifest(target), True)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from stepaudio.checkpoints.arrays import net_arrays
 from stepaudio.checkpoints.convert import convert as converting
 from stepaudio.checkpoints.convert.convert import check_part, convert
 from stepaudio.checkpoints.convert.infer_config import hift_sizes, s3_sizes, speaker_sizes
+from stepaudio.checkpoints.convert.manifest import MANIFEST
 from stepaudio.checkpoints.convert.published import describe
 from stepaudio.checkpoints.header import read_header
 from stepaudio.checkpoints.layout import SOURCES, TOKEN2WAV, net_layout
@@ -199,6 +201,20 @@ def test_second_run_does_nothing_until_a_source_changes(folder, capsys):
     assert convert(folder).fresh
     (folder / "flow.safetensors").write_bytes(b"cut")
     assert convert(folder).fresh and not convert(folder).fresh
+
+
+def test_a_folder_without_its_published_files_is_converted_already(speaking_checkpoint, tmp_path):
+    home = tmp_path / "model" / "token2wav"
+    home.mkdir(parents=True)
+    for file in (speaking_checkpoint / "token2wav").glob("*.safetensors"):
+        shutil.copy(file, home)
+    shutil.copy(speaking_checkpoint / "token2wav" / MANIFEST, home)
+    assert main(["convert", str(tmp_path / "model")]) == 0
+    with pytest.raises(WeightsError, match="flow.yaml.* missing"):
+        convert(tmp_path / "model", tmp_path / "elsewhere")
+    (home / MANIFEST).unlink()
+    with pytest.raises(WeightsError, match="flow.yaml.* missing"):
+        convert(tmp_path / "model")
 
 
 def test_out_is_another_folder_that_stands_alone(folder, tmp_path, capsys):
