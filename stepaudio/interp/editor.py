@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -15,6 +15,8 @@ from .donor import Activations
 from .edit_targets import HEADS, Target
 from .edits import Edits
 from .places import Place, Span
+
+AHEAD = 64  # positions of donors that are uploaded at a time while one comes after another
 
 
 class Editor(ABC):
@@ -28,6 +30,10 @@ class Editor(ABC):
         self._targets: dict[str, list[Target]] = {}
         self._draws: dict[tuple[int, int, int], int] = {}
         self._known: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self._uploaded: dict[tuple, mx.array] = {}  # what no pass changes, on the device
+        self._ahead: dict[
+            tuple, tuple[int, mx.array]
+        ] = {}  # of donors: the first position, and what they have from it on
 
     def begin_pass(self) -> None:
         """Other positions come now than before; those of a pass are worked out once for all its activations."""
@@ -100,25 +106,14 @@ class Editor(ABC):
         keys, seen = None, None
         if target.axis(target.times, 1) is not None:
             keys, seen = self._placed(target, edit.keys or Place(), 1, x)
-        masks: list[mx.array] = []
         if edit.donors and edit.kind == EditKind.PATCH:
             first, donor = self.donor_range(target)
             there = (positions >= first) & (positions < first + donor)
             chosen = np.logical_and(chosen, there)
         if not chosen.any():
             return x
-        if not chosen.all():
-            masks.append(_along(mx.array(chosen), x.ndim, 0, at))
-        if edit.at.tokens is not None:
-            masks.append(_along(self.holds(edit.at.tokens, positions), x.ndim, 0, at))
-        if edit.keys is not None and keys is not None and seen is not None:
-            if not seen.any():
-                return x
-            masks.append(_along(mx.array(seen), x.ndim, 0, target.axis(target.times, 1)))
-            if edit.keys.tokens is not None:
-                masks.append(_along(self.holds(edit.keys.tokens, keys), x.ndim, 0, target.axis(target.times, 1)))
-        if target.heads is not None:
-            masks.append(_along(mx.array(target.heads), x.ndim, target.axis(HEADS)))
+        if seen is not None and not seen.any():
+            return x
         if edit.kind not in (EditKind.PATCH, EditKind.RESAMPLE):
             new = self._new(target, x)
         else:
@@ -127,17 +122,36 @@ class Editor(ABC):
             exact = chosen[:, span].all() and (target.heads is None or target.heads[heads].all())
             if exact and edit.at.tokens is None and edit.keys is None:
                 return new  # what was copied is what is meant, and nothing else
+        masks: list[mx.array] = []
+        if not chosen.all():
+            masks.append(_along(mx.array(chosen), x.ndim, 0, at))
+        if edit.at.tokens is not None:
+            masks.append(_along(self.holds(edit.at.tokens, positions), x.ndim, 0, at))
+        if edit.keys is not None and keys is not None and seen is not None:
+            masks.append(_along(mx.array(seen), x.ndim, 0, target.axis(target.times, 1)))
+            if edit.keys.tokens is not None:
+                masks.append(_along(self.holds(edit.keys.tokens, keys), x.ndim, 0, target.axis(target.times, 1)))
+        if (named := target.heads) is not None:
+            mask = self._once(target, "heads", lambda: mx.array(named))
+            masks.append(_along(mask, x.ndim, target.axis(HEADS)))
         mask = None
         for part in masks:
             mask = part if mask is None else mask & part
         return new if mask is None else mx.where(mask, new, x)
 
-    @staticmethod
-    def _new(target: Target, x: mx.array) -> mx.array:
+    def _once(self, target: Target, what: object, made: Callable[[], mx.array]) -> mx.array:
+        """An array that all passes have in common: what the host holds is uploaded once, not at every step."""
+        key = (target.name, id(target.edit), what)
+        if key not in self._uploaded:
+            self._uploaded[key] = made()
+        return self._uploaded[key]
+
+    def _new(self, target: Target, x: mx.array) -> mx.array:
         """What stands where the edit holds."""
-        kind, value = target.edit.kind, mx.array(0.0 if target.value is None else target.value)
+        kind, given = target.edit.kind, 0.0 if target.value is None else target.value
         if kind == EditKind.ZERO:
             return mx.zeros_like(x)
+        value = self._once(target, "value", lambda: mx.array(given))
         if kind == EditKind.ADD:
             return (x.astype(mx.float32) + value).astype(x.dtype)
         if kind == EditKind.SCALE:
@@ -159,10 +173,16 @@ class Editor(ABC):
         """What the donors have within this extent; of other heads and positions nothing is copied from them."""
         at, head = target.axis(target.times), target.axis(HEADS)
         rows = range(len(positions))
-        taken = [
-            self._taken(target, row, positions[row, span], None if keys is None else keys[row], heads) for row in rows
-        ]
-        block = mx.array(np.stack(taken)).astype(x.dtype)
+        if keys is None and span.stop - span.start == 1:
+            block = mx.stack([self._next(target, row, int(positions[row, span][0]), heads, x.dtype) for row in rows])
+        else:
+            taken = [
+                self._taken(target, row, positions[row, span], None if keys is None else keys[row], heads)
+                for row in rows
+            ]
+            block = mx.array(np.stack(taken)).astype(x.dtype)
+        if at is None:
+            block = block[:, 0]
         if block.shape == x.shape:
             return block
         where = [slice(None)] * x.ndim
@@ -173,12 +193,23 @@ class Editor(ABC):
         new[tuple(where)] = block
         return new
 
+    def _next(self, target: Target, row: int, position: int, heads: slice, dtype: mx.Dtype) -> mx.array:
+        """What the donors have at one position for one row; that of the next ones is uploaded with it."""
+        key = (target.name, id(target.edit), row)
+        start, ahead = self._ahead.get(key, (0, None))
+        if ahead is None or not start <= position < start + AHEAD:
+            start, known = position, np.arange(position, position + AHEAD)
+            ahead = mx.array(self._taken(target, row, known, None, heads)).astype(dtype)
+            self._ahead[key] = start, ahead
+        where = [slice(None)] * ahead.ndim
+        where[_time_axis(target)] = slice(position - start, position - start + 1)
+        return ahead[tuple(where)]
+
     def _taken(
         self, target: Target, row: int, positions: np.ndarray, keys: np.ndarray | None, heads: slice
     ) -> np.ndarray:
         """What the donors have for one row: without the axis of the batch."""
-        edit, name, axes = target.edit, target.name, target.axes[1:]
-        at = next((i for i, a in enumerate(axes) if a in target.times), 0)  # of logits, the donor has every position
+        edit, name, axes, at = target.edit, target.name, target.axes[1:], _time_axis(target)
         part = tuple(heads if a in HEADS else slice(None) for a in axes)
         if edit.kind == EditKind.PATCH:
             (donor,) = edit.donors
@@ -196,13 +227,18 @@ class Editor(ABC):
                 pool[i].take(d - (ends[i] - pool[i].shape[at]), axis=at) for i, d in zip(which, drawn, strict=True)
             ]
             found = np.stack(parts, axis=at)
-        return found[0] if "n" not in axes and name == "logits" else found
+        return found
 
     def _drawn(self, seed: int, position: int, n: int) -> int:
         key = (seed, position, n)
         if key not in self._draws:  # by seed and position alone: the same in every pass and every row
             self._draws[key] = int(np.random.default_rng([seed, max(position, 0)]).integers(n))
         return self._draws[key]
+
+
+def _time_axis(target: Target) -> int:
+    """The axis of positions in what a donor has for one row; of logits, it has every position."""
+    return next((i for i, axis in enumerate(target.axes[1:]) if axis in target.times), 0)
 
 
 def _along(part: mx.array, ndim: int, *axes: int | None) -> mx.array:

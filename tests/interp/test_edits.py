@@ -9,8 +9,8 @@ import tiny
 
 from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import ConfigError
+from stepaudio.interp import editor, names, running
 from stepaudio.interp import edits as making
-from stepaudio.interp import names, running
 from stepaudio.interp.edits import Place
 from stepaudio.interp.recorder import record
 from stepaudio.models.kv_cache import CachePolicy, FullCache
@@ -150,10 +150,41 @@ def test_each_run_of_a_batch_may_have_edits_of_its_own(tiny_model, clip, donor):
 def test_a_prompt_read_in_parts_is_edited_as_one(tiny_model, clip, donor, kind, monkeypatch):
     edits = every_kind(donor)[kind]
     whole = free(tiny_model, clip, edits)
-    monkeypatch.setattr("stepaudio.decoding.prefill.PREFILL", 7)
+    monkeypatch.setattr("stepaudio.decoding.prefill.positions_at_once", lambda *_: 7)
     parts = free(tiny_model, clip, edits)
     assert len(parts["logits"]) == len(whole["logits"]) == N
     np.testing.assert_allclose(np.stack(parts["logits"]), np.stack(whole["logits"]), atol=2e-4, rtol=1e-4)
+
+
+class Uploads:
+    """mx for a module, with a count of the host's arrays and numbers that it hands to the device."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __getattr__(self, name):
+        return getattr(mx, name)
+
+    def array(self, value, *rest):
+        self.count += not isinstance(value, mx.array)
+        return mx.array(value, *rest)
+
+
+@pytest.mark.parametrize("kind", ["patch", "resample", "add", "scale", "zero"])
+def test_a_longer_answer_uploads_no_more(tiny_model, clip, kind, monkeypatch):
+    """What an edit puts at a head of every layer is the same at every step, or lies in a donor from step to step."""
+    donor = running.activations(tiny_model, clip, "decoder.*.z", **HOW | {"max_tokens": 24})
+    given = {"patch": (donor,), "resample": (donor,), "add": (np.ones(8),), "scale": (0.5,), "zero": ()}[kind]
+    edits, counts, logits = getattr(making, kind)("decoder.*.z", *given, heads=1), [], []
+    for steps, ahead in ((4, 64), (24, 64), (24, 5), (24, 1)):
+        monkeypatch.setattr(editor, "mx", uploads := Uploads())
+        monkeypatch.setattr(editor, "AHEAD", ahead)
+        logits.append(np.stack(free(tiny_model, clip, edits, max_tokens=steps)["logits"]))
+        counts.append(uploads.count)
+    assert counts[1] == counts[0]
+    assert (counts[3] > counts[2] > counts[1]) == (kind in ("patch", "resample"))
+    for other in logits[2:]:
+        np.testing.assert_array_equal(other, logits[1])
 
 
 def test_a_cache_that_evicts_is_edited_by_position(tiny_model, clip):
