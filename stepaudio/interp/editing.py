@@ -15,6 +15,7 @@ from ..choices import EditKind
 from ..constants import EMBEDDINGS_PER_SECOND, FRAMES_PER_SECOND, SAMPLE_RATE
 from ..errors import ConfigError
 from ..models.speech_lm import StepAudioConfig
+from ..models.tap import beginnings
 from ..pipeline import Layout
 from .donor import Activations
 from .edit_targets import RATES, TIMES, Target, targets_of
@@ -61,6 +62,7 @@ class EditTap(Editor):
             for target in targets_of(edit, config):
                 self._check(target, config)
                 self.add(target)
+        self._wanted = beginnings((*self.names, *FIXED))
         self._slots = np.zeros(0, int)
         self._tokens: list[mx.array] = []  # of every pass
 
@@ -68,6 +70,10 @@ class EditTap(Editor):
     def in_audio(self) -> bool:
         """Whether something is edited in encoder or adapter."""
         return any(name.startswith(("encoder.", "adapter.")) for name in self.names)
+
+    def wants(self, name: str) -> bool:
+        """Whether something is edited there, as `models.tap.wants` asks."""
+        return name in self._wanted
 
     def __call__(self, name: str, x: mx.array) -> mx.array:
         """The edited activation, or `x` itself where nothing is to be done."""
@@ -247,6 +253,11 @@ class RowTaps:
     def __init__(self, taps: Sequence[EditTap]):
         self._taps = tuple(taps)
         self._names = {name for tap in taps for name in tap.names}
+        self._wanted = beginnings((*self._names, *FIXED))
+
+    def wants(self, name: str) -> bool:
+        """Whether a row is edited there."""
+        return name in self._wanted
 
     def __call__(self, name: str, x: mx.array) -> mx.array:
         """The activation with each row edited, or `x` itself where nothing is to be done."""

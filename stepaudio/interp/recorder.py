@@ -21,7 +21,7 @@ from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options,
 from ..errors import ConfigError, DecodeError
 from ..model import StepAudio2
 from ..models.speech_lm import StepAudioConfig
-from ..models.tap import Tap, chain
+from ..models.tap import Tap, beginnings, chain
 from ..text.chat_template import Message
 from ..text.messages import is_conversation, with_audio
 from ..text.prompts import ASR_SYSTEM, asr_turns
@@ -75,6 +75,7 @@ class Recorder:
         if byte_limit < 1:
             raise ConfigError(f"byte_limit: expected at least 1 byte, found {byte_limit}")
         self._wanted = frozenset().union(*(meant[pattern] for pattern in names))
+        self._beginnings = beginnings((*self._wanted, "decoder.positions", "logits"))
         self._reducers: dict[str, Reducer] = {}
         for pattern, function in reduce.items():
             for name in meant[pattern]:
@@ -84,6 +85,10 @@ class Recorder:
         self._passes: dict[str, list[int]] = defaultdict(list)
         self._pass = -1  # of the decoder, from 0; -1 while audio is encoded
         self.first_choice: int | None = None  # the pass that chose the first token
+
+    def wants(self, name: str) -> bool:
+        """Whether it is recorded, as `models.tap.wants` asks."""
+        return name in self._beginnings
 
     def __call__(self, name: str, array: mx.array) -> None:
         """Keep `array` if it is wanted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..backend.ops import Mask, attention_pattern, softmax_attention, weighted_values
-from .tap import Tap, emit
+from .tap import Tap, emit, wants
 
 
 def attend(
@@ -32,7 +32,7 @@ def attend(
     scale : of the scores. mask : as `backend.ops.softmax_attention` takes it.
     """
     z = softmax_attention(q, k, v, scale, mask)
-    if tap is not None:
+    if tap is not None and wants(tap, "pattern"):
         computed = attention_pattern(q, k, scale, mask)
         pattern = emit(tap, "pattern", computed)
         if pattern is not computed:

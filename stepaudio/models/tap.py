@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -61,21 +61,47 @@ class _Prefixed:
 
 
 def named(tap: Tap | None, prefix: str) -> Tap | None:
-    """The same tap for a part of a net, whose names get `prefix` in front."""
+    """The same tap for a part of a net, whose names get `prefix` in front; None if it wants nothing there."""
+    if tap is None or not wants(tap, prefix):
+        return None
+    return _Prefixed(tap.tap, tap.prefix + prefix) if isinstance(tap, _Prefixed) else _Prefixed(tap, prefix)
+
+
+def wants(tap: Tap, name: str) -> bool:
+    """Whether a tap has a use for `name`, or, if that ends in a dot, for anything below it.
+
+    A tap may have a method `wants` that says so, for example by `beginnings`; one without is shown everything.
+    """
     if isinstance(tap, _Prefixed):
-        return _Prefixed(tap.tap, tap.prefix + prefix)
-    return None if tap is None else _Prefixed(tap, prefix)
+        tap, name = tap.tap, tap.prefix + name
+    says = getattr(tap, "wants", None)
+    return says is None or says(name)
+
+
+def beginnings(names: Iterable[str]) -> frozenset[str]:
+    """These names, and all that they begin with up to a dot: what `wants` is asked for."""
+    found = set(names)
+    for name in tuple(found):
+        found |= {name[: i + 1] for i, letter in enumerate(name) if letter == "."}
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Several taps, one behind the other."""
+
+    taps: tuple[Tap, ...]
+
+    def __call__(self, name: str, x: mx.array) -> mx.array:
+        for tap in self.taps:
+            x = emit(tap, name, x)
+        return x
+
+    def wants(self, name: str) -> bool:
+        return any(wants(tap, name) for tap in self.taps)
 
 
 def chain(*taps: Tap | None) -> Tap | None:
     """One tap out of several: each sees what the one before has left, so a recorder behind an edit records the edit."""
-    given = [tap for tap in taps if tap is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-
-    def all_of_them(name: str, x: mx.array) -> mx.array:
-        for tap in given:
-            x = emit(tap, name, x)
-        return x
-
-    return all_of_them
+    given = tuple(tap for tap in taps if tap is not None)
+    return _Chain(given) if len(given) > 1 else given[0] if given else None

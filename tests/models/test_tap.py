@@ -12,7 +12,7 @@ from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import ConfigError
 from stepaudio.interp.names import FIXED, activation_names
 from stepaudio.models.kv_cache import CachePolicy, NoCache
-from stepaudio.models.tap import chain, emit, named
+from stepaudio.models.tap import beginnings, chain, emit, named, wants
 
 NET = tiny_net(seed=4, scale=1.5)
 TOKENS = np.random.default_rng(0).integers(0, 48, 14)
@@ -103,6 +103,43 @@ def test_names_of_parts_and_taps_in_a_row():
     assert emit(named(last, "net."), "x", mx.array(1.0)).item() == 2
     assert calls == [("net.x", 1), ("net.x", 2)]  # the second tap sees what the first has left
     assert chain(None, tap) is tap
+
+
+class Choosy:
+    """A tap that says what it wants, and keeps what it is shown."""
+
+    def __init__(self, *names: str):
+        self.names, self.shown = beginnings(names), {}
+
+    def wants(self, name: str) -> bool:
+        return name in self.names
+
+    def __call__(self, name, x):
+        self.shown[name] = np.array(x)
+
+
+def test_a_tap_may_say_what_it_wants():
+    """It is shown nothing of other layers, and sees the same of its own as one that is shown everything."""
+    everything, some = {}, Choosy("decoder.1.z", "encoder.0.q")
+    want = logits(lambda name, x: everything.update({name: np.array(x)}))
+    assert np.array_equal(logits(some), want)
+    assert "decoder.1.z" in some.shown and "decoder.1.pattern" not in some.shown
+    assert not [name for name in some.shown if name.startswith("decoder.0.")]
+    assert len(some.shown) < len(everything)
+    for name, array in some.shown.items():
+        np.testing.assert_array_equal(array, everything[name])
+    assert named(some, "adapter.") is None and named(named(some, "decoder."), "0.") is None
+    embeddings(some)
+    assert "encoder.0.q" in some.shown
+
+
+def test_taps_in_a_row_want_what_any_of_them_wants():
+    a, b = Choosy("net.a.x"), Choosy("net.b.x")
+    both = chain(a, b)
+    assert wants(both, "net.a.") and wants(both, "net.b.x") and not wants(both, "net.c.")
+    emit(named(named(both, "net."), "b."), "x", mx.array(1.0))
+    assert set(b.shown) == {"net.b.x"}
+    assert wants(chain(a, lambda name, x: None), "net.c.")  # one that says nothing is shown everything
 
 
 # ------------------------------------------------------------------------------- watching
