@@ -32,7 +32,7 @@ def attend(
     scale : of the scores. mask : as `backend.ops.softmax_attention` takes it.
     """
     z = softmax_attention(q, k, v, scale, mask)
-    if tap is not None and wants(tap, "pattern"):
+    if wants(tap, "pattern"):
         computed = attention_pattern(q, k, scale, mask)
         pattern = emit(tap, "pattern", computed)
         if pattern is not computed:

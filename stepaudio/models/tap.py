@@ -67,15 +67,15 @@ def named(tap: Tap | None, prefix: str) -> Tap | None:
     return _Prefixed(tap.tap, tap.prefix + prefix) if isinstance(tap, _Prefixed) else _Prefixed(tap, prefix)
 
 
-def wants(tap: Tap, name: str) -> bool:
-    """Whether a tap has a use for `name`, or, if that ends in a dot, for anything below it.
+def wants(tap: Tap | None, name: str) -> bool:
+    """Whether there is a tap that has a use for `name`, or, if that ends in a dot, for anything below it.
 
     A tap may have a method `wants` that says so, for example by `beginnings`; one without is shown everything.
     """
     if isinstance(tap, _Prefixed):
         tap, name = tap.tap, tap.prefix + name
     says = getattr(tap, "wants", None)
-    return says is None or says(name)
+    return tap is not None and (says is None or says(name))
 
 
 def beginnings(names: Iterable[str]) -> frozenset[str]:
