@@ -11,7 +11,7 @@ step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -208,10 +208,15 @@ class WindowCache(Layers):
     def _plan_many(self, new: np.ndarray) -> None:
         """Prefill: everything held and everything new, seen through the rule; then only the survivors stay."""
         both = self.slots = np.concatenate([self.held, new])
-        loose, order = ~self._is_kept(both), self._order(self.offset + self._n)
-        recent = order[new][:, None] - order[both][None, :] < self._window
-        seen = (both[None, :] <= new[:, None]) & (~loose[None, :] | recent)
-        self._mask = mx.array(cast(Any, seen))[None, None]
+        loose = ~self._is_kept(both)
+        if len(both) == self.offset + self._n and np.count_nonzero(loose) <= self._window:  # nothing was or is evicted
+            self._mask, self._survivors, self._after = "causal", None, both
+            return
+        order = self._order(self.offset + self._n)
+        key, query = (mx.array(at.astype(np.int32)) for at in (both, new))
+        before_key, before_query = (mx.array(order[at].astype(np.int32)) for at in (both, new))
+        recent = before_query[:, None] - before_key < self._window
+        self._mask = ((key <= query[:, None]) & (recent | mx.array(~loose)))[None, None]
         alive = self._alive(both, new[-1]) if self._settled is None else np.ones(len(both), bool)
         self._survivors = None if alive.all() else mx.array(np.flatnonzero(alive))
         self._after = both[alive]

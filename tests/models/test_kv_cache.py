@@ -125,6 +125,27 @@ def test_sinks_equal_full_while_nothing_is_forgotten():
     assert off(run(build("sinks", "reindexed"), x, [4]), full) < 1e-5
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if k[0] != "full"], ids=str)
+def test_a_prompt_below_the_limit_needs_no_mask_of_its_own(kind):
+    """Attention's own causal kernel reads it, to the bit as with a full cache; beyond, the rule is written out."""
+    x, kept = embeddings(LIMIT + 1), KEPT[kind[0]]
+    loose = np.cumsum([i not in kept for i in range(LIMIT + 1)])
+    most = int(np.count_nonzero(loose <= LIMIT - len(kept)))  # nothing is evicted
+    cache, full = build(*kind), build("full", "absolute")
+    for at, n in ((0, 5), (5, most - 5)):
+        part = x[None, at : at + n]
+        np.testing.assert_array_equal(np.array(NET.logits(part, cache)), np.array(NET.logits(part, full)))
+    assert masks(build(*kind), most) == "causal"
+    assert not isinstance(masks(build(*kind), most + 1), str)
+
+
+def masks(cache, n: int):
+    """The mask of a first pass over n positions."""
+    cache.plan(n)
+    heads = mx.zeros((1, 1, n, NET.config.text_config.head_dim))
+    return cache.update(0, heads, heads, heads)[3]
+
+
 def test_no_cache_equals_the_reference():
     x = embeddings()
     assert off(np.array(NET.logits(x[None], NoCache(NET.model.rope))[0]), by_hand("full", "absolute", x)) < TOLERANCE
