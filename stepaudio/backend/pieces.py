@@ -1,9 +1,9 @@
 """A long forward pass in pieces, so that Python gets a turn between them and Ctrl-C need not wait for all of it.
 
 MLX runs whatever has been asked for in one go, and Python sees no signal meanwhile: the encoder over half a minute of
-sound, or a minute of speech on its way through the flow. So nets evaluate at the end of a layer once enough has come
-together that the wait costs nothing beside the work; and what alone is more than that, such as the wide matrices of a
-layer over a long prompt, is computed some positions at a time.
+sound, or a minute of speech on its way through the flow. So nets ask for the end of a layer once enough has come
+together, and wait for the piece before: the device need not wait for the host. What alone is more than a piece, such as
+the wide matrices of a layer over a long prompt, is computed some positions at a time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import contextlib
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from .device import on_cpu
 
@@ -43,16 +41,21 @@ class Pieces:
 
     def __init__(self):
         self._enough, self._work = enough(), 0.0
+        self._before: mx.array | None = None  # the end of the last piece, which may still be computed
 
     def end(self, x: mx.array, cost: float = LAYER) -> mx.array:
-        """The end of a layer: x (..., C) as it is, evaluated if it ends a piece. `cost` like `LAYER`."""
+        """The end of a layer: x (..., C) as it is, asked for if it ends a piece. `cost` like `LAYER`."""
         per_element = x.shape[-1] * cost
         if cost == LAYER:
             per_element += 2 * x.shape[-2]  # every position with every other
         self._work += x.size * per_element
         if self._work >= self._enough:
             self._work = 0.0
-            finish(x)
+            with contextlib.suppress(ValueError):  # as in `finish`
+                mx.async_eval(x)
+                if self._before is not None:
+                    mx.eval(self._before)
+                self._before = x
         return x
 
 
@@ -87,4 +90,13 @@ def by_positions(layer: nn.Module, x: mx.array) -> mx.array:
 
 def n_weights(net: nn.Module) -> int:
     """Multiply-adds of a net for each position, as far as all of its weights are matrices or kernels."""
-    return sum(w.size for _, w in cast(list[tuple[str, mx.array]], tree_flatten(net.parameters())))
+    total, left = 0, [net]
+    while left:  # by hand: `parameters` and `tree_flatten` take as long as a small layer
+        one = left.pop()
+        if isinstance(one, mx.array):
+            total += one.size
+        elif isinstance(one, nn.Module):
+            left += [part for name, part in one.items() if not name.startswith("_")]
+        elif isinstance(one, list | tuple):
+            left += one
+    return total

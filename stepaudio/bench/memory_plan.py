@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ..backend.cpu_ops import MANY
 from ..backend.memory import KEPT_BUFFERS
-from ..backend.pieces import LEAST_ROWS, PART, enough
+from ..backend.pieces import LAYER, LEAST_ROWS, PART, enough
 from ..checkpoints.find import meant
 from ..checkpoints.hub import cached
 from ..checkpoints.layout import expected_layout
@@ -24,7 +24,7 @@ from ..checkpoints.packed import WEIGHT, PackedTensor, quantisable, read_tensors
 from ..checkpoints.recipe import Recipe
 from ..checkpoints.siblings import name_of, sibling_of
 from ..constants import CHUNK_SECONDS, SAMPLE_RATE, n_audio_embeddings, n_mel_frames
-from ..decoding.prefill import PREFILL
+from ..decoding.prefill import positions_at_once
 from ..errors import ConfigError, DecodeError, WeightsError
 from ..models.decoder import TextConfig
 from ..models.encoder import AudioEncoderConfig
@@ -43,6 +43,7 @@ PUBLISHED = dict.fromkeys(("Step-Audio-2-mini", "Step-Audio-2-mini-Base", "Step-
 WORDS = 64  # tokens of a prompt beside the audio, with room
 ENCODER_ARRAYS = 14  # of a block, in channels: the residual stream, four wide ones twice, queries, keys, values
 LAYER_ARRAYS, MLP_ARRAYS = 6, 3  # of a layer of the decoder, in channels; of its MLP, in wide channels
+BEHIND = 6  # layers of the decoder that a GPU still has to compute when the host has asked for more; two pieces at most
 SCORE_ARRAYS = 4  # of attention on a CPU, float32: scores, powers and what they are made by
 LOGIT_ARRAYS = 5  # of the vocabulary, float32: logits, rules and their copies
 
@@ -241,10 +242,12 @@ def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
     encoder = at_once * (S * C * ENCODER_ARRAYS + frames * C * 2) * item + scores
     embedded = clips * n_audio_embeddings(frames) * text.hidden_size * item
 
-    n = min(PREFILL, prompt)
+    n = min(positions_at_once(batch, task.on_cpu), prompt)
     mlp = 3 * text.hidden_size * text.intermediate_size
     wide = min(batch * n, max(LEAST_ROWS, int(PART * enough() / mlp)))
-    prefill = (batch * n * text.hidden_size * LAYER_ARRAYS + wide * text.intermediate_size * MLP_ARRAYS) * item
+    layer = batch * n * text.hidden_size * (LAYER * text.hidden_size + 2 * n)  # as `Pieces` counts
+    behind = 1 if task.on_cpu else min(BEHIND, 2 * math.ceil(enough() / layer))
+    prefill = (batch * n * text.hidden_size * LAYER_ARRAYS + wide * text.intermediate_size * MLP_ARRAYS) * item * behind
     prefill += batch * prompt * text.hidden_size * item
     prefill += min(MANY, batch * text.num_attention_heads * n * prompt) * 4 * SCORE_ARRAYS if task.on_cpu else 0
     widened = sizes.widest * 4 if task.on_cpu else 0

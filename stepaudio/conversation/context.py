@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..backend.device import on_cpu
 from ..constants import n_audio_embeddings, n_mel_frames
 from ..decoding.options import DecodingOptions
-from ..decoding.prefill import PREFILL
+from ..decoding.prefill import positions_at_once
 from ..engine import Engine
 from ..text.chat_template import Message, Prompt
 from .recording import Recording
@@ -115,7 +116,7 @@ def _rows(recording: Recording, size: int) -> list[int]:
 def _fill(cache, n: int) -> None:
     """Let a cache without layers count `n` positions, in the steps of a prompt."""
     while n > 0:
-        step = min(cache.room(n), PREFILL)
+        step = min(cache.room(n), positions_at_once(1, on_cpu()))
         cache.plan(step)
         cache.advance()
         n -= step

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
+from mlx.utils import tree_flatten
 
 from stepaudio.backend import pieces
 
@@ -66,22 +67,25 @@ def test_pieces_change_no_number(tiny_model, synthesizer, voices, monkeypatch):
         ]
 
     want, ended = results(), []
-    evaluate = mx.eval
+    evaluate = mx.async_eval
     monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 1.0)
     monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 1.0)
-    monkeypatch.setattr(pieces.mx, "eval", lambda *a: ended.append(a) or evaluate(*a))
+    monkeypatch.setattr(pieces.mx, "async_eval", lambda *a: ended.append(a) or evaluate(*a))
     assert results() == want and len(ended) > 50
 
 
 def test_pieces_end_when_enough_has_come_together(monkeypatch):
-    ended = []
+    """The end of a piece is asked for, and that of the one before waited for: no more than two are on their way."""
+    calls = []
     monkeypatch.setattr(pieces, "ENOUGH_ON_CPU", 100.0)
     monkeypatch.setattr(pieces, "ENOUGH_ON_GPU", 100.0)
-    monkeypatch.setattr(pieces.mx, "eval", ended.append)
+    monkeypatch.setattr(pieces.mx, "async_eval", lambda x: calls.append(("asked", int(x[0, 0]))))
+    monkeypatch.setattr(pieces.mx, "eval", lambda x: calls.append(("waited", int(np.array(x)[0, 0]))))
     found = pieces.Pieces()
-    for _ in range(6):
-        found.end(mx.zeros((2, 3)), 2)  # 2 x 3 elements, 3 channels, twice: 36
-    assert len(ended) == 2
+    layers = [mx.array(np.full((2, 3), i)) for i in range(9)]
+    for x in layers:
+        found.end(x, 2)  # 2 x 3 elements, 3 channels, twice: 36
+    assert calls == [("asked", 2), ("asked", 5), ("waited", 2), ("asked", 8), ("waited", 5)]
 
 
 @pytest.mark.parametrize("transform", [mx.compile, mx.vmap, mx.grad, lambda f: mx.compile(mx.grad(f))])
@@ -119,3 +123,9 @@ def test_a_layer_over_many_positions_is_computed_in_parts(monkeypatch):
     np.testing.assert_allclose(mx.compile(lambda x: pieces.by_positions(layer, x))(x), want, rtol=1e-5, atol=1e-6)
     pieces.by_positions(layer, x[:, :1])
     assert sizes[-1] == 3  # few positions go as they are
+
+
+def test_weights_are_counted_as_parameters_have_them():
+    layer = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4, bias=False))
+    layer.mlp, layer._own = [nn.Linear(4, 2), nn.relu, nn.LayerNorm(3)], mx.zeros((99,))
+    assert pieces.n_weights(layer) == sum(a.size for _, a in tree_flatten(layer.parameters())) == 54 + 24 + 10 + 6

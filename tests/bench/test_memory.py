@@ -15,6 +15,7 @@ from stepaudio.bench.memory_plan import MINI, Task, plan_memory, planned, sizes_
 from stepaudio.checkpoints.quantize import quantise
 from stepaudio.checkpoints.recipe import Recipe
 from stepaudio.cli.main import main
+from stepaudio.decoding.prefill import positions_at_once
 from stepaudio.errors import ConfigError
 from stepaudio.model import StepAudio2
 from stepaudio.models.decoder import TextConfig
@@ -105,6 +106,17 @@ def test_the_peak_is_near_what_mlx_shows(bits):
     assert plan.weights == pytest.approx(sum(a.nbytes for _, a in tree_flatten(engine.net.parameters())))
     assert 0.75 < plan.peak / found.peak < 1.35
     assert "ratio" in shown.compared(plan, found)
+
+
+def test_a_longer_prompt_takes_no_more_to_read_than_a_step():
+    """On a GPU, but for its embeddings; and twice the batch does not take twice as much of what prompts share."""
+    found = {}
+    for seconds in (200.0, 500.0):
+        asked = task(seconds=seconds, whole=True, on_cpu=False, itemsize=2, policy=CachePolicy("full"))
+        found[seconds] = plan_memory(planned("random", MINI, {}, 2, None), asked)
+    more = found[500.0].positions - found[200.0].positions
+    assert found[500.0].prefill - found[200.0].prefill == more * MINI.text_config.hidden_size * 2
+    assert positions_at_once(1, True) < positions_at_once(1, False) == 2 * positions_at_once(2, False)
 
 
 def test_recordings_of_many_lengths_leave_nothing(tmp_path):

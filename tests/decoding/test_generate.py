@@ -91,9 +91,26 @@ def test_limit_of_the_config_is_the_default():
 def test_prefill_in_chunks_equals_whole(monkeypatch, chunk, cache):
     prompt = np.random.default_rng(1).integers(0, 48, 41)
     whole = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
-    monkeypatch.setattr(prefill_module, "PREFILL", chunk)
+    monkeypatch.setattr(prefill_module, "positions_at_once", lambda *_: chunk)
     chunked = run(NET, prompt, spans=((9, 7),), cache=cache, max_tokens=20)
     assert chunked.tokens == whole.tokens and np.allclose(chunked.logprobs, whole.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "batch", "steps"),
+    [(True, 1, [10] * 4), (False, 1, [24, 16]), (False, 2, [12, 12, 12, 4]), (False, 4, [10] * 4)],
+)
+def test_prompts_of_a_batch_share_the_positions_of_a_step(monkeypatch, cpu, batch, steps):
+    fed, feed = [], type(NET.model).__call__
+    monkeypatch.setattr(prefill_module, "ON_CPU", 10)
+    monkeypatch.setattr(prefill_module, "ON_GPU", 24)
+    monkeypatch.setattr(prefill_module, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(
+        type(NET.model), "__call__", lambda net, x, *rest: fed.append(x.shape[:2]) or feed(net, x, *rest)
+    )
+    options = RunOptions(GREEDY, cache=CachePolicy("full"), max_tokens=1)
+    list(generate(NET, [request(NET, np.arange(40))] * batch, options))
+    assert fed == [(batch, n) for n in steps]
 
 
 def test_no_step_is_computed_in_vain(monkeypatch):
