@@ -183,7 +183,7 @@ class StepAudioNet(nn.Module):
         def run(mel: mx.array, x_len: mx.array) -> mx.array:
             return self.adapter(self.encoder(mel, x_len, independent, named(tap, "encoder.")), named(tap, "adapter."))
 
-        if tap is None:
+        if tap is None and len(mels) > 1:  # of one clip there are no parts, and its work is not worth counting
             work = mel.shape[2] // 2 * (n_weights(self.encoder) + n_weights(self.adapter))
             embeddings = in_parts(run, work, mel, x_len)
         else:
