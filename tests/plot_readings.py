@@ -33,3 +33,14 @@ def is_grey(ax):
     found = [tuple(round(v, 6) for v in to_rgb(c)) for c in (*lines, *patches, *maps)]
     red = tuple(round(v, 6) for v in to_rgb(ALERT))
     return all(len(set(c)) == 1 or c == red for c in found)
+
+
+def mesh(ax):
+    """(x edges, y edges, values) of the mesh in the axes."""
+    (drawn,) = [c for c in ax.collections if type(c).__name__ == "QuadMesh"]
+    return drawn.get_coordinates()[0, :, 0], drawn.get_coordinates()[:, 0, 1], drawn.get_array()
+
+
+def bar_of(ax):
+    """The axes of the colour bar."""
+    return next(a for a in ax.figure.axes if a.get_label() == "<colorbar>")

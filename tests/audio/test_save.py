@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from stepaudio.audio.load import load_audio
 from stepaudio.audio.save import FLOAT_SUFFIX, audio_writer, save_audio
 from stepaudio.errors import AudioError, ConfigError
 
@@ -16,8 +17,48 @@ WRITTEN = ["f32.wav", *sorted(name.lower() for name in sf.available_formats() if
 LOUD = np.array([0.5, -1.25, 0.1], np.float32)
 
 
+def sine(seconds: float, rate: int = RATE, amplitude: float = 0.5) -> np.ndarray:
+    return (amplitude * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
 def files(folder) -> set[str]:
     return {p.name for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_sixteen_bits_round_trip(tmp_path, suffix):
+    pcm = np.arange(-(2**15), 2**15, 5, dtype=np.int16)
+    save_audio(tmp_path / f"a.{suffix}", load_audio(pcm), RATE)
+    assert np.array_equal(sf.read(tmp_path / f"a.{suffix}", dtype="int16")[0], pcm)
+
+
+def test_save_channels_and_rate(tmp_path):
+    samples = np.stack([sine(1, 24_000), np.ones(24_000, np.float32)], axis=1)
+    save_audio(tmp_path / "a.wav", samples, 24_000)
+    got, rate = sf.read(tmp_path / "a.wav")
+    assert rate == 24_000 and np.abs(got - samples).max() <= 2**-15
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "rate", "message"),
+    [
+        ("a.wav", sine(1, amplitude=1.25), RATE, "peak 1.25 is beyond full scale and would clip; divide"),
+        ("a.wav", np.array([0, np.nan]), RATE, "NaN or Inf"),
+        ("a.wav", np.array([0, -np.inf]), RATE, "NaN or Inf"),
+        ("a.wav", np.zeros(9, np.int16), RATE, "expected float"),
+        ("a.wav", np.zeros(0), RATE, "expected float"),
+        ("a.wav", np.zeros((2, 99)), RATE, "transpose"),
+        ("a.wav", sine(1), 0, "sample rate"),
+        ("a.wav", sine(1), 16_000.5, "whole rates"),
+        ("a.txt", sine(1), RATE, "suffix"),
+        ("a", sine(1), RATE, "suffix"),
+        ("a.mp3", sine(1), 12_345, "cannot be written"),
+        ("absent/a.wav", sine(1), RATE, "cannot be written"),
+    ],
+)
+def test_save_refuses(tmp_path, name, samples, rate, message):
+    with pytest.raises(AudioError, match=message):
+        save_audio(tmp_path / name, samples, rate)
 
 
 def test_loud_samples_are_scaled_on_demand_and_never_clipped(tmp_path):
