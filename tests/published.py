@@ -281,6 +281,7 @@ HIFT = HiftConfig(in_channels=4, base_channels=16, f0_cond_channels=6, nb_harmon
 SPEAKER = SpeakerConfig(feat_dim=16, embedding_size=6, growth_rate=4, bn_size=2, init_channels=6,
                         blocks=((2, 3, 1), (3, 3, 2)), fcm_channels=4, seg_pool=7)  # fmt: skip
 TOKENIZER = S3Config(n_mels=8, n_audio_state=16, n_audio_head=4, n_audio_layer=2, n_codebook_size=81, fsmn_kernel=5)
+CONFIGS = {"tokenizer": TOKENIZER, "speaker": SPEAKER, "flow": FlowConfig.from_dict(FLOW), "hift": HIFT}
 CLASSES = {"flow": FLOW_CLASS, "encoder": ENCODER_CLASS, "decoder": DECODER_CLASS, "estimator": ESTIMATOR_CLASS}
 
 

@@ -16,19 +16,12 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-import mlx.core as mx
 import numpy as np
-import published
-import small_checkpoint
-import soundfile
 import tiny
-from golden_files import SIZES as ENCODER_SIZES
-from golden_files import encoder_file
 
 from stepaudio.audio.load import load_audio
 from stepaudio.checkpoints.capabilities import FILE as CAPABILITIES
 from stepaudio.checkpoints.capabilities import Capabilities
-from stepaudio.checkpoints.convert.convert import convert
 from stepaudio.checkpoints.convert.flow_yaml import read_flow_config
 from stepaudio.checkpoints.convert.manifest import MANIFEST, read_manifest
 from stepaudio.checkpoints.convert.onnx_file import read_onnx
@@ -44,10 +37,8 @@ from stepaudio.evaluation.manifest import read_manifest as read_clips
 from stepaudio.evaluation.scores import Evaluation
 from stepaudio.evaluation.word_errors import read_words
 from stepaudio.experiments.grid import Grid, sampling_from
-from stepaudio.experiments.store import Store, is_store, read_store, read_table
+from stepaudio.experiments.store import is_store, read_store, read_table
 from stepaudio.experiments.table import is_table
-from stepaudio.models.encoder import AudioEncoder, AudioEncoderConfig
-from stepaudio.models.parameters import named_arrays
 from stepaudio.models.speech_lm import StepAudioConfig
 from stepaudio.parity.run import verify
 from stepaudio.synthesis.voice import Voice
@@ -55,23 +46,12 @@ from stepaudio.text.chat_template import build_prompt
 from stepaudio.text.subtitles import is_srt, is_tsv, is_vtt, srt
 from stepaudio.text.tokenizer import Tokenizer
 from stepaudio.train.nano import encoder_sizes, read_encoder
-from stepaudio.train.optimiser import STATE_FILE, read_state, write_state
+from stepaudio.train.optimiser import STATE_FILE, read_state
 
+from . import valid
 from .mutate import HEAD
 
 SENTENCE = "the cat sat on the mat, café 你好"
-SOUNDS = {
-    "wav": ("WAV", "PCM_16"), "wav_float": ("WAV", "FLOAT"), "wavex": ("WAVEX", "PCM_24"), "w64": ("W64", "PCM_16"),
-    "rf64": ("RF64", "PCM_16"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"),
-    "mp3": ("MP3", "MPEG_LAYER_III"), "aiff": ("AIFF", "PCM_16"), "au": ("AU", "PCM_16"), "caf": ("CAF", "PCM_16"),
-}  # fmt: skip
-
-
-RESULT = {
-    "file": "a.wav", "reference": "one two", "hypothesis": "one too", "normalizer": "ours", "language": "en",
-    "loops": 1, "audio_seconds": 2.5, "skipped_seconds": 0.5, "wall_seconds": 0.1,
-    "segments": [{"start": 0.0, "end": 2.5, "text": "one too", "stop": "loop", "loops": True}],
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,80 +173,7 @@ def _round_trip(whole: bytes, hurt: bytes, found) -> str | None:
     return None if found == SENTENCE else f"a text becomes {found!r:.80}"
 
 
-# ---- valid files ----
-
-
-def _small(folder: Path) -> None:
-    small_checkpoint.folder_with(folder, small_checkpoint.arrays())
-
-
-def _golden(folder: Path) -> None:
-    encoder_file(folder)
-
-
-def _state(folder: Path) -> None:
-    weights = mx.arange(8.0)
-    write_state(folder, {"params": weights, "average": weights, "first": weights, "second": weights}, 3)
-
-
-def _encoder(folder: Path) -> None:
-    net = AudioEncoder(AudioEncoderConfig(**ENCODER_SIZES, adapter_hidden=28))
-    mx.save_safetensors(str(folder / "e.safetensors"), {f"encoder.{n}": v for n, v in named_arrays(net.parameters())})
-
-
-def _single_tokenizer(folder: Path) -> None:
-    from stepaudio.text.tokenizer_files import from_parts
-
-    _tokenizer_files(folder)
-    from_parts(folder).save(str(folder / "tokenizer.json"))
-
-
-def _tokenizer_files(folder: Path) -> None:
-    Tokenizer.train(tiny.SENTENCES, vocab_size=300, n_audio=tiny.N_AUDIO).save(folder)
-
-
-def _converted(folder: Path) -> None:
-    published.write_folder(folder)
-    convert(folder)
-
-
-def _write_sound(name: str) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        container, subtype = SOUNDS[name]
-        x = 0.2 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16_000)
-        soundfile.write(folder / "x", x, 16_000, format=container, subtype=subtype)
-
-    return make
-
-
-def _npz(folder: Path) -> None:
-    np.save(folder / "x.npy", tiny.noise(0.2))
-
-
-def _store(folder: Path) -> None:
-    with Store(folder / "s.jsonl") as store:
-        for k in range(3):
-            row = {
-                "run": f"r{k}",
-                "clip": "a.wav",
-                "setting": "s",
-                "seed": k,
-                "defect": "none",
-                "words": 3,
-                "errors": k,
-            }
-            store.append(row)
-
-
-def _table(folder: Path) -> None:
-    _store(folder)
-    read_store(folder / "s.jsonl").to_csv(folder / "t.csv")
-
-
-def _results(folder: Path) -> None:
-    other = RESULT | {"file": "b.wav", "reference": "", "hypothesis": "今天", "loops": 0}
-    lines = [RESULT, other, {"file": "c.wav", "error": "no sound"}, {"measure": "wer", "wer": 0.5}]
-    (folder / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+# ---- how it is read ----
 
 
 def _totals(path: Path) -> dict:
@@ -274,36 +181,9 @@ def _totals(path: Path) -> dict:
     return found.totals() | {"shown": len(str(found) + found.listing())}
 
 
-def _voice(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    Voice(np.arange(8, dtype=np.int32), rng.normal(size=(16, 4)).astype(np.float32),
-          rng.normal(size=6).astype(np.float32), "w" * 64).save(folder / "v.safetensors")  # fmt: skip
-
-
-def _talk() -> Conversation:
-    talk = Conversation("s", tools='[{"a": 1}]').ask("a", tiny.noise(0.2)).say_tokens([300, 301]).ask("b").say("c")
-    return talk.give("d").say("e")
-
-
 def _same_turns(whole: bytes, hurt: bytes, found) -> str | None:
     """What is in the zip has checksums: what is understood at all is the whole history."""
-    return None if found == _talk().key else "another history"
-
-
-def _written(name: str, content) -> Callable[[Path], None]:
-    text = content if isinstance(content, str) else json.dumps(content)
-    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
-
-
-GRID = {"clips": [{"file": "a.wav", "text": "one two"}], "seeds": [0, 1], "faults": ["none"],
-        "settings": {"planned": {"sampling": {"temperature": 0.7, "top_k": 20, "top_p": 0.9,
-                                 "text": {"frequency": 1.2, "no_repeat_ngram": 3}},
-                                 "cache": {"kind": "window", "max_len": 256}, "max_tokens": 40}}}  # fmt: skip
-OPTIONS = {"sampling": {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "text": {"repetition": 1.1}},
-           "cache": "window", "max_tokens": 20, "on_loop": "stop", "stop": ["x"], "batch": 2, "top": 3}  # fmt: skip
-TURNS = [{"role": "system", "content": "be brief"}, {"role": "human", "content": [
-    {"type": "text", "text": "what"}, {"type": "audio"}, {"type": "token", "token": [1, 2]}]},
-    {"role": "assistant", "content": None, "eot": True}]  # fmt: skip
+    return None if found == valid.talk().key else "another history"
 
 
 @cache
@@ -316,7 +196,7 @@ def _options(path: Path):
     if not isinstance(spec, dict):
         return None
     spec["sampling"] = sampling_from(spec.get("sampling", {}))
-    return asdict(DecodingOptions(**{k: v for k, v in spec.items() if k in OPTIONS}))
+    return asdict(DecodingOptions(**{k: v for k, v in spec.items() if k in valid.OPTIONS}))
 
 
 def _prompt(path: Path):
@@ -355,16 +235,6 @@ def _array(path: Path):
     return len(load_audio(array, sr=16_000))
 
 
-TABS = "file\ttext\na.wav\tone two\nb.wav\t\nc.wav\tthree\n"
-COMMAS = 'file,text\na.wav,"one, two"\nb.wav,""\nc.wav,three\n'
-LINES = '{"audio": {"path": "a.wav"}, "text": "one"}\n{"audio_filepath": "b.wav", "offset": 0.0, "sentence": ""}\n'
-EXPORTED = Path(__file__).parents[1] / "assets" / "exported" / "odd.pt"  # written by PyTorch
-
-
-def _shards(folder: Path) -> None:
-    small_checkpoint.sharded(folder, small_checkpoint.arrays())
-
-
 def _text(folder: Path) -> str:
     return _tokenizer(folder.parent)
 
@@ -379,49 +249,50 @@ def _report_of_values(file: Path):
 
 READERS = {
     "config.json": Reader(
-        _small, "config.json", "json", lambda f: StepAudioConfig.from_file(f).to_dict(), _same_leaves),
-    "checkpoint, its config": Reader(_small, "config.json", "json", _report),
-    "checkpoint, its tensors": Reader(_small, SINGLE_FILE, "safetensors", _report_of_values),
-    "safetensors": Reader(_small, SINGLE_FILE, "safetensors", _safetensors_values, _same_values),
-    "index of shards": Reader(_shards, INDEX_FILE, "json", lambda f: len(read_checkpoint(f.parent))),
-    "tokenizer.json": Reader(_single_tokenizer, "tokenizer.json", "json", _text, _round_trip),
-    "vocab.json": Reader(_tokenizer_files, "vocab.json", "json", _text, _round_trip),
-    "merges.txt": Reader(_tokenizer_files, "merges.txt", "lines", _text, _round_trip),
-    "tokenizer_config.json": Reader(_tokenizer_files, "tokenizer_config.json", "json", _text, _round_trip),
+        valid.small, "config.json", "json", lambda f: StepAudioConfig.from_file(f).to_dict(), _same_leaves),
+    "checkpoint, its config": Reader(valid.small, "config.json", "json", _report),
+    "checkpoint, its tensors": Reader(valid.small, SINGLE_FILE, "safetensors", _report_of_values),
+    "safetensors": Reader(valid.small, SINGLE_FILE, "safetensors", _safetensors_values, _same_values),
+    "index of shards": Reader(valid.shards, INDEX_FILE, "json", lambda f: len(read_checkpoint(f.parent))),
+    "tokenizer.json": Reader(valid.single_tokenizer, "tokenizer.json", "json", _text, _round_trip),
+    "vocab.json": Reader(valid.tokenizer_files, "vocab.json", "json", _text, _round_trip),
+    "merges.txt": Reader(valid.tokenizer_files, "merges.txt", "lines", _text, _round_trip),
+    "tokenizer_config.json": Reader(valid.tokenizer_files, "tokenizer_config.json", "json", _text, _round_trip),
     "capabilities.json": Reader(
-        _written(CAPABILITIES, {"tasks": ["transcribe"]}), CAPABILITIES, "json",
+        valid.written(CAPABILITIES, {"tasks": ["transcribe"]}), CAPABILITIES, "json",
         lambda f: asdict(Capabilities.of_folder(f.parent))),
     "converted.json": Reader(
-        _converted, f"token2wav/{MANIFEST}", "json", lambda f: str(read_manifest(f.parent).configs)),
-    "flow.yaml": Reader(_converted, "token2wav/flow.yaml", "lines", lambda f: str(read_flow_config(f))),
-    "hift.pt": Reader(_converted, "token2wav/hift.pt", "bytes", _pt),
-    "odd.pt": Reader(lambda f: shutil.copy(EXPORTED, f), "odd.pt", "bytes", _pt),
-    "campplus.onnx": Reader(_converted, "token2wav/campplus.onnx", "bytes", _onnx),
-    "voice": Reader(_voice, "v.safetensors", "safetensors", lambda f: str(Voice.load(f))),
+        valid.converted, f"token2wav/{MANIFEST}", "json", lambda f: str(read_manifest(f.parent).configs)),
+    "flow.yaml": Reader(valid.converted, "token2wav/flow.yaml", "lines", lambda f: str(read_flow_config(f))),
+    "hift.pt": Reader(valid.converted, "token2wav/hift.pt", "bytes", _pt),
+    "odd.pt": Reader(lambda f: shutil.copy(valid.EXPORTED, f), "odd.pt", "bytes", _pt),
+    "campplus.onnx": Reader(valid.converted, "token2wav/campplus.onnx", "bytes", _onnx),
+    "voice": Reader(valid.voice, "v.safetensors", "safetensors", lambda f: str(Voice.load(f))),
     "conversation": Reader(
-        lambda f: _talk().save(f / "t.zip"), "t.zip", "bytes", lambda f: Conversation.open(f).key, _same_turns),
-    "grid": Reader(_written("g.json", GRID), "g.json", "json", lambda f: len(Grid.from_file(f))),
-    "store": Reader(_store, "s.jsonl", "lines", lambda f: read_store(f).rows, _same_rows),
-    "table": Reader(_table, "t.csv", "lines", lambda f: len(read_table(f).rows)),
-    "manifest": Reader(_written("m.tsv", TABS), "m.tsv", "lines", _clips, _same_cells),
-    "manifest with commas": Reader(_written("m.csv", COMMAS), "m.csv", "lines", _clips),
-    "manifest of JSON lines": Reader(_written("m.jsonl", LINES), "m.jsonl", "lines", _clips),
-    "results": Reader(_results, "r.jsonl", "lines", _totals),
-    "a result": Reader(_written("r.jsonl", RESULT), "r.jsonl", "json", _totals),
-    "words.txt": Reader(_written("w.txt", "the\t12\nDon't\t3\n"), "w.txt", "lines", lambda f: len(read_words(f))),
-    "decoding options": Reader(_written("o.json", OPTIONS), "o.json", "json", _parsed_first(_options)),
-    "chat turns": Reader(_written("t.json", TURNS), "t.json", "json", _parsed_first(_prompt)),
-    "array": Reader(_npz, "x.npy", "bytes", _array),
-    "golden, its sizes": Reader(_golden, "encoder_adapter.json", "json", _verdicts, _short_notes),
-    "golden, its tensors": Reader(_golden, "encoder_adapter.safetensors", "safetensors", _verdicts, _short_notes),
-    "codes": Reader(_written("c.txt", "17 4 80\n3 3\n"), "c.txt", "lines", _codes, _same_codes),
-    "codes as JSON": Reader(_written("c.json", [17, 4, 80, 3]), "c.json", "json", _codes, _same_codes),
-    "state of a run": Reader(_state, STATE_FILE, "safetensors", lambda f: read_state(f.parent)),
-    "encoder of a run": Reader(_encoder, "e.safetensors", "safetensors", lambda f: encoder_sizes(read_encoder(f))),
-    "subtitles": Reader(_written("t.srt", srt([(0.0, 1.5, "one"), (2.0, 3.0, "two")])), "t.srt", "lines", _recognised),
-    **{f"sound without a stretch: {name}": Reader(_write_sound(name), "x", "stretch", _sound, _whole_length)
-       for name in SOUNDS},
-    **{f"sound: {name}": Reader(_write_sound(name), "x", "bytes", _sound, _whole_length) for name in SOUNDS},
+        lambda f: valid.talk().save(f / "t.zip"), "t.zip", "bytes", lambda f: Conversation.open(f).key, _same_turns),
+    "grid": Reader(valid.written("g.json", valid.GRID), "g.json", "json", lambda f: len(Grid.from_file(f))),
+    "store": Reader(valid.store, "s.jsonl", "lines", lambda f: read_store(f).rows, _same_rows),
+    "table": Reader(valid.table, "t.csv", "lines", lambda f: len(read_table(f).rows)),
+    "manifest": Reader(valid.written("m.tsv", valid.TABS), "m.tsv", "lines", _clips, _same_cells),
+    "manifest with commas": Reader(valid.written("m.csv", valid.COMMAS), "m.csv", "lines", _clips),
+    "manifest of JSON lines": Reader(valid.written("m.jsonl", valid.LINES), "m.jsonl", "lines", _clips),
+    "results": Reader(valid.results, "r.jsonl", "lines", _totals),
+    "a result": Reader(valid.written("r.jsonl", valid.RESULT), "r.jsonl", "json", _totals),
+    "words.txt": Reader(valid.written("w.txt", "the\t12\nDon't\t3\n"), "w.txt", "lines", lambda f: len(read_words(f))),
+    "decoding options": Reader(valid.written("o.json", valid.OPTIONS), "o.json", "json", _parsed_first(_options)),
+    "chat turns": Reader(valid.written("t.json", valid.TURNS), "t.json", "json", _parsed_first(_prompt)),
+    "array": Reader(valid.npz, "x.npy", "bytes", _array),
+    "golden, its sizes": Reader(valid.golden, "encoder_adapter.json", "json", _verdicts, _short_notes),
+    "golden, its tensors": Reader(valid.golden, "encoder_adapter.safetensors", "safetensors", _verdicts, _short_notes),
+    "codes": Reader(valid.written("c.txt", "17 4 80\n3 3\n"), "c.txt", "lines", _codes, _same_codes),
+    "codes as JSON": Reader(valid.written("c.json", [17, 4, 80, 3]), "c.json", "json", _codes, _same_codes),
+    "state of a run": Reader(valid.state, STATE_FILE, "safetensors", lambda f: read_state(f.parent)),
+    "encoder of a run": Reader(valid.encoder, "e.safetensors", "safetensors", lambda f: encoder_sizes(read_encoder(f))),
+    "subtitles": Reader(
+        valid.written("t.srt", srt([(0.0, 1.5, "one"), (2.0, 3.0, "two")])), "t.srt", "lines", _recognised),
+    **{f"sound without a stretch: {name}": Reader(valid.write_sound(name), "x", "stretch", _sound, _whole_length)
+       for name in valid.SOUNDS},
+    **{f"sound: {name}": Reader(valid.write_sound(name), "x", "bytes", _sound, _whole_length) for name in valid.SOUNDS},
 }  # fmt: skip
 
 
