@@ -146,6 +146,7 @@ class Theirs:
         tensors = {"flow": published_tensors(parts.flow), "hift": published_tensors(parts.hift)}
         frames = trial.synthesizer.parts.flow.up * (len(trial.voice.codes) + len(trial.codes)) + 200
         noise = np.array(noise_frames(0, 0, frames, parts.flow.config.output_size))
+        noise = noise * parts.flow.config.decoder.temperature  # theirs is 1
         sizes = asdict(parts.flow.config), asdict(parts.hift.config)
         return cls(ReferenceProcess(tensors, *sizes, noise, backend.float32_products() != "whole"))
 

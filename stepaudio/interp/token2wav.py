@@ -177,7 +177,7 @@ def stages(
 
 
 def flow_noise(synthesizer: Synthesizer, noise: Noise, start: int, n: int) -> np.ndarray:
-    """Frames start … start+n-1 of the flow's noise, (n, M)."""
+    """Frames start … start+n-1 of the flow's noise, (n, M), of standard deviation 1."""
     return _host(noise_frames(noise, start, n, synthesizer.parts.flow.config.output_size))
 
 

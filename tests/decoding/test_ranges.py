@@ -144,6 +144,12 @@ def test_guidance(value):
         CfmConfig(value, DitConfig(8, 8, 2, 1, 2, 4, 2.0))
 
 
+@pytest.mark.parametrize("value", [0.0, -0.5, 16.5, 1e39, math.nan, math.inf, "1", True], ids=name_of)
+def test_temperature_of_the_flow(value):
+    with pytest.raises(ConfigError, match="decoder.temperature"):
+        CfmConfig(0.7, DitConfig(8, 8, 2, 1, 2, 4, 2.0), temperature=value)
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, math.nan, 2**64, 10**5000, True], ids=name_of)
 def test_seeds_of_noise(seed):
     with pytest.raises(DecodeError, match="seed"):

@@ -221,7 +221,8 @@ class Flow(nn.Module):
         Parameters
         ----------
         codes : (B, N) integers, 0 … vocab_size - 1. Rows have the same length.
-        prompt : the voice. noise : a seed, or (1, at least up * (P + N), M), as `noise_frames`.
+        prompt : the voice. noise : a seed, or (1, at least up * (P + N), M), as `noise_frames`; either is multiplied
+            by the temperature that the net's config says, 1 in the published one.
         options : only `n_steps` matters here.
         tap : called as tap(name, array) with every intermediate result.
 
@@ -243,8 +244,7 @@ class Flow(nn.Module):
         mu = emit(tap, "mu", self.encoder_proj(h))
         n_prompt, T = prompt.mel.shape[1], mu.shape[1]
         cond = mx.pad(prompt.mel, [(0, 0), (0, T - n_prompt), (0, 0)])
-        x = noise_frames(noise, 0, T, mu.shape[2]).astype(mu.dtype)
-        x = emit(tap, "noise", mx.broadcast_to(x, mu.shape))
+        x = emit(tap, "noise", self._beginning(noise, 0, mu))
         x, _ = self.decoder(x, mu, speaker, cond, self.n_steps(options), tap=named(tap, "euler."))
         return x[:, n_prompt:]
 
@@ -306,12 +306,16 @@ class Flow(nn.Module):
         frames = np.concatenate([frames[part] for part in kept])
         return x, replace(state, conformer=conformer, estimator=estimator, position=state.position + n, frames=frames)
 
+    def _beginning(self, noise: Noise, start: int, mu: mx.array) -> mx.array:
+        """The state at t = 0 for the encoder's mel (B, T, M): the same noise in every row."""
+        x = self._config.decoder.temperature * noise_frames(noise, start, mu.shape[1], mu.shape[2])
+        return mx.broadcast_to(x.astype(mu.dtype), mu.shape)
+
     def _advance(self, codes, last, speaker, cond, noise, start, n_steps, state: FlowState | None, tap: Tap | None):
         past, steps = (state.conformer, state.estimator) if state else (None, None)
         h, conformer = self.encoder(self.embed(codes), past, last, named(tap, "encoder."))
         mu = emit(tap, "mu", self.encoder_proj(h))
-        x = noise_frames(noise, start, mu.shape[1], mu.shape[2]).astype(mu.dtype)
-        x = emit(tap, "noise", mx.broadcast_to(x, mu.shape))
+        x = emit(tap, "noise", self._beginning(noise, start, mu))
         cond = mx.zeros_like(mu) if cond is None else cond
         x, estimator = self.decoder(x, mu, speaker, cond, n_steps, steps, True, named(tap, "euler."))
         return x, conformer, estimator

@@ -21,6 +21,7 @@ from ..tap import Tap, emit, named
 from .dit import DiT, DitConfig, DitState
 
 MOST_STEPS = 1000  # each is a pass of the estimator; the reference takes 10
+MOST_TEMPERATURE = 16.0  # far beyond any state that the estimator was trained on
 MOST_GUIDANCE = 4096.0  # beyond, the difference of two velocities keeps no digits of them in float32
 
 
@@ -35,6 +36,8 @@ class CfmConfig:
     estimator : DitConfig
     n_steps : int, 1 … 1000
         Euler steps unless a run asks for others. The published files do not say: the reference takes 10.
+    temperature : float, above 0, at most 16
+        Standard deviation of the noise at t = 0. Flows are trained with 1, which the reference takes here too.
 
     Raises
     ------
@@ -45,9 +48,15 @@ class CfmConfig:
     inference_cfg_rate: float
     estimator: DitConfig
     n_steps: int = 10
+    temperature: float = 1.0
 
     def __post_init__(self):
         require_positive(self, "decoder", ["n_steps"], MOST_STEPS)
+        require_positive(self, "decoder", ["temperature"])
+        require(
+            self.temperature <= MOST_TEMPERATURE,
+            f"decoder.temperature: must not be above {MOST_TEMPERATURE:.0f}, found {shown(self.temperature)}",
+        )
         require(
             0 <= self.inference_cfg_rate <= MOST_GUIDANCE,
             f"decoder.inference_cfg_rate: must not be negative or above {MOST_GUIDANCE:.0f}, found "

@@ -256,6 +256,24 @@ def test_steps_are_those_of_the_config_unless_a_run_asks_for_others():
     assert not mx.array_equal(ten(CODES, make_prompt(), 0), three(CODES, make_prompt(), 0))
 
 
+def test_the_temperature_of_the_config_multiplies_the_noise_of_seeds_and_arrays_whole_and_streamed():
+    config = flow_config(YAML)
+    assert config.decoder.temperature == 1.0  # the reference's; the published file does not say
+    quiet = replace(config, decoder=replace(config.decoder, temperature=0.25))
+    one, quarter = (random_net(Flow(c)) for c in (config, quiet))
+    prompt, options = make_prompt(), FlowOptions(n_steps=2)
+    noise = noise_frames(3, 0, one.up * (prompt.codes.shape[1] + CODES.shape[1]), config.output_size)
+    expected, seen = one(CODES, prompt, 0.25 * noise, options), {}
+    assert mx.array_equal(expected, quarter(CODES, prompt, noise, options, seen.__setitem__))
+    assert mx.array_equal(seen["noise"], 0.25 * noise)
+    assert mx.array_equal(expected, quarter(CODES, prompt, 3, options))
+    assert not mx.array_equal(expected, one(CODES, prompt, 3, options))
+    chunks = [
+        net.step(CODES[:, :8], net.begin(prompt, n, options))[0] for net, n in ((one, 0.25 * noise), (quarter, 3))
+    ]
+    assert mx.array_equal(*chunks)
+
+
 def test_a_state_may_be_used_again(flow):
     state = flow.begin(make_prompt(), 0, FlowOptions(n_steps=2))
     first, _ = flow.step(CODES[:, :8], state)
