@@ -20,7 +20,7 @@ from .checkpoints.find import checkpoint_folder
 from .checkpoints.hub_name import repository_of
 from .checkpoints.load import load_weights
 from .checkpoints.report import WeightReport
-from .choices import Resampler
+from .choices import Resampler, shown
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
 from .decoding.prompt_cache import PromptCache
 from .engine import Engine, PromptTokens
@@ -56,7 +56,7 @@ class StepAudio2(Answering):
         path: str | Path | None = None,
         *,
         tokenizer: str | Path | None = "beside",
-        dtype: mx.Dtype | None = None,
+        dtype: mx.Dtype | str | None = None,
         rename: dict[str, str] | None = None,
         allow_random: bool = False,
     ) -> StepAudio2:
@@ -69,7 +69,7 @@ class StepAudio2(Answering):
             the cache, or fetched into it; by default `STEPAUDIO_CHECKPOINT`, or else the bundled nano model.
         tokenizer : "beside", str, Path or None
             "beside": in the same folder; or another folder; or None to work in token ids.
-        dtype : mx.Dtype, optional
+        dtype : mx.Dtype or its name, optional
             Of the weights in memory; by default float32 on the CPU and bfloat16 on a GPU.
         rename : dict, optional
             Published name or prefix for names found in the file, to repair a renamed checkpoint.
@@ -120,6 +120,12 @@ class StepAudio2(Answering):
         prompt_cache : PromptCache, optional
             Where audio embeddings and turns of prompts are kept and found again; `DataError` if it is of another model.
         """
+        if not isinstance(draft, StepAudio2 | None):
+            raise DecodeError(f"draft: expected a model as stepaudio.load gives it, found {shown(draft)}")
+        if not isinstance(prompt_cache, PromptCache | None):
+            raise DecodeError(
+                f"prompt_cache: expected PromptCache(), or PromptCache.load(file), found {shown(prompt_cache)}"
+            )
         return StepAudio2(self.engine.altered(net, pipeline, draft and draft.engine, prompt_cache), self.report)
 
     def sharded(self, group: mx.distributed.Group | None = None) -> StepAudio2:

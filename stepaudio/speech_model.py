@@ -135,7 +135,9 @@ class SpeechModel:
         self.model, self._synthesizer = model, synthesizer
 
     @classmethod
-    def load(cls, path: str | Path | None = None, *, speak: bool = True, dtype: mx.Dtype | None = None) -> SpeechModel:
+    def load(
+        cls, path: str | Path | None = None, *, speak: bool = True, dtype: mx.Dtype | str | None = None
+    ) -> SpeechModel:
         """Read a model's folder with its converted `token2wav`.
 
         Parameters
@@ -145,7 +147,7 @@ class SpeechModel:
             bundled model.
         speak : bool
             False leaves the vocoder stack out, for answers in text.
-        dtype : mx.Dtype, optional
+        dtype : mx.Dtype or its name, optional
             Of the language model, as `StepAudio2.load`.
 
         Raises
@@ -175,14 +177,14 @@ class SpeechModel:
     # ------------------------------------------------------------ what can be asked
 
     def synthesize(
-        self, text: str, voice, options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
+        self, text: str, voice="female", options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
     ) -> Spoken:
         """Read a text aloud, part by part if it is long.
 
         Parameters
         ----------
         text : str
-        voice : Voice, recording or path
+        voice : Voice, recording, path, "female" or "male"
             As `Synthesizer.voice` takes it.
         options : SpeechOptions
         **changes
@@ -199,7 +201,7 @@ class SpeechModel:
     def respond(
         self,
         audio,
-        voice,
+        voice="female",
         options: SpeechOptions = DEFAULT,
         system: str = DEFAULT_SYSTEM,
         **changes: Unpack[DecodingKeywords],
@@ -219,7 +221,12 @@ class SpeechModel:
         return self.model.generate_text(messages, options=options.decoding, resampler=options.resampler)
 
     def translate_speech(
-        self, audio, voice, to: str = "zh", options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
+        self,
+        audio,
+        voice="female",
+        to: str = "zh",
+        options: SpeechOptions = DEFAULT,
+        **changes: Unpack[DecodingKeywords],
     ) -> Spoken:
         """The same as speech; options as in `synthesize`."""
         self.model.capabilities.require("translate")

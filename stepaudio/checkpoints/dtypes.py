@@ -5,6 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from ..choices import shown
+from ..errors import WeightsError
+
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -20,6 +23,15 @@ FLOATS = (*HELD, "F64")
 ACCEPTED = ", ".join((*HELD, SCALED)) + ", fewer bits"  # of which nets can be filled, in words
 
 READABLE = frozenset(_NUMPY)  # the others numpy has no type for
+
+
+def held_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
+    """The dtype that a caller means, by itself or by its name, or None; `WeightsError` if nets are not held in it."""
+    names = {str(held).removeprefix("mlx.core."): held for held in HELD.values()}
+    found = names.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, mx.Dtype) and found in HELD.values()):
+        raise WeightsError(f"dtype: expected float32, float16 or bfloat16, found {shown(dtype)}")
+    return found
 
 
 def packed_dtype(bits: int, group_size: int, mode: str) -> str:

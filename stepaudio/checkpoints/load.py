@@ -21,7 +21,7 @@ from ..errors import WeightsError
 from ..models.quantization import quantise_layers
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig, read_config
 from ..reading import is_file, is_folder
-from .dtypes import ACCEPTED, HELD, numpy_dtype, usable
+from .dtypes import ACCEPTED, HELD, held_dtype, numpy_dtype, usable
 from .header import INDEX_FILE, TensorInfo, listed, weight_files
 from .inventory import take_inventory
 from .joined import JoinedTensor
@@ -88,7 +88,7 @@ def load_weights(
     model: nn.Module,
     path: str | Path,
     config: StepAudioConfig,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> WeightReport:
     """Fill the parameters of `model` from a checkpoint, each under its published name.
@@ -105,7 +105,7 @@ def load_weights(
         of fewer bits (`packed`), for which layers of the model give way to quantised ones.
     config : StepAudioConfig
         Sizes the model was built with.
-    dtype : mx.Dtype, optional
+    dtype : mx.Dtype or its name, optional
         float32, float16 or bfloat16 to cast to; by default as stored, float32 for int8 with scales. Of layers
         of fewer bits it is what scales and offsets have.
     rename : mapping of str to str, optional
@@ -122,8 +122,7 @@ def load_weights(
         or if the model itself was built from another config.
     """
     enter()
-    if dtype is not None and dtype not in HELD.values():
-        raise WeightsError(f"dtype {dtype}: weights can be held in float32, float16 or bfloat16")
+    dtype = held_dtype(dtype)
     check_parameters(parameters_of(model), config, "the model was built from another config")
     records = apply_rename(read_tensors(path, rename), rename)
     report = compare(path, records, expected_layout(config))

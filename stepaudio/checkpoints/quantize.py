@@ -97,7 +97,9 @@ class Quantised:
         return "\n".join([*lines, *(f"note: {note}" for note in self.manifest["notes"])])
 
 
-def quantise(source: str | Path, out: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> Quantised:
+def quantise(
+    source: str | Path, out: str | Path, recipe: Recipe | int | Mapping, shard_bytes: int = SHARD_BYTES
+) -> Quantised:
     """Write the folder of a model, or of token2wav, with fewer bits; memory does not grow with the model.
 
     Parameters

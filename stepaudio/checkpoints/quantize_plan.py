@@ -75,15 +75,16 @@ class Plan:
         return nbytes_of(self) + sum(entry.nbytes for net in self.nets for entry in net.entries.values())
 
 
-def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHARD_BYTES) -> Plan:
+def plan_quantisation(source: str | Path, recipe: Recipe | int | Mapping, shard_bytes: int = SHARD_BYTES) -> Plan:
     """Work out from headers alone what `quantise` would do.
 
     Parameters
     ----------
     source : str or Path
         A model's folder, or the converted `token2wav` folder of one.
-    recipe : Recipe
-        Of a model the default is for its language model, and token2wav is for rules; of token2wav it is for all nets.
+    recipe : Recipe, int or mapping
+        As `Recipe.meant` takes it. Of a model the default is for its language model, and token2wav is for rules; of
+        token2wav it is for all nets.
     shard_bytes : int
         Greatest size of the data of one file.
 
@@ -95,7 +96,7 @@ def plan_quantisation(source: str | Path, recipe: Recipe, shard_bytes: int = SHA
         A checkpoint that is not whole, cannot be trusted, or is quantised already; a mode that this backend does not
         compute.
     """
-    source = Path(source)
+    source, recipe = Path(source), Recipe.meant(recipe)
     if not any(is_file(source / name, ConfigError) for name in (CONFIG_FILE, FLAT_FILE)) and holds_nets(source):
         return _plan_nets_alone(source, recipe)
     config = StepAudioConfig.from_file(source)

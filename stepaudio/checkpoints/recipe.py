@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..choices import is_whole
 from ..errors import ConfigError
 from ..models.quantization import MODES, Bits, read_bits
 from ..reading import read_object
@@ -42,6 +43,29 @@ class Recipe:
 
     default: Bits | None = None
     rules: tuple[tuple[str, Bits | None], ...] = ()
+
+    @classmethod
+    def meant(cls, value: object) -> Recipe:
+        """A recipe as it is; a number as that of so many bits; an object of rules as `from_file` has it.
+
+        >>> Recipe.meant(8).of("lm_head").bits
+        8
+
+        Raises
+        ------
+        ConfigError
+            Anything else, and values that MLX has not got.
+        """
+        if isinstance(value, Recipe):
+            return value
+        if isinstance(value, int) and is_whole(value):
+            return cls(Bits(value))
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"recipe: expected a Recipe, bits, or an object of layers to bits, found {shown(value)}")
+        found = cls()
+        for pattern, bits in value.items():
+            found = found.with_rule(str(pattern), bits, f"recipe.{pattern!s:.80}")
+        return found
 
     @classmethod
     def from_file(cls, path: str | Path, default: Bits | None = None) -> Recipe:

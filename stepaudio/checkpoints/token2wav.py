@@ -25,7 +25,7 @@ from ..reading import is_file, is_folder
 from .convert.flow_yaml import read_flow_config
 from .convert.manifest import MANIFEST, Manifest, converted_folder, file_of, read_manifest
 from .convert.published import FLOW_YAML, published_folder
-from .dtypes import HELD
+from .dtypes import held_dtype
 from .header import TensorInfo
 from .layout import TOKEN2WAV, Token2WavConfig, build, net_layout
 from .match import match_stored
@@ -43,14 +43,14 @@ class Token2Wav:
     hift: Hift
 
 
-def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2Wav:
+def load_token2wav(folder: str | Path, dtype: mx.Dtype | str | None = None) -> Token2Wav:
     """Load the nets from a model's folder or from the converted `token2wav` folder in it.
 
     Parameters
     ----------
     folder : str or Path
         What `stepaudio convert` was given, or wrote to.
-    dtype : mx.Dtype, optional
+    dtype : mx.Dtype or its name, optional
         float32 (the default), float16 or bfloat16 of the flow's weights. Tokenizer, speaker encoder and vocoder
         are always float32: half precision moves codes, and the vocoder's phase reaches thousands of radians.
         Tensors of fewer bits are widened to it; but the flow's linear layers stay packed on a GPU.
@@ -64,8 +64,7 @@ def load_token2wav(folder: str | Path, dtype: mx.Dtype | None = None) -> Token2W
         Sizes that contradict each other, or bits that MLX has not got.
     """
     enter()
-    if dtype is not None and dtype not in HELD.values():
-        raise WeightsError(f"dtype {dtype}: the flow can be held in float32, float16 or bfloat16")
+    dtype = held_dtype(dtype)
     home = converted_folder(folder)
     if home is None:
         raise WeightsError(_unconverted(Path(folder)))

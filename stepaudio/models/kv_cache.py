@@ -354,7 +354,7 @@ class CachePolicy:
                 f"cache sinks {shown(self.sinks)}: expected a whole number, 0 or more, at most {MAX_COUNT}"
             )
 
-        if self.bits is not None and (isinstance(self.bits, bool) or self.bits not in KV_BITS):
+        if self.bits is not None and not (is_count(self.bits) and self.bits in KV_BITS):
             raise DecodeError(f"kv_bits: expected 8, 4 or none, found {shown(self.bits)}")
 
     def limit(self, default: int = MAX_CACHE_LEN) -> int | None:

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
 from ..backend.device import info, on_cpu
-from ..choices import QuantizationMode
+from ..choices import QuantizationMode, is_whole
 from ..errors import ConfigError, WeightsError
 from ..schema import read_record, require, shown
 from .parameters import named_arrays
@@ -57,7 +57,7 @@ class Bits:
         groups, bits = MODES[self.mode]
         for name, value, known in (("bits", self.bits, bits), ("group_size", self.group_size, groups)):
             said = ", ".join(map(str, sorted(known)))
-            fits = value in known
+            fits = is_whole(value) and value in known
             require(fits, f"expected {name} {said} in mode {self.mode}, found {shown(value)}; MLX has no others")
 
     @classmethod

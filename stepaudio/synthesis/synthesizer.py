@@ -137,7 +137,7 @@ class Synthesizer:
             )
 
     @classmethod
-    def load(cls, path: str | Path | None = None, dtype: mx.Dtype | None = None) -> Synthesizer:
+    def load(cls, path: str | Path | None = None, dtype: mx.Dtype | str | None = None) -> Synthesizer:
         """Read the converted `token2wav` of a model.
 
         Parameters
@@ -145,7 +145,7 @@ class Synthesizer:
         path : str or Path, optional
             The model's folder, or its token2wav folder, or a model's name on a hub; by default `STEPAUDIO_CHECKPOINT`
             or the bundled model.
-        dtype : mx.Dtype, optional
+        dtype : mx.Dtype or its name, optional
             Of the flow's weights, as `load_token2wav`.
 
         Raises
@@ -167,6 +167,8 @@ class Synthesizer:
 
     def voice(self, source, resampler: str = Resampler.REFERENCE) -> Voice:
         """A voice from a clip (path or samples at 16 kHz), from a saved file, or as it is; always of these weights.
+
+        "female" and "male" are bundled clips, where no file has such a name.
 
         `resampler` brings a clip to the rates of the nets; with another than the reference's its codes differ.
         """

@@ -33,6 +33,7 @@ from ..errors import AudioError, WeightsError
 from ..files import replaced_file
 from ..models.tap import Tap, named
 from ..models.token2wav.flow import Prompt
+from ..resources import VOICES, voice_clip
 from ..schema import shown
 
 FORMAT = "stepaudio voice 1"
@@ -335,10 +336,15 @@ def _refuse_long(name, seconds: float, most: float) -> None:
 
 
 def open_voice(parts: Token2Wav, source, weights: str | None = None, resampler: str = Resampler.REFERENCE) -> Voice:
-    """A voice as it is, a saved one (`.safetensors`), or one made of a clip; always of these weights."""
+    """A voice as it is, a saved one (`.safetensors`), or one made of a clip; always of these weights.
+
+    A name of `resources.VOICES` is that bundled clip, unless a file has it.
+    """
     if isinstance(source, Voice):
         source.check(weights if weights is not None else fingerprint(parts))
         return source
+    if isinstance(source, str) and source in VOICES and not os.path.isfile(source):
+        source = voice_clip(source)
     if isinstance(source, (str, os.PathLike)) and _is_saved(Path(source)):
         return Voice.load(source, parts, weights=weights)
     return Voice.from_clip(parts, source, weights=weights, resampler=resampler)

@@ -1,6 +1,8 @@
 """Memory planned from headers: against bytes counted in files and caches, and against what MLX shows of a run."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -11,7 +13,7 @@ from published_config import PUBLISHED
 
 from stepaudio.backend import memory
 from stepaudio.bench import memory as shown
-from stepaudio.bench.memory_plan import MINI, Task, plan_memory, planned, sizes_of
+from stepaudio.bench.memory_plan import MINI, VARIANTS, Task, plan_memory, planned, sizes_of
 from stepaudio.checkpoints.quantize import quantise
 from stepaudio.checkpoints.recipe import Recipe
 from stepaudio.cli.main import main
@@ -117,6 +119,18 @@ def test_a_longer_prompt_takes_no_more_to_read_than_a_step():
     more = found[500.0].positions - found[200.0].positions
     assert found[500.0].prefill - found[200.0].prefill == more * MINI.text_config.hidden_size * 2
     assert positions_at_once(1, True) < positions_at_once(1, False) == 2 * positions_at_once(2, False)
+
+
+def test_the_table_of_the_page_is_what_is_planned():
+    page = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    head, _, *rows = page[page.index("| what is done |") :].split("\n\n")[0].splitlines()
+    tasks = [task(seconds=25.0, batch=1), task(seconds=600.0, batch=32), task(seconds=120.0, batch=1, whole=True)]
+    names = [cell.strip() for cell in head.split("|")[2:-1]]
+    for row, asked in zip(rows, tasks, strict=True):
+        asked = replace(asked, tokens=256, on_cpu=False, itemsize=2)
+        for name, cell in zip(names, row.split("|")[2:-1], strict=True):
+            plan = plan_memory(sizes_of("stepfun-ai/Step-Audio-2-mini", 2, VARIANTS[name]), asked)
+            assert round(plan.all / 1e9, 1) == float(cell), (row, name)
 
 
 def test_recordings_of_many_lengths_leave_nothing(tmp_path):
