@@ -129,12 +129,18 @@ def rope(x: mx.array, dims: int, base: float, offset: int) -> mx.array:
     one matrix product, which is a tenth of the graph.
     """
     if not cpu_ops.vectorless(x):
-        return mx.fast.rope(x, dims, traditional=False, base=base, scale=1.0, offset=offset)
+        return mx.fast.rope(x, dims, traditional=False, base=base, scale=1.0, offset=_position(offset))
     turns = rotations(dims, base, offset, x.shape[2])
     if len(turns) == 1:
         return x @ turns[0]
     half = dims // 2
     return x * turns[0] + mx.concatenate([x[..., half:], x[..., :half]], axis=-1) * turns[1]
+
+
+@lru_cache(maxsize=16)
+def _position(offset: int) -> mx.array:
+    """An offset on the device: queries and keys of all layers of a pass share it, where each would upload its own."""
+    return mx.array(offset)
 
 
 def softmax_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:

@@ -222,6 +222,18 @@ def test_rope(form, n, offset):
     assert np.abs(np.array(rope(mx.array(x), 8, 1e6, offset)) - want).max() < allowed
 
 
+def test_what_is_rotated_at_one_position_shares_it(monkeypatch):
+    """In the type of a GPU; each call would make an array of the number, and hand it to the device."""
+    rotate, offsets, x = mx.fast.rope, [], mx.ones((1, 2, 3, 8), mx.bfloat16)
+    monkeypatch.setattr(
+        mx.fast, "rope", lambda x, *a, offset, **o: offsets.append(offset) or rotate(x, *a, offset=offset, **o)
+    )
+    for offset in (5, 5, 6, 5):
+        want = rotate(x, 8, traditional=False, base=1e6, scale=1.0, offset=offset)
+        assert mx.array_equal(rope(x, 8, 1e6, offset), want)
+    assert offsets[0] is offsets[1] is offsets[3] and offsets[2] is not offsets[0]
+
+
 @pytest.mark.skipif(not on_cuda(), reason="needs a CUDA device")
 def test_gelu_and_its_slope_in_bfloat16_on_cuda():
     x = mx.random.normal((8, 256)).astype(mx.bfloat16) * 3
