@@ -4,7 +4,8 @@ MLX's CPU backend on Linux evaluates `erf`, `exp`, `tanh`, `sin` one element at 
 whole vectors. There, large arrays go through numpy, which has vector instructions for all of these but `erf`, or
 through forms made of adds and multiplies alone (errors below 4e-7 of the value or of 1). Metal and CUDA take the plain
 forms, but for GELU in bfloat16 on CUDA: MLX fuses nothing within a gradient, and there GELU took ten times as long as
-fused.
+fused. On a GPU small nets wait for the host, which takes about 10 microseconds to start a kernel there; so what comes
+often is compiled into one.
 
 The activations of `mlx.nn` are compiled. On a CPU that means a C++ compiler, and libraries written to and loaded from a
 temporary folder that all users share: no net uses them there.
@@ -71,6 +72,16 @@ def sine_squared(x: mx.array, rate: mx.array) -> mx.array:
     return cpu_ops.sine_squared(x * rate) if large(x) else mx.square(mx.sin(x * rate))
 
 
+def snake(x: mx.array, rate: mx.array, floor: float) -> mx.array:
+    """X + sin^2(rate x) / (rate + floor) (Ziyin et al. 2020), on CUDA in one kernel; `rate` (channels,)."""
+    return _compiled_snake(floor)(x, rate) if on_cuda() else x + sine_squared(x, rate) / (rate + floor)
+
+
+@lru_cache(maxsize=1)
+def _compiled_snake(floor: float):
+    return mx.compile(lambda x, rate: x + mx.square(mx.sin(x * rate)) / (rate + floor), shapeless=True)
+
+
 def silu(x: mx.array) -> mx.array:
     """X * sigmoid(x)."""
     return cpu_ops.silu(x) if large(x) else x * mx.sigmoid(x)
@@ -86,6 +97,16 @@ def _compiled_gated_silu():
     return mx.compile(lambda gate, x: gate * mx.sigmoid(gate) * x, shapeless=True)
 
 
+def gated_sum(x: mx.array, gate: mx.array, y: mx.array) -> mx.array:
+    """X + gate * y, on a GPU in one kernel."""
+    return x + gate * y if on_cpu() else _compiled_gated_sum()(x, gate, y)
+
+
+@lru_cache(maxsize=1)
+def _compiled_gated_sum():
+    return mx.compile(lambda x, gate, y: x + gate * y, shapeless=True)
+
+
 def gelu_tanh(x: mx.array) -> mx.array:
     """GELU in the tanh approximation, as token2wav's estimator was trained with (not the exact one of the encoder)."""
     if large(x):
@@ -97,6 +118,15 @@ def mish(x: mx.array) -> mx.array:
     """X tanh(log(1 + e^x)) (Misra 2020); with e = e^x the tanh is (e^2 + 2e) / (e^2 + 2e + 2), one exponential."""
     if large(x):
         return cpu_ops.mish(x)
+    return _mish(x) if on_cpu() else _compiled_mish()(x)
+
+
+@lru_cache(maxsize=1)
+def _compiled_mish():
+    return mx.compile(_mish, shapeless=True)
+
+
+def _mish(x: mx.array) -> mx.array:
     e = mx.exp(mx.minimum(x, MISH_LIMIT))
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))

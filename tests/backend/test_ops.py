@@ -17,6 +17,7 @@ from stepaudio.backend.ops import (
     elu,
     exp,
     gated_silu,
+    gated_sum,
     gelu,
     gelu_tanh,
     log_sum_exp,
@@ -25,6 +26,7 @@ from stepaudio.backend.ops import (
     rope,
     silu,
     sine_squared,
+    snake,
     softmax_attention,
     weighted_values,
 )
@@ -195,6 +197,21 @@ def test_gated_silu_as_one_kernel(monkeypatch):
     np.testing.assert_allclose(gated_silu(gate, x), want, rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(ops, "on_cpu", lambda: False)
     np.testing.assert_allclose(gated_silu(gate, x), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="what is compiled for a CPU needs a compiler")
+def test_snake_and_gated_sum_as_one_kernel(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 2, 7, 64)).astype(np.float32)
+    rate, gate = rng.uniform(0.1, 3, (2, 64)).astype(np.float32)
+    wide = x.astype(np.float64)
+    for _ in range(2):
+        made = snake(mx.array(x), mx.array(rate), 1e-9)
+        np.testing.assert_allclose(made, wide + np.sin(wide * rate) ** 2 / rate, rtol=1e-5, atol=1e-5)
+        made = gated_sum(mx.array(x), mx.array(gate), mx.array(y))
+        np.testing.assert_allclose(made, wide + gate * y.astype(np.float64), rtol=1e-5, atol=1e-6)
+        monkeypatch.setattr(ops, "on_cpu", lambda: False)
+        monkeypatch.setattr(ops, "on_cuda", lambda: True)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])

@@ -9,12 +9,13 @@ Reference: `decoder_dit.py` of StepFun's token2wav; adaptive layer norm after Pe
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...backend.ops import gelu_tanh, mish, silu
+from ...backend.ops import gated_sum, gelu_tanh, mish, silu
 from ...backend.pieces import Pieces
 from ...schema import MAX_LAYERS, MAX_SIZE, require, require_positive
 from ..attention import attend
@@ -89,9 +90,37 @@ class BlockState:
 DitState = tuple[BlockState, ...]  # one per block
 
 
-def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-    """Layer norm without weights of (B, T, C), scaled and shifted by (B, 1, C)."""
-    return mx.fast.layer_norm(x, None, None, BLOCK_EPS) * (1 + scale) + shift
+@dataclass(frozen=True)
+class Moment:
+    """A time as the net sees it: numbers for each channel, (C,) where all rows have this time, else (B, 1, C)."""
+
+    embedding: mx.array  # (B, C) or (1, C)
+    blocks: list[list[mx.array]]  # `MODULATIONS` a block
+    last: list[mx.array]  # shift and gain of the last norm
+
+
+def modulate(x: mx.array, shift: mx.array, gain: mx.array) -> mx.array:
+    """Layer norm of (B, T, C), times `gain`, plus `shift`: as its own weights, where they are the same for all rows."""
+    if gain.ndim == 1:
+        return mx.fast.layer_norm(x, gain, shift, BLOCK_EPS)
+    return mx.fast.layer_norm(x, None, None, BLOCK_EPS) * gain + shift
+
+
+def add_gated(x: mx.array, gate: mx.array, y: mx.array, name: str, tap: Tap | None) -> mx.array:
+    """X + gate * y. The tap receives the product by that name; watching changes no bit of the sum."""
+    if tap is not None:
+        product = gate * y
+        if (found := emit(tap, name, product)) is not product:
+            return x + found
+    return gated_sum(x, gate, y)
+
+
+def _modulations(layers: list[Any], c: mx.array) -> list[mx.array]:
+    """What SiLU and a linear make of embedded times (S, C): arrays (S, C), with gains in the place of scales."""
+    activate, linear = layers
+    made = cast(list[mx.array], mx.split(linear(activate(c)), linear.weight.shape[0] // c.shape[1], axis=-1))
+    made[1::3] = [1 + scale for scale in made[1::3]]
+    return made
 
 
 def time_features(t: mx.array) -> mx.array:
@@ -110,9 +139,9 @@ class TimeEmbedder(nn.Module):
         self.mlp = [nn.Linear(TIME_CHANNELS, channels), silu, nn.Linear(channels, channels)]
 
     def __call__(self, t: mx.array) -> mx.array:
-        """(B,) -> (B, 1, C)."""
+        """(S,) -> (S, C)."""
         into, activate, out = self.mlp
-        return out(activate(into(time_features(t).astype(into.bias.dtype))))[:, None]  # (B, 1, C)
+        return out(activate(into(time_features(t).astype(into.bias.dtype))))
 
 
 class Attention(nn.Module):
@@ -197,19 +226,16 @@ class DitBlock(nn.Module):
         self.adaLN_modulation = [silu, nn.Linear(C, MODULATIONS * C)]
 
     def __call__(
-        self, x: mx.array, c: mx.array, past: BlockState | None, tap: Tap | None = None
+        self, x: mx.array, modulations: list[mx.array], past: BlockState | None, tap: Tap | None = None
     ) -> tuple[mx.array, BlockState]:
-        """(B, T, C) under the time embedding c (B, 1, C) -> (B, T, C), and what is remembered."""
-        activate, linear = self.adaLN_modulation
-        (shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, shift_c, scale_c, gate_c) = mx.split(
-            linear(activate(c)), MODULATIONS, axis=-1
-        )
+        """(B, T, C) with the numbers of a `Moment` -> (B, T, C), and what is remembered."""
+        shift_a, gain_a, gate_a, shift_m, gain_m, gate_m, shift_c, gain_c, gate_c = modulations
         x = emit(tap, "resid_pre", x)
-        y, k, v = self.attn(modulate(x, shift_a, scale_a), past, tap)
-        x = x + emit(tap, "attn_out", gate_a * y)
-        y, tail1, tail2 = self.conv(modulate(x, shift_c, scale_c), past)
-        x = emit(tap, "resid_mid", x + emit(tap, "conv_out", gate_c * y))
-        x = x + emit(tap, "mlp_out", gate_m * self.mlp(modulate(x, shift_m, scale_m)))
+        y, k, v = self.attn(modulate(x, shift_a, gain_a), past, tap)
+        x = add_gated(x, gate_a, y, "attn_out", tap)
+        y, tail1, tail2 = self.conv(modulate(x, shift_c, gain_c), past)
+        x = emit(tap, "resid_mid", add_gated(x, gate_c, y, "conv_out", tap))
+        x = add_gated(x, gate_m, self.mlp(modulate(x, shift_m, gain_m)), "mlp_out", tap)
         return emit(tap, "resid_post", x), BlockState(k, v, tail1, tail2)
 
 
@@ -221,11 +247,9 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = [silu, nn.Linear(channels, 2 * channels)]
         self.linear = nn.Linear(channels, out_channels)
 
-    def __call__(self, x: mx.array, c: mx.array) -> mx.array:
-        """(B, T, C) under the time embedding (B, 1, C) -> (B, T, M)."""
-        activate, linear = self.adaLN_modulation
-        shift, scale = mx.split(linear(activate(c)), 2, axis=-1)
-        return self.linear(modulate(x, shift, scale))
+    def __call__(self, x: mx.array, shift: mx.array, gain: mx.array) -> mx.array:
+        """(B, T, C) -> (B, T, M)."""
+        return self.linear(modulate(x, shift, gain))
 
 
 class DiT(nn.Module):
@@ -238,11 +262,30 @@ class DiT(nn.Module):
         self.blocks = [DitBlock(config) for _ in range(config.depth)]
         self.final_layer = FinalLayer(config.hidden_size, config.out_channels)
 
+    def moments(self, t: mx.array) -> list[Moment]:
+        """Times (S,) in 0…1, for all rows of a batch each: every matrix that they go through is read once for all."""
+        c = self.t_embedder(t)
+        whole = self._moment(c)
+        return [
+            Moment(c[i : i + 1], [[a[i] for a in block] for block in whole.blocks], [a[i] for a in whole.last])
+            for i in range(t.size)
+        ]
+
+    def _moment(self, c: mx.array) -> Moment:
+        """Embedded times (S, C), with all numbers (S, C)."""
+        blocks = [_modulations(block.adaLN_modulation, c) for block in self.blocks]
+        return Moment(c, blocks, _modulations(self.final_layer.adaLN_modulation, c))
+
+    def _row_by_row(self, c: mx.array) -> Moment:
+        """The same of a time (B, C) for each row of a batch."""
+        m = self._moment(c)
+        return Moment(c, [[a[:, None] for a in block] for block in m.blocks], [a[:, None] for a in m.last])
+
     def __call__(
         self,
         x: mx.array,
         mu: mx.array,
-        t: mx.array,
+        t: mx.array | Moment,
         speaker: mx.array,
         cond: mx.array,
         past: DitState | None = None,
@@ -253,19 +296,23 @@ class DiT(nn.Module):
         Parameters
         ----------
         x, mu, cond : (B, T, M) noisy mel, the encoder's mel, and the prompt mel (zeros where there is none).
-        t : (B,) in 0…1. speaker : (B, M) projected speaker vector.
+        t : (B,) in 0…1, or one of `moments` for all rows. speaker : (B, M) projected speaker vector.
         past : state after the frames before these, at the same t; None for a whole sequence.
 
         Returns
         -------
         (B, T, M) and the state after these frames.
         """
-        c = emit(tap, "time", self.t_embedder(t)[:, 0])[:, None]
+        at = t if isinstance(t, Moment) else self._row_by_row(self.t_embedder(t))
+        if tap is not None:
+            seen = mx.broadcast_to(at.embedding, (x.shape[0], at.embedding.shape[1]))
+            if (found := emit(tap, "time", seen)) is not seen:
+                at = self._row_by_row(found)
         speaker = mx.broadcast_to(speaker[:, None], (*x.shape[:2], speaker.shape[1]))
         x = self.in_proj(mx.concatenate([x, mu, speaker, cond], axis=-1))
         states, pieces = [], Pieces()
-        for i, block in enumerate(self.blocks):
-            x, state = block(x, c, past[i] if past else None, named(tap, f"{i}."))
+        for i, (block, modulations) in enumerate(zip(self.blocks, at.blocks, strict=True)):
+            x, state = block(x, modulations, past[i] if past else None, named(tap, f"{i}."))
             x = pieces.end(x)
             states.append(state)
-        return emit(tap, "out", self.final_layer(x, c)), tuple(states)
+        return emit(tap, "out", self.final_layer(x, *at.last)), tuple(states)

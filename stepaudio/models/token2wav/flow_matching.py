@@ -114,9 +114,10 @@ class CausalConditionalCFM(nn.Module):
         """
         mu, speaker, cond = (mx.concatenate([a, mx.zeros_like(a)]) for a in (mu, speaker, cond))
         states: list[DitState] = []
-        for i, (t, dt) in enumerate(euler_steps(n_steps)):
+        steps = euler_steps(n_steps)
+        moments = self.estimator.moments(mx.array([t for t, _ in steps]))
+        for i, ((_, dt), now) in enumerate(zip(steps, moments, strict=True)):
             both = mx.concatenate([x, x])
-            now = mx.full((both.shape[0],), t)
             at = named(tap, f"{i}.")
             v, state = self.estimator(both, mu, now, speaker, cond, past[i] if past else None, named(at, "dit."))
             v = emit(at, "velocity", v)

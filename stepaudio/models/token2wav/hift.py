@@ -10,13 +10,14 @@ Reference: `hifigan.py` (HiFTGenerator) of FlashCosyVoice; Li et al. 2023 (HiFTN
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import prod
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...backend.ops import elu, exp, leaky_relu, sine_squared
+from ...backend.ops import elu, exp, leaky_relu, snake
 from ...backend.pieces import Pieces
 from ...backend.process import enter
 from ...errors import DecodeError
@@ -177,7 +178,7 @@ class Snake(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, T, channels) -> the same shape."""
-        return x + sine_squared(x, self.alpha) / (self.alpha + ALPHA_FLOOR)
+        return snake(x, self.alpha, ALPHA_FLOOR)
 
 
 class ResBlock(nn.Module):
@@ -229,12 +230,18 @@ def harmonic_phase(f0: mx.array, n_harmonics: int, sample_rate: int, per_frame: 
     turns = (hz / np.float32(sample_rate)) % np.float32(1)
     phase = np.cumsum(turns, axis=1, dtype=np.float64).astype(np.float32)  # PyTorch sums float32 in doubles
     phase = phase * np.float32(2 * np.pi) * np.float32(per_frame)
-    sample = np.arange(f0.shape[1] * per_frame, dtype=np.float32) + np.float32(0.5)
+    left, right, weight = _between_frames(f0.shape[1], per_frame)
+    frames = mx.array(phase)
+    return frames[:, left] * (1 - weight) + frames[:, right] * weight
+
+
+@lru_cache(maxsize=2)
+def _between_frames(n: int, per_frame: int) -> tuple[mx.array, mx.array, mx.array]:
+    """For each sample of n frames the frames whose middles it lies between, and the weight of the second (…, 1)."""
+    sample = np.arange(n * per_frame, dtype=np.float32) + np.float32(0.5)
     place = np.maximum(sample * np.float32(1 / per_frame) - np.float32(0.5), 0)
     left = place.astype(np.int32)
-    right, weight = np.minimum(left + 1, f0.shape[1] - 1), mx.array(place - left)[:, None]
-    frames = mx.array(phase)
-    return frames[:, mx.array(left)] * (1 - weight) + frames[:, mx.array(right)] * weight
+    return mx.array(left), mx.array(np.minimum(left + 1, n - 1)), mx.array(place - left)[:, None]
 
 
 class Source(nn.Module):
@@ -290,9 +297,16 @@ def inverse_stft(magnitude: mx.array, phase: mx.array, n_fft: int, hop: int, cli
     basis[:, [half + 1, -1]] = 0.0  # their imaginary parts are no part of a real signal
     frames = spectrum @ mx.array(basis.T.astype(np.float32)).astype(spectrum.dtype)  # (B, F, n_fft)
     signal = overlap_add(frames[..., None], hop)[..., 0]
-    squares = mx.broadcast_to(mx.array((window**2).astype(np.float32)), (1, magnitude.shape[1], n_fft))
-    weight = overlap_add(squares[..., None], hop)[..., 0]
-    return (signal / mx.where(weight > 1e-8, weight, 1.0))[:, half : signal.shape[1] - half]
+    return (signal / _weights(magnitude.shape[1], n_fft, hop))[:, half : signal.shape[1] - half]
+
+
+@lru_cache(maxsize=2)
+def _weights(frames: int, n_fft: int, hop: int) -> mx.array:
+    """Sum of the squared windows at every sample of so many frames, 1 where there is none."""
+    total = np.zeros(((frames - 1) * hop + n_fft), np.float32)
+    for j, square in enumerate((_window(n_fft) ** 2).astype(np.float32)):
+        total[j : j + (frames - 1) * hop + 1 : hop] += square
+    return mx.array(np.where(total > 1e-8, total, np.float32(1)))
 
 
 class Hift(nn.Module):

@@ -15,6 +15,7 @@ from stepaudio.checkpoints.arrays import net_arrays
 from stepaudio.checkpoints.convert.flow_yaml import flow_config, parse, read_flow_config
 from stepaudio.checkpoints.tensors import read_arrays
 from stepaudio.errors import ConfigError, DecodeError, WeightsError
+from stepaudio.models.token2wav import noise
 from stepaudio.models.token2wav.conformer import PreLookahead, RelativeAttention, Upsample, relative_positions
 from stepaudio.models.token2wav.dit import CausalConvBlock, DiT, DitConfig
 from stepaudio.models.token2wav.flow import Flow, FlowOptions
@@ -94,7 +95,8 @@ def test_other_texts_are_refused(text):
 # ------------------------------------------------------------------------------------------ the reference
 
 
-def test_estimator_equals_the_reference():
+def reference_estimator():
+    """An estimator that the reference has computed, and all arrays of that file."""
     t = {name: mx.array(a) for name, a in read_arrays(ASSETS / "flow_estimator.safetensors").items()}
     C, M = t["w.decoder.estimator.blocks.0.mlp.fc1.weight"].shape[1], t["in.est.x"].shape[1]
     config = DitConfig(
@@ -109,12 +111,37 @@ def test_estimator_equals_the_reference():
             if n.startswith(prefix)
         ]
     )
+    return net, t
+
+
+def test_estimator_equals_the_reference():
+    net, t = reference_estimator()
     stages = {}
     x, mu, cond = (t[f"in.est.{n}"].swapaxes(1, 2) for n in ("x", "mu", "cond"))
     out, _ = net(x, mu, t["in.est.t"], t["in.est.spk"], cond, tap=stages.__setitem__)
     for name, theirs in (("time", "t_emb"), ("0.resid_post", "block0"), ("1.resid_post", "block1")):
         close(stages[name], t[f"out.est.{theirs}"], 1e-4)
     close(out.swapaxes(1, 2), t["out.est.out"], 1e-4)
+
+
+def test_moments_are_what_the_reference_makes_of_their_times():
+    net, t = reference_estimator()
+    x, mu, cond = (t[f"in.est.{n}"].swapaxes(1, 2) for n in ("x", "mu", "cond"))
+    times = t["in.est.t"]
+    moments = net.moments(mx.concatenate([times, times[:1] * 0.5]))
+    assert len(moments) == len(times) + 1
+    for row, moment in enumerate(moments[:-1]):  # each for all rows, of which this one has that time
+        stages = {}
+        watched, _ = net(x, mu, moment, t["in.est.spk"], cond, tap=stages.__setitem__)
+        out, _ = net(x, mu, moment, t["in.est.spk"], cond)
+        assert mx.array_equal(out, watched)
+        close(stages["time"][row], t["out.est.t_emb"][row], 1e-4)
+        close(out[row].T, t["out.est.out"][row], 1e-4)
+    other, _ = net(x, mu, moments[-1], t["in.est.spk"], cond)
+    embedding = {"time": mx.broadcast_to(net.t_embedder(times[:1] * 0.5), stages["time"].shape)}
+    replaced, _ = net(x, mu, moments[0], t["in.est.spk"], cond, tap=lambda name, _: embedding.get(name))
+    close(replaced, other, 1e-5)
+    assert float(mx.abs(other - out).max()) > 1e-3
 
 
 def test_goldens(goldens):
@@ -326,6 +353,18 @@ def test_seeded_noise_is_the_same_in_any_pieces():
     assert np.array_equal(whole, np.concatenate(pieces, axis=1))
     assert abs(whole.mean()) < 0.1 and abs(whole.std() - 1) < 0.05
     assert not np.array_equal(whole, np.array(noise_frames(6, 0, n, 3)))
+
+
+def test_kept_noise_is_what_would_be_drawn_anew(monkeypatch):
+    spans = [(0, 3), (5, 2 * NOISE_BLOCK), (NOISE_BLOCK - 1, 2), (3 * NOISE_BLOCK, 1), (0, 3 * NOISE_BLOCK)]
+    monkeypatch.setattr(noise, "KEPT", 3 * 4 * NOISE_BLOCK)  # three blocks of width 4
+    kept = [np.array(noise_frames(11, start, n, 4)) for start, n in spans]
+    assert sorted(noise._kept(11, 4)) == [0, 1, 2]
+    monkeypatch.setattr(noise, "KEPT", 0)
+    for (start, n), found in zip(spans, kept, strict=True):
+        np.testing.assert_array_equal(found, noise_frames(11, start, n, 4))
+        blocks = [np.random.default_rng((11, 4, b)).standard_normal((NOISE_BLOCK, 4), np.float32) for b in range(4)]
+        np.testing.assert_array_equal(found[0], np.concatenate(blocks)[start : start + n])
 
 
 def test_whole_uses_prompt_speaker_and_seed(flow):
