@@ -118,7 +118,8 @@ def add_gated(x: mx.array, gate: mx.array, y: mx.array, name: str, tap: Tap | No
 def _modulations(layers: list[Any], c: mx.array) -> list[mx.array]:
     """What SiLU and a linear make of embedded times (S, C): arrays (S, C), with gains in the place of scales."""
     activate, linear = layers
-    made = cast(list[mx.array], mx.split(linear(activate(c)), linear.weight.shape[0] // c.shape[1], axis=-1))
+    y = linear(activate(c))
+    made = cast(list[mx.array], mx.split(y, y.shape[1] // c.shape[1], axis=-1))
     made[1::3] = [1 + scale for scale in made[1::3]]
     return made
 
