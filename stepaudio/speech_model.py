@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import mlx.core as mx
 import numpy as np
@@ -177,7 +177,7 @@ class SpeechModel:
     # ------------------------------------------------------------ what can be asked
 
     def synthesize(
-        self, text: str, voice="female", options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
+        self, text: str, voice: Any = "female", options: SpeechOptions = DEFAULT, **changes: Unpack[DecodingKeywords]
     ) -> Spoken:
         """Read a text aloud, part by part if it is long.
 
@@ -201,7 +201,7 @@ class SpeechModel:
     def respond(
         self,
         audio,
-        voice="female",
+        voice: Any = "female",
         options: SpeechOptions = DEFAULT,
         system: str = DEFAULT_SYSTEM,
         **changes: Unpack[DecodingKeywords],
@@ -223,7 +223,7 @@ class SpeechModel:
     def translate_speech(
         self,
         audio,
-        voice="female",
+        voice: Any = "female",
         to: str = "zh",
         options: SpeechOptions = DEFAULT,
         **changes: Unpack[DecodingKeywords],
