@@ -2,7 +2,7 @@
 
     python speaking_eval.py speak --nets data/nano/token2wav --held held_kokoro --out spoken
     python speaking_eval.py aloud --model data/nano --nets data/nano/token2wav --held held_kokoro --texts eval.jsonl \\
-        --out spoken
+        --out spoken [--audio-penalties '{"frequency": 1.2, "window": 8}']
     python speaking_eval.py read --out spoken --judge whisper-base [--kinds aloud again]
 
 `speak` and `aloud` need this package. The held-out set is a manifest.tsv of file, text and voice, as kokoro_eval.py
@@ -18,6 +18,7 @@ import csv
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -68,9 +69,7 @@ def speak(nets: Path, held: Path, out: Path, limit: int, pictures: int, steps: i
     print(f"{len(lines)} clips, {spoken:.1f} s spoken, real-time factor {spent / spoken:.2f} with {steps} steps")
 
 
-def aloud(
-    folder: Path, nets: Path, held: Path, texts: Path, out: Path, limit: int, temperature: float | None, seed: int
-) -> None:
+def aloud(folder: Path, nets: Path, held: Path, texts: Path, out: Path, limit: int, changes: dict, seed: int) -> None:
     import soundfile
 
     import stepaudio
@@ -83,10 +82,7 @@ def aloud(
     for row in rows:
         voices.setdefault(row["voice"], model.synthesizer.voice(held / row["file"]))
     out.mkdir(parents=True, exist_ok=True)
-    lines, options = (
-        [],
-        {"seed": seed, "max_tokens": 500} | ({} if temperature is None else {"temperature": temperature}),
-    )
+    lines, options = [], {"seed": seed, "max_tokens": 500} | changes
     for k, sentence in enumerate(sentences[:: max(1, len(sentences) // limit)][:limit]):
         name = list(voices)[k % len(voices)]
         row = [row for row in rows if row["voice"] != name][k % (len(rows) - 1) // 2]
@@ -171,6 +167,9 @@ def main():
     parser.add_argument("--model", type=Path)
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--temperature", type=float)
+    parser.add_argument(
+        "--audio-penalties", metavar="JSON", help="of aloud: penalties of audio codes, others as published"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nets", type=Path)
     parser.add_argument("--held", type=Path)
@@ -181,10 +180,16 @@ def main():
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
+    changes = {} if args.temperature is None else {"temperature": args.temperature}
+    if args.audio_penalties is not None:
+        from stepaudio import Penalties, Sampling
+
+        chat = Sampling.reference("chat")
+        changes["sampling"] = replace(chat, audio=Penalties(**json.loads(args.audio_penalties)))
     if args.verb == "speak":
         speak(args.nets, args.held, args.out, args.limit, args.pictures, args.steps)
     elif args.verb == "aloud":
-        aloud(args.model, args.nets, args.held, args.texts, args.out, args.limit, args.temperature, args.seed)
+        aloud(args.model, args.nets, args.held, args.texts, args.out, args.limit, changes, args.seed)
     else:
         read(args.out, args.judge, args.kinds)
 

@@ -7,6 +7,7 @@ changes nothing, and conversations in several threads have nothing in common but
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -20,6 +21,7 @@ from ..decoding.options import DecodingKeywords, DecodingOptions, merge_options,
 from ..decoding.prompt_cache import digest
 from ..errors import PromptError
 from ..model import StepAudio2
+from ..text.messages import names_a_file
 from ..text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, READ_ALOUD, open_answer
 from .answering import ROUNDS, SECONDS, STOP, THINK_TOKENS, AnswerOptions, steps_to
 from .context import Context, context_of, prompts_of
@@ -133,6 +135,8 @@ class Conversation:
         read = [part if isinstance(part, str) else Recording.of(part, **reading) for part in parts]
         if audio is not None:
             read.append(Recording.of(audio, **reading))
+        for name in (part for part in parts if isinstance(part, str) and names_a_file(part)):
+            warnings.warn(f"ask: {name} is asked as a text; to have the file read, give it as audio=", stacklevel=2)
         if not read:
             raise PromptError('ask: expected a text or a recording: ask("…") or ask(audio="talk.wav")')
         return self._with(Turn(Role.HUMAN, tuple(_text(p, "ask") if isinstance(p, str) else p for p in read)))

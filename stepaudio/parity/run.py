@@ -14,6 +14,7 @@ from pathlib import Path
 from ..backend.device import float32_products, info
 from ..checkpoints.tensors import read_arrays
 from ..errors import DataError, StepAudioError
+from ..reading import is_folder
 from .decoder import llm_checks
 from .encoder import encoder_checks
 from .features import mel_checks
@@ -48,7 +49,7 @@ def verify(folder: str | Path, tokenizer: str | Path | None = None) -> Iterator[
     (file name, rows); a file that cannot be used gives one row with the verdict "unusable".
     """
     folder = Path(folder)
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    files = sorted(folder.glob("*.json")) if is_folder(folder, DataError) else []
     if not files:
         raise DataError(f"{folder}: no golden files; expected a folder with NAME.json and NAME.safetensors")
     tokenizer_folder = Path(tokenizer) if tokenizer else folder.parent / "Step-Audio-2-mini"

@@ -14,10 +14,18 @@ from ..errors import AudioError, PromptError
 from .chat_template import SPOKEN, Message
 
 
+def names_a_file(text: str) -> bool:
+    """Whether a text is the name of a file that is there, with a suffix: then a recording was meant, as a rule."""
+    try:
+        return bool(Path(text).suffix) and Path(text).is_file()
+    except (OSError, ValueError):  # longer than any name, or with bytes that none has
+        return False
+
+
 def message_list(messages) -> Sequence:
     """Messages as they are; a single text is the human's turn. `PromptError` for anything else."""
     if isinstance(messages, str):
-        if Path(messages).suffix and Path(messages).is_file():
+        if names_a_file(messages):
             raise PromptError(
                 f"{messages} is a file: to have a recording transcribed, call model.transcribe({messages!r}); to have "
                 'it answered, put it into a message: [{"role": "human", "content": [{"type": "audio", "audio": ...}]}]'

@@ -115,6 +115,15 @@ def test_a_thought_that_does_not_close_is_closed(published):
 # ------------------------------------------------------------------------------- answers and histories
 
 
+def test_a_text_that_names_a_file_is_asked_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk.wav").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"talk\.wav is asked as a text.*audio="):
+        asked = Conversation().ask("talk.wav")
+    assert asked.turns[-1].text == "talk.wav"
+    assert Conversation().ask("other.wav").turns[-1].text == "other.wav"
+
+
 def test_an_answer_is_that_of_the_same_messages(tiny_model):
     clip = tiny.noise(1.1)
     talk = Conversation("system").ask(QUESTION, audio=clip).answer(tiny_model, **GREEDY)

@@ -99,6 +99,7 @@ def test_plain_ids_are_the_usual_ones_without_names(words, goldens):
         assert words.encode_plain(text) == words.encode(text)
 
 
+@pytest.mark.filterwarnings("ignore:ask. question.wav is asked as a text:UserWarning")
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_changes_no_turn(tiny_model, text, tmp_path, monkeypatch):
     """In every place where text of a stranger can stand: named tokens are those of the harmless text."""

@@ -211,6 +211,8 @@ def test_no_folder_or_an_empty_one(tmp_path, capsys):
         with pytest.raises(DataError, match="no golden files"):
             list(verify(folder))
         assert main(["verify", str(folder)]) == 2 and "no golden files" in capsys.readouterr().err
+    with pytest.raises(DataError, match="cannot be read"):
+        list(verify("a" * 300))
 
 
 # ---- the judge itself ----

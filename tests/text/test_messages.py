@@ -6,7 +6,16 @@ import pytest
 
 from stepaudio.errors import PromptError
 from stepaudio.text.chat_template import Message
-from stepaudio.text.messages import is_conversation, message_list
+from stepaudio.text.messages import is_conversation, message_list, names_a_file
+
+
+@pytest.mark.parametrize("text", ["Mr. " + "a" * 5000, "a/" * 5000 + ".b", "a.b\0c", "what is in notes.txt?", "", "."])
+def test_a_text_that_no_file_can_have_as_its_name_is_a_text(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message_list(text) == [Message("human", text)] and not names_a_file(text)
+    (tmp_path / "talk.wav").write_bytes(b"")
+    with pytest.raises(PromptError, match=r"talk\.wav is a file"):
+        message_list("talk.wav")
 
 
 def test_a_text_is_the_turn_of_the_human():
