@@ -6,7 +6,7 @@ Frozen records that refuse contradictions when they are made, and a JSON shape f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ from ..audio.resample import checked_resampler
 from ..checkpoints.find import meant
 from ..choices import Resampler, SpeechDetector, alternatives
 from ..constants import MAX_TOKENS
-from ..decoding.options import DecodingOptions
+from ..decoding.options import CACHE_FIELDS, RULE_FIELDS, DecodingOptions
 from ..decoding.sampling import Penalties, Sampling
 from ..errors import ConfigError
 from ..evaluation.manifest import Clip, read_manifest
@@ -51,7 +51,7 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
     if isinstance(spec, str):
         return Sampling.named(spec)
     penalties = {f.name for f in fields(Penalties)}
-    spec = require_keys(_of_now(spec), {"base", *penalties, *(f.name for f in fields(Sampling))}, path)
+    spec = _require_placed(_of_now(spec), {"base", *penalties, *(f.name for f in fields(Sampling))}, path)
     if spec.get("processors"):
         raise ConfigError(f"{path}.processors: JSON holds no functions; make the Setting in Python")
     if spec.get("seed", 0) != 0:
@@ -62,6 +62,25 @@ def sampling_from(spec: object, path: str = "sampling") -> Sampling:
         both = {kind: read_record(Penalties, shared, path, start=getattr(start, kind)) for kind in ("text", "audio")}
         start = replace(start, **both)
     return read_record(Sampling, spec, path, start=start)
+
+
+def _cache_from(spec: object, path: str) -> CachePolicy:
+    """A cache's object; a key that belongs elsewhere is refused with its place."""
+    if not isinstance(spec, CachePolicy):
+        _require_placed(spec, {f.name for f in fields(CachePolicy)}, path)
+    return read_value(spec, CachePolicy, path)
+
+
+def _require_placed(spec: object, known: Collection[str], path: str) -> dict:
+    """`require_keys`, whose message says where a setting has what commands and keywords name by itself."""
+    places = []
+    for key in map(str, spec if isinstance(spec, Mapping) else ()):
+        name = key.lstrip("-").replace("-", "_")
+        own = CACHE_FIELDS.get(name, name)
+        if key not in known and (own in CACHE_FIELDS.values() or name in RULE_FIELDS):
+            record = "cache" if own in CACHE_FIELDS.values() else "sampling"
+            places.append(f'{key:.60} is "{record}": {{"{own}": …}} of a setting')
+    return require_keys(spec, known, path, "; ".join(places[:3]))
 
 
 def _of_now(spec: object) -> object:
@@ -102,7 +121,8 @@ class Setting:
         """Read the JSON shape; what is not mentioned stays at its default."""
         if isinstance(spec, Setting):
             return spec
-        return read_record(cls, spec, path, readers={Sampling: sampling_from})
+        _require_placed(spec, {f.name for f in fields(cls)}, path)
+        return read_record(cls, spec, path, readers={Sampling: sampling_from, CachePolicy: _cache_from})
 
     @property
     def options(self) -> DecodingOptions:
