@@ -30,6 +30,7 @@ from .speak import voice_of
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
+    from ..conversation.turns import Turn
     from ..decoding.generate import Step
     from ..model import StepAudio2
     from ..synthesis.streaming import StreamState
@@ -48,7 +49,9 @@ COMMANDS = {
     "help": "               this list",
     "quit": "               end; so does the end of the input",
 }
-ONLY_TRANSCRIBES = "this model transcribes and does not converse: give it recordings with /audio FILE"
+ALONE = "each question is read alone, without those before it"
+ONLY_TRANSCRIBES = f"this model transcribes and does not converse: give it recordings with /audio FILE; {ALONE}"
+NO_CONVERSATION = f"this model does not converse: {ALONE}"
 INTERRUPTED = "interrupted; the question was taken back, the history is as before"
 
 
@@ -89,11 +92,11 @@ def run_chat(options: argparse.Namespace) -> int:
     lines = Lines()
     decoding_from(options, "chat")
     capabilities, system = Capabilities.of(options.model), options.system
+    only_transcribes = not capabilities.allow("respond") and capabilities.allow("transcribe")
     if system is None:
-        only_transcribes = not capabilities.allow("respond") and capabilities.allow("transcribe")
         system = ASR_SYSTEM if only_transcribes else DEFAULT_SYSTEM
-        if only_transcribes:
-            message(ONLY_TRANSCRIBES)
+    if not capabilities.allow("respond"):
+        message(ONLY_TRANSCRIBES if only_transcribes else NO_CONVERSATION)
     _check_sound(options, capabilities)
     talk = Conversation(system)
     if options.history is not None:
@@ -205,7 +208,9 @@ class Chat:
     # ------------------------------------------------------------ questions
 
     def _ask(self, *parts) -> None:
-        asked = self.talk.ask(*parts, resampler=self._options.resampler)
+        from ..conversation import Conversation
+
+        asked = self._read(self.talk.ask(*parts, resampler=self._options.resampler))
         steps = asked.stream(self.model, spoken=self._voice is not None, options=self.decoding)
         printed = self._printed(steps)
         if self._voice is None:
@@ -213,7 +218,16 @@ class Chat:
                 pass
         else:
             self._sounded(printed)
-        self._become(steps.conversation)
+        self._become(Conversation(turns=(*self.talk.turns, *_since_question(steps.conversation))))
+
+    def _read(self, talk: Conversation) -> Conversation:
+        """What the model reads of a history: of one that does not converse, the opening and the last question."""
+        from ..conversation import Conversation
+
+        if self.model.capabilities.allow("respond"):
+            return talk
+        opening = talk.rewind(sum(turn.role == "human" for turn in talk.turns))
+        return Conversation(turns=(*opening.turns, *_since_question(talk)))
 
     def _printed(self, steps: Iterable[Step]) -> Iterator[int]:
         """Print the text of steps as it comes; their audio codes."""
@@ -299,7 +313,7 @@ class Chat:
                 raise DecodeError(f"/cache: expected a kind and a number of positions, found {rest!r:.80}")
             most = int(limit) if limit else self.decoding.policy.max_len
             self.decoding = merge_options(self.decoding, "chat", cache=kind, max_cache_len=most)
-        print(self.talk.context(self.model, options=self.decoding))
+        print(self._read(self.talk).context(self.model, options=self.decoding))
 
     def why(self, _rest: str) -> None:
         """Why the last answer ended."""
@@ -340,6 +354,12 @@ class Chat:
         """List the commands."""
         for name, text in COMMANDS.items():
             print(f"/{name:9} {text}")
+
+
+def _since_question(talk: Conversation) -> tuple[Turn, ...]:
+    """The last question and what followed it."""
+    asked = [n for n, turn in enumerate(talk.turns) if turn.role == "human"]
+    return talk.turns[asked[-1] :] if asked else ()
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,9 @@
 """`stepaudio chat` from a pipe and from what looks like a terminal: answers, commands, interruption, devices."""
 
 import io
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,6 +18,7 @@ from stepaudio.cli.main import main
 from stepaudio.conversation import Conversation
 from stepaudio.engine import Engine
 from stepaudio.errors import BackendError
+from stepaudio.text.prompts import ASR_SYSTEM
 
 LINES = ["what is the time now", "the cat"]
 
@@ -145,8 +148,6 @@ def test_text_cannot_steer_a_terminal():
 
 
 def test_a_model_that_only_transcribes_says_so(hold, tiny_checkpoint, tmp_path, monkeypatch):
-    import shutil
-
     shutil.copytree(tiny_checkpoint, tmp_path / "recogniser")
     (tmp_path / "recogniser" / "capabilities.json").write_text('{"tasks": ["transcribe"]}')
     status, _, err = hold(["/audio clip.wav"], "--model", "recogniser", "--history", "talk.zip")
@@ -154,6 +155,29 @@ def test_a_model_that_only_transcribes_says_so(hold, tiny_checkpoint, tmp_path, 
     assert len(Conversation.open("talk.zip")) == 3
     status, out, err = hold(["hello"], "--model", "recogniser")
     assert (status, out.strip()) == (1, "") and "cannot respond: it was trained to transcribe" in err
+
+
+def test_a_model_that_does_not_converse_reads_each_question_alone(hold, tiny_checkpoint, tiny_model):
+    """Its answers are those to a first question; the history has them all, and one that converses reads it."""
+    shutil.copytree(tiny_checkpoint, "recogniser")
+    Path("recogniser", "capabilities.json").write_text('{"tasks": ["transcribe", "repeat"]}')
+    sf.write("other.wav", tiny.noise(1, 3), 16_000, subtype="FLOAT")
+    lines = ["/audio clip.wav", "/audio other.wav"]
+    status, out, err = hold([*lines, "/cache"], "--model", "recogniser", "--history", "talk.zip")
+    assert status == 0 and "read alone" in err and len(err.splitlines()) == 1
+    talk = Conversation.open("talk.zip")
+    alone = [Conversation(ASR_SYSTEM).ask(audio=f).answer(tiny_model, sampling="reference", max_tokens=6)
+             for f in ("clip.wav", "other.wav")]  # fmt: skip
+    assert talk.turns == (*alone[0].turns, *alone[1].turns[1:])
+    assert out.endswith(f"{alone[1].context(tiny_model, sampling='reference', max_tokens=6)}\n")
+    assert hold(["/undo"], "--model", "recogniser", "--history", "talk.zip")[0] == 0
+    assert Conversation.open("talk.zip") == alone[0]
+    assert hold(lines[1:], "--history", "talk.zip")[0] == 0
+    assert Conversation.open("talk.zip") == alone[0].ask(audio="other.wav").answer(
+        tiny_model, sampling="reference", max_tokens=6
+    )
+    Path("recogniser", "capabilities.json").write_text('{"tasks": ["speak"]}')
+    assert chatting.NO_CONVERSATION in hold([], "--model", "recogniser")[2]
 
 
 # ------------------------------------------------------------------------------- sound
