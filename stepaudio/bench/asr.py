@@ -1,13 +1,13 @@
 """Speed as ratios within one run: this project, PyTorch on the CPU, and decoding without a cache.
 
 All sides get the same weights, the same log mels and the same prompts, take turns, and must give the same tokens.
-Prints no times: a shared machine makes them worthless, while ratios of interleaved runs hold.
+Gives no times: a shared machine makes them worthless, while ratios of interleaved runs hold.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -37,10 +37,12 @@ from ..resources import speech_manifest
 from ..text.prompts import ASR_SYSTEM
 from ..transcribe import CPU_BATCH
 from . import torch_baseline
+from .rows import Row, Stage, quiet
 
 STAGES = ("encoder", "prefill", "decode", "total")
 MAX_TOKENS = 200  # per clip: a clip that loops must not outweigh the others
-CACHE_TOKENS = 100  # of the comparison with decoding without a cache
+CACHE_TOKENS = 25  # of the comparison with decoding without a cache, which encodes anew for each
+FEW = CPU_BATCH  # of the bundled clips, those of middle length, are measured where no manifest is named
 THREADS = (1, 2)  # of PyTorch; the better counts
 PAUSE = 0.3  # seconds in which the worker threads of the last turn stop spinning
 
@@ -105,14 +107,15 @@ class Comparison:
         ]
         return Turn([tuple(tokens) for tokens, _ in answers], np.array([seconds for _, seconds in answers]))
 
-    def measure(self, repeats: int) -> None:
+    def measure(self, repeats: int, stage: Stage = quiet) -> None:
         """Let the sides take turns; the first round warms up and does not count."""
         sides = {"alone": partial(self.ours, 1), "batch": partial(self.ours, CPU_BATCH)}
         if self.baseline:
             sides |= {f"torch {n}": partial(self.theirs, self.baseline, n) for n in THREADS}
         self.turns = {name: [] for name in sides}
-        for _ in range(repeats + 1):
+        for i in range(repeats + 1):
             for name, side in sides.items():
+                stage(f"{name}: {f'repeat {i} of {repeats}' if i else 'warming up'}")
                 time.sleep(PAUSE)
                 self.turns[name].append(side())
         self.turns = {name: turns[1:] for name, turns in self.turns.items()}
@@ -131,15 +134,19 @@ class Comparison:
 def run(
     manifest: str | Path | None = None,
     model: str | Path | StepAudio2 | None = None,
-    repeats: int = 3,
+    repeats: int = 2,
     prompt: str | PromptTokens = ASR_SYSTEM,
+    stage: Stage = quiet,
+    show: Callable[[Row], None] | None = None,
 ) -> int:
     """Compare and print. Returns 0, or 1 if any two ways of running gave different tokens.
 
     Parameters
     ----------
-    manifest, model : by default what is bundled. repeats : >= 1, after one that warms up.
-    prompt : as in `StepAudio2.transcribe`.
+    manifest : table of recordings; by default `FEW` of the bundled ones. model : by default the bundled one.
+    repeats : >= 1, after one that warms up. prompt : as in `StepAudio2.transcribe`.
+    stage : is told what is measured next, and "" before anything is printed.
+    show : gets each figure instead of the printed table.
 
     Raises
     ------
@@ -148,27 +155,43 @@ def run(
     """
     if repeats < 1:
         raise ConfigError(f"repeats: expected at least 1, found {repeats}")
+    stage("loading the model, and PyTorch where that is installed")
     model = model if isinstance(model, StepAudio2) else StepAudio2.load(model)
     segments = read_segments(manifest or speech_manifest())
+    if manifest is None:
+        start = max(0, (len(segments) - FEW) // 2)
+        segments = segments[start : start + FEW]
     comparison = Comparison(model, segments, prompt)
+
+    def said(text: str) -> None:
+        stage("")
+        if show is None:
+            print(text, flush=True)
+
     try:
         found = backend.info()
-        print(
+        said(
             f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}, BLAS {found['blas']}\n"
             f"{len(segments)} clips, {sum(map(len, segments)) / SAMPLE_RATE:.0f} s of sound, greedy, at most "
             f"{MAX_TOKENS} tokens a "
-            f"clip\nratios of time: least, median, most of {repeats} repeats\n",
-            flush=True,
+            f"clip\nratios of time: least, median, most of {repeats} repeats\n"
         )
-        comparison.measure(repeats)
-        print(table(comparison), flush=True)
-        same = compare_caches(comparison, repeats)
+        comparison.measure(repeats, stage)
+        said(table(comparison))
+        rows, same = comparison_rows(comparison), True
+        for name, ratios, equal in compare_caches(comparison, repeats, stage):
+            said(line(name, ratios) + ("" if equal else "  and the tokens DIFFER"))
+            rows.append(Row("caches", name, "ratio", "", tuple(ratios[:, 0])))
+            same &= equal
         use = memory_use()
-        said = ", ".join(f"{n / 1e9:.3f} GB {what}" for n, what in (
-            (use.active, "in use"), (use.cached, "kept for reuse"), (use.peak, "at most so far"),
-        ))  # fmt: skip
-        print(f"memory: {said}", flush=True)
+        held = {"in use": use.active, "kept for reuse": use.cached, "at most so far": use.peak}
+        said("memory: " + ", ".join(f"{n / 1e9:.3f} GB {what}" for what, n in held.items()))
+        rows += [Row("memory", what, "stepaudio", "GB", (n / 1e9,)) for what, n in held.items()]
+        if show is not None:
+            for row in rows:
+                show(row)
     finally:
+        stage("")
         comparison.close()
     return 0 if same and not comparison.differing() else 1
 
@@ -224,20 +247,41 @@ def line(name: str, ratios: np.ndarray) -> str:
     return f"{name:34}" + "  ".join(cells)
 
 
+def ratios_of(comparison: Comparison) -> dict[str, np.ndarray]:
+    """(repeats, stages) by name: ours over PyTorch's where that is installed; batches over single clips in any case."""
+    turns, found = comparison.turns, {}
+    if comparison.baseline:
+        theirs = turns[f"torch {best_threads(comparison)}"]
+        found["one clip, ours / PyTorch"] = clip_ratios(turns["alone"], theirs)
+        found[f"manifest in batches of {CPU_BATCH} / PyTorch"] = manifest_ratios(turns["batch"], theirs)
+    found[f"batches of {CPU_BATCH} / one by one, both ours"] = manifest_ratios(turns["batch"], turns["alone"])
+    return found
+
+
+def best_threads(comparison: Comparison) -> int:
+    """Of `THREADS`, those with which PyTorch was faster."""
+    turns = comparison.turns
+    return min(THREADS, key=lambda t: np.median([turn.seconds.sum() for turn in turns[f"torch {t}"]]))
+
+
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """The table's figures, and how many clips gave the same tokens everywhere."""
+    rows = [
+        Row(stage, name, "ratio", "", tuple(ratios[:, i]))
+        for name, ratios in ratios_of(comparison).items()
+        for i, stage in enumerate(STAGES)
+    ]
+    n = len(comparison.mels)
+    return [*rows, Row("tokens", f"equal, of {n} clips", "all sides", "clips", (n - len(comparison.differing()),))]
+
+
 def table(comparison: Comparison) -> str:
-    """Ours over PyTorch's where that is installed; batches over single clips in any case."""
-    turns, n = comparison.turns, len(comparison.mels)
+    """The ratios by stage, and whether all sides gave the same tokens."""
+    n = len(comparison.mels)
     rows = [" " * 34 + "  ".join(f"{stage:^20}" for stage in STAGES)]
+    rows += [line(name, ratios) for name, ratios in ratios_of(comparison).items()]
     if comparison.baseline:
-        best = min(THREADS, key=lambda t: np.median([turn.seconds.sum() for turn in turns[f"torch {t}"]]))
-        theirs = turns[f"torch {best}"]
-        rows += [
-            line("one clip, ours / PyTorch", clip_ratios(turns["alone"], theirs)),
-            line(f"manifest in batches of {CPU_BATCH} / PyTorch", manifest_ratios(turns["batch"], theirs)),
-        ]
-    ratios = manifest_ratios(turns["batch"], turns["alone"])
-    rows.append(line(f"batches of {CPU_BATCH} / one by one, both ours", ratios))
-    if comparison.baseline:
+        best = best_threads(comparison)
         rows.append(f"\n{torch_baseline.versions()}, clip after clip, on {best} threads, the better of {THREADS}")
     else:
         rows.append("\nno rows for PyTorch: torch and transformers are not installed")
@@ -246,11 +290,13 @@ def table(comparison: Comparison) -> str:
     return "\n".join(rows)
 
 
-def compare_caches(comparison: Comparison, repeats: int) -> bool:
-    """Print how many times longer it takes without a cache; true if it gives the same tokens.
+def compare_caches(
+    comparison: Comparison, repeats: int, stage: Stage = quiet
+) -> Iterator[tuple[str, np.ndarray, bool]]:
+    """How many times longer it takes without a cache: name, ratios (repeats, 1), whether the tokens are the same.
 
-    First row: from the mel on, as the published code runs, encoder and whole prefix again for each token. Second row:
-    the decoder alone.
+    First: from the mel on, as the published code runs, encoder and whole prefix again for each token. Second: the
+    decoder alone.
     """
     middle = len(comparison.mels) // 2
     mel, request = comparison.mels[middle], comparison.requests[middle]
@@ -260,16 +306,19 @@ def compare_caches(comparison: Comparison, repeats: int) -> bool:
         return collect(generate(comparison.model.net, [request], options), 1)[0].tokens
 
     ways = {
-        "published": (
+        "no cache, encoder again": (
             lambda: cached(comparison.requests_of([mel])[0]),
             lambda: without_cache(comparison.model, lambda: comparison.requests_of([mel])[0], CACHE_TOKENS),
         ),
-        "decoder": (lambda: cached(request), lambda: without_cache(comparison.model, lambda: request, CACHE_TOKENS)),
+        "no cache, decoder only": (
+            lambda: cached(request),
+            lambda: without_cache(comparison.model, lambda: request, CACHE_TOKENS),
+        ),
     }
-    same = True
     for name, (quick, slow) in ways.items():
-        ratios = []
-        for _ in range(repeats):
+        ratios, same = [], True
+        for i in range(repeats):
+            stage(f"{name}: repeat {i + 1} of {repeats}")
             time.sleep(PAUSE)
             clock, tokens = [time.perf_counter()], []
             for way in (quick, slow):
@@ -277,11 +326,7 @@ def compare_caches(comparison: Comparison, repeats: int) -> bool:
                 clock.append(time.perf_counter())
             ratios.append(np.diff(clock)[1:] / np.diff(clock)[:1])
             same &= tokens[0] == tokens[1]
-        label = {"published": "no cache, encoder again", "decoder": "no cache, decoder only"}[name]
-        print(line(f"{label} / cache, {CACHE_TOKENS} tokens", np.array(ratios)))
-    if not same:
-        print("  and the tokens DIFFER")
-    return same
+        yield f"{name} / cache, {CACHE_TOKENS} tokens", np.array(ratios), same
 
 
 def without_cache(model: StepAudio2, make_request: Callable[[], Request], n_tokens: int) -> tuple[int, ...]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+Stage = Callable[[str], None]  # is told what is measured next, and "" before anything is printed
+
+
+def quiet(_text: str) -> None:
+    """A `Stage` that says nothing."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ..resources import voice_clip
 from ..synthesis.streaming import StreamOptions, chunked
 from ..synthesis.synthesizer import AS_REFERENCE, Synthesizer
 from ..synthesis.voice import Voice
+from .rows import Row, Stage, quiet
 from .step_audio2_baseline import INSTALL, ReferenceProcess, missing
 
 N_CODES = 125  # five seconds; the estimator's cache is full from the third chunk on
@@ -94,13 +95,21 @@ class Trial:
         return ends, n / self.synthesizer.sample_rate
 
 
-def run(model: str | Path | None = None, repeats: int = 3, size: str = "published", n_codes: int = N_CODES) -> int:
+def run(
+    model: str | Path | None = None,
+    repeats: int = 3,
+    size: str = "published",
+    n_codes: int = N_CODES,
+    stage: Stage = quiet,
+    show: Callable[[Row], None] | None = None,
+) -> int:
     """Measure and print. Returns 0.
 
     Parameters
     ----------
     model : folder with a converted token2wav; None for random weights of `size`.
     repeats : >= 1, after one that warms up. size : "published" or "small". n_codes : >= 29, two chunks.
+    stage, show : as in `asr.run`.
 
     Raises
     ------
@@ -108,6 +117,7 @@ def run(model: str | Path | None = None, repeats: int = 3, size: str = "publishe
     """
     if repeats < 1 or n_codes < 29:
         raise ConfigError(f"expected at least 1 repeat and 29 codes, found {repeats} and {n_codes}")
+    stage("loading token2wav, and reading the voice")
     synthesizer = Synthesizer(random_token2wav(size)) if model is None else Synthesizer.load(model)
     clip = voice_clip()
     began = time.perf_counter()
@@ -115,17 +125,29 @@ def run(model: str | Path | None = None, repeats: int = 3, size: str = "publishe
     reading = time.perf_counter() - began
     whole, streamed, theirs = [], [], Theirs.of(trial)
     try:
-        for _ in range(repeats + 1):  # the first round warms up and does not count
+        for i in range(repeats + 1):  # the first round warms up and does not count
+            turn = f"repeat {i} of {repeats}" if i else "warming up"
+            stage(f"whole: {turn}")
             whole.append(measured(trial.whole))
+            stage(f"streamed: {turn}")
             streamed.append(measured(trial.streamed))
             if theirs is not None:
+                stage(f"step-audio2 on PyTorch: {turn}")
                 theirs.turn(trial)
     finally:
+        stage("")
         if theirs is not None:
             theirs.process.close()
     weights = f"the {size} sizes with random weights" if model is None else str(model)
-    print(report(weights, trial, reading, whole[1:], streamed[1:]))
-    print("\n".join(beside(trial, whole, streamed, theirs)))
+    if show is None:
+        print(report(weights, trial, reading, whole[1:], streamed[1:]))
+        print("\n".join(beside(trial, whole, streamed, theirs)))
+        return 0
+    for name, values in figures_of(whole[1:], streamed[1:]).items():
+        unit = "MiB" if "MiB" in name else "ratio" if "streamed / whole" in name else "s"
+        show(Row("token2wav", name.strip(), "stepaudio", unit, tuple(values)))
+    for name, values in ({} if theirs is None else ratios_to(whole, streamed, theirs)).items():
+        show(Row("token2wav", name.strip(), "ours / step-audio2", "ratio", tuple(values)))
     return 0
 
 
@@ -184,6 +206,14 @@ def beside(trial: Trial, whole: list[Cost], streamed: list[Cost], theirs: Theirs
     """Lines that hold ours against theirs; the first turn of each warmed up."""
     if theirs is None:
         return [f"no rows for PyTorch: {', '.join(missing())} not installed ({INSTALL})"]
+    title = f"ours / step-audio2 on PyTorch ({theirs.process.device}), same weights, voice, codes and noise"
+    moved = f"mels differ by {theirs.difference(trial):.1e} of their norm"
+    rows = [line(name, values) for name, values in ratios_to(whole, streamed, theirs).items()]
+    return ["", title, *rows, moved]
+
+
+def ratios_to(whole: list[Cost], streamed: list[Cost], theirs: Theirs) -> dict[str, list[float]]:
+    """Ours over theirs by name, without the turns that warmed up."""
     pairs = list(zip(whole, theirs.whole, strict=True))[1:]
     chunks = list(zip(streamed, theirs.streamed, strict=True))[1:]
     ratios = {
@@ -196,9 +226,7 @@ def beside(trial: Trial, whole: list[Cost], streamed: list[Cost], theirs: Theirs
     if pairs[0][1]["peak"]:
         ratios["peak memory, whole"] = [a.peak / b["peak"] for a, b in pairs]
         ratios["peak memory, streamed"] = [a.peak / b["peak"] for a, b in chunks]
-    title = f"ours / step-audio2 on PyTorch ({theirs.process.device}), same weights, voice, codes and noise"
-    moved = f"mels differ by {theirs.difference(trial):.1e} of their norm"
-    return ["", title, *(line(name, values) for name, values in ratios.items()), moved]
+    return ratios
 
 
 def line(name: str, values: list[float]) -> str:
@@ -206,20 +234,10 @@ def line(name: str, values: list[float]) -> str:
     return f"{name:58}{min(values):8.2f} {np.median(values):8.2f} {max(values):8.2f}"
 
 
-def report(weights: str, trial: Trial, reading: float, whole: list[Cost], streamed: list[Cost]) -> str:
-    """The table; `whole` and `streamed` in pairs."""
-    found, prompt = backend.info(), len(trial.voice.codes) / 25
-    parts = trial.synthesizer.parts
-    n_steps = parts.flow.n_steps(trial.options.flow)
-    held = [sum(a.nbytes for _, a in named_arrays(getattr(parts, c).parameters())) for c in TOKEN2WAV]
-    rows = [
-        f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
-        f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {n_steps} Euler steps, "
-        f"chunks of {trial.options.chunk_codes} codes; least, median, most of {len(whole)} repeats",
-        "",
-    ]
+def figures_of(whole: list[Cost], streamed: list[Cost]) -> dict[str, list[float]]:
+    """What the two ways cost, by name and repeat; `whole` and `streamed` in pairs."""
     pairs = list(zip(whole, streamed, strict=True))
-    figures = {
+    return {
         "whole: seconds for a second of sound": [c.wall / c.sound for c in whole],
         "  of these, flow": [c.parts[0] / c.sound for c in whole],
         "  of these, vocoder": [c.parts[1] / c.sound for c in whole],
@@ -234,7 +252,21 @@ def report(weights: str, trial: Trial, reading: float, whole: list[Cost], stream
         "peak memory, whole (MiB, weights included)": [c.peak / MIB for c in whole],
         "peak memory, streamed (MiB, weights included)": [c.peak / MIB for c in streamed],
     }
-    rows += [line(name, values) for name, values in figures.items()]
+
+
+def report(weights: str, trial: Trial, reading: float, whole: list[Cost], streamed: list[Cost]) -> str:
+    """The table; `whole` and `streamed` in pairs."""
+    found, prompt = backend.info(), len(trial.voice.codes) / 25
+    parts = trial.synthesizer.parts
+    n_steps = parts.flow.n_steps(trial.options.flow)
+    held = [sum(a.nbytes for _, a in named_arrays(getattr(parts, c).parameters())) for c in TOKEN2WAV]
+    rows = [
+        f"MLX {found['versions']['mlx']}, {found['backend']}, BLAS {found['blas']}; {weights}",
+        f"{whole[0].sound:.1f} s of sound in a voice of {prompt:.1f} s, {n_steps} Euler steps, "
+        f"chunks of {trial.options.chunk_codes} codes; least, median, most of {len(whole)} repeats",
+        "",
+    ]
+    rows += [line(name, values) for name, values in figures_of(whole, streamed).items()]
     rows += [
         f"weights: {sum(held) / MIB:.0f} MiB ("
         + ", ".join(f"{c} {n / MIB:.0f}" for c, n in zip(TOKEN2WAV, held, strict=True))

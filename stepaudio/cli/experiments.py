@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..targets import Target, check_targets
 from .options import add_model
 from .parser import add_force, add_formats, add_option, add_verb, whole
+from .progress import stages
 from .streams import print_json
 
 if TYPE_CHECKING:
+    from ..bench.rows import Row
     from ..experiments.grid import Grid
 
 
@@ -24,8 +26,13 @@ def add_experiment_verbs(verbs) -> None:
         {0: "measured, and all ways of running gave the same tokens", 1: "two ways of running gave different tokens"},
     )  # fmt: skip
     add_model(bench)
-    add_option(bench, "--manifest", metavar="FILE", help="table or JSON lines of recordings", shown="the bundled ones")
-    add_option(bench, "--repeats", type=whole, default=3, metavar="N", help="how often everything is measured")
+    add_option(
+        bench, "--manifest", metavar="FILE", help="table or JSON lines of recordings", shown="8 of the bundled ones"
+    )
+    add_option(
+        bench, "--repeats", type=whole, metavar="N", shown="2; 3 with --token2wav or --published",
+        help="how often everything is measured",
+    )  # fmt: skip
     bench.add_argument(
         "--token2wav", "--speaking", dest="token2wav", action="store_true",
         help="token2wav instead, of --model, or of the published sizes with random initialisation",
@@ -62,34 +69,44 @@ def run_bench(options: argparse.Namespace) -> int:
     """Measure; 1 if two ways of running disagree."""
     if options.published:
         return _bench_published(options)
-    if options.part or options.format == "json":
-        raise ConfigError("--part and --json are of --published; add it, or leave them out")
+    if options.part:
+        raise ConfigError("--part: is of --published; add it, or leave it out")
     if options.tiny and (not options.token2wav or options.model is not None):
         raise ConfigError("--tiny: of --published, or of --token2wav without --model; add one of them, or leave it out")
     from ..bench import asr, tts
 
-    if options.token2wav:
-        if options.manifest is not None:
-            raise ConfigError("--manifest: recordings to transcribe; with --token2wav there is nothing to transcribe")
-        return tts.run(options.model, options.repeats, "small" if options.tiny else "published")
-    return asr.run(options.manifest, options.model, options.repeats)
+    if options.token2wav and options.manifest is not None:
+        raise ConfigError("--manifest: recordings to transcribe; with --token2wav there is nothing to transcribe")
+    how: dict[str, Any] = {} if options.repeats is None else {"repeats": options.repeats}
+    if options.format == "json":
+        how["show"] = _print_row
+    with stages() as stage:
+        if options.token2wav:
+            size = "small" if options.tiny else "published"
+            return tts.run(options.model, size=size, stage=stage, **how)
+        return asr.run(options.manifest, options.model, stage=stage, **how)
 
 
 def _bench_published(options: argparse.Namespace) -> int:
     """Print each line as it is measured."""
     if options.token2wav or options.manifest is not None or options.model is not None:
         raise ConfigError("--published: takes no model and no recordings; leave --model, --manifest, --token2wav out")
-    from ..backend.device import info
     from ..bench import published
 
     if options.format == "text":
         print(published.about(options.tiny) + "\n", flush=True)
-    for row in published.run(options.part, options.tiny, options.repeats):
+    for row in published.run(options.part, options.tiny, 3 if options.repeats is None else options.repeats):
         if options.format == "json":
-            print_json(row.to_dict() | {"backend": info()["backend"]})
+            _print_row(row)
         else:
             print(row, flush=True)
     return 0
+
+
+def _print_row(row: Row) -> None:
+    from ..backend.device import info
+
+    print_json(row.to_dict() | {"backend": info()["backend"]})
 
 
 def run_sweep_grid(options: argparse.Namespace) -> int:

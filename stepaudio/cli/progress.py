@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -39,6 +39,25 @@ def busy(what: str, stream: TextIO | None = None) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A function that shows on stderr what is being done: in the place of the text before, or elsewhere line by line.
+
+    On a terminal "" leaves the line empty for what is printed next.
+    """
+
+    def stage(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"{CLEAR}{text}", end="", file=sys.stderr, flush=True)
+        elif text:
+            message(text)
+
+    try:
+        yield stage
+    finally:
+        stage("")
 
 
 def message(text: str) -> None:

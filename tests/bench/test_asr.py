@@ -1,5 +1,6 @@
 """The comparison itself on a tiny checkpoint, and the fast CPU forms against float64 numpy and MLX's plain forms."""
 
+import json
 import math
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ from tiny import RATE, noise
 
 from stepaudio.backend import cpu_ops, ops
 from stepaudio.bench import asr, torch_baseline
+from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError, DataError
 
 WIDE = np.linspace(-40, 40, 3 * cpu_ops.FEW, dtype=np.float32)
@@ -48,6 +50,27 @@ def test_without_torch_the_table_says_so(manifest, tiny_checkpoint, short, monke
     assert "3 clips" in out and "not installed" in out
     assert "decoder only / cache, 5 tokens" in out and "encoder again" in out
     assert "tokens equal on 3 of 3 clips" in out
+
+
+def test_the_command_shows_its_stages_and_gives_json(manifest, tiny_checkpoint, short, monkeypatch, capsys):
+    """Lines of JSON have the numbers that the table would; stderr says what is measured, a line each on a pipe."""
+    monkeypatch.setattr(torch_baseline, "available", lambda: False)
+    argv = ["bench", "--model", str(tiny_checkpoint), "--manifest", str(manifest), "--repeats", "1", "--json"]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["part"] for row in rows][:5] == [*asr.STAGES, "tokens"] and rows[4]["median"] == 3
+    assert {row["part"] for row in rows[5:]} == {"caches", "memory"} and all(row["median"] > 0 for row in rows[:8])
+    for stage in ("loading", "alone: warming up", "batch: repeat 1 of 1", "no cache, decoder only: repeat 1 of 1"):
+        assert sum(line.startswith(f"stepaudio: {stage}") for line in err.splitlines()) == 1
+
+
+def test_without_a_manifest_a_few_clips_are_measured(manifest, tiny_model, short, monkeypatch, capsys):
+    monkeypatch.setattr(torch_baseline, "available", lambda: False)
+    monkeypatch.setattr(asr, "speech_manifest", lambda: manifest)
+    monkeypatch.setattr(asr, "FEW", 1)
+    assert asr.run(None, tiny_model, 1) == 0
+    assert "1 clips, 1 s of sound" in capsys.readouterr().out  # of 1.3, 0.9 and 0.4 s
 
 
 def test_torch_gives_the_same_tokens(manifest, tiny_model, short):

@@ -72,10 +72,10 @@ def test_report_by_hand(trial):
 
 def test_the_command(capsys, monkeypatch, speaking_checkpoint):
     asked = []
-    monkeypatch.setattr(tts, "run", lambda *a: asked.append(a) or 0)
+    monkeypatch.setattr(tts, "run", lambda model, size, stage, **how: asked.append((model, how, size)) or 0)
     assert main(["bench", "--speaking", "--model", str(speaking_checkpoint), "--repeats", "2"]) == 0
     assert main(["bench", "--token2wav", "--tiny"]) == 0
-    assert asked == [(str(speaking_checkpoint), 2, "published"), (None, 3, "small")]
+    assert asked == [(str(speaking_checkpoint), {"repeats": 2}, "published"), (None, {}, "small")]
     assert (
         main(["bench", "--speaking", "--manifest", "x.tsv"]) == 2 and "nothing to transcribe" in capsys.readouterr().err
     )
@@ -89,6 +89,12 @@ def test_run_on_a_converted_model_and_on_random_weights(capsys, speaking_checkpo
     assert str(speaking_checkpoint) in out and "weights: 0 MiB" in out
     assert tts.run(None, 1, "small", 30) == 0
     out = capsys.readouterr().out
+    printed = out.splitlines()
+    shown, stages = [], []
+    assert tts.run(speaking_checkpoint, 1, n_codes=30, stage=stages.append, show=shown.append) == 0
+    assert capsys.readouterr().out == "" and stages[-1] == "" and "streamed: repeat 1 of 1" in stages
+    assert all(any(line.strip().startswith(row.what) for line in printed) for row in shown) and len(shown) == 13
+    assert {row.unit for row in shown if "MiB" in row.what} == {"MiB"}
     assert "the small sizes with random weights" in out and "1.2 s of sound in a voice of 1.5 s" in out
     assert "weights: 5 MiB" in out
 

@@ -13,7 +13,7 @@ import soundfile as sf
 import tiny
 
 from stepaudio.cli import progress
-from stepaudio.cli.progress import CLEAR, busy
+from stepaudio.cli.progress import CLEAR, busy, stages
 
 
 class Terminal(io.StringIO):
@@ -47,6 +47,18 @@ def test_nothing_for_quick_work_or_elsewhere_than_on_a_terminal(monkeypatch):
         with busy("thinking", stream):
             time.sleep(0.1 if not isinstance(stream, Terminal) else 0)
         assert stream.getvalue() == ""
+
+
+def test_stages_replace_each_other_on_a_terminal_and_are_lines_elsewhere(monkeypatch):
+    found = []
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with stages() as stage:
+            stage("one")
+            stage("")
+            stage("two")
+        found.append(stream.getvalue())
+    assert found == [f"{CLEAR}one{CLEAR}{CLEAR}two{CLEAR}", "stepaudio: one\nstepaudio: two\n"]
 
 
 def test_an_error_passes_and_the_line_is_cleared():
