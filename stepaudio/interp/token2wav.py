@@ -211,7 +211,7 @@ class RoundTrip:
         rows = [
             ("codes that came back", f"{self.agreement:.1%}"),
             ("the same by chance", f"{self.by_chance:.1%}"),
-            ("cosine of the speaker vectors", f"{self.speaker_cosine:.3f}"),
+            ("cosine of the speaker vectors", f"{self.speaker_cosine:.2f}"),
             ("mean difference of the mels", f"{self.mel_distance_db:.1f} dB"),
         ]
         return "\n".join(f"{what:30} {value:>9}" for what, value in rows)
