@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20  # read at a time
+LONGEST_NAME = 300  # characters of a path in a message
 _COUNTER = itertools.count()  # threads of one process may write to the same name
 
 
@@ -144,6 +145,18 @@ def printable_name(path: str | os.PathLike) -> str:
     'talk.wav'
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def short_name(path: str | os.PathLike) -> str:
+    """A path as messages quote it: on one line, its middle left out beyond `LONGEST_NAME` characters."""
+    name = printable_name(path)
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"
+
+
+def result_name(path: str | os.PathLike) -> str:
+    """A path as results quote it: whole where something has that name, so that it can be looked up, else short."""
+    return printable_name(path) if os.path.lexists(path) else short_name(path)
 
 
 def _aside_prefix(path: Path) -> str:

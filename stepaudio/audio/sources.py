@@ -21,14 +21,13 @@ import numpy as np
 
 from ..constants import SAMPLE_RATE
 from ..errors import AudioError
-from ..files import printable_name
+from ..files import LONGEST_NAME, printable_name, short_name
 
 RATE_RANGE = (1_000, 10_000_000)  # Hz; outside it a header or an argument is wrong, not the microphone
 PCM_ZERO_AND_SCALE = {"uint8": (128, 2**7), "int8": (0, 2**7), "int16": (0, 2**15), "int32": (0, 2**31)}
 SPOOLED_BYTES = 1 << 26  # of a stream that cannot seek; beyond 64 MiB it goes through a temporary file
 ARRAY_KEYS = {"array", "sampling_rate"}
 FILE_KEYS = {"bytes", "path"}
-LONGEST_NAME = 300  # characters of a path in a message
 
 
 def is_file(source) -> bool:
@@ -49,9 +48,7 @@ def source_name(source) -> str:
         source = "standard input" if name == "<stdin>" else name if isinstance(name, str) else "file object"
     if not isinstance(source, (str, os.PathLike)):
         return "bytes" if is_file(source) else "array"
-    name = printable_name(source)
-    name = name if name.isprintable() else repr(name)[1:-1]
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"
+    return short_name(source)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ..files import result_name
 from ..models.config_keys import ConfigNote
 from .dtypes import ACCEPTED
 from .header import TensorInfo, listed, printable
@@ -71,7 +72,7 @@ class WeightReport:
     @classmethod
     def unreadable(cls, path: object, error: Exception) -> WeightReport:
         """The report on a checkpoint that was refused: nothing but the reason, exit status 2."""
-        return cls(path=str(path), error=str(error))
+        return cls(path=result_name(str(path)), error=str(error))
 
     @property
     def expected(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.capabilities import Capabilities
 from ..checkpoints.find import checkpoint_folder
 from ..errors import AudioError, ConfigError
-from ..files import printable_name
+from ..files import printable_name, result_name, short_name
 from ..targets import Target, check_targets
 from ..text import subtitles
 from .options import (
@@ -90,7 +90,7 @@ def run_transcribe(options: argparse.Namespace) -> int:
             failed += 1
             message(str(error))
             if options.format == "json" and not targets:
-                print_json({"file": printable_name(name), "error": str(error)})
+                print_json({"file": result_name(name), "error": str(error)})
             continue
         if found.skipped_seconds >= MOST * found.audio_seconds:
             message(f"{name}: {_said_of(found)}")
@@ -110,7 +110,7 @@ def _transcribed(model, name: str, keywords: dict) -> Transcript:
 
     if sys.stderr.isatty() and os.path.isfile(name) and audio_seconds(name) >= LONG:  # a pipe is read once
         return model.transcribe(name, progress=True, **keywords)
-    with busy(f"transcribing {printable_name(name)}"):
+    with busy(f"transcribing {short_name(name)}"):
         return model.transcribe(recording(name), progress=False, **keywords)
 
 

@@ -359,3 +359,20 @@ def test_as_a_process(tiny_checkpoint, wav, tmp_path, tiny_model):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1 and "error" in lines[1]
     assert lines[0]["text"] == tiny_model.transcribe(wav, max_tokens=6).text
+
+
+@pytest.mark.parametrize("verb", [["transcribe"], ["weights"], ["weights", "--json"]])
+@pytest.mark.parametrize("name", ["a" * 3000, "a/" * 1500 + "b.wav"])
+def test_a_very_long_name_of_no_file_is_quoted_short(run, verb, name):
+    """Nothing printed for it is long; it begins and ends as the name does."""
+    status, out, err = run(*verb, name)
+    assert status != 0 and sum(map(len, [*out, err])) < 2000
+    assert name[:100] in out[0] and name[-100:] in out[0]
+
+
+def test_the_name_of_a_file_that_cannot_be_read_is_whole_in_json(run, tmp_path):
+    folder = tmp_path.joinpath(*["d" * 200] * 3)
+    folder.mkdir(parents=True)
+    (folder / "a.wav").write_bytes(b"no sound")
+    status, out, err = run("transcribe", folder / "a.wav")
+    assert status == 1 and json.loads(out[0])["file"] == str(folder / "a.wav") and len(err) < 1000
