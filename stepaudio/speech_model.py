@@ -239,6 +239,7 @@ class SpeechModel:
         tokenizer = self._tokenizer()
         reading_turns(text, tokenizer)  # a fault anywhere ends it before any part is read
         self.model.capabilities.require_text(text)
+        self.model.capabilities.warn_of_symbols(text)
         return [reading_turns(part, tokenizer) for part in cut_text(text, options.max_characters)]
 
     def question(self, audio, system: str = DEFAULT_SYSTEM) -> Conversation:

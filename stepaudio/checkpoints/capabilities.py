@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import ConfigError, PromptError
 from ..reading import is_file, read_object
 from ..schema import read_record, require, shown
-from ..text.scripts import foreign_letters
+from ..text.scripts import foreign_letters, symbols
 from .find import meant
 from .hub_name import HubName
 from .siblings import sibling_of
@@ -44,6 +44,8 @@ class Capabilities:
         What opens an answer of a model that thinks aloud first, up to the thought; None for one that does not.
     thinks_unasked : bool
         Of such a model, whether its answers begin with a thought where nothing else is asked for.
+    words_only : bool
+        Whether the texts that it learned to read aloud had no digits and symbols, so that it reads none.
     refusals : mapping of str to str
         Task -> why it cannot be done, where more is known than that it is not among the tasks.
     """
@@ -53,6 +55,7 @@ class Capabilities:
     turns: bool = True
     thinking: str | None = None
     thinks_unasked: bool = True
+    words_only: bool = False
     refusals: Mapping[str, str] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -116,6 +119,16 @@ class Capabilities:
             raise PromptError(
                 f"text to read: {shown(foreign)} are no letters of {', '.join(self.languages or ())}, the languages "
                 f"that this model was trained on, as its {FILE} says: write it with those, or load another checkpoint"
+            )
+
+    def warn_of_symbols(self, text: str) -> None:
+        """Warn if a text to be read aloud has digits or symbols, and the model reads words alone."""
+        found = symbols(text) if self.words_only else ""
+        if found:
+            warnings.warn(
+                f"this model reads words alone, and {shown(found)} in the text come out wrong or not at all: write "
+                "numbers and symbols as words",
+                stacklevel=3,
             )
 
     def require_answer(self) -> None:

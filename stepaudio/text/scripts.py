@@ -42,6 +42,16 @@ def foreign_letters(text: str, languages: Iterable[str]) -> str:
     return "".join(c for c in letters if not unicodedata.name(c, "").startswith(known))
 
 
+def symbols(text: str) -> str:
+    """The digits and symbols of a text that are read as words, each once.
+
+    >>> symbols("It's 12 % of $5, or so!")
+    '12%$5'
+    """
+    found = dict.fromkeys(c for c in text if c.isnumeric() or unicodedata.category(c)[0] == "S" or c in "%&@#*/")
+    return "".join(c for c in found if not c.isalpha())  # Chinese numerals are letters
+
+
 def is_unspaced(text: str) -> bool:
     """Whether a character of a script without blanks between words stands in the text."""
     return _ANY_UNSPACED.search(text) is not None

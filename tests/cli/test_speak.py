@@ -122,6 +122,23 @@ def test_a_text_that_the_model_cannot_read_is_refused(run, speaking_checkpoint, 
     assert run("speak", "caf\u00e9", "-o", "a.wav", *RUN, "--model", str(english))[0] in (0, 1)
 
 
+@pytest.mark.filterwarnings("default")
+def test_digits_and_symbols_are_warned_of_where_a_model_reads_words_alone(run, speaking_checkpoint, tmp_path):
+    plain = tmp_path / "copy"
+    plain.mkdir()
+    for entry in speaking_checkpoint.iterdir():
+        (plain / entry.name).symlink_to(entry)
+    argv = ("-o", "a.wav", "--force", *RUN, "--model", str(plain))
+    for content, text, warned in (
+        ('{"words_only": true}', "123 and $5", "'123$5'"),
+        ('{"words_only": true}', "It's good, isn't it?", ""),
+        ("{}", "123 and $5", ""),
+    ):
+        (plain / "capabilities.json").write_text(content)
+        status, _, err = run("speak", text, *argv)
+        assert status in (0, 1) and err.count("warning: this model reads words alone") == bool(warned) and warned in err
+
+
 @pytest.mark.parametrize("text", ["[1, 2, 6561, 3]", "1 2 6655\n3\n"])
 def test_say_codes(run, model, text):
     Path("codes").write_text(text)
