@@ -155,9 +155,9 @@ def run(
     """
     if repeats < 1:
         raise ConfigError(f"repeats: expected at least 1, found {repeats}")
-    stage("loading the model, and PyTorch where that is installed")
-    model = model if isinstance(model, StepAudio2) else StepAudio2.load(model)
     segments = read_segments(manifest or speech_manifest())
+    model = model if isinstance(model, StepAudio2) else StepAudio2.load(model)
+    stage("loading PyTorch where that is installed")
     if manifest is None:
         start = max(0, (len(segments) - FEW) // 2)
         segments = segments[start : start + FEW]

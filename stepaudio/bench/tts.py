@@ -117,8 +117,8 @@ def run(
     """
     if repeats < 1 or n_codes < 29:
         raise ConfigError(f"expected at least 1 repeat and 29 codes, found {repeats} and {n_codes}")
-    stage("loading token2wav, and reading the voice")
     synthesizer = Synthesizer(random_token2wav(size)) if model is None else Synthesizer.load(model)
+    stage("reading the voice")
     clip = voice_clip()
     began = time.perf_counter()
     trial = Trial(synthesizer, synthesizer.voice(clip), n_codes)

@@ -10,7 +10,7 @@ from stepaudio.text.scripts import foreign_letters, is_unspaced, join_texts
 
 def test_doctests():
     found = doctest.testmod(scripts)
-    assert found.failed == 0 and found.attempted == 2
+    assert found.failed == 0 and found.attempted == 3
 
 
 @pytest.mark.parametrize(("text", "languages", "found"), [
