@@ -19,7 +19,7 @@ from stepaudio.checkpoints.header import SINGLE_FILE, read_checkpoint
 from stepaudio.checkpoints.layout import expected_layout
 from stepaudio.checkpoints.load import validate_weights
 from stepaudio.checkpoints.quantize import MANIFEST, quantise
-from stepaudio.checkpoints.recipe import Recipe, parse_rules
+from stepaudio.checkpoints.recipe import Recipe
 from stepaudio.checkpoints.save import save_checkpoint
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError
@@ -35,24 +35,6 @@ WAYS = {
 }  # fmt: skip
 PARTS = (".weight", ".scales", ".biases")
 KINDS = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return quantised.write(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def small(source, tmp_path_factory):
-    """Four bits, but for the head; not to be changed."""
-    out = tmp_path_factory.mktemp("quantised") / "out"
-    quantise(source, out, parse_rules(["head=off"], Recipe(Bits(4, 64)), "--layer"))
-    return out
-
-
-@pytest.fixture
-def copy(small, tmp_path):
-    return shutil.copytree(small, tmp_path / "copy")
 
 
 # ---- the file ----

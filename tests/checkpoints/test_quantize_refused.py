@@ -12,29 +12,11 @@ from stepaudio.checkpoints.compare import compare_checkpoints
 from stepaudio.checkpoints.header import SINGLE_FILE
 from stepaudio.checkpoints.load import load_weights, validate_weights
 from stepaudio.checkpoints.quantize import quantise
-from stepaudio.checkpoints.recipe import Recipe, parse_rules
+from stepaudio.checkpoints.recipe import Recipe
 from stepaudio.errors import ConfigError, WeightsError
 from stepaudio.model import StepAudio2
 from stepaudio.models.quantization import Bits
 from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return quantised.write(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def small(source, tmp_path_factory):
-    """Four bits, but for the head; not to be changed."""
-    out = tmp_path_factory.mktemp("quantised") / "out"
-    quantise(source, out, parse_rules(["head=off"], Recipe(Bits(4, 64)), "--layer"))
-    return out
-
-
-@pytest.fixture
-def copy(small, tmp_path):
-    return shutil.copytree(small, tmp_path / "copy")
 
 
 def one_line(refused) -> str:

@@ -2,27 +2,12 @@
 
 import numpy as np
 import pytest
-import tiny
+from recorded_run import GREEDY, N_IDS
 
-from stepaudio.decoding.sampling import Sampling
 from stepaudio.errors import ConfigError
 from stepaudio.interp import lens
 from stepaudio.interp import recorder as recording
 from stepaudio.models.kv_cache import CachePolicy
-
-SECONDS = 1.3
-N_IDS = 12
-GREEDY = Sampling.greedy()
-
-
-@pytest.fixture(scope="module")
-def messages():
-    return recording.transcription(tiny.noise(SECONDS))
-
-
-@pytest.fixture(scope="module")
-def trace(tiny_model, messages):
-    return recording.record(tiny_model, messages, sampling=GREEDY, max_tokens=N_IDS)
 
 
 def test_the_lens_on_the_last_layer_is_the_model_itself(tiny_model, trace):

@@ -4,11 +4,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny
+from recorded_run import GREEDY, N_IDS, SECONDS
 
 from stepaudio.audio.save import save_audio
 from stepaudio.constants import n_audio_embeddings, n_mel_frames
 from stepaudio.decoding.generate import collect
-from stepaudio.decoding.sampling import Sampling
 from stepaudio.engine import Engine
 from stepaudio.errors import ConfigError, DecodeError
 from stepaudio.interp import lens, names
@@ -16,20 +16,6 @@ from stepaudio.interp import recorder as recording
 from stepaudio.interp.memory import watch_memory
 from stepaudio.model import StepAudio2
 from stepaudio.models.kv_cache import CachePolicy, FullCache
-
-SECONDS = 1.3
-N_IDS = 12
-GREEDY = Sampling.greedy()
-
-
-@pytest.fixture(scope="module")
-def messages():
-    return recording.transcription(tiny.noise(SECONDS))
-
-
-@pytest.fixture(scope="module")
-def trace(tiny_model, messages):
-    return recording.record(tiny_model, messages, sampling=GREEDY, max_tokens=N_IDS)
 
 
 def run(model, messages, **options):

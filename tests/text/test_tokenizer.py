@@ -4,25 +4,12 @@ import json
 import random
 
 import pytest
+from small_tokenizer import PARTS, TEXTS, edit, parsed
 
 from stepaudio.constants import N_AUDIO_CODES
 from stepaudio.errors import TokenizerError
 from stepaudio.text.tokenizer import N_AUDIO_TOKENS, Detokenizer, Tokenizer
 from stepaudio.text.tokenizer_files import QWEN_TOKENS, SPECIAL_TOKENS
-
-TEXTS = ["the cat sat on the mat", "what's that?  12 cats\n", "naïve café, naïve façade", "你好，世界！你好"] * 3
-PARTS = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
-
-
-@pytest.fixture(scope="module")
-def small():
-    return Tokenizer.train(TEXTS, vocab_size=300, n_audio=20)
-
-
-@pytest.fixture
-def folder(small, tmp_path):
-    small.save(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +23,6 @@ def published_folder(shared):
 @pytest.fixture(scope="module")
 def published(published_folder):
     return Tokenizer.from_folder(published_folder, vocab_rows=158_720)
-
-
-def parsed(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def edit(path, change):
-    data = parsed(path)
-    change(data)
-    path.write_text(json.dumps(data), encoding="utf-8")
 
 
 # ---- the published tokenizer ------------------------------------------------------------------------------------

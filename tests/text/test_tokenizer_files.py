@@ -1,35 +1,10 @@
 """Files of a tokenizer: damaged folders, and the single file that says the same."""
 
-import json
-
 import pytest
+from small_tokenizer import PARTS, TEXTS, edit
 
 from stepaudio.errors import TokenizerError
 from stepaudio.text.tokenizer import Tokenizer
-
-TEXTS = ["the cat sat on the mat", "what's that?  12 cats\n", "naïve café, naïve façade", "你好，世界！你好"] * 3
-PARTS = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
-
-
-@pytest.fixture(scope="module")
-def small():
-    return Tokenizer.train(TEXTS, vocab_size=300, n_audio=20)
-
-
-@pytest.fixture
-def folder(small, tmp_path):
-    small.save(tmp_path)
-    return tmp_path
-
-
-def parsed(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def edit(path, change):
-    data = parsed(path)
-    change(data)
-    path.write_text(json.dumps(data), encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PARTS)
