@@ -19,6 +19,7 @@ from .checkpoints.capabilities import Capabilities
 from .checkpoints.find import checkpoint_folder
 from .checkpoints.hub_name import repository_of
 from .checkpoints.load import load_weights
+from .checkpoints.lora import Lora, LoraReport
 from .checkpoints.report import WeightReport
 from .choices import Resampler, shown
 from .decoding.options import DecodingKeywords, DecodingOptions, merge_options, refuse_unknown
@@ -59,6 +60,7 @@ class StepAudio2(Answering):
         dtype: mx.Dtype | str | None = None,
         rename: dict[str, str] | None = None,
         allow_random: bool = False,
+        lora: str | Path | None = None,
     ) -> StepAudio2:
         """Read a folder in the published layout.
 
@@ -75,6 +77,10 @@ class StepAudio2(Answering):
             Published name or prefix for names found in the file, to repair a renamed checkpoint.
         allow_random : bool
             Let a checkpoint with missing tensors run with what the nets were initialised with.
+        lora : str or Path, optional
+            A LoRA to put on, in PEFT's or mlx-lm's format: the name of a folder within the model's, or else a path.
+            Matrices of floats take it in, and cost nothing more; beside quantised ones it is computed. Where its folder
+            has a `capabilities.json`, those are the model's.
 
         Returns
         -------
@@ -86,7 +92,8 @@ class StepAudio2(Answering):
         ------
         ConfigError, TokenizerError, WeightsError
             Something in the folder cannot be used, or under 50 % of the tensors match. Under 90 % there is a warning
-            that names what is missing. `DownloadError`, a `WeightsError`, where a model cannot be fetched.
+            that names what is missing. Also a LoRA of which any tensor does not fit. `DownloadError`, a
+            `WeightsError`, where a model cannot be fetched.
         """
         folder = checkpoint_folder(path)
         config = StepAudioConfig.from_file(folder)
@@ -94,8 +101,11 @@ class StepAudio2(Answering):
         if tokenizer is not None:
             words = Tokenizer.from_folder(folder if tokenizer == "beside" else tokenizer, config.text_config.vocab_size)
         capabilities = Capabilities.of_folder(folder if folder.is_dir() else folder.parent)
+        added = None if lora is None else Lora.of(lora, folder, config)
+        if added is not None:
+            capabilities = capabilities.with_lora(added.folder)
         net = StepAudioNet(config)
-        report = load_weights(net, folder, config, dtype or default_dtype(), rename)
+        report = load_weights(net, folder, config, dtype or default_dtype(), rename, added)
         net.model.join()
         incomplete = report.summary if report.unfilled and not allow_random else None
         pipeline = Pipeline() if capabilities.turns else Pipeline(build_prompt=build_turnless_prompt)
@@ -164,6 +174,11 @@ class StepAudio2(Answering):
     def config(self) -> StepAudioConfig:
         """The sizes of the nets."""
         return self.engine.config
+
+    @property
+    def lora(self) -> LoraReport | None:
+        """What is known of the LoRA that is on; None without one."""
+        return self.report.lora
 
     # ------------------------------------------------------------ transcription
 
@@ -283,7 +298,7 @@ class StepAudio2(Answering):
     def __repr__(self) -> str:
         path = Path(self.report.path)
         checkpoint = f"{repository_of(path) or path.name}, {self.report.summary or 'whole'}"
-        lines = {"checkpoint": checkpoint, **_description(self.engine)}
+        lines = {"checkpoint": checkpoint} | ({"LoRA": self.lora} if self.lora else {}) | _description(self.engine)
         return "StepAudio2\n" + "\n".join(f"  {name:11} {value}" for name, value in lines.items())
 
 
@@ -295,7 +310,7 @@ def load(path: str | Path | None = None, **options) -> StepAudio2:
     >>> model = load()                                                          # doctest: +SKIP
     >>> model = load("stepfun-ai/Step-Audio-2-mini", dtype=mx.float16)          # doctest: +SKIP
     """
-    known = ("tokenizer", "dtype", "rename", "allow_random")
+    known = ("tokenizer", "dtype", "rename", "allow_random", "lora")
     if unknown := [name for name in options if name not in known]:
         raise DecodeError(f"load: unknown option {unknown[0]!r}; expected one of {', '.join(known)}")
     return StepAudio2.load(path, **options)

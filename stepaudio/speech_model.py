@@ -136,7 +136,12 @@ class SpeechModel:
 
     @classmethod
     def load(
-        cls, path: str | Path | None = None, *, speak: bool = True, dtype: mx.Dtype | str | None = None
+        cls,
+        path: str | Path | None = None,
+        *,
+        speak: bool = True,
+        dtype: mx.Dtype | str | None = None,
+        lora: str | Path | None = None,
     ) -> SpeechModel:
         """Read a model's folder with its converted `token2wav`.
 
@@ -149,6 +154,8 @@ class SpeechModel:
             False leaves the vocoder stack out, for answers in text.
         dtype : mx.Dtype or its name, optional
             Of the language model, as `StepAudio2.load`.
+        lora : str or Path, optional
+            Of the language model, as `StepAudio2.load`.
 
         Raises
         ------
@@ -159,9 +166,9 @@ class SpeechModel:
         """
         folder = checkpoint_folder(path, (MODEL, TOKEN2WAV) if speak else (MODEL,))
         if speak:
-            Capabilities.of_folder(folder).require("speak")
+            Capabilities.of(folder, lora).require("speak")
         synthesizer = Synthesizer.load(folder) if speak else None
-        return cls(StepAudio2.load(folder, dtype=dtype), synthesizer)
+        return cls(StepAudio2.load(folder, dtype=dtype, lora=lora), synthesizer)
 
     def altered(self, model: StepAudio2) -> SpeechModel:
         """The same vocoder stack behind another language model; this one stays as it is."""

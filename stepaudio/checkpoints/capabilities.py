@@ -8,6 +8,7 @@ request for a translation with nonsense. The file lets such a request end in an 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from ..schema import read_record, require, shown
 from ..text.scripts import foreign_letters, symbols
 from .find import meant
 from .hub_name import HubName
+from .lora_folder import lora_folder, loras_in
 from .siblings import sibling_of
 
 FILE = "capabilities.json"
@@ -48,6 +50,8 @@ class Capabilities:
         Whether the texts that it learned to read aloud had no digits and symbols, so that it reads none.
     refusals : mapping of str to str
         Task -> why it cannot be done, where more is known than that it is not among the tasks.
+    folder : Path, optional
+        Of the model, whose LoRAs may have been trained for more.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -57,16 +61,29 @@ class Capabilities:
     thinks_unasked: bool = True
     words_only: bool = False
     refusals: Mapping[str, str] = field(default_factory=dict, init=False)
+    folder: Path | None = field(default=None, init=False, compare=False)
 
     @classmethod
-    def of(cls, path: str | Path | None = None) -> Capabilities:
-        """Of the model that a path or a name on a hub means, as `find.checkpoint_folder`; nothing is fetched."""
+    def of(cls, path: str | Path | None = None, lora: str | Path | None = None) -> Capabilities:
+        """Of the model that a path or a name on a hub means, as `find.checkpoint_folder`; nothing is fetched.
+
+        `lora` : what `StepAudio2.load` takes. Raises as `of_folder`, and `WeightsError` where there is no such LoRA.
+        """
         named = meant(path)
-        return cls.of_folder(named) if isinstance(named, Path) else cls._of_name(named)
+        found = cls.of_folder(named) if isinstance(named, Path) else cls._of_name(named)
+        if lora is None:
+            return found
+        return found.with_lora(lora_folder(lora, named if isinstance(named, Path) else None))
+
+    def with_lora(self, folder: Path) -> Capabilities:
+        """With the LoRA in a folder on: what its own file says, or, where it has none, the same as without it."""
+        if is_file(folder / FILE, ConfigError):
+            return self.of_folder(folder)
+        return self
 
     def to_dict(self) -> dict:
         """As the file has it."""
-        return {k: v for k, v in asdict(self).items() if v is not None and k != "refusals"}
+        return {k: v for k, v in asdict(self).items() if v is not None and k not in ("refusals", "folder")}
 
     @classmethod
     def _of_name(cls, path: Path | HubName) -> Capabilities:
@@ -90,13 +107,17 @@ class Capabilities:
         """
         path = Path(folder) / FILE
         if not is_file(path, ConfigError):
-            return cls._of_name(Path(folder))
+            return cls._of_name(Path(folder))._in(Path(folder))
         found = read_record(cls, read_object(path, ConfigError, f"expected tasks of {', '.join(TASKS)}"), str(path))
         unknown = set(found.tasks or ()) - set(TASKS)
         require(
             not unknown, f"{path}: unknown task {shown(min(unknown, default=''))}; expected some of {', '.join(TASKS)}"
         )
-        return found
+        return found._in(Path(folder))
+
+    def _in(self, folder: Path) -> Capabilities:
+        object.__setattr__(self, "folder", folder)  # the record is frozen, and complete from here on
+        return self
 
     def allow(self, task: str) -> bool:
         """Whether the checkpoint was trained for a task."""
@@ -105,12 +126,18 @@ class Capabilities:
     def require(self, task: str) -> None:
         """Raise `PromptError`, naming what the model can do, if it was not trained for a task."""
         if task in self.refusals:
-            raise PromptError(f"this model cannot {task}: {self.refusals[task]}")
+            raise PromptError(f"this model cannot {task}: {self.refusals[task]}{self.advice(task)}")
         if not self.allow(task):
-            raise PromptError(
-                f"this model cannot {task}: it was trained to {self}, as its {FILE} says. Load a checkpoint that can, "
-                f"for instance the published Step-Audio 2 mini"
-            )
+            advice = self.advice(task) or "; load a checkpoint that can, for instance the published Step-Audio 2 mini"
+            raise PromptError(f"this model cannot {task}: it was trained to {self}, as its {FILE} says{advice}")
+
+    def advice(self, task: str) -> str:
+        """What to append to a refusal: the LoRA in the model's folder that was trained for a task, or nothing."""
+        for name, lora in loras_in(self.folder).items():
+            with contextlib.suppress(ConfigError):  # of a LoRA that nobody asked for
+                if is_file(lora / FILE, ConfigError) and Capabilities.of_folder(lora).allow(task):
+                    return f"; a LoRA beside it was trained for that: add --lora {name}, or in Python lora={name!r}"
+        return ""
 
     def require_text(self, text: str) -> None:
         """Raise `PromptError` if a text to be read aloud has letters of none of the languages that are stated."""
@@ -134,7 +161,10 @@ class Capabilities:
     def require_answer(self) -> None:
         """Raise `PromptError` if it answers no recording; warn if it was only trained to say one again."""
         if self.tasks is not None and REPEAT in self.tasks and "respond" not in self.tasks:
-            warnings.warn("this model does not answer a recording: it says again what is said there", stacklevel=3)
+            advice = self.advice("respond")
+            warnings.warn(
+                f"this model does not answer a recording: it says again what is said there{advice}", stacklevel=3
+            )
         else:
             self.require("respond")
 

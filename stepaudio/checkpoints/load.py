@@ -19,6 +19,7 @@ import numpy as np
 from ..backend.process import enter
 from ..errors import WeightsError
 from ..models.quantization import quantise_layers
+from ..models.side_branch import add_branches
 from ..models.speech_lm import CONFIG_FILE, FLAT_FILE, StepAudioConfig, read_config
 from ..reading import is_file, is_folder
 from .dtypes import ACCEPTED, HELD, held_dtype, numpy_dtype, usable
@@ -26,6 +27,7 @@ from .header import INDEX_FILE, TensorInfo, listed, weight_files
 from .inventory import take_inventory
 from .joined import JoinedTensor
 from .layout import axes_of, expected_layout, net_layout, parameters_of, to_net
+from .lora import Lora
 from .match import match
 from .packed import WEIGHT, PackedTensor, layer_arrays, read_tensors
 from .report import ENOUGH, TOO_LITTLE, WeightReport, compare
@@ -39,6 +41,7 @@ def validate_weights(
     config: StepAudioConfig | None = None,
     values: bool = False,
     rename: Mapping[str, str] | None = None,
+    lora: str | Path | None = None,
 ) -> WeightReport:
     """Hold a checkpoint against the published layout, from headers alone.
 
@@ -56,6 +59,8 @@ def validate_weights(
         Also read all data (in blocks, bounded memory) and describe the values of every tensor.
     rename : mapping of str to str, optional
         Checkpoint name to published name; keys that end in '.' are prefixes (see `suggest.apply_rename`).
+    lora : str or Path, optional
+        A LoRA to hold against the same sizes, as `StepAudio2.load` takes it.
 
     Returns
     -------
@@ -65,7 +70,8 @@ def validate_weights(
     Raises
     ------
     WeightsError
-        If the checkpoint cannot be read or trusted; `WeightReport.unreadable` turns this into a report.
+        If the checkpoint cannot be read or trusted; `WeightReport.unreadable` turns this into a report. Also if the
+        LoRA does not fit it.
     ConfigError
         If no config was given and the folder has no usable one.
     """
@@ -80,8 +86,15 @@ def validate_weights(
     if token2wav is not None:
         records, expected = records | token2wav.records, expected | token2wav.expected
     records = apply_rename(records, rename)
+    found = None
+    if lora is not None:
+        if config is None:
+            raise WeightsError(f"{path}: holds no language model, which a LoRA changes; give the model's folder")
+        found = Lora.of(lora, path, config)
+        found.require_base(records)
     described = [describe_values(i, n) for n, i in records.items() if _describable(i)] if values else None
-    return replace(compare(path, records, expected, described), config=notes)
+    about = found and found.report(records)
+    return replace(compare(path, records, expected, described), config=notes, lora=about)
 
 
 def load_weights(
@@ -90,6 +103,7 @@ def load_weights(
     config: StepAudioConfig,
     dtype: mx.Dtype | str | None = None,
     rename: Mapping[str, str] | None = None,
+    lora: Lora | None = None,
 ) -> WeightReport:
     """Fill the parameters of `model` from a checkpoint, each under its published name.
 
@@ -110,6 +124,9 @@ def load_weights(
         of fewer bits it is what scales and offsets have.
     rename : mapping of str to str, optional
         As in `validate_weights`.
+    lora : Lora, optional
+        Made for the same config. Matrices of floats take it in, by a sum in float32, before they are cast; beside those
+        of fewer bits it is computed.
 
     Returns
     -------
@@ -119,7 +136,7 @@ def load_weights(
     ------
     WeightsError
         If the checkpoint cannot be read or trusted, holds another dtype under an expected name, matches under 50 %,
-        or if the model itself was built from another config.
+        or if the model itself was built from another config. Also if it lacks what the LoRA changes.
     """
     enter()
     dtype = held_dtype(dtype)
@@ -127,9 +144,16 @@ def load_weights(
     records = apply_rename(read_tensors(path, rename), rename)
     report = compare(path, records, expected_layout(config))
     _enforce(report)
+    if lora is not None:
+        lora.require_base({name: records[name] for name in report.loaded})
+        report = replace(report, lora=lora.report(records))
     packed = {n: i for n in report.loaded if isinstance(i := records[n], PackedTensor)}
     quantise_layers(model, {name.removesuffix(WEIGHT): info.bits for name, info in packed.items()})
-    _fill(model, {name: records[name] for name in report.loaded}, dtype)
+    _fill(model, {name: records[name] for name in report.loaded}, dtype, lora)
+    if lora is not None:
+        held = dtype or mx.float32
+        pairs = {name: lora.arrays(name) for name in lora.beside(records)}
+        add_branches(model, {name: (a.astype(held), b.astype(held)) for name, (a, b) in pairs.items()})
     return report
 
 
@@ -177,7 +201,7 @@ def _enforce(report: WeightReport) -> None:
     warnings.warn(f"{counts}, {grade}. {report.summary}{hint}", stacklevel=3)
 
 
-def _fill(model: nn.Module, records: Mapping[str, TensorInfo], dtype: mx.Dtype | None) -> None:
+def _fill(model: nn.Module, records: Mapping[str, TensorInfo], dtype: mx.Dtype | None, lora: Lora | None) -> None:
     """Load shard by shard; each array is finished, its source let go, before the next: no second copy grows."""
     of_file = defaultdict(list)
     for name, info in records.items():
@@ -185,7 +209,7 @@ def _fill(model: nn.Module, records: Mapping[str, TensorInfo], dtype: mx.Dtype |
     for file, wanted in of_file.items():
         try:
             stored = _stored(file, [info for _, info in wanted])
-            model.load_weights(list(_finished(stored, wanted, dtype)), strict=False)
+            model.load_weights(list(_finished(stored, wanted, dtype, lora)), strict=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{file}: cannot be read ({error}); check the disk and download it again") from None
 
@@ -204,7 +228,7 @@ def _by_hand(info: TensorInfo) -> mx.array:
 
 
 def _finished(
-    stored: dict[str, mx.array], wanted: list[tuple[str, TensorInfo]], dtype: mx.Dtype | None
+    stored: dict[str, mx.array], wanted: list[tuple[str, TensorInfo]], dtype: mx.Dtype | None, lora: Lora | None
 ) -> Iterator[tuple[str, mx.array]]:
     for name, info in wanted:
         if isinstance(info, PackedTensor):
@@ -214,6 +238,7 @@ def _finished(
         axes = axes_of(StepAudioConfig, name)
         if axes is not None:
             array = mx.contiguous(to_net(array, axes))
-        array = array if dtype is None else array.astype(dtype)
+        held = array.dtype if dtype is None else dtype
+        array = (array if lora is None else lora.merged(name, array)).astype(held)
         mx.eval(array)
         yield name, array

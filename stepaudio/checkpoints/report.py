@@ -14,6 +14,7 @@ from ..models.config_keys import ConfigNote
 from .dtypes import ACCEPTED
 from .header import TensorInfo, listed, printable
 from .layout import COMPONENTS, TOKEN2WAV, Shape, component_of
+from .lora import LoraReport
 from .match import Match, match_stored
 from .statistics import MIN_VALUES, TensorValues
 from .suggest import NearMiss, near_misses, rename_map, transform
@@ -55,6 +56,7 @@ class WeightReport:
     the checkpoint. Names are the published ones, after any renaming. `loaded` means matched: right name, right
     shape, readable dtype. `values` is filled only where they were read; `error` only where nothing could be read.
     `config` lists the keys of the config that others added and that say what is built, or nothing that is used.
+    `lora` describes the LoRA that is on; all else is of the checkpoint's own tensors.
     """
 
     path: str
@@ -68,6 +70,7 @@ class WeightReport:
     values: tuple[TensorValues, ...] | None = None
     error: str | None = None
     config: tuple[ConfigNote, ...] = ()
+    lora: LoraReport | None = None
 
     @classmethod
     def unreadable(cls, path: object, error: Exception) -> WeightReport:
@@ -140,7 +143,12 @@ class WeightReport:
         """Aligned text for a terminal: counts per component, what is wrong with which tensor, what to do."""
         if self.error is not None:
             return f"{self.path}: unreadable\n  {self.error}"
-        sections = [self._headline(), _columns(self.components), *self._problems(), *self._value_lines()]
+        sections = [
+            self._headline() + (f"\nLoRA: {self.lora}" if self.lora else ""),
+            _columns(self.components),
+            *self._problems(),
+            *self._value_lines(),
+        ]
         sections += _section("Config keys beside the sizes", list(map(str, self.config)))
         return "\n\n".join(sections) + "\n\n" + self._advice()
 

@@ -21,7 +21,7 @@ from ..choices import hint
 from ..errors import ConfigError, DecodeError, StepAudioError
 from ..targets import Target, check_targets
 from .devices import recorded, require_devices, speaker
-from .options import add_decoding, add_model, add_resampler, decoding_from, with_draft
+from .options import add_decoding, add_lora, add_model, add_resampler, decoding_from, with_draft
 from .parser import add_option, add_verb
 from .progress import busy, message
 from .signals import Ended
@@ -69,6 +69,7 @@ def add_chat_verb(verbs) -> None:
         help="go on from this conversation, and keep it there after every answer",
     )  # fmt: skip
     add_model(chat, "checkpoint folder, with a converted token2wav to speak")
+    add_lora(chat)
     sound = chat.add_argument_group("sound")
     add_option(sound, "--voice", metavar="CLIP", help="answer aloud, in this voice", shown="answers are written")
     add_option(
@@ -91,12 +92,12 @@ def run_chat(options: argparse.Namespace) -> int:
 
     lines = Lines()
     decoding_from(options, "chat")
-    capabilities, system = Capabilities.of(options.model), options.system
+    capabilities, system = Capabilities.of(options.model, options.lora), options.system
     only_transcribes = not capabilities.allow("respond") and capabilities.allow("transcribe")
     if system is None:
         system = ASR_SYSTEM if only_transcribes else DEFAULT_SYSTEM
     if not capabilities.allow("respond"):
-        message(ONLY_TRANSCRIBES if only_transcribes else NO_CONVERSATION)
+        message((ONLY_TRANSCRIBES if only_transcribes else NO_CONVERSATION) + capabilities.advice("respond"))
     _check_sound(options, capabilities)
     talk = Conversation(system)
     if options.history is not None:
@@ -105,7 +106,7 @@ def run_chat(options: argparse.Namespace) -> int:
         talk = Conversation.open(path) if path.exists() and path.stat().st_size else talk
     folder = checkpoint_folder(options.model, (MODEL, TOKEN2WAV) if options.voice else (MODEL,))
     with busy("loading the model"):
-        model = StepAudio2.load(folder)
+        model = StepAudio2.load(folder, lora=options.lora)
     model = with_draft(model, options)
     if model.engine.prompt_cache is None:
         model = model.altered(prompt_cache=PromptCache())

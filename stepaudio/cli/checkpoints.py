@@ -11,6 +11,7 @@ from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.hub_name import TOKEN2WAV
 from ..errors import ConfigError, StepAudioError, TokenizerError
 from ..targets import Target, check_targets
+from .options import add_lora
 from .parser import add_force, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .streams import print_json
@@ -30,6 +31,7 @@ def add_checkpoint_verbs(verbs) -> None:
         "path", nargs="?", metavar="PATH",
         help="folder, file, or ORG/NAME of a model on a hub (default: STEPAUDIO_CHECKPOINT, else the bundled nano)",
     )  # fmt: skip
+    add_lora(weights)
     add_formats(weights, ("text", "json"), "text")
     weights.add_argument("--values", action="store_true", help="also read the data: NaN, constant, untrained look")
     add_option(
@@ -96,7 +98,7 @@ def run_weights(options: argparse.Namespace) -> int:
     try:
         path = checkpoint_folder(path)
         with busy("reading the weights"):
-            report = validate_weights(path, values=options.values, rename=rename or None)
+            report = validate_weights(path, values=options.values, rename=rename or None, lora=options.lora)
         choosing = _other_choices(path)
     except StepAudioError as error:
         report = WeightReport.unreadable(path, error)
@@ -116,6 +118,8 @@ def _compare(options: argparse.Namespace, rename: dict[str, str]) -> int:
 
     if options.values:
         raise ConfigError("--values: describes one checkpoint; leave it out, or leave --against out")
+    if options.lora is not None:
+        raise ConfigError("--lora: --against compares what is stored; leave one of them out")
     here, other = checkpoint_folder(options.path), checkpoint_folder(options.against)
     with busy("comparing"):
         rank = MOST if options.rank is None else options.rank

@@ -12,7 +12,7 @@ from ..checkpoints.capabilities import Capabilities
 from ..checkpoints.find import checkpoint_folder, meant
 from ..evaluation.manifest import TASKS
 from ..evaluation.normalisers import NORMALIZERS, OURS
-from .options import add_decoding, add_model, add_recording, load_model, transcription_from
+from .options import add_decoding, add_lora, add_model, add_recording, load_model, transcription_from
 from .parser import add_choice, add_formats, add_option, add_verb
 from .progress import busy, message
 from .streams import print_json
@@ -60,6 +60,7 @@ def add_evaluate_verb(verbs) -> None:
     )  # fmt: skip
     verb.set_defaults(no_tokenizer=False)
     add_model(verb)
+    add_lora(verb)
     add_recording(verb)
     add_decoding(verb)
 
@@ -102,7 +103,7 @@ def _decoded(options: argparse.Namespace, form: str, there: list[Score] | None):
 
     keywords, clips = transcription_from(options), read_manifest(options.manifest, options.task)
     normalizer, task = check_normalizer(options.normalizer or OURS), one_task(clips)
-    require_task(Capabilities.of(options.model), task)
+    require_task(Capabilities.of(options.model, options.lora), task)
     if task == TRANSLATE:
         check_sacrebleu()
     if there is not None:
@@ -115,7 +116,7 @@ def _decoded(options: argparse.Namespace, form: str, there: list[Score] | None):
             score = next(found)
         scores.append(score)
         _print_clip(score, form, options.show)
-    return scores, known, {"sampling": options.sampling}
+    return scores, known, {"sampling": options.sampling} | ({"lora": options.lora} if options.lora else {})
 
 
 def _known_words(path: str | None, model: Path | None) -> set[str] | None:

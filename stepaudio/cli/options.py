@@ -44,6 +44,14 @@ def add_model(verb: Parser, help: str = "checkpoint folder, or ORG/NAME[@REVISIO
     add_option(verb, "--model", metavar="DIR", help=help, shown="STEPAUDIO_CHECKPOINT, else the bundled nano")
 
 
+def add_lora(verb: Parser) -> None:
+    """`--lora`, of what is loaded as a language model."""
+    add_option(
+        verb, "--lora", metavar="FOLDER", shown="none",
+        help="a LoRA to put on, of PEFT or mlx-lm: a folder within the model's, by its name, or a path",
+    )  # fmt: skip
+
+
 def add_recording(verb: Parser) -> None:
     """How a recording is read and asked about."""
     from ..text.prompts import ASR_SYSTEM
@@ -250,7 +258,8 @@ def load_model(options: argparse.Namespace) -> StepAudio2:
 
     folder = checkpoint_folder(options.model)  # may have to be fetched, which says so itself
     with busy("loading the model"):
-        model = StepAudio2.load(folder, tokenizer=None if options.no_tokenizer else "beside")
+        tokenizer = None if options.no_tokenizer else "beside"
+        model = StepAudio2.load(folder, tokenizer=tokenizer, lora=options.lora)
     return with_draft(model, options)
 
 

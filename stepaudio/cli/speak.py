@@ -24,7 +24,7 @@ from ..reading import read_text
 from ..resources import VOICES, voice_clip
 from ..targets import Target, check_targets
 from ..text.scripts import join_texts
-from .options import STANDARD, add_decoding, add_model, add_resampler, decoding_from, recording, with_draft
+from .options import STANDARD, add_decoding, add_lora, add_model, add_resampler, decoding_from, recording, with_draft
 from .parser import Parser, add_choice, add_force, add_formats, add_option, add_verb, whole
 from .progress import busy
 from .sound import Account, is_ours, written
@@ -88,6 +88,7 @@ def add_speaking_verbs(verbs) -> None:
 
 def _add_options(verb: Parser, needed: bool) -> None:
     add_model(verb, "checkpoint folder, with a converted token2wav to speak")
+    add_lora(verb)
     _add_sound(verb, needed)
     add_decoding(verb, "reference", "of every draw: tokens and noise")
 
@@ -125,7 +126,7 @@ def _add_sound(verb: Parser, needed: bool) -> None:
 
 
 def _speak(options: argparse.Namespace) -> int:
-    Capabilities.of(options.model).require_text(options.text)
+    Capabilities.of(options.model, options.lora).require_text(options.text)
     model, speech = _loaded(options, "speak")
     return _voiced(options, model, model.reading(options.text, speech), speech)
 
@@ -150,10 +151,10 @@ def _translate(options: argparse.Namespace) -> int:
     if options.stream:
         raise ConfigError("--stream: there is no sound without -o")
     source, speech = _recording(options.file), _speech_options(options, "translate")
-    _require(options.model, "translate")
+    _require(options, "translate")
     folder = checkpoint_folder(options.model)
     with busy("loading the model"):
-        model = SpeechModel.load(folder, speak=False)
+        model = SpeechModel.load(folder, speak=False, lora=options.lora)
     model = model.altered(with_draft(model.model, options))
     with busy("translating"):
         found = model.translate(source, options.to, speech)
@@ -219,16 +220,16 @@ def _loaded(options: argparse.Namespace, task: str) -> tuple[SpeechModel, Speech
 
     speech = _speech_options(options, "chat")
     for needed in (task, "speak"):
-        _require(options.model, needed)
+        _require(options, needed)
     folder = _check_output(options, (MODEL, TOKEN2WAV), *([options.file] if "file" in options else []))
     with busy("loading the model"):
-        model = SpeechModel.load(folder)
+        model = SpeechModel.load(folder, lora=options.lora)
     return model.altered(with_draft(model.model, options)), speech
 
 
-def _require(model: str | None, task: str) -> None:
+def _require(options: argparse.Namespace, task: str) -> None:
     """Raise `PromptError` if the checkpoint says that it was not trained for a task; warn of an answer that is none."""
-    capabilities = Capabilities.of(model)
+    capabilities = Capabilities.of(options.model, options.lora)
     if task == "respond":
         capabilities.require_answer()
     else:

@@ -19,6 +19,7 @@ from ..text import subtitles
 from .options import (
     STANDARD,
     add_decoding,
+    add_lora,
     add_model,
     add_recording,
     divided,
@@ -60,6 +61,7 @@ def add_transcribe_verb(verbs) -> None:
     )
     transcribe.add_argument("--no-tokenizer", action="store_true", help="give token ids, no text (needs --prompt-ids)")
     add_model(transcribe)
+    add_lora(transcribe)
     add_recording(transcribe)
     add_decoding(transcribe)
     transcribe.add_argument(
@@ -70,7 +72,7 @@ def add_transcribe_verb(verbs) -> None:
 
 def run_transcribe(options: argparse.Namespace) -> int:
     """Transcribe files one after another; 1 if one of them could not be used."""
-    Capabilities.of(options.model).require("transcribe")
+    Capabilities.of(options.model, options.lora).require("transcribe")
     keywords, targets, failed = transcription_from(options), _targets(options), 0
     if options.tensor_parallel and STANDARD in options.files:
         raise ConfigError("--tensor-parallel: standard input reaches one process only; name a file that all can read")

@@ -177,6 +177,7 @@ class Grid:
     seeds : whole numbers >= 0. Greedy settings come out alike for every seed.
     faults : names of faults to inject; "none" for the model as it is.
     dtype : of the weights, "float32", "float16" or "bfloat16"; None for the backend's default.
+    lora : a LoRA to put on the model, as `StepAudio2.load` takes it.
     edits : name to what `interp.zero` and the others give, or to its JSON shape (`edited.EditPlan.of`); "none" for a
         run without. Edited runs read a recording as one segment, so their settings need `vad` "off".
 
@@ -192,6 +193,7 @@ class Grid:
     faults: Sequence[str] = (NO_FAULT,)
     dtype: str | None = None
     edits: Mapping[str, Edits | EditPlan | Sequence] = field(default_factory=lambda: {NO_EDITS: NO_PLAN})
+    lora: str | Path | None = None
     manifest: Path | None = field(default=None, init=False, repr=False, compare=False)  # from which the clips came
 
     def __post_init__(self):
@@ -293,8 +295,18 @@ class Grid:
         if data.get("model") is not None:
             found = meant(str(data["model"]), path.parent)
             data["model"] = found if isinstance(found, Path) else str(found)
+        if data.get("lora") is not None:
+            data["lora"] = _lora_from(data["lora"], path)
         data["clips"] = _clips_from(data["clips"], path)
         return cls(**data)
+
+
+def _lora_from(spec: object, path: Path) -> str | Path:
+    """A folder beside the grid if there is one, else the name of one within the model's folder."""
+    if not isinstance(spec, str) or not spec:
+        raise ConfigError(f"{path.name}.lora: expected the folder of a LoRA or null, found {spec!r:.80}")
+    beside = path.parent / spec
+    return beside if beside.is_dir() else spec
 
 
 def _clips_from(spec: object, path: Path) -> Path | list[Clip]:

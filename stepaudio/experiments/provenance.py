@@ -16,6 +16,7 @@ from ..backend import device as backend
 from ..checkpoints.find import checkpoint_folder
 from ..checkpoints.header import read_checkpoint
 from ..checkpoints.hub_name import repository_of
+from ..checkpoints.lora_folder import lora_files, lora_folder
 from ..errors import ConfigError, DataError
 from ..files import sha256
 from ..models.speech_lm import StepAudioConfig
@@ -73,19 +74,23 @@ def function_name(function: Callable) -> str:
     return f"{kind.__module__}.{kind.__qualname__ if plain else repr(function)} {source[:16]}"
 
 
-def weights_hash(folder: str | Path) -> str:
-    """`file_hash` of the safetensors files of a checkpoint, headers and data; shards in order of their names."""
+def weights_hash(folder: str | Path, lora: Path | None = None) -> str:
+    """`file_hash` of the safetensors files of a checkpoint, headers and data; shards in order of their names.
+
+    Behind them comes what lies in the folder of a LoRA, if one is on.
+    """
     files = sorted({Path(info.file) for info in read_checkpoint(folder).values()})
-    return file_hash(*files)
+    return file_hash(*files, *(lora_files(lora) if lora else []))
 
 
-def provenance(model: str | Path | None, dtype: str | None = None) -> dict:
+def provenance(model: str | Path | None, dtype: str | None = None, lora: str | Path | None = None) -> dict:
     """The columns that all runs of a sweep share.
 
     Parameters
     ----------
     model : checkpoint folder, None for the default one.
     dtype : of the weights in memory, None for the backend's.
+    lora : what is on the model, as `StepAudio2.load` takes it.
 
     Raises
     ------
@@ -93,10 +98,12 @@ def provenance(model: str | Path | None, dtype: str | None = None) -> dict:
     """
     folder = checkpoint_folder(model)
     config = StepAudioConfig.from_file(folder)
+    added = None if lora is None else lora_folder(lora, folder)
+    name = repository_of(folder) or folder.resolve().name
     return {
-        "model": repository_of(folder) or folder.resolve().name,
+        "model": name if added is None else f"{name} with LoRA {added.resolve().name}",
         "config_hash": json_hash(config.to_dict()),
-        "weights_hash": weights_hash(folder),
+        "weights_hash": weights_hash(folder, added),
         "version": __version__,
         "mlx": importlib.metadata.version("mlx"),
         "backend": backend.info()["backend"],

@@ -77,7 +77,7 @@ def run_sweep(
         _check_faults((*grid.faults, *donor_faults(grid)))
     check_names(grid)
     group = mx.distributed.init()
-    shared = provenance(grid.model, grid.dtype)
+    shared = provenance(grid.model, grid.dtype, grid.lora)
     fixed = {run_id(trial, shared): trial for trial in grid.trials()}
     with Store(rank_file(store, group.rank(), group.size())) as out:
         done = _finished(store, fixed)
@@ -105,7 +105,7 @@ def is_first_rank() -> bool:
 
 def table_of(grid: Grid, store: str | Path, shared: dict | None = None) -> Table:
     """The rows of this grid that a store holds; all of them, or a part if its sweep is not finished."""
-    shared = shared or provenance(grid.model, grid.dtype)
+    shared = shared or provenance(grid.model, grid.dtype, grid.lora)
     wanted = {run_id(trial, shared) for trial in grid.trials()}
     return Table.of(row for row in read_store(store).rows if row["run"] in wanted)
 
@@ -180,7 +180,7 @@ def _alike(todo: Sequence[tuple[str, Trial]], most: int) -> Iterator[list[tuple[
 
 
 def _load(grid: Grid) -> StepAudio2:
-    return StepAudio2.load(grid.model, dtype=getattr(mx, grid.dtype) if grid.dtype else None)
+    return StepAudio2.load(grid.model, dtype=getattr(mx, grid.dtype) if grid.dtype else None, lora=grid.lora)
 
 
 def _run(trial: Trial, models: Models, run_one: RunOne) -> list[dict]:

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from ..errors import ConfigError
 from .decoder import Decoder, DecoderLayer, TextConfig
 from .parameters import named_arrays
+from .side_branch import branched_layers
 from .speech_lm import StepAudioNet
 
 FIRST = {"self_attn": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
@@ -50,9 +51,15 @@ def sharded(net: StepAudioNet, group: mx.distributed.Group | None = None) -> Ste
     Raises
     ------
     ConfigError
-        Heads, heads of keys and values, or channels of the MLP do not divide by the number of processes.
+        Heads, heads of keys and values, or channels of the MLP do not divide by the number of processes; or a quantised
+        layer has a branch beside it.
     """
     group = mx.distributed.init() if group is None else group
+    if group.size() > 1 and (branched := branched_layers(net)):
+        raise ConfigError(
+            f"tensor parallelism: {branched[0]} is quantised and has a LoRA beside it, which is not divided; load a "
+            "model of floats, which takes it in"
+        )
     _require_division(net.config.text_config, group.size())
     if group.size() == 1:
         return net
