@@ -81,7 +81,7 @@ def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
                                                    figure("a", "mlx-lm", 100), "half a li"]},
         "edits": {"status": 0, "lines": [figure("c", "stepaudio", 1.25) | {"unit": "time / plain"}]},
         "memory": {"status": 1, "lines": [{"plans": {"16 bits": plan, "8 bits": {}}, "shown": seen}]},
-        "token2wav": {"status": "no time left"},
+        "load": {"status": "no time left"},
     }  # fmt: skip
     (tmp_path / "published.json").write_text(json.dumps({"steps": steps}))
     monkeypatch.setattr(sys, "argv", ["measure", str(tmp_path), "--table"])
@@ -96,6 +96,5 @@ def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
         "### memory (1)", "", "|  | planned, GB | seen, GB | planned / seen |", "| --- | --- | --- | --- |",
         "| weights | 16.630 | 16.630 | 1.000 |", "| keys and values | 0.001 | 0.002 | 0.500 |",
         "| peak | 20.000 | 10.000 | 2.000 |", "", "growth: 0 bytes", "",
-        "### token2wav (no time left)",
+        "### load (no time left)",
     ]  # fmt: skip
-    assert script.as_text(["a", {"b": 1}]).startswith("```\na\n")

@@ -1,8 +1,9 @@
-"""Speed and memory of the language model at the published sizes, with random weights, as one table.
+"""Speed and memory at the published sizes, with random weights, as one table.
 
 Neither depends on what weights say, so no file of a model is needed. All that a line compares takes turns within one
 run, ours beside mlx-lm and PyTorch where these are installed: on a shared machine only ratios of interleaved runs hold.
-Each line is given as soon as it is measured.
+Each line is given as soon as it is measured. The parts here are about the language model; `published_sound` has the
+others.
 """
 
 from __future__ import annotations
@@ -10,25 +11,23 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..backend.device import default_dtype, info
+from ..backend.device import info
 from ..backend.memory import free_buffers
 from ..checkpoints.layout import parameters_of
 from ..checkpoints.load import load_weights
 from ..checkpoints.random_weights import random_token2wav
 from ..checkpoints.recipe import Recipe
 from ..checkpoints.save import save_checkpoint
-from ..constants import CHUNK_SECONDS, SAMPLE_RATE
+from ..constants import CHUNK_SECONDS
 from ..decoding.generate import Request, generate
-from ..decoding.options import RunOptions, merge_options
 from ..decoding.prompt_cache import PromptCache, prefixes_of
 from ..decoding.sampling import Sampling
 from ..engine import Engine
@@ -40,13 +39,13 @@ from ..models.tap import Tap
 from ..resources import voice_clip
 from ..synthesis.synthesizer import Synthesizer
 from . import peers, torch_baseline
-from .agreement import sizes_named
 from .edited import taps_of
-from .memory import PROMPT, random_engine
+from .memory import random_engine
+from .published_sound import token2wav, voice
 from .rows import Row
 from .successor import successor_net
+from .turns import OURS, Bench, Sides, gb, run_options
 
-OURS = "stepaudio"
 SAMPLERS: dict[str, Sampling] = {
     "greedy": Sampling.greedy(), "planned": Sampling.planned(), "reference, chat": Sampling.reference("chat"),
     "temperature 0.7": Sampling.greedy(temperature=0.7),
@@ -62,82 +61,6 @@ CACHES: dict[str, CachePolicy] = {
 }  # fmt: skip
 PERIOD = 20  # tokens after which the repeating text comes again
 SHARD = 5_000_000_000
-Sides = dict[tuple[str, str], Callable[[], float]]  # (what, whose) -> what measures it once
-
-
-class Bench:
-    """A random net of these sizes, and how often and how long things are measured."""
-
-    def __init__(self, small: bool = False, repeats: int = 3, seed: int = 0):
-        if repeats < 1:
-            raise ConfigError(f"repeats: expected at least 1, found {repeats}")
-        self.small, self.repeats, self.seed = small, repeats, seed
-        self.n_tokens = 24 if small else 128
-        self.config, self.dtype = sizes_named(small), default_dtype()
-        self.engine = random_engine(self.config, self.dtype, seed=seed)
-        self._peers: list[Any] | None = None
-
-    @property
-    def peers(self) -> list[Any]:
-        """Other programs over the same weights."""
-        if self._peers is None:
-            self._peers = peers.found(self.engine.net)
-        return self._peers
-
-    def mel(self, seconds: float) -> np.ndarray:
-        """Log mel of noise."""
-        noise = np.random.default_rng(self.seed).normal(0, 0.1, round(seconds * SAMPLE_RATE))
-        return self.engine.log_mel(noise.astype(np.float32))
-
-    def request(self, seconds: float) -> Request:
-        """To transcribe so much noise."""
-        (encoded,) = self.engine.encode_audio([self.mel(seconds)])
-        return self.engine.transcription_request(encoded, PROMPT)
-
-    def words(self, n: int) -> Request:
-        """A prompt of `n` random tokens."""
-        tokens = np.random.default_rng(self.seed).integers(0, self.config.text_config.vocab_size, n)
-        return Request(tokens.tolist(), self.engine.net.embed(tokens)[0])
-
-    def rate(
-        self,
-        requests: Sequence[Request],
-        n: int = 0,
-        net: StepAudioNet | None = None,
-        tap: Tap | None = None,
-        **options,
-    ) -> float:
-        """Tokens per second of all requests together."""
-        run = run_options(n or self.n_tokens, **options)
-        ends = [time.perf_counter() for s in generate(net or self.engine.net, requests, run, tap) if s.row == 0]
-        return len(requests) * peers.rate(ends)
-
-    def first(self, request: Request, tap: Tap | None = None) -> float:
-        """Seconds from a request to its first token."""
-        began = time.perf_counter()
-        next(generate(self.engine.net, [request], run_options(1), tap))
-        return time.perf_counter() - began
-
-    def rows(self, part: str, unit: str, sides: Mapping[tuple[str, str], Callable[[], float]]) -> Iterator[Row]:
-        """Let (what, side) take turns; the first round warms up and does not count."""
-        values: dict[tuple[str, str], list[float]] = {name: [] for name in sides}
-        for i in range(self.repeats + 1):
-            for name, side in sides.items():
-                value = side()
-                if i:
-                    values[name].append(value)
-        for (what, side), found in values.items():
-            yield Row(part, what, side, unit, tuple(found))
-
-
-def run_options(n: int, **options) -> RunOptions:
-    """Greedy over a full cache unless told otherwise, and `n` tokens whatever they are."""
-    chosen = {"sampling": "greedy", "cache": CachePolicy("full")} | options
-    return RunOptions.of(merge_options(on_loop="off", max_tokens=n, **chosen), frozenset())
-
-
-def _gb(n: int) -> tuple[float]:
-    return (n / 1e9,)
 
 
 def about(small: bool) -> str:
@@ -201,8 +124,8 @@ def _load(bench: Bench) -> Iterator[Row]:
             gc.collect()
             free_buffers()
     yield Row("load", "from a local disk", OURS, "s", tuple(seconds))
-    yield Row("load", "weights", OURS, "GB", _gb(active))
-    yield Row("load", "peak", OURS, "GB", _gb(peak))
+    yield Row("load", "weights", OURS, "GB", gb(active))
+    yield Row("load", "peak", OURS, "GB", gb(peak))
 
 
 def _encoder(bench: Bench) -> Iterator[Row]:
@@ -223,12 +146,32 @@ def _encoder(bench: Bench) -> Iterator[Row]:
 
 
 def _prefill(bench: Bench) -> Iterator[Row]:
-    for n in (64, 128) if bench.small else (512, 2048):
+    """Prompts read: into a full cache, and into a bounded one that has room for all; bytes beside the weights."""
+    for n in (64, 128) if bench.small else (512, 2048, 8192):
         request, what = bench.words(n), f"{n} positions"
-        sides: Sides = {(what, OURS): lambda n=n, request=request: n / bench.first(request)}
+        room = CachePolicy("sinks", 2 * n)
+        seconds: Sides = {
+            (what, OURS): lambda request=request: bench.first(request),
+            (f"{what}, roomy sinks", OURS): lambda request=request, room=room: bench.first(request, cache=room),
+        }
         for peer in bench.peers:
-            sides[what, peer.name] = lambda n=n, peer=peer, request=request: n / peer.prefill(request.embeddings)
-        yield from bench.rows("prefill", "positions/s", sides)
+            seconds[what, peer.name] = lambda peer=peer, request=request: peer.prefill(request.embeddings)
+        yield from bench.rows(
+            "prefill", "positions/s", {name: lambda n=n, took=took: n / took() for name, took in seconds.items()}
+        )
+        for (named, side), took in seconds.items():
+            if side != peers.Torch.name:  # which counts its own
+                yield Row("prefill", f"{named}, memory", side, "GB", gb(_peak(took)))
+
+
+def _peak(work: Callable[[], float]) -> int:
+    """Bytes in use at most beside what is held before."""
+    gc.collect()
+    free_buffers()
+    mx.reset_peak_memory()
+    held = mx.get_active_memory()
+    work()
+    return mx.get_peak_memory() - held
 
 
 def _decode(bench: Bench) -> Iterator[Row]:
@@ -239,7 +182,7 @@ def _decode(bench: Bench) -> Iterator[Row]:
         n = bench.n_tokens if peer.name != peers.Torch.name else max(16, bench.n_tokens // 4)
         sides["greedy", peer.name] = lambda peer=peer, n=n: peer.decode(request.embeddings, n)
     yield from bench.rows("decode", "tokens/s", sides)
-    yield Row("decode", "peak", "all", "GB", _gb(mx.get_peak_memory()))
+    yield Row("decode", "peak", "all", "GB", gb(mx.get_peak_memory()))
 
 
 def _samplers(bench: Bench) -> Iterator[Row]:
@@ -270,7 +213,7 @@ def _bits(bench: Bench) -> Iterator[Row]:
         if peers.MlxLm.installed():
             peer = peers.MlxLm(few.net)
             sides[what, peer.name] = lambda peer=peer, again=again: peer.decode(again.embeddings, bench.n_tokens)
-        yield Row("bits", f"{bits} bits, weights", OURS, "GB", _gb(held))
+        yield Row("bits", f"{bits} bits, weights", OURS, "GB", gb(held))
         yield from bench.rows("bits", "tokens/s", sides)
         del few, again, sides
         gc.collect()
@@ -292,7 +235,7 @@ def _batches(bench: Bench) -> Iterator[Row]:
         yield from bench.rows("batch", "s", {(f"{size} clips of {seconds} s, encoding", OURS): encode})
         what = f"{size} clips of {seconds} s, greedy"
         yield from bench.rows("batch", "tokens/s", {(what, OURS): lambda requests=requests: bench.rate(requests, n)})
-        yield Row("batch", f"{size} clips of {seconds} s, peak", OURS, "GB", _gb(mx.get_peak_memory()))
+        yield Row("batch", f"{size} clips of {seconds} s, peak", OURS, "GB", gb(mx.get_peak_memory()))
 
 
 def _speculative(bench: Bench) -> Iterator[Row]:
@@ -390,5 +333,5 @@ def _edits(bench: Bench) -> Iterator[Row]:
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "load": _load, "encoder": _encoder, "prefill": _prefill, "decode": _decode, "samplers": _samplers,
     "caches": _caches, "bits": _bits, "batches": _batches, "speculative": _speculative, "first-token": _first_token,
-    "first-sound": _first_sound, "edits": _edits,
+    "first-sound": _first_sound, "edits": _edits, "token2wav": token2wav, "voice": voice,
 }  # fmt: skip

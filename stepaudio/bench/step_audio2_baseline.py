@@ -1,30 +1,21 @@
 """The reference's own nets from codes to sound, of the package `step-audio2`, as a baseline for the benchmark.
 
-The package installs top-level modules such as `utils`, and PyTorch brings BLAS and threads of its own; so all of it
-lives in a process of its own, which imports no MLX. Install it with `pip install --no-deps step-audio2`; of what it
-names it needs torch, numpy, einops and scipy here.
+The package installs top-level modules such as `utils`, so all of it lives in a process of its own. Install it with
+`pip install --no-deps step-audio2`; of what it names it needs torch, numpy, einops and scipy here.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import multiprocessing
-import os
-import sys
 import time
-import types
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
 
-from ..backend.blas import BLAS_VARIABLE
-from ..errors import BackendError
+from .own_process import OwnProcess, not_installed, stand_in
 
 NEEDED = ("torch", "einops", "scipy", "cosyvoice2", "flashcosyvoice")
 INSTALL = "pip install --no-deps step-audio2, and torch, einops, scipy"
-FAILED = "failed: "
 UNNAMED = ("istft", "f0_cond_channels", "final_lrelu_slope", "magnitude_clip")  # of `HiftConfig`, alone
 STEPS = 10  # of the solver
 MEL_FRAMES, HELD = 8, 3840  # mel frames, and samples of source and sound, that a chunk hands to the next
@@ -35,10 +26,10 @@ Voice = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes (1, P), mel (1, 2 P, 
 
 def missing() -> list[str]:
     """What is not installed of what is needed."""
-    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return not_installed(NEEDED)
 
 
-class ReferenceProcess:
+class ReferenceProcess(OwnProcess):
     """A process that holds flow and vocoder.
 
     Parameters
@@ -58,59 +49,16 @@ class ReferenceProcess:
         The nets cannot be built or filled.
     """
 
-    def __init__(
-        self, tensors: dict[str, dict[str, np.ndarray]], flow: dict, hift: dict, noise: np.ndarray, tf32: bool
-    ):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        before = os.environ.get(BLAS_VARIABLE)
-        os.environ[BLAS_VARIABLE] = "none"
-        try:
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
-        finally:
-            os.environ.pop(BLAS_VARIABLE) if before is None else os.environ.update({BLAS_VARIABLE: before})
-        self._pipe.send((tensors, flow, hift, noise, tf32))
-        self.device: str = self._answer()
+    def __init__(self, tensors: Tensors, flow: dict, hift: dict, noise: np.ndarray, tf32: bool):
+        super().__init__("step-audio2", INSTALL, ReferenceNets, tensors, flow, hift, noise, tf32)
 
     def whole(self, voice: Voice, codes: np.ndarray) -> dict[str, Any]:
         """All codes (1, N) at once: seconds of "flow" and "vocoder", "peak" bytes, "mel" (1, 2 N, M), samples "n"."""
-        self._pipe.send(("whole", voice, codes))
-        return self._answer()
+        return self.call("whole", voice, codes)
 
     def streamed(self, voice: Voice, chunks: list[tuple[np.ndarray, bool]]) -> dict[str, Any]:
         """Chunk by chunk: seconds of the "voice" and of each of the "chunks", "peak" bytes, samples "n"."""
-        self._pipe.send(("streamed", voice, chunks))
-        return self._answer()
-
-    def _answer(self) -> Any:
-        try:
-            found = self._pipe.recv()
-        except EOFError:
-            raise BackendError("step-audio2: its process ended; is there enough memory for a second model?") from None
-        if isinstance(found, str) and found.startswith(FAILED):
-            raise BackendError(f"step-audio2: {found.removeprefix(FAILED)}; {INSTALL}")
-        return found
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join(10)
-        self._process.kill()
-
-
-def _serve(pipe) -> None:
-    try:
-        nets = ReferenceNets(*pipe.recv())
-        pipe.send(nets.device)
-        while True:
-            what, *given = pipe.recv()
-            pipe.send(getattr(nets, what)(*given))
-    except EOFError:
-        return
-    except Exception as error:  # of another package; reported to the parent process
-        text = " ".join(str(error).split())
-        pipe.send(f"{FAILED}{type(error).__name__}: {text[:200]}")
+        return self.call("streamed", voice, chunks)
 
 
 class ReferenceNets:
@@ -119,7 +67,7 @@ class ReferenceNets:
     def __init__(self, tensors, flow: dict, hift: dict, noise: np.ndarray, tf32: bool):
         import torch
 
-        _stand_in("onnxruntime")  # imported there, and not used
+        stand_in("onnxruntime")  # imported there, and not used
         from cosyvoice2.flow.decoder_dit import DiT
         from cosyvoice2.flow.flow import CausalMaskedDiffWithXvec
         from cosyvoice2.flow.flow_matching import CausalConditionalCFM
@@ -238,10 +186,3 @@ class _Silent:
     def randn_like(self, x):
         """Zeros."""
         return self._torch.zeros_like(x)
-
-
-def _stand_in(name: str) -> None:
-    """An empty module, where there is none of this name."""
-    if importlib.util.find_spec(name) is None:
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__spec__ = ModuleSpec(name, None)

@@ -22,9 +22,11 @@ from ..checkpoints.random_weights import random_token2wav
 from ..checkpoints.weight_norm import PAIRED, weight_norm_pair
 from ..errors import ConfigError
 from ..models.parameters import named_arrays
+from ..models.token2wav.campplus import SpeakerEncoder
 from ..models.token2wav.flow import Flow
 from ..models.token2wav.hift import Hift, HiftConfig
 from ..models.token2wav.noise import noise_frames
+from ..models.token2wav.speech_tokenizer import S3Tokenizer
 from ..resources import voice_clip
 from ..synthesis.streaming import StreamOptions, chunked
 from ..synthesis.synthesizer import AS_REFERENCE, Synthesizer
@@ -123,9 +125,26 @@ def run(
     began = time.perf_counter()
     trial = Trial(synthesizer, synthesizer.voice(clip), n_codes)
     reading = time.perf_counter() - began
-    whole, streamed, theirs = [], [], Theirs.of(trial)
+    theirs = Theirs.of(trial)
+    whole, streamed = turns(trial, theirs, repeats, stage)
+    weights = f"the {size} sizes with random weights" if model is None else str(model)
+    if show is None:
+        print(report(weights, trial, reading, whole[1:], streamed[1:]))
+        print("\n".join(beside(trial, whole, streamed, theirs)))
+        return 0
+    for name, values in figures_of(whole[1:], streamed[1:]).items():
+        unit = "MiB" if "MiB" in name else "ratio" if "streamed / whole" in name else "s"
+        show(Row("token2wav", name.strip(), "stepaudio", unit, tuple(values)))
+    for name, values in ({} if theirs is None else ratios_to(whole, streamed, theirs)).items():
+        show(Row("token2wav", name.strip(), "ours / step-audio2", "ratio", tuple(values)))
+    return 0
+
+
+def turns(trial: Trial, theirs: Theirs | None, repeats: int, stage: Stage = quiet) -> tuple[list[Cost], list[Cost]]:
+    """Whole, streamed and the reference's nets one after another; the first of each warms up, and theirs are ended."""
+    whole, streamed = [], []
     try:
-        for i in range(repeats + 1):  # the first round warms up and does not count
+        for i in range(repeats + 1):
             turn = f"repeat {i} of {repeats}" if i else "warming up"
             stage(f"whole: {turn}")
             whole.append(measured(trial.whole))
@@ -138,17 +157,7 @@ def run(
         stage("")
         if theirs is not None:
             theirs.process.close()
-    weights = f"the {size} sizes with random weights" if model is None else str(model)
-    if show is None:
-        print(report(weights, trial, reading, whole[1:], streamed[1:]))
-        print("\n".join(beside(trial, whole, streamed, theirs)))
-        return 0
-    for name, values in figures_of(whole[1:], streamed[1:]).items():
-        unit = "MiB" if "MiB" in name else "ratio" if "streamed / whole" in name else "s"
-        show(Row("token2wav", name.strip(), "stepaudio", unit, tuple(values)))
-    for name, values in ({} if theirs is None else ratios_to(whole, streamed, theirs)).items():
-        show(Row("token2wav", name.strip(), "ours / step-audio2", "ratio", tuple(values)))
-    return 0
+    return whole, streamed
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ class Theirs:
         return float(np.linalg.norm(np.array(ours.astype(mx.float32)) - mel) / np.linalg.norm(mel))
 
 
-def published_tensors(net: Flow | Hift) -> dict[str, np.ndarray]:
+def published_tensors(net: Flow | Hift | S3Tokenizer | SpeakerEncoder) -> dict[str, np.ndarray]:
     """Every parameter in float32, by its published name and in PyTorch's axes; kernels of weight norm as pairs."""
     found, kind = {}, type(net.config)
     for name, array in named_arrays(net.parameters()):

@@ -10,7 +10,6 @@ import zlib
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from ..errors import ConfigError
@@ -123,9 +122,7 @@ def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
     """
     if seed < 0:
         raise ConfigError(f"seed: must not be negative, found {seed}")
-    nets: dict[str, Any] = {
-        name: _initialised(build(config), (seed, i)) for i, (name, config) in enumerate(sizes(size).items())
-    }
+    nets: dict[str, Any] = {name: random_net(config, (seed, i)) for i, (name, config) in enumerate(sizes(size).items())}
     hift: Hift = nets["hift"]
     hift.f0_predictor.classifier.bias = mx.array([PITCH])
     hift.f0_predictor.classifier.weight = hift.f0_predictor.classifier.weight * PITCH_SPREAD
@@ -136,8 +133,12 @@ def random_token2wav(size: str = "small", seed: int = 0) -> Token2Wav:
     return Token2Wav(**{name: nets[name] for name in TOKEN2WAV})
 
 
-def _initialised(net: nn.Module, seed: tuple[int, ...]) -> nn.Module:
-    """Every tensor of a net from the seed and its own name; what MLX drew at construction is never computed."""
+def random_net(config: Token2WavConfig, seed: tuple[int, ...]) -> Any:
+    """One net of these sizes, as `random_token2wav` initialises all; what MLX drew at construction is never computed.
+
+    Every tensor comes from the seed and its own name.
+    """
+    net = build(config)
     net.load_weights([(name, _values(name, array.shape, seed)) for name, array in parameters_of(net).items()])
     return net.eval()
 

@@ -40,13 +40,13 @@ def add_experiment_verbs(verbs) -> None:
 
     bench.add_argument(
         "--published", action="store_true",
-        help="instead, the language model at the published sizes with random weights, beside mlx-lm and PyTorch",
+        help="instead, all nets at the published sizes with random weights, beside the same in mlx-lm and PyTorch",
     )  # fmt: skip
     bench.add_argument("--tiny", action="store_true", help="of --published and --token2wav: a rehearsal at small sizes")
     add_option(
         bench, "--part", action="append", default=[], metavar="NAME", shown="all of them",
         help="of --published: load, encoder, prefill, decode, samplers, caches, bits, batches, speculative, "
-        "first-token, first-sound or edits alone; may be given several times",
+        "first-token, first-sound, edits, token2wav or voice alone; may be given several times",
     )  # fmt: skip
     add_formats(bench, ("text", "json"), "text")
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from small_sizes import SIZES
 
-from stepaudio.bench import agreement, peers, published
+from stepaudio.bench import agreement, peers, published, published_sound, tts, turns
 from stepaudio.bench.edited import taps_of
 from stepaudio.bench.published import Bench, successor_net
 from stepaudio.bench.rows import Row
@@ -26,7 +26,7 @@ def bench(monkeypatch):
 
 
 def ours(bench, request: Request, n: int) -> list[int]:
-    return list(collect(generate(bench.engine.net, [request], published.run_options(n)), 1)[0].tokens)
+    return list(collect(generate(bench.engine.net, [request], turns.run_options(n)), 1)[0].tokens)
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count(bench):
@@ -46,7 +46,7 @@ def test_sides_take_turns_and_the_first_round_does_not_count(bench):
 def test_a_successor_net_says_the_next_token_of_its_block(bench, period):
     net, vocab = successor_net(bench.engine.net, period), SIZES.text_config.vocab_size
     tokens = [0, 1, 2]
-    run = published.run_options(12)
+    run = turns.run_options(12)
     found = collect(generate(net, [Request(tokens, net.embed(np.array(tokens))[0])], run), 1)[0].tokens
     assert list(found) == [(3 + i) % min(period, vocab) for i in range(12)]
 
@@ -71,6 +71,9 @@ def test_every_part_gives_its_rows(bench, monkeypatch):
     monkeypatch.setattr(peers.MlxLm, "installed", lambda: False)
     monkeypatch.setattr(published, "CHUNK_SECONDS", 2)
     monkeypatch.setattr(published, "voice_clip", lambda: tiny.noise(1.5))
+    monkeypatch.setattr(published_sound, "voice_clip", lambda: tiny.noise(1.5))
+    monkeypatch.setattr(tts, "missing", lambda: ["step-audio2"])
+    monkeypatch.setattr(published_sound, "missing", lambda _: ["torch"])
     rows = list(published.run(small=True, repeats=1))
     assert all(np.isfinite(row.values).all() and min(row.values) > 0 for row in rows)
     said = {(row.part, row.what): row for row in rows}
@@ -80,7 +83,11 @@ def test_every_part_gives_its_rows(bench, monkeypatch):
     held = {bits: said["bits", f"{bits} bits, weights"].median for bits in (8, 4)}
     assert held[4] < held[8] < said["load", "weights"].median
     assert {row.part for row in rows} == {"load", "encoder", "prefill", "decode", "sampler", "cache", "batch",
-                                          "speculative", "first token", "first sound", "bits", "edits"}  # fmt: skip
+                                          "speculative", "first token", "first sound", "bits", "edits", "token2wav",
+                                          "voice"}  # fmt: skip
+    assert {row.what for row in rows if row.part == "token2wav" and row.unit == "GB"} == {
+        f"{n} s {how}, peak" for n in (2, 4) for how in ("whole", "streamed")
+    }
     early, late = (row.median for row in rows if row.part == "first sound")
     assert early < late
 
@@ -92,7 +99,7 @@ def test_the_edits_take_effect_and_their_ratios_are_of_one_round(bench):
     for row in (row for row in rows if row.unit == "time / plain"):
         plain = speeds[f"{row.what.partition(',')[0]}, plain"]
         assert row.values == tuple(a / b for a, b in zip(plain, speeds[row.what], strict=True))
-    request, taps = taps_of(bench.engine, bench.mel, 64, published.run_options(12), 0)
+    request, taps = taps_of(bench.engine, bench.mel, 64, turns.run_options(12), 0)
     assert len(request.tokens) == 64
     net, seen = bench.engine.net, {}
     for name, made in taps.items():
