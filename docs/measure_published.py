@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -79,10 +81,13 @@ def measured(name: str, options: argparse.Namespace, seconds: float) -> dict:
     out, began = options.out / f"{name}.txt", time.monotonic()
     words = [sys.executable, "-m", "stepaudio", *command, *(tiny if options.tiny else [])]
     with out.open("w", encoding="utf-8") as said, (options.out / f"{name}.err").open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(words, stdout=said, stderr=errors, start_new_session=True)
         try:
-            status: int | str = subprocess.run(words, stdout=said, stderr=errors, timeout=seconds).returncode
+            status: int | str = process.wait(seconds)
         except subprocess.TimeoutExpired:
             status = "cut short"
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started, which would disturb the next
+            process.wait()
     lines = [as_json(line) for line in out.read_text(encoding="utf-8").splitlines()]
     return {"status": status, "seconds": round(time.monotonic() - began, 1), "command": command, "lines": lines}
 

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,28 +37,46 @@ def test_every_part_of_the_bench_is_in_one_step(script):
     assert sorted(named) == sorted(PARTS)
 
 
+def ended(pid: int) -> bool:
+    """Whether a process is gone within five seconds, or dead and only not yet waited for."""
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+            if "Z" in subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout:
+                return True
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+CHILD = "import time; time.sleep(60)"
+SLOW = f"""import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
+print('{{"half": 1}}', child.pid, sep="\\n", end="", flush=True)
+child.wait()"""
+
+
 def test_what_is_printed_is_kept_whatever_became_of_the_command(script, monkeypatch, tmp_path):
     steps = {
         "info": (60, ["info"], ["--json"]),
         "wrong": (60, ["info", "--jsn"], []),
-        "long": (1, ["info"], ["--json"]),
+        "long": (5, [SLOW], []),
     }
     monkeypatch.setattr(script, "STEPS", steps)
     monkeypatch.setattr(sys, "argv", ["measure", str(tmp_path), "--tiny"])
 
-    def slow(words, stdout, stderr, timeout):
-        if timeout < 2:
-            stdout.write('{"half": 1}\nhalf a li')
-            stdout.flush()
-            raise subprocess.TimeoutExpired(words, timeout)
-        return subprocess.run(words, stdout=stdout, stderr=stderr, timeout=timeout)
+    def started(words, **how):
+        return subprocess.Popen([sys.executable, "-c", SLOW] if SLOW in words else words, **how)
 
-    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=slow, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(Popen=started, TimeoutExpired=subprocess.TimeoutExpired))
     assert script.main() == 1
     found = json.loads((tmp_path / "published.json").read_text())["steps"]
     assert found["info"]["status"] == 0 and found["info"]["lines"][0]["backend"]
     assert found["wrong"]["status"] == 2 and "--json" in (tmp_path / "wrong.err").read_text()
-    assert found["long"]["status"] == "cut short" and found["long"]["lines"] == [{"half": 1}, "half a li"]
+    first, child = found["long"]["lines"]
+    assert found["long"]["status"] == "cut short" and first == {"half": 1}
+    assert ended(child), "what a step started ends with it"
 
 
 def test_no_step_begins_without_time(script, monkeypatch, tmp_path):

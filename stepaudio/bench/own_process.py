@@ -88,7 +88,7 @@ def _serve(pipe) -> None:
         while True:
             method, given = pipe.recv()
             pipe.send(getattr(nets, method)(*given))
-    except EOFError:
+    except (EOFError, BrokenPipeError):  # whoever asked is gone
         return
     except Exception as error:  # of another package; reported to the parent process
         text = " ".join(str(error).split())
