@@ -36,15 +36,23 @@ def token2wav(bench: Bench) -> Iterator[Row]:
     held = mx.get_active_memory()
     synthesizer = Synthesizer(random_token2wav("small" if bench.small else "published", bench.seed))
     clip = synthesizer.voice(voice_clip())
-    for seconds in (2, 4) if bench.small else (5, 20):
-        trial = Trial(synthesizer, clip, seconds * CODES_PER_SECOND)
-        theirs = Theirs.of(trial)
-        whole, streamed = turns(trial, theirs, bench.repeats)
-        yield from _ours(f"{seconds} s", whole[1:], streamed[1:], held)
-        if theirs is not None:
-            yield from _theirs(f"{seconds} s", theirs)
-            what = f"{seconds} s whole, mels differ by norm"
-            yield Row("token2wav", what, "both", "ratio", (theirs.difference(trial),))
+    lengths = (2, 4) if bench.small else (5, 20)
+    trials = {seconds: Trial(synthesizer, clip, seconds * CODES_PER_SECOND) for seconds in lengths}
+    process = (
+        None if (first := Theirs.of(trials[max(lengths)])) is None else first.process
+    )  # with noise for the longest
+    try:
+        for seconds, trial in trials.items():
+            theirs = None if process is None else Theirs(process)
+            whole, streamed = turns(trial, theirs, bench.repeats)
+            yield from _ours(f"{seconds} s", whole[1:], streamed[1:], held)
+            if theirs is not None:
+                yield from _theirs(f"{seconds} s", theirs)
+                moved = theirs.difference(trial)
+                yield Row("token2wav", f"{seconds} s whole, mels differ by norm", "both", "ratio", (moved,))
+    finally:
+        if process is not None:
+            process.close()
 
 
 def _ours(what: str, whole: list[Cost], streamed: list[Cost], held: int) -> Iterator[Row]:

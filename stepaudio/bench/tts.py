@@ -126,7 +126,12 @@ def run(
     trial = Trial(synthesizer, synthesizer.voice(clip), n_codes)
     reading = time.perf_counter() - began
     theirs = Theirs.of(trial)
-    whole, streamed = turns(trial, theirs, repeats, stage)
+    try:
+        whole, streamed = turns(trial, theirs, repeats, stage)
+    finally:
+        stage("")
+        if theirs is not None:
+            theirs.process.close()
     weights = f"the {size} sizes with random weights" if model is None else str(model)
     if show is None:
         print(report(weights, trial, reading, whole[1:], streamed[1:]))
@@ -141,22 +146,17 @@ def run(
 
 
 def turns(trial: Trial, theirs: Theirs | None, repeats: int, stage: Stage = quiet) -> tuple[list[Cost], list[Cost]]:
-    """Whole, streamed and the reference's nets one after another; the first of each warms up, and theirs are ended."""
+    """Whole, streamed and the reference's nets one after another; the first turn of each warms up."""
     whole, streamed = [], []
-    try:
-        for i in range(repeats + 1):
-            turn = f"repeat {i} of {repeats}" if i else "warming up"
-            stage(f"whole: {turn}")
-            whole.append(measured(trial.whole))
-            stage(f"streamed: {turn}")
-            streamed.append(measured(trial.streamed))
-            if theirs is not None:
-                stage(f"step-audio2 on PyTorch: {turn}")
-                theirs.turn(trial)
-    finally:
-        stage("")
+    for i in range(repeats + 1):
+        turn = f"repeat {i} of {repeats}" if i else "warming up"
+        stage(f"whole: {turn}")
+        whole.append(measured(trial.whole))
+        stage(f"streamed: {turn}")
+        streamed.append(measured(trial.streamed))
         if theirs is not None:
-            theirs.process.close()
+            stage(f"step-audio2 on PyTorch: {turn}")
+            theirs.turn(trial)
     return whole, streamed
 
 
