@@ -200,6 +200,12 @@ def mish(x: np.ndarray) -> np.ndarray:
     return n
 
 
+@by_numpy(lambda x: mx.sort(x, axis=-1))
+def sort(x: np.ndarray) -> np.ndarray:
+    """The last axis rising."""
+    return np.sort(x, axis=-1)
+
+
 @lru_cache(maxsize=16)
 def rotations(dims: int, base: float, offset: int, n: int) -> tuple[mx.array, ...]:
     """Cos and sin (n, dims), the first half of sin negative; for a single position the (dims, dims) rotation matrix."""

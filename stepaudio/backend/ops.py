@@ -67,6 +67,11 @@ def exp(x: mx.array) -> mx.array:
     return cpu_ops.exp(x) if large(x) else mx.exp(x)
 
 
+def sort(x: mx.array) -> mx.array:
+    """The last axis rising."""
+    return cpu_ops.sort(x) if large(x) else mx.sort(x, axis=-1)
+
+
 def sine_squared(x: mx.array, rate: mx.array) -> mx.array:
     """sin^2(rate x), in x's shape; `rate` (channels,) for the last axis of x."""
     return cpu_ops.sine_squared(x * rate) if large(x) else mx.square(mx.sin(x * rate))

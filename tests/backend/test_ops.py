@@ -28,6 +28,7 @@ from stepaudio.backend.ops import (
     sine_squared,
     snake,
     softmax_attention,
+    sort,
     weighted_values,
 )
 
@@ -176,6 +177,15 @@ def test_numpy_leaves_its_argument_alone(form):
         before = np.array(x)
         mx.eval(f(x))
         np.testing.assert_array_equal(np.array(x), before)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_sort(form, rows):
+    x = np.random.default_rng(1).normal(0, 3, (rows, 5003)).astype(np.float32)
+    x[:, ::7], x[0, 5], x[:, ::11] = -np.inf, np.inf, 0.25
+    given = mx.array(x)
+    np.testing.assert_array_equal(np.array(sort(given)), np.array([sorted(row) for row in x.tolist()], np.float32))
+    np.testing.assert_array_equal(np.array(given), x)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1000.0])
