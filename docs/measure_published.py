@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -129,15 +130,28 @@ def agreement(lines: list[dict]) -> str:
 
 
 def speed(lines: list[dict]) -> str:
-    """Of `bench --published`: a row for each figure, a column for each program; medians."""
+    """Of `bench --published`: a row for each figure, a column for each program; medians.
+
+    Behind them what is here over what is elsewhere: of each repeat, since both took turns; the median of these.
+    """
     sides = list(dict.fromkeys(line["side"] for line in lines))
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    found: dict[tuple[str, str, str], dict[str, dict]] = {}
     for line in lines:
-        rows.setdefault((line["part"], line["what"], line["unit"]), {})[line["side"]] = f"{line['median']:.3g}"
-    return grid(
-        ["part", "what", "unit", *sides],
-        [[*names, *(values.get(side, "") for side in sides)] for names, values in rows.items()],
-    )
+        found.setdefault((line["part"], line["what"], line["unit"]), {})[line["side"]] = line
+    others = [side for side in sides[1:] if any({sides[0], side} <= set(row) for row in found.values())]
+    rows = []
+    for names, row in found.items():
+        medians = [f"{row[side]['median']:.3g}" if side in row else "" for side in sides]
+        rows.append([*names, *medians, *(ratio(row.get(sides[0]), row.get(side)) for side in others)])
+    return grid(["part", "what", "unit", *sides, *(f"{sides[0]} / {side}" for side in others)], rows)
+
+
+def ratio(line: dict | None, other: dict | None) -> str:
+    """One figure over another, repeat by repeat; nothing where one is missing."""
+    if line is None or other is None:
+        return ""
+    pairs = [a / b for a, b in zip(line["values"], other["values"], strict=False) if b]
+    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})" if pairs else ""
 
 
 def memory(lines: list[dict]) -> str:

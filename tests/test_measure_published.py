@@ -86,8 +86,9 @@ def test_no_step_begins_without_time(script, monkeypatch, tmp_path):
     assert {step["status"] for step in found.values()} == {"no time left"} and len(found) == len(script.STEPS)
 
 
-def figure(what: str, side: str, median: float) -> dict:
-    return {"part": "decode", "what": what, "side": side, "unit": "tokens/s", "median": median}
+def figure(what: str, side: str, *values: float) -> dict:
+    median = sorted(values)[len(values) // 2]
+    return {"part": "decode", "what": what, "side": side, "unit": "tokens/s", "median": median, "values": values}
 
 
 def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
@@ -97,8 +98,9 @@ def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
     seen = {"weights": 16_630_000_000, "peak": 10_000_000_000, "use": {"kv": 2_000_000}, "growth": 0}
     steps = {
         "agreement": {"status": 0, "lines": [compared]},
-        "speed": {"status": "cut short", "lines": [figure("a", "stepaudio", 155.5), figure("b", "stepaudio", 7),
-                                                   figure("a", "mlx-lm", 100), "half a li"]},
+        "speed": {"status": "cut short", "lines": [figure("a", "stepaudio", 150, 155.5, 800),
+                                                   figure("b", "stepaudio", 7), figure("a", "mlx-lm", 75, 100, 200),
+                                                   "half a li"]},
         "edits": {"status": 0, "lines": [figure("c", "stepaudio", 1.25) | {"unit": "time / plain"}]},
         "memory": {"status": 1, "lines": [{"plans": {"16 bits": plan, "8 bits": {}}, "shown": seen}]},
         "load": {"status": "no time left"},
@@ -109,8 +111,9 @@ def test_what_was_measured_as_tables(script, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "### agreement", "", "| stage | difference by norm | same most probable token |", "| --- | --- | --- |",
         "| logits | 2.8e-06 | 100.0% |", "| adapter | 1.0e-06 |  |", "",
-        "### speed (cut short)", "", "| part | what | unit | stepaudio | mlx-lm |", "| --- | --- | --- | --- | --- |",
-        "| decode | a | tokens/s | 156 | 100 |", "| decode | b | tokens/s | 7 |  |", "",
+        "### speed (cut short)", "", "| part | what | unit | stepaudio | mlx-lm | stepaudio / mlx-lm |",
+        "| --- | --- | --- | --- | --- | --- |", "| decode | a | tokens/s | 156 | 100 | 2.00 (1.55 to 4.00) |",
+        "| decode | b | tokens/s | 7 |  |  |", "",
         "### edits", "", "| part | what | unit | stepaudio |", "| --- | --- | --- | --- |",
         "| decode | c | time / plain | 1.25 |", "",
         "### memory (1)", "", "|  | planned, GB | seen, GB | planned / seen |", "| --- | --- | --- | --- |",

@@ -31,10 +31,17 @@ class Row:
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
-        least, most = (round(f(self.values), 6) for f in (min, max))
-        said = {"part": self.part, "what": self.what, "side": self.side, "unit": self.unit}
-        return said | {"median": round(self.median, 6), "least": least, "most": most, "repeats": len(self.values)}
+        median, least, most = (short(f(self.values)) for f in (np.median, min, max))
+        said = {"part": self.part, "what": self.what, "side": self.side, "unit": self.unit, "median": median}
+        return said | {
+            "least": least, "most": most, "repeats": len(self.values), "values": [short(v) for v in self.values],
+        }  # fmt: skip
 
     def __str__(self) -> str:
         spread = f"{min(self.values):11.4g} … {max(self.values):.4g}" if len(self.values) > 1 else ""
         return f"{self.part:13}{self.what:40}{self.side:11}{self.median:11.4g} {self.unit:12}{spread}".rstrip()
+
+
+def short(value: float) -> float:
+    """Six digits of it."""
+    return float(f"{value:.6g}")

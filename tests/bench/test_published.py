@@ -39,7 +39,7 @@ def test_sides_take_turns_and_the_first_round_does_not_count(bench):
     assert calls == ["x", "y"] * 3
     assert [row.values for row in rows] == [(3.0, 5.0), (4.0, 6.0)]
     assert rows[0].to_dict() == {"part": "part", "what": "a", "side": "x", "unit": "s", "median": 4.0, "least": 3.0,
-                                 "most": 5.0, "repeats": 2}  # fmt: skip
+                                 "most": 5.0, "repeats": 2, "values": [3.0, 5.0]}  # fmt: skip
 
 
 @pytest.mark.parametrize("period", [5, 20, SIZES.text_config.vocab_size])
