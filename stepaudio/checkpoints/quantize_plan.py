@@ -20,6 +20,7 @@ from .header import TensorInfo, listed
 from .hub import OTHERS, TOKENIZERS
 from .hub_name import repository_of
 from .layout import expected_layout
+from .lora_folder import lora_files, loras_in
 from .packed import WEIGHT, PackedTensor, quantisable, read_tensors, stored_parts
 from .planned_folder import files_of, nbytes_of
 from .quantize_nets import NetPlan, holds_nets, layers_of_nets, plan_nets, read_nets
@@ -117,6 +118,7 @@ def plan_quantisation(source: str | Path, recipe: Recipe | int | Mapping, shard_
     spoken = manifest is not None and any(layer not in layers for layer in chosen)
     nets = plan_nets(manifest, recipe, chosen, f"{FOLDER}/") if manifest and spoken else ()
     copied, notes = beside_weights(source)
+    copied += _beside_loras(source)
     if nets:
         copied = tuple(name for name in copied if name not in (f"{FOLDER}/{CONVERTED}", *(net.file for net in nets)))
     file = source / (CONFIG_FILE if is_file(source / CONFIG_FILE, ConfigError) else FLAT_FILE)
@@ -135,6 +137,12 @@ def plan_quantisation(source: str | Path, recipe: Recipe | int | Mapping, shard_
         nets=nets,
         manifest=manifest,
     )
+
+
+def _beside_loras(source: Path) -> tuple[str, ...]:
+    """Files of the LoRAs within a model's folder, which are put on the quantised model as on this one."""
+    found = [file for folder in loras_in(source).values() for file in (*lora_files(folder), folder / CAPABILITIES)]
+    return tuple(file.relative_to(source).as_posix() for file in found if is_file(file, ConfigError))
 
 
 def _plan_nets_alone(source: Path, recipe: Recipe) -> Plan:

@@ -8,10 +8,12 @@ import warnings
 import adapters
 import numpy as np
 import pytest
+import quantised
 from commands import FEW, one_line
 
 import stepaudio
 from stepaudio.checkpoints.capabilities import Capabilities
+from stepaudio.checkpoints.quantize import quantise
 from stepaudio.cli.main import main
 from stepaudio.errors import ConfigError, PromptError, WeightsError
 from stepaudio.experiments.grid import Grid
@@ -91,6 +93,19 @@ def test_a_model_that_speaks_by_its_lora(speaking_checkpoint, tmp_path):
     with pytest.raises(PromptError, match="add --lora talk"):
         SpeechModel.load(tmp_path / "model")
     assert SpeechModel.load(tmp_path / "model", lora="talk").model.lora.layers == 16
+
+
+def test_a_quantised_model_keeps_its_loras(tmp_path):
+    source = quantised.write(tmp_path / "model")
+    adapters.write_mlx(source / "talk", adapters.pairs_of(adapters.layers_of(source)))
+    (source / "talk" / "capabilities.json").write_text(json.dumps(CAN))
+    (source / "talk" / "notes.txt").write_text("not read by anybody")
+    quantise(source, tmp_path / "small", 4)
+    model = stepaudio.load(tmp_path / "small", lora="talk")
+    assert model.lora.beside == 16 and model.capabilities.tasks == tuple(CAN["tasks"])
+    assert sorted(p.name for p in (tmp_path / "small" / "talk").iterdir()) == [
+        "adapter_config.json", "adapters.safetensors", "capabilities.json",
+    ]  # fmt: skip
 
 
 # ---- the commands ----

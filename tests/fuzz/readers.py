@@ -28,6 +28,7 @@ from stepaudio.checkpoints.convert.onnx_file import read_onnx
 from stepaudio.checkpoints.convert.torch_file import check_storages, read_pt
 from stepaudio.checkpoints.header import INDEX_FILE, SINGLE_FILE, read_checkpoint, read_header
 from stepaudio.checkpoints.load import validate_weights
+from stepaudio.checkpoints.lora import Lora
 from stepaudio.checkpoints.tensors import read_arrays, read_values
 from stepaudio.cli.sound import is_ours
 from stepaudio.cli.speak import read_codes
@@ -247,6 +248,10 @@ def _report_of_values(file: Path):
     return validate_weights(file.parent, values=True).table()
 
 
+def _lora(file: Path):
+    return asdict(Lora(file.parent, tiny.config(64)).report({}))
+
+
 READERS = {
     "config.json": Reader(
         valid.small, "config.json", "json", lambda f: StepAudioConfig.from_file(f).to_dict(), _same_leaves),
@@ -261,6 +266,9 @@ READERS = {
     "capabilities.json": Reader(
         valid.written(CAPABILITIES, {"tasks": ["transcribe"]}), CAPABILITIES, "json",
         lambda f: asdict(Capabilities.of_folder(f.parent))),
+    "LoRA of PEFT, its config": Reader(valid.peft, "adapter_config.json", "json", _lora),
+    "LoRA of mlx-lm, its config": Reader(valid.mlx_lm, "adapter_config.json", "json", _lora),
+    "LoRA, its tensors": Reader(valid.peft, "adapter_model.safetensors", "safetensors", _lora),
     "converted.json": Reader(
         valid.converted, f"token2wav/{MANIFEST}", "json", lambda f: str(read_manifest(f.parent).configs)),
     "flow.yaml": Reader(valid.converted, "token2wav/flow.yaml", "lines", lambda f: str(read_flow_config(f))),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import adapters
 import mlx.core as mx
 import numpy as np
 import published
@@ -65,6 +66,18 @@ def single_tokenizer(folder: Path) -> None:
 
 def tokenizer_files(folder: Path) -> None:
     Tokenizer.train(tiny.SENTENCES, vocab_size=300, n_audio=tiny.N_AUDIO).save(folder)
+
+
+LAYERS = {"model.layers.0.mlp.up_proj": (48, 32), adapters.HEAD: (64, 32), adapters.TABLE: (64, 32)}
+
+
+def peft(folder: Path) -> None:
+    patterns = {"rank_pattern": {"up_proj": 4}, "alpha_pattern": {"lm_head": 8}}
+    adapters.write_peft(folder, adapters.pairs_of(LAYERS), patterns)
+
+
+def mlx_lm(folder: Path) -> None:
+    adapters.write_mlx(folder, adapters.pairs_of(LAYERS))
 
 
 def converted(folder: Path) -> None:
