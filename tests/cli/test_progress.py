@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -27,17 +28,21 @@ def quick(monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0.02)
 
 
+def wait_until_it_is_said(stream: Terminal, times: int) -> None:
+    """At most 20 s: another thread says it, which a busy machine may keep waiting."""
+    for _ in range(1000):
+        time.sleep(0.02)
+        if stream.getvalue().count("thinking") >= times:
+            break
+
+
 def test_it_says_what_is_done_and_clears_the_line():
     stream = Terminal()
     with busy("thinking", stream):
-        for _ in range(200):
-            time.sleep(0.02)
-            if stream.getvalue().count("thinking") > 1:
-                break
+        wait_until_it_is_said(stream, 2)
     parts = stream.getvalue().split(CLEAR)
-    assert (
-        parts[0] == "" and parts[-1] == "" and len(parts) > 3 and set(parts[1:-1]) <= {"thinking, 0 s", "thinking, 1 s"}
-    )
+    assert parts[0] == "" and parts[-1] == "" and len(parts) > 3
+    assert all(re.fullmatch(r"thinking, \d+ s", part) for part in parts[1:-1])
 
 
 def test_nothing_for_quick_work_or_elsewhere_than_on_a_terminal(monkeypatch):
@@ -64,9 +69,9 @@ def test_stages_replace_each_other_on_a_terminal_and_are_lines_elsewhere(monkeyp
 def test_an_error_passes_and_the_line_is_cleared():
     stream = Terminal()
     with pytest.raises(KeyError), busy("thinking", stream):
-        time.sleep(0.2)
+        wait_until_it_is_said(stream, 1)
         raise KeyError
-    assert stream.getvalue().endswith(CLEAR)
+    assert "thinking" in stream.getvalue() and stream.getvalue().endswith(CLEAR)
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")

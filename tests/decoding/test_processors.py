@@ -132,7 +132,11 @@ def test_log_probabilities_are_the_models_own():
 # ------------------------------------------------------------------------------- what cannot be done
 
 
-@pytest.mark.parametrize("given", [identity, "identity", [3], [lambda logits: logits], [None], [[identity]]], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [identity, "identity", [3], [lambda logits: logits], [None], [[identity]]],
+    ids=["function", "name", "number", "function without a name", "None", "list in a list"],
+)
 def test_what_is_no_list_of_processors_is_refused(given):
     with pytest.raises(DecodeError, match="processors: expected a list of functions"):
         Sampling(processors=given)

@@ -32,9 +32,9 @@ def timeless(table: Table) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "wall_seconds"} for row in table.rows]
 
 
-def worker(grid_file, store, **environment):
-    """The fake sweep in a process of its own; 4 ms a run, so that a kill may fall into a run or into a write."""
-    command = [sys.executable, str(WORKER), str(grid_file), str(store), "0.004"]
+def worker(grid_file, store, seconds=0.004, **environment):
+    """The fake sweep in a process of its own, so many seconds a run."""
+    command = [sys.executable, str(WORKER), str(grid_file), str(store), str(seconds)]
     path = os.pathsep.join(filter(None, [str(WORKER.parents[1]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -48,7 +48,7 @@ def test_killed_many_times_gives_the_same_table(grid_file, grid, tmp_path):
     store, rng = tmp_path / "killed.jsonl", random.Random(3)
     size = 0
     for _ in range(4):
-        process = worker(grid_file, store)
+        process = worker(grid_file, store, 0.02)  # 2.4 s in all, for a machine that looks at it late
         while not store.exists() or store.stat().st_size <= size:  # until it writes
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.001)
