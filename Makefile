@@ -14,11 +14,12 @@
 #   make venv        only the environment
 #   make clean       remove it, and what was built
 #
-# Choices: PYTHON=python3.12, BACKEND=cpu|cuda|cuda12|metal, TESTS="tests/audio -k chunk"
+# Choices: PYTHON=python3.12, BACKEND=cpu|cuda|cuda12|metal, TESTS="tests/audio -k chunk", JOBS=4
 
 SHELL := /bin/sh
 PY := .venv/bin/python
 TESTS ?=
+JOBS ?= 2
 
 # Metal on a Mac; CUDA where NVIDIA's driver answers (580 is the first that speaks CUDA 13); else the CPU.
 BACKEND ?= $(shell \
@@ -31,6 +32,13 @@ EXTRA := $(filter-out metal,$(BACKEND))
 comma := ,
 space := $(subst x,,x x)
 STAMP := .venv/.stepaudio-$(BACKEND)
+
+# JOBS processes, each with one file or notebook at a time, whose fixtures and kernel it keeps. Most of the work is
+# Python, which has one thread; matrix products get one as well, or the processes would wait for each other's.
+SPREAD := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+# Tests start Python hundreds of times, and what it compiled is kept: else each start takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 # $(call install,EXTRA): the package itself, editable, with the backend's extra and this one.
 install = umask 022 && $(PY) -m pip install --quiet --disable-pip-version-check --editable \
@@ -45,7 +53,7 @@ demo: $(STAMP)
 	@$(PY) -m stepaudio demo
 
 test: lint $(STAMP)-notebook
-	@$(PY) -m pytest -m "not slow" $(TESTS)
+	@$(if $(strip $(TESTS)),$(PY) -m pytest,$(SPREAD)) -m "not slow" $(TESTS)
 	@$(if $(strip $(TESTS)),,$(MAKE) --no-print-directory notebooks)
 
 slow: $(STAMP)-test $(STAMP)-notebook
@@ -54,7 +62,7 @@ slow: $(STAMP)-test $(STAMP)-notebook
 # What is stored in the notebooks was computed on a CPU, in float32; another backend may write other words, so there
 # they only have to run.
 notebooks: $(STAMP)-test $(STAMP)-notebook
-	@$(PY) -m pytest --nbval$(if $(filter cpu,$(BACKEND)),,-lax) --nbval-current-env --nbval-cell-timeout=90 \
+	@$(SPREAD) --nbval$(if $(filter cpu,$(BACKEND)),,-lax) --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/nb_sanitize.cfg notebooks/
 
 lint: $(STAMP)-test

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ def pytest_configure(config):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup starts a command
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if hasattr(config, "workerinput"):  # one of several processes, all of which would compile into files of one name
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests_")
+        config.add_cleanup(lambda: shutil.rmtree(tempfile.tempdir, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
