@@ -1,6 +1,7 @@
 """Which BLAS is taken, and what is said where there is none. Nothing here is really loaded but the C library."""
 
 import ctypes
+import importlib.metadata
 import subprocess
 import sys
 import warnings
@@ -104,6 +105,21 @@ def test_mlx_came_first(linux, monkeypatch):
 def test_where_none_is_needed(linux, monkeypatch, why):
     monkeypatch.setattr(*((sys, "platform", "darwin") if why == "mac" else (blas, "cuda_installed", lambda: True)))
     assert blas.preload_blas() is None and linux[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda"),
+    [("mlx-cuda", True), ("mlx-cuda-12", True), ("mlx-cuda-13", True), ("mlx-cpu", False), ("mlx-cuda-tools", False)],
+)
+def test_the_cuda_backend_is_asked_for_by_name(tmp_path, monkeypatch, name, cuda):
+    """As a list of all packages has it; the empty folder of one that was removed is none."""
+    there = tmp_path / f"{name.replace('-', '_')}-0.32.0.dist-info"
+    there.mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not blas.cuda_installed()
+    (there / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.32.0\n")
+    assert [d.metadata["Name"] for d in importlib.metadata.distributions() if d.metadata] == [name]
+    assert blas.cuda_installed() == cuda
 
 
 def test_default_dtype_follows_the_device(monkeypatch):
