@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stepaudio.evaluation.intervals import paired_difference, pick
+from stepaudio.evaluation.intervals import interval, paired_difference, pick
+from stepaudio.evaluation.word_errors import count_errors
 from stepaudio.experiments.grid import Grid, Setting
 from stepaudio.experiments.provenance import file_hash, weights_hash
 from stepaudio.experiments.store import read_table
@@ -16,7 +17,7 @@ from stepaudio.experiments.table import SHARED
 
 SWEEPS = Path(__file__).resolve().parents[2] / "data" / "sweeps"
 GRIDS = sorted(SWEEPS.glob("*.json"))
-STORED = ("clips", "long")  # folders of clips; other recordings are made anew from these
+STORED = ("clips", "long", "texts")  # folders of clips, or of texts; other recordings are made anew from these
 
 
 @cache
@@ -90,7 +91,9 @@ def test_runs_used_the_clips_that_are_there(stored):
 @pytest.mark.parametrize("name", STORED)
 def test_clips_are_those_of_the_manifest(name):
     found = texts(SWEEPS / name / "manifest.tsv")
-    assert sorted(found) == sorted(p.name for p in (SWEEPS / name).glob("*.ogg")) and len(found) >= 40
+    there = {p.name: p for p in (SWEEPS / name).iterdir() if p.suffix in (".ogg", ".txt")}
+    assert sorted(found) == sorted(there) and len(found) >= 40
+    assert all(p.read_text(encoding="utf-8") == found[n] + "\n" for n, p in there.items() if p.suffix == ".txt")
 
 
 def of(rows, setting, kinds):
@@ -171,6 +174,25 @@ def test_the_page_on_decoding_says_what_contrast_did():
         assert all(d.high > 0 for d in (*errors, paired_difference(*pairs[-1], "loop_rate")))
     loops = [sum(r["loops"] for r in rows) for (d, _), rows in found.items() if d != conditions[-1]]
     assert not any(loops)
+
+
+def test_the_page_on_caches_says_what_limits_do_to_speech():
+    """Every row of its table, by nano and by whisper-base, and that no answer loops."""
+    rows, page = rows_of("aloud"), (SWEEPS.parents[1] / "docs" / "caches.md").read_text(encoding="utf-8")
+    with open(SWEEPS / "aloud_whisper.tsv", encoding="utf-8", newline="") as file:
+        heard = {(r["setting"], r["clip"]): r["text"] for r in csv.DictReader(file, delimiter="\t")}
+    assert set(heard) == {(r["setting"], r["clip"]) for r in rows}
+    by = rows, [{**r, "errors": count_errors(r["expected"], heard[r["setting"], r["clip"]])[1]} for r in rows]
+    asked = [(judged, kind) for kind in ("sentence", "passage") for judged in by]
+    whole = (f"{100 * interval(of(judged, 'full', kind), 'loop_free_wer').estimate:.1f}" for judged, kind in asked)
+    assert f"| `full`, words wrong | {' | '.join(whole)} |" in page
+    for setting in json.loads((SWEEPS / "aloud.json").read_text(encoding="utf-8"))["settings"]:
+        pairs = ((of(judged, setting, kind), of(judged, "full", kind)) for judged, kind in asked)
+        cells = [shown(paired_difference(*pair, "loop_free_wer")) for pair in pairs]
+        assert setting == "full" or f"| `{setting}` | {' | '.join(cells)} |" in page
+    endless = {s: sum("length" in r["stops"] for r in of(rows, s, "")) for s in {r["setting"] for r in rows}}
+    assert {s: n for s, n in endless.items() if n} == {"sinks 192, 100 of them": 9}
+    assert not any(r["loops"] for r in rows)
 
 
 def test_the_map_of_bits_is_that_of_its_sweep():
