@@ -41,6 +41,7 @@ LOG2_E = 1.4426950408889634
 GELU_SCALE, GELU_CUBE = 0.7978845608028654, 0.044715  # sqrt(2 / pi); Hendrycks and Gimpel 2016
 MISH_LIMIT = 20.0  # past it tanh(log(1 + e^x)) is 1 in float32
 MANY = 1_000_000  # scores of attention in one go: they stay near the processor, and Python gets a turn between
+BLOCK = 65536  # elements that a form of many operations takes at a time: their results in between stay near, too
 FEW = 16384  # elements below which the way there costs more than the arithmetic
 
 
@@ -165,6 +166,29 @@ def silu(x: np.ndarray) -> np.ndarray:
     y *= x
     y *= np.float32(0.5)
     return y
+
+
+@by_numpy(lambda x: x * (rational(x, PHI, PHI_LIMIT) + 0.5))
+def gelu(x: np.ndarray) -> np.ndarray:
+    """Exact GELU: the operations of the form in its order, so that both give the same bits."""
+    given, made = x.reshape(-1), np.empty(x.size, np.float32)
+    rooms = np.empty((3, min(BLOCK, x.size)), np.float32)
+    for i in range(0, x.size, BLOCK):
+        v, y = given[i : i + BLOCK], made[i : i + BLOCK]
+        clipped, t, below = rooms[:, : v.size]
+        np.clip(v, -PHI_LIMIT, PHI_LIMIT, out=clipped)
+        np.multiply(clipped, clipped, out=t)
+        for values, coefficients in zip((y, below), PHI, strict=True):
+            np.multiply(t, np.float32(coefficients[-1]), out=values)  # of the last, 1
+            values += np.float32(coefficients[-2])
+            for c in coefficients[-3::-1]:
+                values *= t
+                values += np.float32(c)
+        y *= clipped
+        y /= below
+        y += np.float32(0.5)
+        y *= v
+    return made.reshape(x.shape)
 
 
 @by_numpy(lambda x: 0.5 * x * (1 + rational(GELU_SCALE * (x + GELU_CUBE * x * x * x), TANH, TANH_LIMIT)))

@@ -23,12 +23,9 @@ from .cpu_ops import (
     GELU_SCALE,
     LOG2_E,
     MISH_LIMIT,
-    PHI,
-    PHI_LIMIT,
     attention_of_adds,
     exp2_below,
     large,
-    rational,
     rotations,
 )
 from .cuda_ops import THREADS, gelu_on_cuda
@@ -41,7 +38,7 @@ Mask = mx.array | str | None  # of attention: booleans or additive, "causal", or
 def gelu(x: mx.array) -> mx.array:
     """Exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016), never the tanh approximation."""
     if large(x):
-        return x * (rational(x, PHI, PHI_LIMIT) + 0.5)
+        return cpu_ops.gelu(x)
     if x.dtype == mx.bfloat16 and x.size % THREADS == 0 and on_cuda():
         return cast(mx.array, gelu_on_cuda(x))
     return x * (0.5 + 0.5 * mx.erf(x * SQRT_HALF)) if on_cpu() else nn.gelu(x)

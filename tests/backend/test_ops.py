@@ -179,6 +179,24 @@ def test_numpy_leaves_its_argument_alone(form):
         np.testing.assert_array_equal(np.array(x), before)
 
 
+@pytest.mark.parametrize("block", [1000, 1 << 20])
+def test_gelu_by_numpy_has_the_bits_of_its_form(monkeypatch, block):
+    monkeypatch.setattr(cpu_ops, "BLOCK", block)
+    x = mx.array(np.append(RANGE, np.array([np.inf, -np.inf, np.nan], np.float32)).reshape(4, -1))
+    form = x * (cpu_ops.rational(x, cpu_ops.PHI, cpu_ops.PHI_LIMIT) + 0.5)
+    np.testing.assert_array_equal(np.array(cpu_ops.gelu(x)), np.array(form))
+    np.testing.assert_array_equal(np.array(cpu_ops.gelu(x.T)), np.array(form.T))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_slope_of_gelu(form, compiled):
+    x = np.linspace(-9, 9, 40_001)
+    change = mx.compile if compiled and shutil.which("g++") else lambda f: f
+    slope = change(mx.grad(lambda x: gelu(x).sum()))(mx.array(x.astype(np.float32)))
+    want = np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2 + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(np.array(slope), want, atol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_sort(form, rows):
     x = np.random.default_rng(1).normal(0, 3, (rows, 5003)).astype(np.float32)
