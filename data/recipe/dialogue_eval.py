@@ -159,6 +159,7 @@ def report(rows):
 def main():
     ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ap.add_argument("--model", type=Path, required=True)
+    ap.add_argument("--lora", help="folder of a LoRA to put on it, or the name of one in the model's folder")
     ap.add_argument("--dialogues", type=Path, required=True)
     ap.add_argument("--held", type=Path, required=True)
     ap.add_argument("--again", type=Path)
@@ -170,7 +171,9 @@ def main():
     from stepaudio.train.speaking.dialogues import read_dialogues
     from stepaudio.train.speaking.grammar import REMEMBER, THINK, TOOL
 
-    model = stepaudio.load(args.model).altered(prompt_cache=stepaudio.PromptCache())  # most prompts begin alike
+    model = stepaudio.load(args.model, lora=args.lora).altered(
+        prompt_cache=stepaudio.PromptCache()
+    )  # most prompts begin alike
     asker, clips = Asker(model, args.out), clips_of(args.held)
     asked = defaultdict(int)
     first = set()

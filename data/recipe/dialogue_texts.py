@@ -22,9 +22,9 @@ import random
 
 from stepaudio.train.speaking.grammar import CITIES, NAMES, REMEMBER, THINK, TOOL, dialogues
 
-NUMBERS = {TOOL: 3000, THINK: 2500, REMEMBER: 2000}
+NUMBERS = {TOOL: 3000, THINK: 8000, REMEMBER: 3000}
 HELD_OUT = {TOOL: 300, THINK: 250, REMEMBER: 200}
-VOICES = {TOOL: 6, THINK: 2, REMEMBER: 3}  # that say a sentence of a task
+VOICES = {TOOL: 6, THINK: 2, REMEMBER: 2}  # that say a sentence of a task
 QUESTION_VOICES = 80  # that say one which is the same in many dialogues
 NAMED = {name: name.capitalize() for name in (*CITIES, *NAMES)}
 

@@ -107,6 +107,7 @@ def _speaking_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--start", type=Path, required=True, help="folder of the model to begin with")
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--layers", type=int, default=d.layers, help="of the decoder, at least as many as it has")
+    one.add_argument("--low-rank", type=int, default=d.low_rank, help="rank of a LoRA to learn instead of all weights")
     one.add_argument("--variants", type=int, default=d.variants, help="of each clip, all but one augmented")
     one.add_argument("--tokens", type=int, default=d.tokens, help="of a batch")
     one.add_argument("--steps", type=int, default=d.steps)

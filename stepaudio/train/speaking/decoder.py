@@ -15,6 +15,7 @@ B examples, L positions, V tokens, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
@@ -74,13 +75,18 @@ def begin(net: StepAudioNet, config: StepAudioConfig, tokenizer: Tokenizer, seed
         digits[path[-1]] = mx.zeros_like(drawn) if speaks else drawn
         codes = rows[first:last] if speaks else mx.zeros_like(rows[first:last])
         table["weight"] = mx.concatenate([rows[:first], codes, rows[last:]])
-    D = config.text_config.hidden_size
-    heads = {"phonemes": nn.Linear(D, N_PHONEMES), "spoken": nn.Linear(D, tokenizer.text_limit + 1)}
     return {
         "net": {name: fresh[name] for name in TRAINED},
         "digits": digits,
-        "heads": {name: head.parameters() for name, head in heads.items()},
+        "heads": heads(config, tokenizer),
     }
+
+
+def heads(config: StepAudioConfig, tokenizer: Tokenizer) -> dict:
+    """Initial weights of the two heads: of phonemes and of text tokens."""
+    D = config.text_config.hidden_size
+    found = {"phonemes": nn.Linear(D, N_PHONEMES), "spoken": nn.Linear(D, tokenizer.text_limit + 1)}
+    return {name: head.parameters() for name, head in found.items()}
 
 
 def _at(tree: dict, path: tuple[str, ...]) -> dict:
@@ -110,10 +116,18 @@ class Loss:
     dtype : of products.
     start : StepAudioNet
         The model at the beginning, as it stays; it is copied.
+    assemble : callable, optional
+        What is trained -> the decoder's weights by their published names; by default `whole`.
     """
 
     def __init__(
-        self, net: StepAudioNet, embeddings: mx.array, tokenizer: Tokenizer, dtype: mx.Dtype, start: StepAudioNet
+        self,
+        net: StepAudioNet,
+        embeddings: mx.array,
+        tokenizer: Tokenizer,
+        dtype: mx.Dtype,
+        start: StepAudioNet,
+        assemble: Callable[[dict], dict] | None = None,
     ):
         self.net, self.embeddings, self.dtype = net, embeddings.astype(dtype), dtype
         self.start = StepAudioNet(start.config)
@@ -121,6 +135,7 @@ class Loss:
         self.start.update(cast(dict, tree_map(lambda p: p.astype(dtype), kept)))
         self.first_code, self.text_limit = tokenizer.first_audio_code, tokenizer.text_limit
         self.digits = digits_of_tokens(net.config.text_config.vocab_size, self.first_code)
+        self.assemble = assemble or (lambda params: whole(params, self.digits))
 
     def hidden(self, net: StepAudioNet, batch: Batch) -> mx.array:
         """(B, L, D), the last hidden states of a net."""
@@ -146,7 +161,7 @@ class Loss:
         `whole` is the share of examples all of whose tokens are right, codes aside.
         """
         params = cast(dict, tree_map(lambda p: p.astype(self.dtype), params))
-        self.net.update(whole(params, self.digits))
+        self.net.update(self.assemble(params))
         h, labels, weight = self.hidden(self.net, batch), batch["labels"], batch["weight"]
         logits = self.net.lm_head(h).astype(mx.float32)
         each = nn.losses.cross_entropy(logits, labels)

@@ -18,6 +18,7 @@ from ...backend.device import on_cpu
 from ...checkpoints.capabilities import FILE as CAPABILITIES
 from ...checkpoints.capabilities import REPEAT, Capabilities
 from ...checkpoints.load import load_weights
+from ...checkpoints.lora import write_lora
 from ...errors import ConfigError
 from ...files import replaced_file
 from ...models.speech_lm import StepAudioConfig, StepAudioNet
@@ -30,7 +31,7 @@ from ..recipe import WORDS, say
 from ..token2wav.fit import Batch, Fit, Schedule
 from ..token2wav.fit import run as fit_run
 from ..token2wav.run import read_net
-from . import decoder
+from . import decoder, low_rank
 from .dialogues import OPENING, ExampleMaker, read_dialogues
 from .examples import (
     READ,
@@ -67,6 +68,7 @@ class Options:
         answers in `narrator`.
     shares : of the tasks among the examples, to their sum.
     layers : of the decoder, at least as many as there are.
+    low_rank : if not 0, the decoder stays as it is, and a LoRA of this rank is learnt and written.
     variants : of each clip to transcribe.
     tokens : of a batch.
     """
@@ -80,6 +82,7 @@ class Options:
     dialogues: Path | None = None
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
     layers: int = 8
+    low_rank: int = 0
     variants: int = 8
     tokens: int = 32768
     wait: float = 0.0
@@ -186,7 +189,7 @@ def _speech_tokenizer(folder: Path, wait: float) -> S3Tokenizer:
 
 
 def train(options: Options) -> None:
-    """Train a decoder to speak and write its state, its log and the whole model to `options.out`.
+    """Train a decoder to speak and write its state, its log and the whole model, or a LoRA, to `options.out`.
 
     `model` there is the last one, `best` the one whose loss on held-out examples was the lowest: the sum of that of
     codes in reading aloud and, of each other task, that of text. The voice may be learnt by heart.
@@ -196,29 +199,31 @@ def train(options: Options) -> None:
     DataError
         No usable corpus, or a folder without what the options say that it holds.
     ConfigError
-        Fewer layers than the model begins with.
+        Fewer layers than the model begins with; more, for a LoRA.
     """
     began = time.time()
     started = StepAudioConfig.from_file(options.start)
-    if options.layers < started.text_config.num_hidden_layers:
-        raise ConfigError(
-            f"layers: {options.layers}, but the decoder of {options.start} has "
-            f"{started.text_config.num_hidden_layers}; expected that many or more"
-        )
+    _check_layers(options, started.text_config.num_hidden_layers)
     tokenizer = Tokenizer.from_folder(options.start, started.text_config.vocab_size)
     net = StepAudioNet(started)
     load_weights(net, options.start, started, mx.float32)
     learnt, scored, store = make_examples(options, tokenizer, net)
     config = replace(started, text_config=replace(started.text_config, num_hidden_layers=options.layers))
     able = Capabilities.of_folder(options.start)
-    params = decoder.begin(net, config, tokenizer, options.seed, able.allow("speak"))
     learnt_to = replace(able, tasks=TASKS)
     if options.dialogues:
         learnt_to = replace(able, tasks=(*TASKS, "respond"), thinking=OPENING, thinks_unasked=False)
-    say(options.out, event="begin", codes="kept" if able.allow("speak") else "drawn")
+    dtype = mx.float32 if on_cpu() else mx.bfloat16
+    if options.low_rank:
+        params = low_rank.begin(net, options.low_rank, tokenizer, options.seed)
+        assemble = low_rank.Added(net, dtype)
+    else:
+        params, assemble = decoder.begin(net, config, tokenizer, options.seed, able.allow("speak")), None
+    kept_codes = options.low_rank or able.allow("speak")
+    say(options.out, event="begin", codes="kept" if kept_codes else "drawn", low_rank=options.low_rank)
     kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
     int8 = parts_in_int8(options.start) & set(kept)
-    loss = decoder.Loss(StepAudioNet(config), store, tokenizer, mx.float32 if on_cpu() else mx.bfloat16, net)
+    loss = decoder.Loss(StepAudioNet(config), store, tokenizer, dtype, net, assemble)
     schedule = Schedule(
         steps=options.steps,
         seconds=options.seconds,
@@ -244,8 +249,11 @@ def train(options: Options) -> None:
     least = _least_held_out(log) if options.resume and log.is_file() else math.inf
 
     def write(folder: Path) -> None:
-        tokenizer.save(folder)
-        export(kept | decoder.whole(fit.average, loss.digits), config, folder, int8)
+        if options.low_rank:
+            write_lora(folder, low_rank.pairs_of(fit.average), low_rank.SCALE, options.start.resolve().name)
+        else:
+            tokenizer.save(folder)
+            export(kept | loss.assemble(fit.average), config, folder, int8)
         with replaced_file(folder / CAPABILITIES) as aside:
             aside.write_text(json.dumps(learnt_to.to_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -263,6 +271,17 @@ def train(options: Options) -> None:
         return decoder.on_device(batches(step))
 
     fit_run(fit, batch, options.out, save, options.elapsed + time.time() - began)
+
+
+def _check_layers(options: Options, there: int) -> None:
+    if options.low_rank < 0:
+        raise ConfigError(f"low rank: {options.low_rank}; expected 0, for all weights, or the rank of a LoRA")
+    if options.low_rank and options.layers != there:
+        raise ConfigError(f"layers: {options.layers}, but a LoRA is learnt of the {there} layers of {options.start}")
+    if options.layers < there:
+        raise ConfigError(
+            f"layers: {options.layers}, but the decoder of {options.start} has {there}; expected that many or more"
+        )
 
 
 def _least_held_out(log: Path) -> float:
