@@ -170,7 +170,7 @@ class Tokenizer:
         }
         names = {t.content: i for i, t in added.items()}
         for name, data in (("added_tokens", names), ("tokenizer_config", config), ("special_tokens_map", marks)):
-            text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+            text = json.dumps(data, ensure_ascii=False, indent=0) + "\n"  # thousands of entries: two fifths were blanks
             (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
