@@ -7,6 +7,7 @@ number of streams and voices can run through one object.
 from __future__ import annotations
 
 import operator
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from ..text.tokenizer import N_AUDIO_TOKENS
 from .streaming import StreamOptions, StreamState, begin, chunked, fade_halves, speak, step
 from .voice import Voice, fingerprint, open_voice
 
+VoiceSource = str | os.PathLike[str] | np.ndarray  # a clip, or a saved voice
 AS_REFERENCE = StreamOptions()  # 25 codes a chunk, 8 frames seen twice, cross-faded by a Hamming window
 
 
@@ -177,7 +179,7 @@ class Synthesizer:
     def decode(
         self,
         codes: Iterable[int],
-        voice: Voice,
+        voice: Voice | VoiceSource,
         *,
         noise: Noise = 0,
         source_noise: Noise | None = 0,
@@ -189,8 +191,8 @@ class Synthesizer:
         ----------
         codes : iterable of int
             0 … 6560; padding, 6561 … 6655, is dropped and counted. May be none.
-        voice : Voice
-            Of these weights.
+        voice : Voice, or what `voice` takes
+            A clip is read anew at each call; a `Voice` must be of these weights.
         noise, source_noise : int or array
             Seeds, or arrays, of the flow and of the vocoder's source (None: none there).
         options : FlowOptions
@@ -207,7 +209,7 @@ class Synthesizer:
         WeightsError
             A voice made by other weights.
         """
-        voice.check(self.weights)
+        voice = self.voice(voice)
         checked = _Codes(codes, self.parts.flow.config.vocab_size)
         kept = list(checked)
         wave, mel = np.zeros(0, np.float32), np.zeros((0, self.parts.flow.config.output_size), np.float32)
@@ -218,19 +220,19 @@ class Synthesizer:
         return Sound(wave, self.sample_rate, mel, checked.n_codes, checked.n_padding)
 
     def begin(
-        self, voice: Voice, *, noise: Noise = 0, source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE
+        self, voice: Voice | VoiceSource, *, noise: Noise = 0, source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE
     ) -> StreamState:
         """State of a stream in this voice before its first code; arguments as `stream`.
 
         It is not changed by streaming, so keep it, and the voice is read only once for many streams.
         """
-        voice.check(self.weights)
+        voice = self.voice(voice)
         return begin(self.parts.flow, voice.prompt, noise, source_noise, options)
 
     def stream(
         self,
         codes: Iterable[int],
-        voice: Voice | StreamState,
+        voice: Voice | VoiceSource | StreamState,
         *,
         noise: Noise = 0,
         source_noise: Noise | None = 0,
@@ -242,8 +244,8 @@ class Synthesizer:
         ----------
         codes : iterable of int
             As `decode`; taken one at a time, and only as far as the next chunk needs.
-        voice : Voice or StreamState
-            A voice, or a state of `begin`, which then holds the noise and the options.
+        voice : Voice, what `voice` takes, or StreamState
+            As `decode`, or a state of `begin`, which then holds the noise and the options.
         noise, source_noise : int or array
             As `decode`.
         options : StreamOptions
@@ -258,7 +260,7 @@ class Synthesizer:
         DecodeError, WeightsError
             As `decode`, when the code is reached.
         """
-        if isinstance(voice, Voice):
+        if not isinstance(voice, StreamState):
             voice = self.begin(voice, noise=noise, source_noise=source_noise, options=options)
         return self._stream(_Codes(codes, self.parts.flow.config.vocab_size), voice)
 

@@ -173,6 +173,21 @@ def test_saved_and_loaded(synthesizer, voices, tmp_path):
         voices[0].save(tmp_path / "no" / "v.safetensors")
 
 
+def test_sound_is_made_in_a_voice_or_in_what_one_is_read_from(synthesizer, tmp_path):
+    path = tmp_path / "clip.wav"
+    sf.write(path, tiny.noise(2), 16_000, subtype="FLOAT")
+    voice = synthesizer.voice(path)
+    voice.save(tmp_path / "saved.safetensors")
+    wanted = synthesizer.decode([1, 2, 3], voice).wave
+    pieces = [chunk.wave for chunk in synthesizer.stream([1, 2, 3], voice)]
+    for source in (path, str(path), tiny.noise(2), tmp_path / "saved.safetensors"):
+        assert np.array_equal(synthesizer.decode([1, 2, 3], source).wave, wanted)
+        found = [chunk.wave for chunk in synthesizer.stream([1, 2, 3], source)]
+        assert all(map(np.array_equal, found, pieces)) and len(found) == len(pieces)
+    with pytest.raises(AudioError, match="nothing.wav"):
+        synthesizer.decode([1, 2, 3], tmp_path / "nothing.wav")
+
+
 def test_other_weights_are_refused(speaking_checkpoint, synthesizer, voices, tmp_path):
     """One number of the speech tokenizer makes other codes; the flow's do not matter."""
     parts = loading.load_token2wav(speaking_checkpoint)
