@@ -14,11 +14,14 @@ and those that are there are not asked again. Prints right / total of each kind 
     call              the right tool with the right arguments
     result, aloud     the answer from a result behind the right call: in writing, opened as speech
     both rounds       from the spoken request to the written answer, the functions of the grammar being called
-    thought, behind   the thought of a sum; the answer behind it
+    thought, behind   the thought of a sum; the answer behind it, written and (behind aloud) opened as speech
     at once           the same sum without a thought
     reply             the answer to what was told
     recalled          the answer a turn later, behind the model's own reply; recalled aloud: both opened as speech
     again             a recording said again: the text of the spoken answer
+
+With --sounds the sounds of spoken answers are kept, each with a text file of the words that should be heard in it, for
+a judge from elsewhere to transcribe.
 """
 
 import argparse
@@ -34,6 +37,7 @@ KINDS = (
     "both rounds",
     "thought",
     "behind",
+    "behind aloud",
     "at once",
     "reply",
     "recalled",
@@ -53,10 +57,17 @@ def clips_of(folder):
 
 
 class Asker:
-    """Asks a model, and notes what it answered beside what is right."""
+    """Asks a model, and notes what it answered beside what is right; keeps sounds in a folder, if there is one."""
 
-    def __init__(self, model, out):
-        self.model, self.path = model, out
+    def __init__(self, model, out, sounds=None):
+        self.model, self.path, self.sounds = model, out, sounds
+        if sounds is not None:
+            from stepaudio.resources import voice_clip
+            from stepaudio.synthesis import Synthesizer
+
+            sounds.mkdir(parents=True, exist_ok=True)
+            self.synthesizer = Synthesizer.load()
+            self.voice = self.synthesizer.voice(voice_clip())
         self.rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
         self.known = {(row["kind"], row["key"]) for row in self.rows}
 
@@ -74,6 +85,17 @@ class Asker:
 
     def answer(self, talk, **how):
         return talk.answer(self.model, sampling="greedy", max_tokens=MOST, **how)
+
+    def aloud(self, kind, key, wanted, spoken, **more):
+        """Note a spoken answer by its text, and keep its sound with the words that should be heard."""
+        self.note(kind, key, wanted, text_of(spoken), codes=len(spoken.codes), **more)
+        if self.sounds is not None and spoken.codes:
+            from stepaudio.audio.save import save_audio
+
+            made = self.synthesizer.decode(spoken.codes, self.voice, noise=0)
+            path = self.sounds / f"{kind} - {key.replace(' | ', ' - ')}.wav"
+            save_audio(path, made.wave, made.sample_rate)
+            path.with_suffix(".txt").write_text(wanted + "\n", encoding="utf-8")
 
 
 def text_of(answer):
@@ -99,20 +121,21 @@ def ask_tool(asker, dialogue, clips, key):
     tokens = call_tokens(call["call"], call["arguments"], asker.model.tokenizer)
     behind = asked.say_tokens(tokens, spoken=False).give(result["result"])
     asker.note("result", key, answer["answer"], text_of(asker.answer(behind).last))
-    spoken = asker.answer(behind, spoken=True).last
-    asker.note("aloud", key, answer["answer"], text_of(spoken), codes=len(spoken.codes))
+    asker.aloud("aloud", key, answer["answer"], asker.answer(behind, spoken=True).last)
 
 
 def ask_sum(asker, dialogue, clips, key):
     from stepaudio.conversation import Conversation
 
     request, answer = dialogue["turns"]
-    if asker.known_all(key, "thought", "behind", "at once"):
+    if asker.known_all(key, "thought", "behind", "behind aloud", "at once"):
         return
     asked = Conversation().ask(audio=clips[request["human"]][0])
     last = asker.answer(asked, think=True, think_tokens=MOST).last
     asker.note("thought", key, answer["thought"], last.thought)
     asker.note("behind", key, answer["answer"], text_of(last))
+    spoken = asker.answer(asked, think=True, think_tokens=MOST, spoken=True).last
+    asker.aloud("behind aloud", key, answer["answer"], spoken)
     asker.note("at once", key, answer["answer"], text_of(asker.answer(asked, think=False).last))
 
 
@@ -127,7 +150,8 @@ def ask_twice(asker, dialogue, clips, key):
         if not spoken:
             asker.note("reply", key, reply["answer"], text_of(talk.last))
         talk = asker.answer(talk.ask(audio=clips[question["human"]][-1]), spoken=spoken)
-        asker.note(kind, key, answer["answer"], text_of(talk.last), codes=len(talk.last.codes))
+        note = asker.aloud if spoken else lambda *row: asker.note(*row[:3], text_of(row[3]))
+        note(kind, key, answer["answer"], talk.last)
 
 
 def ask_again(asker, text, clip, key):
@@ -138,7 +162,7 @@ def ask_again(asker, text, clip, key):
         return
     last = asker.answer(Conversation().ask(audio=clip), spoken=True).last
     words, errors = count_errors(text, last.text)
-    asker.note("again", key, text, text_of(last), words=words, errors=errors, codes=len(last.codes))
+    asker.aloud("again", key, text, last, words=words, errors=errors)
 
 
 def report(rows):
@@ -165,6 +189,7 @@ def main():
     ap.add_argument("--again", type=Path)
     ap.add_argument("--number", type=int, default=24, help="of each task, at most")
     ap.add_argument("--out", type=Path, required=True)
+    ap.add_argument("--sounds", type=Path, help="folder for the sounds of spoken answers, in the default voice")
     args = ap.parse_args()
 
     import stepaudio
@@ -174,7 +199,7 @@ def main():
     model = stepaudio.load(args.model, lora=args.lora).altered(
         prompt_cache=stepaudio.PromptCache()
     )  # most prompts begin alike
-    asker, clips = Asker(model, args.out), clips_of(args.held)
+    asker, clips = Asker(model, args.out, args.sounds), clips_of(args.held)
     asked = defaultdict(int)
     first = set()
     for dialogue in read_dialogues(args.dialogues):
