@@ -220,7 +220,12 @@ class Synthesizer:
         return Sound(wave, self.sample_rate, mel, checked.n_codes, checked.n_padding)
 
     def begin(
-        self, voice: Voice | VoiceSource, *, noise: Noise = 0, source_noise: Noise | None = 0, options: StreamOptions = AS_REFERENCE
+        self,
+        voice: Voice | VoiceSource,
+        *,
+        noise: Noise = 0,
+        source_noise: Noise | None = 0,
+        options: StreamOptions = AS_REFERENCE,
     ) -> StreamState:
         """State of a stream in this voice before its first code; arguments as `stream`.
 
