@@ -89,6 +89,13 @@ def survivors(logits: mx.array) -> list[int]:
     return np.flatnonzero(np.isfinite(np.array(logits)[0])).tolist()
 
 
+@pytest.fixture(params=["a CPU", "a GPU"])
+def top_p_of(request, monkeypatch):
+    """Top-p as it is on either: both forms run anywhere."""
+    monkeypatch.setattr(logits, "on_cpu", lambda: request.param == "a CPU")
+
+
+@pytest.mark.usefixtures("top_p_of")
 @pytest.mark.parametrize(
     ("p", "kept"),
     [
@@ -107,6 +114,7 @@ def test_top_p_by_hand(p, kept):
     assert survivors(keep_top_p(logs(P[::-1]), p)) == [3 - k for k in kept][::-1]
 
 
+@pytest.mark.usefixtures("top_p_of")
 @pytest.mark.parametrize("kind", ["distinct", "bfloat16", "all tied", "top-k", "one left"])
 @pytest.mark.parametrize("p", [5e-324, 0.1, 0.9, 0.999999])
 @pytest.mark.parametrize("n", [4001, 40_001])  # which a CPU sorts by MLX, and by numpy
