@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ..backend.cpu_ops import MANY
 from ..backend.memory import KEPT_BUFFERS
-from ..backend.pieces import LAYER, LEAST_ROWS, PART, enough
+from ..backend.pieces import ENOUGH_ON_CPU, ENOUGH_ON_GPU, LAYER, LEAST_ROWS, PART
 from ..checkpoints.find import meant
 from ..checkpoints.hub import cached
 from ..checkpoints.layout import expected_layout
@@ -41,11 +41,40 @@ MINI = StepAudioConfig(
 )
 PUBLISHED = dict.fromkeys(("Step-Audio-2-mini", "Step-Audio-2-mini-Base", "Step-Audio-2-mini-Think"), MINI)
 WORDS = 64  # tokens of a prompt beside the audio, with room
-ENCODER_ARRAYS = 14  # of a block, in channels: the residual stream, four wide ones twice, queries, keys, values
-LAYER_ARRAYS, MLP_ARRAYS = 6, 3  # of a layer of the decoder, in channels; of its MLP, in wide channels
-BEHIND = 6  # layers of the decoder that a GPU still has to compute when the host has asked for more; two pieces at most
 SCORE_ARRAYS = 4  # of attention on a CPU, float32: scores, powers and what they are made by
 LOGIT_ARRAYS = 5  # of the vocabulary, float32: logits, rules and their copies
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Arrays of a layer that count on a device, and how many layers do.
+
+    On a CPU those that a layer holds at once. On a GPU all that it makes: memory of what is gone comes back when its
+    piece is computed, and the host asks for two pieces (`backend.pieces`) before it waits for the first.
+
+    Parameters
+    ----------
+    encoder : int
+        Of a block of the encoder, in channels: the residual stream, norms, queries, keys, values, four wide ones twice.
+    layer, mlp : int
+        Of a layer of the decoder, in channels; of its MLP, in wide channels. A GPU has one kernel for the gate, which
+        writes where one of its factors was.
+    pieces : int
+        Pieces whose layers count; 0 for a layer alone.
+    """
+
+    encoder: int
+    layer: int
+    mlp: int
+    pieces: int
+
+    def layers(self, piece: float, layer: float, most: int) -> int:
+        """Layers that count, of so many multiply-adds each; `most` is how far a host gets ahead of a GPU."""
+        return min(most, self.pieces * math.ceil(piece / layer)) or 1
+
+
+ON_CPU, ON_GPU = Counts(encoder=14, layer=6, mlp=3, pieces=0), Counts(encoder=16, layer=8, mlp=2, pieces=2)
+ENCODER_AHEAD, AHEAD = 20, 10  # layers of encoder and decoder, as an H100 showed where pieces have more
 
 
 @dataclass(frozen=True)
@@ -77,8 +106,8 @@ class MemoryPlan:
 
     Parameters
     ----------
-    weights, kv : int
-        Held from beginning to end, and at the end of the longest answer.
+    weights, kv, kv_read : int
+        Held from beginning to end; at the end of the longest answer; when prompts have been read.
     encoder, prefill, decoding : int
         In work while audio is encoded, prompts are read, tokens are chosen: the largest of them counts.
     buffers : int
@@ -89,6 +118,7 @@ class MemoryPlan:
 
     weights: int
     kv: int
+    kv_read: int
     encoder: int
     prefill: int
     decoding: int
@@ -99,7 +129,7 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         """The most in use at a time, which `mx.get_peak_memory` shows."""
-        return max(self.weights + self.encoder, self.weights + self.kv + max(self.prefill, self.decoding))
+        return self.weights + max(self.encoder, self.kv_read + self.prefill, self.kv + self.decoding)
 
     @property
     def all(self) -> int:
@@ -227,27 +257,30 @@ def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
     positions = prompt + task.tokens if limit is None else min(prompt + task.tokens, limit)
     if limit is not None and (kept := len(task.policy.kept(limit, [(WORDS, rows)]))) >= limit:
         raise DecodeError(too_many_kept(limit, kept))
-    room = -(-positions // GROWTH) * GROWTH
-    if limit is not None and (batch == 1 or prompt + task.tokens > limit):  # else a batch shares a full cache
-        room = min(room, limit)
-    kv = batch * room * text.kv_bytes_per_position(item, task.policy.bits)
+    if limit is not None and batch > 1 and prompt + task.tokens <= limit:  # then a batch shares a full cache
+        limit = None
+    room, per_position = _room(positions, limit), batch * text.kv_bytes_per_position(item, task.policy.bits)
+    kv, kv_read = room * per_position, _room(prompt, limit) * per_position
 
+    counts, piece = (ON_CPU, ENOUGH_ON_CPU) if task.on_cpu else (ON_GPU, ENOUGH_ON_GPU)
     clips = segments if task.whole else batch
     together = 1 if task.on_cpu else clips
     layers = [shape for name, shape in expected_layout(sizes.config).items() if name.startswith(("encoder", "adapter"))]
     work = frames // 2 * sum(map(prod, layers))
-    at_once = max(1, min(together, int(PART * enough() / max(work, 1)) or 1))
+    at_once = math.ceil(together / max(1, min(together, math.ceil(together * work / (PART * piece)))))  # see `in_parts`
     S, C = (frames - 1) // 2 + 1, audio.n_audio_state
     scores = min(MANY, at_once * audio.n_audio_head * S * S) * 4 * SCORE_ARRAYS if task.on_cpu else 0
-    encoder = at_once * (S * C * ENCODER_ARRAYS + frames * C * 2) * item + scores
+    layer = at_once * S * C * (LAYER * C + 2 * S)  # as `Pieces` counts
+    ahead = counts.layers(piece, layer, min(ENCODER_AHEAD, audio.n_audio_layer))
+    encoder = at_once * (S * C * counts.encoder * ahead + frames * C * 2) * item + scores
     embedded = clips * n_audio_embeddings(frames) * text.hidden_size * item
 
     n = min(positions_at_once(batch, task.on_cpu), prompt)
     mlp = 3 * text.hidden_size * text.intermediate_size
-    wide = min(batch * n, max(LEAST_ROWS, int(PART * enough() / mlp)))
-    layer = batch * n * text.hidden_size * (LAYER * text.hidden_size + 2 * n)  # as `Pieces` counts
-    behind = 1 if task.on_cpu else min(BEHIND, 2 * math.ceil(enough() / layer))
-    prefill = (batch * n * text.hidden_size * LAYER_ARRAYS + wide * text.intermediate_size * MLP_ARRAYS) * item * behind
+    wide = min(batch * n, max(LEAST_ROWS, int(PART * piece / mlp)))
+    layer = batch * n * text.hidden_size * (LAYER * text.hidden_size + 2 * n)
+    ahead = counts.layers(piece, layer, min(AHEAD, text.num_hidden_layers))
+    prefill = (batch * n * text.hidden_size * counts.layer + wide * text.intermediate_size * counts.mlp) * item * ahead
     prefill += batch * prompt * text.hidden_size * item
     prefill += min(MANY, batch * text.num_attention_heads * n * prompt) * 4 * SCORE_ARRAYS if task.on_cpu else 0
     widened = sizes.widest * 4 if task.on_cpu else 0
@@ -258,6 +291,7 @@ def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
     return MemoryPlan(
         weights=sizes.weights,
         kv=kv,
+        kv_read=kv_read,
         encoder=encoder,
         prefill=prefill,
         decoding=decoding + (widened if batch >= WIDENED_FROM else 0),
@@ -265,6 +299,12 @@ def plan_memory(sizes: Sizes, task: Task) -> MemoryPlan:
         batch=batch,
         positions=positions,
     )
+
+
+def _room(positions: int, limit: int | None) -> int:
+    """Positions that a cache has room for once it holds so many."""
+    room = -(-positions // GROWTH) * GROWTH
+    return room if limit is None else min(room, limit)
 
 
 VARIANTS: dict[str, Recipe | None] = {

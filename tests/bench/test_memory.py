@@ -121,6 +121,35 @@ def test_a_longer_prompt_takes_no_more_to_read_than_a_step():
     assert positions_at_once(1, True) < positions_at_once(1, False) == 2 * positions_at_once(2, False)
 
 
+# GB at the most on an H100, published sizes, bfloat16: `bench --published --part batches`, by clips of 25 s together
+SEEN = {1: 17.727, 2: 18.098, 4: 20.347, 8: 20.101, 16: 20.414, 32: 20.745}
+
+
+@pytest.mark.parametrize("batch", SEEN)
+def test_the_peak_at_the_published_sizes_is_what_a_gpu_showed(batch):
+    asked = task(seconds=600.0, batch=batch, tokens=64, on_cpu=False, itemsize=2, policy=CachePolicy("full"))
+    found = plan_memory(planned("random", MINI, {}, 2, None), asked)
+    assert found.peak / 1e9 == pytest.approx(SEEN[batch], rel=0.05)
+    assert found.weights + found.encoder > 17.5e9, "the encoder alone nearly reaches it"
+
+
+def test_what_one_run_on_a_gpu_showed_of_its_encoder_and_in_all():
+    """`plan --measure` on an H100, 600 s in batches of 32 segments, answers of 256 tokens."""
+    asked = task(seconds=600.0, batch=32, tokens=256, on_cpu=False, itemsize=2)
+    found = plan_memory(planned("random", MINI, {}, 2, None), asked)
+    assert found.weights + found.encoder == pytest.approx(20_394_730_640, rel=0.05)
+    assert found.peak == pytest.approx(20_817_268_024, rel=0.05)
+    assert found.kv == 1_409_286_144 > found.kv_read
+
+
+def test_keys_and_values_of_a_prompt_are_those_once_it_is_read(tmp_path):
+    """A run of one token holds what the prompt takes, and no more."""
+    engine = StepAudio2.load(quantised.write(tmp_path / "m")).engine
+    long = task(seconds=25.0, tokens=900, whole=True, policy=CachePolicy("full"))
+    plan = plan_memory(sizes_of(tmp_path / "m", 4), long)
+    assert plan.kv_read < plan.kv and plan.kv_read == shown.measure(engine, replace(long, tokens=1), 1).use.kv
+
+
 def test_the_table_of_the_page_is_what_is_planned():
     page = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8")
     head, _, *rows = page[page.index("| what is done |") :].split("\n\n")[0].splitlines()
