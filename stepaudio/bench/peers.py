@@ -6,7 +6,6 @@ that it finds.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from ..models.quantization import quantised_layers
 from ..models.speech_lm import StepAudioNet
 from . import torch_baseline
 from .agreement import torch_tensors
+from .own_process import not_installed
 
 SIZES = (
     "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
@@ -37,7 +37,7 @@ def rate(ends: list[float]) -> float:
 class MlxLm:
     """mlx-lm's Qwen2 over the arrays of a net, quantised as the net is."""
 
-    name = "mlx-lm"
+    name, needed = "mlx-lm", ("mlx_lm",)
 
     def __init__(self, net: StepAudioNet):
         from mlx_lm.models import qwen2
@@ -53,7 +53,7 @@ class MlxLm:
     @staticmethod
     def installed() -> bool:
         """Whether mlx-lm is there."""
-        return importlib.util.find_spec("mlx_lm") is not None
+        return not not_installed(MlxLm.needed)
 
     def prefill(self, x: mx.array) -> float:
         """Seconds to read a prompt of embeddings (n, D)."""
@@ -81,7 +81,7 @@ class MlxLm:
 class Torch:
     """PyTorch, eager, with transformers' key/value cache; in bfloat16 on a GPU, else in float32."""
 
-    name = "PyTorch"
+    name, needed = "PyTorch", torch_baseline.NEEDED
 
     def __init__(self, net: StepAudioNet):
         import torch

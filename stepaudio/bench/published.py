@@ -38,10 +38,11 @@ from ..models.speech_lm import StepAudioNet
 from ..models.tap import Tap
 from ..resources import voice_clip
 from ..synthesis.synthesizer import Synthesizer
-from . import peers, torch_baseline
+from . import peers, step_audio2_baseline, torch_baseline, voice_baseline
 from .edited import taps_of
 from .memory import random_engine
-from .published_sound import token2wav, voice
+from .own_process import not_installed
+from .published_sound import STEP_AUDIO2, token2wav, voice
 from .rows import Row
 from .successor import successor_net
 from .turns import OURS, Bench, Sides, gb, run_options
@@ -59,19 +60,36 @@ CACHES: dict[str, CachePolicy] = {
     "pinned 512": CachePolicy("pinned", 512), "full, 8 bits": CachePolicy("full", bits=8),
     "full, 4 bits": CachePolicy("full", bits=4),
 }  # fmt: skip
+PEERS = {  # whose turns they are -> parts, the modules that it takes, how they are installed
+    peers.MlxLm.name: (("decode", "prefill", "bits"), peers.MlxLm.needed, 'pip install "stepaudio[mlx-lm]"'),
+    peers.Torch.name: (("decode", "prefill", "encoder"), peers.Torch.needed, 'pip install "stepaudio[parity]"'),
+    STEP_AUDIO2: (("token2wav",), step_audio2_baseline.NEEDED, step_audio2_baseline.INSTALL),
+    **{side: (("voice",), voice_baseline.NEEDED[side], voice_baseline.INSTALL) for side in voice_baseline.NEEDED},
+}
 PERIOD = 20  # tokens after which the repeating text comes again
 SHARD = 5_000_000_000
 
 
 def about(small: bool) -> str:
-    """One line: what computes, at which sizes, and which other programs are there."""
-    found, peer = info(), "mlx-lm is not installed"
+    """One line: what computes, at which sizes, and beside which mlx-lm and PyTorch."""
+    found, others = info(), []
     if peers.MlxLm.installed():
-        peer = f"mlx-lm {version('mlx_lm')}"
-    torch = torch_baseline.versions() if peers.Torch.installed() else "PyTorch is not installed"
+        others.append(f"mlx-lm {version('mlx_lm')}")
+    if peers.Torch.installed():
+        others.append(torch_baseline.versions())
     sizes = "small sizes" if small else "the published sizes"
     mlx = f"MLX {found['versions']['mlx']}, {found['backend']}, {found['dtype']}"
-    return f"{mlx}; random weights at {sizes}; {peer}; {torch}"
+    return "; ".join([mlx, f"random weights at {sizes}", *others])
+
+
+def without(parts: Sequence[str] = ()) -> list[str]:
+    """A line for each program that these parts compare with and that is not here: what is missing, how it comes."""
+    lines = []
+    for name, (compared, needed, install) in PEERS.items():
+        named = [part for part in parts or PARTS if part in compared]
+        if named and (missing := not_installed(needed)):
+            lines.append(f"no rows for {name} of {', '.join(named)}: {', '.join(missing)} not installed ({install})")
+    return lines
 
 
 def run(parts: Sequence[str] = (), small: bool = False, repeats: int = 3, seed: int = 0) -> Iterator[Row]:

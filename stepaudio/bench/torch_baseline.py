@@ -18,13 +18,14 @@ import numpy as np
 
 from ..backend.blas import BLAS_VARIABLE
 
+NEEDED = ("torch", "transformers")
 MASKED = -1e10
 Answer = tuple[list[int], tuple[float, float, float]]
 
 
 def available() -> bool:
     """True if torch and transformers are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    return all(importlib.util.find_spec(name) for name in NEEDED)
 
 
 def versions() -> str:

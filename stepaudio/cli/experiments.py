@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..targets import Target, check_targets
 from .options import add_model
 from .parser import add_force, add_formats, add_option, add_verb, whole
-from .progress import stages
+from .progress import message, stages
 from .streams import print_json
 
 if TYPE_CHECKING:
@@ -95,7 +95,11 @@ def _bench_published(options: argparse.Namespace) -> int:
 
     if options.format == "text":
         print(published.about(options.tiny) + "\n", flush=True)
-    for row in published.run(options.part, options.tiny, 3 if options.repeats is None else options.repeats):
+    repeats = 3 if options.repeats is None else options.repeats
+    for i, row in enumerate(published.run(options.part, options.tiny, repeats)):
+        if i == 0:  # what is refused is refused by then
+            for line in published.without(options.part):
+                message(line)
         if options.format == "json":
             _print_row(row)
         else:

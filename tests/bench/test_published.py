@@ -116,6 +116,23 @@ def test_the_command(bench, monkeypatch, capsys):
     assert {row["part"] for row in rows} == {"prefill"} and rows[0]["side"] == "stepaudio"
 
 
+def test_whose_rows_are_missing_is_said_once(bench, monkeypatch, capsys):
+    monkeypatch.setattr(published, "Bench", lambda *_: bench)
+    monkeypatch.setattr(peers, "found", lambda net: [])
+    there = {"torch", "einops", "scipy", "flashcosyvoice", "torchaudio", "onnx", "s3tokenizer"}
+    monkeypatch.setattr(published, "not_installed", lambda names: [name for name in names if name not in there])
+    assert main(["bench", "--published", "--tiny", "--part", "encoder", "--part", "prefill", "--repeats", "1"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        'stepaudio: no rows for mlx-lm of prefill: mlx_lm not installed (pip install "stepaudio[mlx-lm]")',
+        "stepaudio: no rows for PyTorch of encoder, prefill: transformers not installed "
+        '(pip install "stepaudio[parity]")',
+    ]
+    assert [line.partition(":")[0] for line in published.without()][2:] == [
+        "no rows for step-audio2 of token2wav", "no rows for chatterbox of voice",
+    ]  # fmt: skip
+    assert published.without(["load"]) == []
+
+
 @pytest.mark.parametrize(
     "argv",
     [["--tiny"], ["--token2wav", "--tiny", "--model", "data/nano"], ["--part", "load"], ["--published", "--token2wav"],

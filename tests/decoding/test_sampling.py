@@ -98,17 +98,9 @@ def top_p_of(request, monkeypatch):
 @pytest.mark.usefixtures("top_p_of")
 @pytest.mark.parametrize(
     ("p", "kept"),
-    [
-        (1e-9, [0]),
-        (0.01, [0]),
-        (0.49, [0]),
-        (0.51, [0, 1]),
-        (0.79, [0, 1]),
-        (0.81, [0, 1, 2]),
-        (0.94, [0, 1, 2]),
-        (0.96, [0, 1, 2, 3]),
-    ],
-)
+    [(1e-9, [0]), (0.01, [0]), (0.49, [0]), (0.51, [0, 1]), (0.79, [0, 1]), (0.81, [0, 1, 2]), (0.94, [0, 1, 2]),
+     (0.96, [0, 1, 2, 3])],
+)  # fmt: skip
 def test_top_p_by_hand(p, kept):
     assert survivors(keep_top_p(logs(P), p)) == kept
     assert survivors(keep_top_p(logs(P[::-1]), p)) == [3 - k for k in kept][::-1]
