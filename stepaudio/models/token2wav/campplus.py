@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...backend.device import on_cpu
 from ...backend.ops import relu
 from ...backend.pieces import Pieces
 from ...backend.process import enter
@@ -25,7 +26,7 @@ from .layers import SpreadConv1d
 HEAD_LAYERS, HEAD_BLOCKS = 2, 2  # residual layers of the 2-D front end, blocks in each: literals in the reference
 BAND_STRIDE = 8  # three strides of two over the bands
 HEAD_CONTEXT = 2 + 2 * HEAD_LAYERS * HEAD_BLOCKS  # 3 x 3 convolutions in a row: frames an output sees on a side
-HEAD_FRAMES = 500  # feature frames the front end takes at a time
+FRAMES_ON_CPU, FRAMES_ON_GPU = 500, 3000  # that the front end takes at a time: on a GPU each part waits for the host
 TDNN_KERNEL, TDNN_STRIDE = 5, 2
 REDUCTION = 2  # of channels inside the context mask
 MIN_FRAMES = TDNN_STRIDE + 1  # leaves the two frames that a standard deviation needs
@@ -171,10 +172,10 @@ class FCM(nn.Module):
         self.bn2 = BatchNorm(C, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, F) in parts of `HEAD_FRAMES`, each with the frames it sees around it; memory is bounded."""
-        T, parts = x.shape[1], []
-        for start in range(0, T, HEAD_FRAMES):
-            stop = min(start + HEAD_FRAMES, T)
+        """(B, T, F) in parts, each with the frames that it sees around it, so that memory is bounded."""
+        T, n, parts = x.shape[1], FRAMES_ON_CPU if on_cpu() else FRAMES_ON_GPU, []
+        for start in range(0, T, n):
+            stop = min(start + n, T)
             first = max(0, start - HEAD_CONTEXT)
             part = self.whole(x[:, first : stop + HEAD_CONTEXT])
             parts.append(part[:, start - first : stop - first])

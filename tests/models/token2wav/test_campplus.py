@@ -179,8 +179,20 @@ def test_embedding_equals_a_plain_reference(small, frames):
 @pytest.mark.parametrize("frames", [1, 7, 16, 39])
 def test_front_end_in_parts_equals_whole(small, monkeypatch, frames):
     clip = mx.array(features(2, 40))
-    monkeypatch.setattr(speaker, "HEAD_FRAMES", frames)
+    monkeypatch.setattr(speaker, "FRAMES_ON_CPU", frames)
     assert relative(small.head(clip), small.head.whole(clip)) < 1e-5
+
+
+def test_front_end_takes_more_at_once_on_a_gpu(small, monkeypatch):
+    """And finds the same bits."""
+    clip, seen = mx.array(features(1, 1100)), []
+    whole = speaker.FCM.whole
+    monkeypatch.setattr(speaker.FCM, "whole", lambda net, x: seen.append(x.shape[1]) or whole(net, x))
+    in_parts = small.head(clip)
+    assert len(seen) == 3
+    monkeypatch.setattr(speaker, "on_cpu", lambda: False)
+    assert np.array_equal(small.head(clip), in_parts)
+    assert seen[3:] == [1100]
 
 
 def test_batch_equals_alone(small):
