@@ -15,12 +15,7 @@ from .text.messages import message_list
 
 def think(engine: Engine, messages: str | Sequence, options: DecodingOptions, spoken: bool | None) -> Thought:
     """What a model thinks about messages; `StepAudio2.think` explains it."""
-    opening = engine.capabilities.thinking
-    if opening is None:
-        raise PromptError(
-            "this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do, and a folder whose "
-            'capabilities.json has "thinking"'
-        )
+    opening = engine.capabilities.require_thinking()
     turns = [Message.of(m) for m in message_list(messages)]
     if turns and turns[-1].role == "assistant":
         if turns[-1].content not in (None, SPOKEN):

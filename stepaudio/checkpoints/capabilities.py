@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -133,9 +133,22 @@ class Capabilities:
 
     def advice(self, task: str) -> str:
         """What to append to a refusal: the LoRA in the model's folder that was trained for a task, or nothing."""
+        return self._beside(lambda able: able.allow(task))
+
+    def require_thinking(self) -> str:
+        """What opens an answer that begins with a thought; `PromptError` if the model does not think aloud."""
+        if self.thinking is None:
+            advice = self._beside(lambda able: able.thinking is not None)
+            raise PromptError(
+                "this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do, and a folder whose "
+                f'{FILE} has "thinking"{advice}'
+            )
+        return self.thinking
+
+    def _beside(self, can: Callable[[Capabilities], bool]) -> str:
         for name, lora in loras_in(self.folder).items():
             with contextlib.suppress(ConfigError):  # of a LoRA that nobody asked for
-                if is_file(lora / FILE, ConfigError) and Capabilities.of_folder(lora).allow(task):
+                if is_file(lora / FILE, ConfigError) and can(Capabilities.of_folder(lora)):
                     return f"; a LoRA beside it was trained for that: add --lora {name}, or in Python lora={name!r}"
         return ""
 

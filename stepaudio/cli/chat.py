@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +30,8 @@ from .speak import voice_of
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
+    from ..conversation.conversation import AnswerStream
     from ..conversation.turns import Turn
-    from ..decoding.generate import Step
     from ..model import StepAudio2
     from ..synthesis.streaming import StreamState
     from ..synthesis.synthesizer import Synthesizer
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "audio": "FILE [TEXT]    ask with a recording, and a text behind it",
     "voice": "[CLIP | off]   answer aloud in a voice, or in writing",
+    "think": "[on | off]     think before each answer, or not; the thought is printed above it",
     "sampling": "[PRESET]       how tokens are chosen",
     "cache": "[KIND [N]]     what is kept of the history, and what an eviction would cut",
     "why": "               why the last answer ended: stop reason, loop, thought",
@@ -52,6 +53,7 @@ COMMANDS = {
 ALONE = "each question is read alone, without those before it"
 ONLY_TRANSCRIBES = f"this model transcribes and does not converse: give it recordings with /audio FILE; {ALONE}"
 NO_CONVERSATION = f"this model does not converse: {ALONE}"
+DIM, PLAIN = "\033[2m", "\033[0m"  # of a terminal: letters in half the brightness, and as before
 INTERRUPTED = "interrupted; the question was taken back, the history is as before"
 
 
@@ -171,6 +173,7 @@ class Chat:
         self.decoding = decoding_from(options, "chat")
         self._synthesizer: Synthesizer | None = None
         self._voice: StreamState | None = None
+        self._think: bool | None = None  # as the model does where nothing is asked for
         if options.voice is not None:
             self.voice(options.voice)
 
@@ -212,7 +215,7 @@ class Chat:
         from ..conversation import Conversation
 
         asked = self._read(self.talk.ask(*parts, resampler=self._options.resampler))
-        steps = asked.stream(self.model, spoken=self._voice is not None, options=self.decoding)
+        steps = asked.stream(self.model, spoken=self._voice is not None, think=self._think, options=self.decoding)
         printed = self._printed(steps)
         if self._voice is None:
             for _ in printed:
@@ -230,13 +233,16 @@ class Chat:
         opening = talk.rewind(sum(turn.role == "human" for turn in talk.turns))
         return Conversation(turns=(*opening.turns, *_since_question(talk)))
 
-    def _printed(self, steps: Iterable[Step]) -> Iterator[int]:
-        """Print the text of steps as it comes; their audio codes."""
+    def _printed(self, steps: AnswerStream) -> Iterator[int]:
+        """Print the thought before an answer, and the text of its steps as it comes; their audio codes."""
         from ..text.tokenizer import Detokenizer
 
         words = self.model.engine.require_tokenizer()
         detokenizer = Detokenizer(words)
         for step in steps:
+            if step.index == 0 and steps.thought is not None:
+                line = thought_line(steps.thought.text, steps.thought.closed)
+                print(f"{DIM}{line}{PLAIN}" if sys.stdout.isatty() else line, flush=True)
             if step.token < words.text_limit:
                 print(printable(detokenizer.push(step.token)), end="", flush=True)
             elif words.is_audio(step.token):
@@ -296,6 +302,14 @@ class Chat:
                 self._synthesizer = Synthesizer.load(self._folder)
         return self._synthesizer
 
+    def think(self, rest: str) -> None:
+        """Think before each answer from now on, or not."""
+        if rest not in ("", "on", "off"):
+            raise ConfigError(f"/think: expected on or off, found {rest!r:.80}")
+        if rest != "off":
+            self.model.capabilities.require_thinking()
+        self._think = rest != "off"
+
     def sampling(self, rest: str) -> None:
         """Another preset from now on."""
         from ..decoding.options import named_sampling
@@ -326,7 +340,7 @@ class Chat:
             print(f"seconds: {found.first_token_seconds:.2f} to the first token, {found.seconds:.2f} in all")
         print(f"loop: {loop if loop else 'none'}")
         if answer.thought:
-            print(f"thought{'' if answer.thought_closed else ', which was cut'}: {printable(answer.thought)}")
+            print(thought_line(answer.thought, answer.thought_closed))
 
     def history(self, _rest: str) -> None:
         """The turns so far."""
@@ -361,6 +375,11 @@ def _since_question(talk: Conversation) -> tuple[Turn, ...]:
     """The last question and what followed it."""
     asked = [n for n, turn in enumerate(talk.turns) if turn.role == "human"]
     return talk.turns[asked[-1] :] if asked else ()
+
+
+def thought_line(thought: str, closed: bool) -> str:
+    """A thought as it is shown, so that nobody takes it for the answer."""
+    return f"thought{'' if closed else ', which was cut'}: {printable(thought)}"
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from ..decoding.options import DecodingOptions
 from ..decoding.outputs import Generation, answer_of
 from ..decoding.thought import END_OF_THOUGHT
 from ..engine import Engine
-from ..errors import DecodeError, PromptError
+from ..errors import DecodeError
 from ..text.chat_template import SPOKEN, Message
 from ..text.prompts import open_answer
 from ..text.tokenizer import Tokenizer
@@ -58,16 +58,24 @@ class AnswerOptions:
         object.__setattr__(self, "tools", tuple(tool_list(self.tools)))  # frozen, but functions become tools here
 
 
+@dataclass(frozen=True)
+class Thinking:
+    """What a model thought before an answer. text : without the marks around it. closed : as `Answer` has it."""
+
+    text: str
+    closed: bool
+
+
 def steps_to(
-    engine: Engine, turns: Sequence[Turn], asked: AnswerOptions, options: DecodingOptions
+    engine: Engine, turns: Sequence[Turn], asked: AnswerOptions, options: DecodingOptions, thoughts: list[Thinking]
 ) -> Generator[Step, None, list[Turn]]:
     """The steps of the answer to turns, and of those that follow results of tools; returns the new turns.
 
-    A thought gives no steps.
+    A thought gives no steps: it is put into `thoughts` before the first step of its answer.
     """
     offered, new, left = tool_list(asked.tools), [], asked.rounds
     while True:
-        found = yield from _one_answer(engine, [*turns, *new], asked, options)
+        found = yield from _one_answer(engine, [*turns, *new], asked, options, thoughts)
         if not (offered and found.calls and left):
             return [*new, found]
         outcomes = tuple(make_call(call, offered, asked.seconds) for call in found.calls)
@@ -79,12 +87,12 @@ def steps_to(
 
 
 def _one_answer(
-    engine: Engine, turns: Sequence[Turn], asked: AnswerOptions, options: DecodingOptions
+    engine: Engine, turns: Sequence[Turn], asked: AnswerOptions, options: DecodingOptions, thoughts: list[Thinking]
 ) -> Generator[Step, None, Answer]:
     tokenizer, opening = engine.require_tokenizer(), engine.capabilities.thinking
     messages, spoken = [turn.message(tokenizer) for turn in turns], asked.spoken
-    if asked.think and opening is None:
-        raise PromptError("this model does not think aloud: Step-Audio-2-mini-Think and Step-Audio-R1 do; think=False")
+    if asked.think:
+        engine.capabilities.require_thinking()
     thought, closed = "", True
     opened = open_answer(spoken)
     if opening is not None and (engine.capabilities.thinks_unasked if asked.think is None else asked.think):
@@ -96,6 +104,7 @@ def _one_answer(
         text = f"{opening}{thought}{'' if closed else chr(10)}{END_OF_THOUGHT}"
         text += f"\n\n{SPOKEN}" if spoken else rest or "\n\n"
         opened, thought = Message("assistant", text, eot=False, plain=True), thought.strip()
+        thoughts.append(Thinking(thought, closed))
     kept: list[Step] = []
     for step in engine.steps(engine.build_request([*messages, opened]), options):
         kept.append(step)

@@ -23,7 +23,7 @@ from ..errors import PromptError
 from ..model import StepAudio2
 from ..text.messages import names_a_file
 from ..text.prompts import ASR_SYSTEM, DEFAULT_SYSTEM, READ_ALOUD, open_answer
-from .answering import ROUNDS, SECONDS, STOP, THINK_TOKENS, AnswerOptions, steps_to
+from .answering import ROUNDS, SECONDS, STOP, THINK_TOKENS, AnswerOptions, Thinking, steps_to
 from .context import Context, context_of, prompts_of
 from .file import read_turns, write_turns
 from .recording import Recording
@@ -249,7 +249,8 @@ class Conversation:
         if not self.turns or self.turns[-1].role not in (Role.HUMAN, Role.RESULT):
             raise PromptError("answer: nothing is asked; call ask(…) first")
         self._require_task(model, asked.spoken)
-        return AnswerStream(self, steps_to(model.engine, self.turns, asked, merged))
+        thoughts: list[Thinking] = []
+        return AnswerStream(self, steps_to(model.engine, self.turns, asked, merged, thoughts), thoughts)
 
     def context(
         self,
@@ -314,12 +315,17 @@ class Conversation:
 class AnswerStream:
     """Steps of an answer as they are made, once; what is left off has changed nothing."""
 
-    def __init__(self, talk: Conversation, steps: Generator[Step, None, list[Turn]]):
-        self._talk, self._steps, self._found = talk, steps, None
+    def __init__(self, talk: Conversation, steps: Generator[Step, None, list[Turn]], thoughts: Sequence[Thinking]):
+        self._talk, self._steps, self._found, self._thoughts = talk, steps, None, thoughts
 
     def __iter__(self) -> Iterator[Step]:
         new = yield from self._steps
         self._found = Conversation(turns=(*self._talk.turns, *new))
+
+    @property
+    def thought(self) -> Thinking | None:
+        """What the model thought before the answer whose steps come now, from the first of them on; None if nothing."""
+        return self._thoughts[-1] if self._thoughts else None
 
     @property
     def conversation(self) -> Conversation:

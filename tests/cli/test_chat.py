@@ -7,12 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import adapters
 import numpy as np
 import pytest
 import soundfile as sf
 import tiny
 from commands import FEW, as_process
 
+import stepaudio
 from stepaudio.cli import chat as chatting
 from stepaudio.cli.main import main
 from stepaudio.conversation import Conversation
@@ -178,6 +180,47 @@ def test_a_model_that_does_not_converse_reads_each_question_alone(hold, tiny_che
     )
     Path("recogniser", "capabilities.json").write_text('{"tasks": ["speak"]}')
     assert chatting.NO_CONVERSATION in hold([], "--model", "recogniser")[2]
+
+
+@pytest.fixture
+def thinker(tiny_checkpoint, tmp_path):
+    """The tiny model as one that thinks when asked to."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "thinker")
+    able = '{"tasks": ["respond"], "thinking": "<think>\\n", "thinks_unasked": false}'
+    (tmp_path / "thinker" / "capabilities.json").write_text(able)
+    return tmp_path / "thinker"
+
+
+def test_a_thought_is_asked_for_and_printed_above_its_answer(hold, thinker):
+    lines = [LINES[0], "/think", LINES[0], "/why", "/think off", LINES[0]]
+    status, out, err = hold(lines, "--model", thinker, "--history", "talk.zip")
+    assert (status, err) == (0, "")
+    wanted, model = Conversation(), stepaudio.load(thinker)
+    for think in (False, True, False):
+        wanted = wanted.ask(LINES[0]).answer(model, think=think, sampling="reference", max_tokens=6)
+    answers = [turn for turn in wanted.turns if turn.role == "answer"]
+    assert Conversation.open("talk.zip") == wanted and [bool(a.thought) for a in answers] == [False, True, False]
+    texts = [chatting.printable(a.text) for a in answers]
+    shown = chatting.thought_line(answers[1].thought, answers[1].thought_closed)
+    assert out.startswith(f"{texts[0]}\n{shown}\n") and out.endswith(f"{shown}\n{texts[2]}\n")
+    assert shown.startswith("thought") and out.count(shown) == 2  # above the answer, and of /why
+
+
+def test_a_thought_is_dimmed_on_a_terminal(hold, thinker, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = hold(["/think on", LINES[0]], "--model", thinker)[1]
+    assert out.startswith(f"{chatting.DIM}thought") and out.partition(chatting.PLAIN)[2].startswith("\n")
+
+
+def test_a_model_that_does_not_think_refuses_to(hold, thinker):
+    status, out, err = hold(["/think", "/think off", "/think maybe"])
+    assert (status, out) == (1, "") and len(err.splitlines()) == 2
+    assert "does not think aloud" in err.splitlines()[0] and "on or off, found 'maybe'" in err.splitlines()[1]
+    (thinker / "capabilities.json").rename(thinker / "kept.json")
+    adapters.write_mlx(thinker / "talk", adapters.pairs_of(adapters.layers_of(thinker)))
+    (thinker / "kept.json").rename(thinker / "talk" / "capabilities.json")
+    assert "add --lora talk" in hold(["/think"], "--model", thinker)[2]
+    assert hold(["/think"], "--model", thinker, "--lora", "talk")[0] == 0
 
 
 # ------------------------------------------------------------------------------- sound

@@ -106,6 +106,14 @@ def test_a_thought_that_does_not_close_is_closed(published):
     talk = Conversation().ask("Really?").answer(model, think_tokens=3)
     assert words.decode(model.engine.asked[1]).endswith("<think>\non and on\n</think>\n\n")
     assert (talk.last.thought, talk.last.thought_closed, talk.last.text) == ("on and on", False, "yes")
+    steps = (
+        Conversation()
+        .ask("Really?")
+        .stream(forced(thinker, words.encode("on and on and on"), words.encode("\n\nyes")), think_tokens=3)
+    )
+    assert steps.thought is None
+    for step in steps:  # from the first step of the answer on
+        assert (steps.thought.text, steps.thought.closed) == ("on and on", False), step
     assert model.engine.options[0].max_tokens == 3 and model.engine.options[1].max_tokens > 3
     with pytest.raises(PromptError, match="does not think aloud"):
         Conversation().ask("Really?").answer(published, think=True)
