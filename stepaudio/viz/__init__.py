@@ -35,12 +35,13 @@ if TYPE_CHECKING:
         synthesis_stages,
         wave_difference,
     )
-    from .weights import change_map, histograms, weight_map
+    from .weights import change_map, change_sizes, histograms, weight_map
 
 _NAMES = {
     "audio_attention": "audio",
     "causal_map": "patching",
     "change_map": "weights",
+    "change_sizes": "weights",
     "chat": "conversation",
     "difference_map": "runs",
     "dose_response": "runs",
@@ -74,6 +75,7 @@ __all__ = [
     "audio_attention",
     "causal_map",
     "change_map",
+    "change_sizes",
     "chat",
     "difference_map",
     "dose_response",

@@ -95,6 +95,54 @@ def change_map(comparison: Comparison, title: str, *, stack: str = "decoder", ax
     )
 
 
+def change_sizes(sizes: Mapping[str, float], title: str, *, stack: str = "decoder", ax: Any = None) -> Any:
+    """How much every tensor changed: layers downwards, tensors of a layer to the right.
+
+    Parameters
+    ----------
+    sizes : mapping of str to number >= 0
+        Published name -> size of the change relative to the tensor, for instance the quotient of Frobenius norms.
+    title : str
+        Above the figure.
+    stack : {"decoder", "encoder"}
+        Whose layers are drawn; other names are left out.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+        Darker is more; each cell has its number, and a tensor without one is left empty.
+
+    Raises
+    ------
+    ConfigError
+        An unknown stack, no tensor of it, or a size that is no number from 0.
+    """
+    style.need(stack in STACKS, f"stack: expected decoder or encoder, found {stack!r}")
+    cells = {place: float(size) for name, size in sizes.items() if (place := _place(name, stack))}
+    style.need(bool(cells), f"change sizes: no tensor of the {stack} is named")
+    low, high = min(cells.values()), max(cells.values())
+    style.need(0 <= low <= high < np.inf, f"change sizes: expected numbers from 0, found {low} to {high}")
+    rows = sorted({row for row, _ in cells}, key=int)
+    columns = list(dict.fromkeys(column for _, column in cells))
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), size in cells.items():
+        grid[rows.index(row), columns.index(column)] = size
+    ax = style.axes(ax, 1.8 + 0.3 * len(rows))
+    drawn = ax.pcolormesh(np.ma.masked_invalid(grid), cmap=style.IMAGE, vmin=0, vmax=high or 1.0)
+    for row, column in np.argwhere(np.isfinite(grid)):
+        ink = "white" if grid[row, column] > 0.6 * high else style.DARK
+        place = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
+        ax.text(column + 0.5, row + 0.5, f"{grid[row, column]:.2f}", **place)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right", fontsize=8)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(title=title, xlabel="tensor (published name)", ylabel=f"{stack} layer (number)")
+    style.color_bar(drawn, ax, "change / tensor (norms)")
+    return ax
+
+
 def _outcomes(report: WeightReport) -> dict[str, int]:
     """Published name -> index into OUTCOMES, in the report's order of names."""
     found = dict.fromkeys(report.loaded, 0) | {m.name: 1 for m in report.misshaped}

@@ -218,6 +218,27 @@ def test_weight_map_of_a_real_report(tiny_model):
     assert image(ax).shape == (2, 12) and (image(ax) == 0).all()
 
 
+def test_change_sizes():
+    names = ["model.layers.10.mlp.up_proj.weight", "model.layers.2.self_attn.q_proj.weight"]
+    sizes = {names[0]: 0.25, names[1]: 1.5, "model.layers.2.mlp.up_proj.weight": 0.0, "lm_head.weight": 9.0}
+    ax = viz.change_sizes(sizes, TITLE)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["2", "10"]  # numbers, not strings; no lm_head
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["mlp.up_proj.weight", "self_attn.q_proj.weight"]
+    x, y, values = mesh(ax)
+    assert values.filled(-1).tolist() == [[0.0, 1.5], [0.25, -1]] and ax.yaxis_inverted()
+    assert (x.tolist(), y.tolist()) == ([0, 1, 2], [0, 1, 2]) and ax.get_xticks().tolist() == [0.5, 1.5]
+    written = {(t.get_position(), t.get_text()) for t in ax.texts}
+    assert written == {((0.5, 0.5), "0.00"), ((1.5, 0.5), "1.50"), ((0.5, 1.5), "0.25")}
+    assert ax.collections[0].get_clim() == (0, 1.5) and bar_of(ax).get_ylabel() == "change / tensor (norms)"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tensor (published name)", "decoder layer (number)")
+    assert ax.get_title() == TITLE and is_grey(ax)
+    for bad in ({"lm_head.weight": 1.0}, {names[0]: -1.0}, {names[0]: float("nan")}, {names[0]: float("inf")}):
+        with pytest.raises(ConfigError, match="change sizes"):
+            viz.change_sizes(bad, TITLE)
+    with pytest.raises(ConfigError, match="stack"):
+        viz.change_sizes(sizes, TITLE, stack="single")
+
+
 def test_histograms():
     narrow, wide = RNG.normal(0, 1, (50, 40)), RNG.normal(0, 3, 3_000)
     wide[:7] = np.nan
