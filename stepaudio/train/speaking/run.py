@@ -224,18 +224,7 @@ def train(options: Options) -> None:
     kept = {name: net[name].parameters() for name in ("encoder", "adapter")}
     int8 = parts_in_int8(options.start) & set(kept)
     loss = decoder.Loss(StepAudioNet(config), store, tokenizer, dtype, net, assemble)
-    schedule = Schedule(
-        steps=options.steps,
-        seconds=options.seconds,
-        peak_rate=options.rate,
-        warmup=500,
-        weight_decay=0.03,
-        average=0.9995,
-        seed=options.seed,
-        log_every=options.log_every,
-        save_every=options.save_every,
-    )
-    fit = Fit(schedule, params, loss, compiled=False)
+    fit = Fit(_schedule(options), params, loss, compiled=False)
     if options.resume:
         fit.resume(options.out / CHECKPOINT)
     batches = Batches(learnt, tokenizer, options.tokens, options.seed, shares=options.shares)
@@ -271,6 +260,20 @@ def train(options: Options) -> None:
         return decoder.on_device(batches(step))
 
     fit_run(fit, batch, options.out, save, options.elapsed + time.time() - began)
+
+
+def _schedule(options: Options) -> Schedule:
+    return Schedule(
+        steps=options.steps,
+        seconds=options.seconds,
+        peak_rate=options.rate,
+        warmup=500,
+        weight_decay=0.03,
+        average=0.9995,
+        seed=options.seed,
+        log_every=options.log_every,
+        save_every=options.save_every,
+    )
 
 
 def _check_layers(options: Options, there: int) -> None:

@@ -7,7 +7,9 @@ import tiny
 from speech_corpus import TOKENIZER
 
 from stepaudio.checkpoints.layout import build
+from stepaudio.checkpoints.load import load_weights
 from stepaudio.checkpoints.save import save_checkpoint
+from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
 from stepaudio.text.tokenizer import N_AUDIO_TOKENS, Tokenizer
 from stepaudio.train.token2wav.run import write_net
 
@@ -33,3 +35,16 @@ def codec(tmp_path_factory):
     mx.random.seed(0)  # some weights give all clips one code, or a loss that no rate ruins
     write_net(folder, "tokenizer", build(TOKENIZER))
     return folder
+
+
+@pytest.fixture
+def fresh_net(start):
+    """A call gives the model's nets in float32, anew each time."""
+    sizes = StepAudioConfig.from_file(start)
+
+    def load():
+        found = StepAudioNet(sizes)
+        load_weights(found, start, sizes, mx.float32)
+        return found
+
+    return load

@@ -7,19 +7,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from stepaudio.checkpoints.load import load_weights
 from stepaudio.models.kv_cache import NoCache
-from stepaudio.models.speech_lm import Slot, StepAudioConfig, StepAudioNet
+from stepaudio.models.speech_lm import Slot, StepAudioNet
 from stepaudio.train.speaking import decoder
 from stepaudio.train.speaking.examples import Batches, listening, reading, reading_prompts, spoken_answer
 
 
 @pytest.fixture
-def net(start):
-    sizes = StepAudioConfig.from_file(start)
-    found = StepAudioNet(sizes)
-    load_weights(found, start, sizes, mx.float32)
-    return found
+def net(fresh_net):
+    return fresh_net()
 
 
 def deeper(net, layers):

@@ -10,18 +10,10 @@ import pytest
 from mlx.utils import tree_map_with_path, tree_unflatten
 
 import stepaudio
-from stepaudio.checkpoints.load import load_weights
 from stepaudio.models.kv_cache import NoCache
-from stepaudio.models.speech_lm import StepAudioConfig, StepAudioNet
+from stepaudio.models.speech_lm import StepAudioConfig
 from stepaudio.train.__main__ import main
 from stepaudio.train.speaking import low_rank
-
-
-def loaded(folder):
-    sizes = StepAudioConfig.from_file(folder)
-    net = StepAudioNet(sizes)
-    load_weights(net, folder, sizes, mx.float32)
-    return net
 
 
 def logits_of(net, tokens):
@@ -40,8 +32,8 @@ class Beside(nn.Module):
         return self.layer(x) + low_rank.SCALE * (rows @ self.b)
 
 
-def test_a_fresh_lora_changes_nothing(start, words):
-    net, tokens = loaded(start), np.array(words.encode("<|BOT|>system\nthe cat<|EOT|>"))
+def test_a_fresh_lora_changes_nothing(fresh_net, words):
+    net, tokens = fresh_net(), np.array(words.encode("<|BOT|>system\nthe cat<|EOT|>"))
     before = logits_of(net, tokens)
     params = low_rank.begin(net, 4, words, seed=0)
     net.update(low_rank.Added(net, mx.float32)(params))
@@ -49,8 +41,8 @@ def test_a_fresh_lora_changes_nothing(start, words):
     assert all(np.array(a).any() for a, _ in low_rank.pairs_of(params).values())
 
 
-def test_the_weights_with_a_lora_are_those_of_branches_beside_each_layer(start, words):
-    net, twin, tokens = loaded(start), loaded(start), np.array(words.encode("<|BOT|>system\nthe cat<|EOT|>"))
+def test_the_weights_with_a_lora_are_those_of_branches_beside_each_layer(fresh_net, words):
+    net, twin, tokens = fresh_net(), fresh_net(), np.array(words.encode("<|BOT|>system\nthe cat<|EOT|>"))
     before, rng = logits_of(net, tokens), np.random.default_rng(0)
     params = low_rank.begin(net, 4, words, seed=0)
     params = tree_map_with_path(
