@@ -20,8 +20,10 @@ and those that are there are not asked again. Prints right / total of each kind 
     recalled          the answer a turn later, behind the model's own reply; recalled aloud: both opened as speech
     again             a recording said again: the text of the spoken answer
 
-With --sounds the sounds of spoken answers are kept, each with a text file of the words that should be heard in it, for
-a judge from elsewhere to transcribe.
+With --sounds the sounds of spoken answers are kept, each with a text file of the words that should be in it. A judge,
+the folder of a faster-whisper model, then transcribes them, and it is counted in how many all words are right:
+
+    python dialogue_eval.py --sounds sounds --judge whisper-base
 """
 
 import argparse
@@ -180,17 +182,46 @@ def report(rows):
         print(f"again: {errors} of {words} words wrong, {errors / words:.1%}")
 
 
+def hear(sounds, judge):
+    """Print, for each kind of spoken answer, in how many sounds a judge transcribes every word right."""
+    from speaking_eval import listener, plain
+    from stepaudio.evaluation.limits import exact_interval
+    from stepaudio.evaluation.word_errors import count_errors
+
+    transcript, counts = listener(judge), defaultdict(list)
+    for path in sorted(sounds.glob("*.wav")):
+        wanted, found = plain(path.with_suffix(".txt").read_text(encoding="utf-8")), transcript(path)
+        for kind in (path.stem.split(" - ")[0], "all"):
+            counts[kind].append(count_errors(wanted, found))
+        if wanted != found:
+            print(f"    {wanted}  |  {found[:200]}")
+    for kind, some in counts.items():
+        right = sum(errors == 0 for _, errors in some)
+        low, high = exact_interval(right, len(some), 0.95)
+        words, errors = (sum(each[k] for each in some) for k in (0, 1))
+        print(f"{kind:15} {right:4} / {len(some):<4} {right / len(some):6.1%}  ({low:.1%} to {high:.1%})", end="")
+        print(f"  {errors} of {words} words wrong")
+
+
 def main():
     ap = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    ap.add_argument("--model", type=Path, required=True)
+    ap.add_argument("--model", type=Path)
     ap.add_argument("--lora", help="folder of a LoRA to put on it, or the name of one in the model's folder")
-    ap.add_argument("--dialogues", type=Path, required=True)
-    ap.add_argument("--held", type=Path, required=True)
+    ap.add_argument("--dialogues", type=Path)
+    ap.add_argument("--held", type=Path)
     ap.add_argument("--again", type=Path)
     ap.add_argument("--number", type=int, default=24, help="of each task, at most")
-    ap.add_argument("--out", type=Path, required=True)
+    ap.add_argument("--out", type=Path)
     ap.add_argument("--sounds", type=Path, help="folder for the sounds of spoken answers, in the default voice")
+    ap.add_argument("--judge", help="folder of a faster-whisper model, to transcribe these sounds")
     args = ap.parse_args()
+    if args.judge:
+        if not args.sounds:
+            ap.error("--judge: needs --sounds, the folder with what it is to transcribe")
+        hear(args.sounds, args.judge)
+        return
+    if not all((args.model, args.dialogues, args.held, args.out)):
+        ap.error("expected --model, --dialogues, --held and --out, or --sounds and --judge")
 
     import stepaudio
     from stepaudio.train.speaking.dialogues import read_dialogues

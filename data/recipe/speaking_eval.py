@@ -18,6 +18,7 @@ import csv
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,21 +131,30 @@ def plain(text: str) -> str:
     return " ".join(SPELLINGS.get(word, word) for word in words)
 
 
-def read(out: Path, judge: str, kinds: list[str]) -> None:
-    import jiwer
+def listener(judge: str) -> Callable[[Path], str]:
+    """Sound file -> what a faster-whisper model makes of it, as `plain` text without digits."""
     from faster_whisper import WhisperModel
 
     model = WhisperModel(judge, device="cpu", compute_type="int8", cpu_threads=2)
     vocabulary = model.hf_tokenizer.get_vocab()
     numerals = [i for token, i in vocabulary.items() if re.search(r"^[^<]*\d", token)]  # texts have numbers in words
+
+    def transcript(path: Path) -> str:
+        segments, _ = model.transcribe(str(path), language="en", suppress_tokens=[-1, *numerals])
+        return plain(" ".join(s.text for s in segments))
+
+    return transcript
+
+
+def read(out: Path, judge: str, kinds: list[str]) -> None:
+    import jiwer
+
+    transcript = listener(judge)
     lines = [json.loads(line) for line in (out / "spoken.jsonl").read_text(encoding="utf-8").splitlines()]
     for kind in kinds:
         hypotheses, wanted = [], [line for line in lines if line.get("kind", kind) == kind]
         for line in wanted:
-            segments, _ = model.transcribe(
-                str(out / f"{line['k']:03}_{kind}.wav"), language="en", suppress_tokens=[-1, *numerals]
-            )
-            hypotheses.append(plain(" ".join(s.text for s in segments)))
+            hypotheses.append(transcript(out / f"{line['k']:03}_{kind}.wav"))
         wer = jiwer.wer([plain(line["text"]) for line in wanted], hypotheses)
         print(
             f"{kind:6} {100 * wer:5.1f} % of {sum(len(plain(line['text']).split()) for line in wanted)} words", end=""

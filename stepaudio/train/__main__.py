@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.capabilities import FILE as CAPABILITIES
 from ..checkpoints.header import SINGLE_FILE
 from ..checkpoints.layout import COMPONENTS
+from ..checkpoints.lora_folder import ADAPTERS
+from ..checkpoints.lora_folder import CONFIG as LORA_CONFIG
 from ..text.tokenizer import SAVED, Tokenizer
 from .loop import run
 from .nano import NANO_ENCODER, average_models, encoder_sizes, export, nano_config, read_encoder, train_tokenizer
@@ -186,7 +189,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.verb == "speaking":
         options.shares = SHARES | dict(options.shares)
         o = SpeakingOptions(**{name: value for name, value in vars(options).items() if name not in ("verb", "force")})
-        written = [SCHEDULE, state, *(f"{folder}/{name}" for folder in (MODEL, BEST) for name in (*weights, *SAVED))]
+        model = (ADAPTERS, LORA_CONFIG) if o.low_rank else (*weights, *SAVED)
+        written = [
+            SCHEDULE,
+            state,
+            *(f"{folder}/{name}" for folder in (MODEL, BEST) for name in (*model, CAPABILITIES)),
+        ]
         check_run(
             o.out, written, [*o.narrator, *(o.hearing or ()), o.texts, o.dialogues, o.tokenizer, o.start], options.force
         )

@@ -13,6 +13,7 @@ from typing import cast
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ...checkpoints.lora import TABLES
 from ...models.parameters import named_arrays
 from ...models.speech_lm import StepAudioNet
 from ...text.tokenizer import Tokenizer
@@ -30,9 +31,10 @@ def begin(net: StepAudioNet, rank: int, tokenizer: Tokenizer, seed: int) -> dict
     mx.random.seed(seed)
     pairs = []
     for name, (rows, columns) in layers(net).items():
-        shape = (rows, columns) if name.endswith("embed_tokens") else (columns, rows)
-        drawn = mx.random.normal((shape[0], rank)) * (rank if name.endswith("embed_tokens") else shape[0]) ** -0.5
-        pairs += [(f"{name}.a", drawn), (f"{name}.b", mx.zeros((rank, shape[1])))]
+        inputs, outputs = (rows, columns) if name in TABLES else (columns, rows)
+        summed = rank if name in TABLES else inputs  # numbers that make one of what comes out
+        drawn = mx.random.normal((inputs, rank)) * summed**-0.5
+        pairs += [(f"{name}.a", drawn), (f"{name}.b", mx.zeros((rank, outputs)))]
     return {"pairs": tree_unflatten(pairs), "heads": decoder.heads(net.config, tokenizer)}
 
 
@@ -70,6 +72,6 @@ class Added:
         found = dict(self.kept)
         for name, (a, b) in pairs_of(params).items():
             weight = found[f"{name}.weight"]
-            change = a @ b if name.endswith("embed_tokens") else (a @ b).T
+            change = a @ b if name in TABLES else (a @ b).T
             found[f"{name}.weight"] = weight + (SCALE * change).astype(weight.dtype)
         return cast(dict, tree_unflatten(list(found.items())))

@@ -19,6 +19,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ...backend.process import may_compile
+from ...errors import DataError
 from ...files import replaced_file
 from ..optimiser import CHECKPOINT, Flat, State, fresh_state, read_state, write_state
 from ..recipe import say
@@ -101,10 +102,16 @@ class Fit:
         write_state(folder, self.state, self.step_number)
 
     def resume(self, folder: Path) -> bool:
-        """Take up the state saved in a folder; False if there is none."""
+        """Take up the state saved in a folder; False if there is none. `DataError` for a state of other weights."""
         found = read_state(folder)
         if found is None:
             return False
+        here, there = (state["params"].size for state in (self.state, found[0]))
+        if here != there:
+            raise DataError(
+                f"{folder}: the saved state is of {there} numbers, this run trains {here}; go on with the options that "
+                "the run began with, or begin anew in another folder"
+            )
         self.state, self.step_number = found
         return True
 

@@ -93,3 +93,13 @@ def test_a_lora_has_no_layers_of_its_own(tmp_path, start, codec, capsys):
     with pytest.raises(SystemExit) as left:
         main([*corpora.speaking_command(folder, start, codec, tmp_path / "run"), "--layers", "7", "--low-rank", "2"])
     assert left.value.code == 2 and "layers: 7" in capsys.readouterr().err
+
+
+def test_a_lora_of_somebody_else_is_not_written_over(tmp_path, start, codec, capsys):
+    folder, there = corpora.write_for_speaking(tmp_path / "c"), tmp_path / "run" / "model" / "adapters.safetensors"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"weights of a week")
+    with pytest.raises(SystemExit) as left:
+        main([*corpora.speaking_command(folder, start, codec, tmp_path / "run"), "--low-rank", "2"])
+    assert left.value.code == 2 and "adapters.safetensors" in capsys.readouterr().err
+    assert there.read_bytes() == b"weights of a week"

@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 from speech_corpus import FLOW, HIFT, SPEAKER, TOKENIZER, flow_batch, tokenizer_batch
 
+from stepaudio.errors import DataError
 from stepaudio.train.token2wav import campplus, fit, flow, speech_tokenizer, vocoder
 
 
@@ -95,3 +96,13 @@ def test_a_resumed_fit_continues_exactly(tmp_path):
     for trained in (one, other):
         trained.step(batch, 0.2)
     assert (np.array(one.state["params"]) == np.array(other.state["params"])).all()
+
+
+def test_a_state_of_other_weights_is_refused(tmp_path):
+    def made(rows):
+        return fit.Fit(fit.Schedule(), {"w": mx.zeros((rows, 64))}, lambda p, batch: (p["w"].sum(), {}), compiled=False)
+
+    made(2).save(tmp_path)
+    with pytest.raises(DataError, match="state is of 128 numbers, this run trains 192"):
+        made(3).resume(tmp_path)
+    assert made(2).resume(tmp_path)
